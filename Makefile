@@ -1,0 +1,96 @@
+# Everything runs in .venv, which the first target makes and later ones find ready.
+# Another interpreter: make test PYTHON=python3.12    Another place: make test VENV=/tmp/venv
+
+PYTHON      ?= python3
+VENV        ?= .venv
+VENV_ARVIZ1 ?= .venv-arviz1
+WORKERS     ?= 2
+ARGS        ?=
+
+PY    := $(VENV)/bin/python
+STAMP := $(VENV)/.stamp
+RUN   := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg $(PY)
+
+# Python 3.12 for the ArviZ 1 leg: on the path, or among pyenv's versions.
+PYTHON312 ?= $(shell for p in python3.12 "$$(pyenv root 2>/dev/null)"/versions/3.12*/bin/python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo "$$p" && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo examples test test-slow test-arviz1 lint format types docs bench clean distclean
+
+help:
+	@echo 'make demo         fit two real posteriors and write numbers and pictures (sets everything up)'
+	@echo 'make test         the fast tests and doctests (sets everything up)'
+	@echo 'make test-slow    the tests marked slow'
+	@echo 'make test-arviz1  the conversion under ArviZ 1 and Python 3.12'
+	@echo 'make lint types docs examples bench clean'
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else \
+	  "pyro_nfvi needs Python 3.10 to 3.13; $(PYTHON) is %d.%d. Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" % v)' \
+	  || { echo 'No usable Python: set PYTHON=... on the command line of make.' >&2; exit 1; }
+	@echo '== setting up $(VENV) (once; PyTorch is large, so this takes some minutes)'
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	@touch $@
+
+demo: $(STAMP)
+	$(RUN) examples/demo.py $(ARGS)
+
+examples: $(STAMP)
+	@set -e; for script in examples/*.py; do \
+	  case $$script in */_*) continue;; esac; \
+	  echo "== $$script --smoke"; $(RUN) $$script --smoke; done
+
+test: $(STAMP)
+	$(RUN) -m pytest -m 'not slow' -n $(WORKERS) --dist worksteal -q $(ARGS)
+
+test-slow: $(STAMP)
+	$(RUN) -m pytest -m slow -q --timeout 3600 $(ARGS)
+
+# torch need not exist for Python 3.12 here: the draws are made in .venv and converted, as plain
+# arrays, by the part of pyro_nfvi/arviz.py that needs neither torch nor Pyro.
+test-arviz1: $(STAMP)
+ifeq ($(strip $(PYTHON312)),)
+	@echo '!! test-arviz1 SKIPPED: ArviZ 1 needs Python 3.12 or later, and no python3.12 was found.'
+	@test -n "$(CI)" || { echo '!! Install Python 3.12, or name it: make test-arviz1 PYTHON312=...'; exit 1; }
+else
+	@test -d tests/arviz1 || { echo '!! test-arviz1 SKIPPED: tests/arviz1 is not written yet, so nothing was tested.'; exit 0; }
+	@test ! -d tests/arviz1 || { set -e; \
+	  test -e $(VENV_ARVIZ1)/.stamp || { \
+	    '$(PYTHON312)' -m venv $(VENV_ARVIZ1); \
+	    $(VENV_ARVIZ1)/bin/python -m pip install --quiet --disable-pip-version-check 'arviz>=1' h5netcdf pytest; \
+	    touch $(VENV_ARVIZ1)/.stamp; }; \
+	  mkdir -p out/arviz1; \
+	  $(RUN) tests/arviz1/make_draws.py out/arviz1; \
+	  NFVI_DRAWS=out/arviz1 $(VENV_ARVIZ1)/bin/python -m pytest -q -p no:cacheprovider -c /dev/null --rootdir . tests/arviz1; }
+endif
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(STAMP)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+types: $(STAMP)
+	$(VENV)/bin/mypy
+
+docs: $(STAMP)
+	$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo 'Wrote docs/_build/html/index.html'
+
+bench: $(STAMP)
+	@set -e; for script in benchmarks/*.py; do \
+	  case $$script in */_*) continue;; esac; \
+	  echo "== $$script"; $(RUN) $$script $(ARGS); done
+
+clean:
+	rm -rf build dist *.egg-info out docs/_build docs/api/generated .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) $(VENV_ARVIZ1)

@@ -1,0 +1,284 @@
+"""The house rules: storeys, file sizes, public names, and hands off other people's globals."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "pyro_nfvi"
+
+#: Storey of each module or folder directly below the package; imports point down or sideways.
+STOREYS = {
+    0: {"_typing", "_version", "errors", "numerics"},
+    1: {"nets"},
+    2: {"flows"},
+    3: {"density", "objectives", "diagnostics", "testing"},
+    4: {"guides", "engine", "latent", "logjoint"},
+    5: {"infer"},
+    6: {"vae", "arviz", "plots"},
+    7: {"__init__"},
+}
+STOREY_OF = {name: storey for storey, names in STOREYS.items() for name in names}
+PYRO_FROM = 4
+
+#: Methods that forward to a storey above, so that users find them: ``fit.to_arviz()`` calls
+#: ``to_arviz(fit)``. Allowed inside functions only.
+DOORS = {("infer", "arviz"), ("infer", "plots")}
+
+RUNTIME = {"torch", "numpy", "tqdm", "pyro"}
+#: Optional packages, and the only module that may import them (inside functions).
+OPTIONAL = {"arviz": {"arviz"}, "xarray": {"arviz"}, "matplotlib": {"plots", "vae"}}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement: who imports what, and where it stands."""
+
+    module: str  # dotted, relative to the package: "flows.planar"
+    target: str  # dotted, absolute
+    line: int
+    in_function: bool
+    typing_only: bool
+
+    @property
+    def part(self) -> str:
+        return self.module.split(".")[0]
+
+    @property
+    def package(self) -> str:
+        return self.target.split(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line} imports {self.target}"
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+        if len(parts) > 1 and parts[-1] == "__init__":
+            parts.pop()
+        found[".".join(parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports_of(module: str, source: str) -> list[Import]:
+    found: list[Import] = []
+
+    def targets(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif node.level:
+            yield "." * node.level + (node.module or "")
+        else:
+            assert node.module is not None
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}".removeprefix("pyro_nfvi.")
+                is_module = node.module.startswith("pyro_nfvi") and inner in MODULES
+                yield f"pyro_nfvi.{inner}" if is_module else node.module
+
+    def visit(node: ast.AST, in_function: bool, typing_only: bool) -> None:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for target in targets(node):
+                found.append(Import(module, target, node.lineno, in_function, typing_only))
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        guarded = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        other_branch = set(map(id, node.orelse)) if guarded else set()
+        for child in ast.iter_child_nodes(node):
+            visit(
+                child,
+                in_function or inside,
+                typing_only or guarded and id(child) not in other_branch,
+            )
+
+    visit(ast.parse(source), False, False)
+    return found
+
+
+IMPORTS = [
+    one for name, path in MODULES.items() for one in imports_of(name, path.read_text("utf-8"))
+]
+AT_RUN_TIME = [one for one in IMPORTS if not one.typing_only]
+
+
+def broken(imports: list[Import]) -> list[str]:
+    """Imports that point up, or bring Pyro below its storey."""
+    found = []
+    for one in imports:
+        if one.typing_only:
+            continue
+        here = STOREY_OF[one.part]
+        if one.package == "pyro_nfvi":
+            target = (one.target.split(".") + ["__init__"])[1]
+            if STOREY_OF[target] > here and not (one.in_function and (one.part, target) in DOORS):
+                found.append(f"{one} (storey {here} -> {STOREY_OF[target]})")
+        elif one.package in {"pyro", "pyroapi"} and here < PYRO_FROM:
+            found.append(f"{one} (storey {here} knows no Pyro)")
+    return found
+
+
+def test_every_module_has_a_storey():
+    homeless = {name.split(".")[0] for name in MODULES} - set(STOREY_OF)
+    assert not homeless, f"give {homeless} a storey in this test and in docs/architecture.md"
+
+
+def test_imports_point_down():
+    assert broken(AT_RUN_TIME) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("nets", "from pyro_nfvi.flows import Flow"),
+        ("flows.base", "def f():\n    import pyro_nfvi.density"),
+        ("flows.base", "import pyro"),
+        ("objectives.elbo", "def f():\n    from pyro import poutine"),
+        ("guides.auto", "from pyro_nfvi import NFVI"),
+        ("infer.nfvi", "from pyro_nfvi.arviz import to_arviz"),
+    ],
+)
+def test_the_check_itself_sees_a_broken_import(module, source):
+    assert len(broken(imports_of(module, source))) == 1
+
+
+def test_the_check_itself_lets_typing_pass():
+    source = "if TYPE_CHECKING:\n    from pyro_nfvi.infer import Fit\n    import pyro"
+    assert broken(imports_of("flows.base", source)) == []
+
+
+def test_modules_import_no_cycle():
+    graph: dict[str, set[str]] = {name: set() for name in MODULES}
+    for one in AT_RUN_TIME:
+        target = one.target.removeprefix("pyro_nfvi.")
+        if one.package == "pyro_nfvi" and not one.in_function and target in MODULES:
+            graph[one.module].add(target)
+    done: set[str] = set()
+
+    def walk(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"import cycle: {' -> '.join((*path, name))}"
+        if name not in done:
+            for target in sorted(graph[name]):
+                walk(target, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        walk(name, ())
+
+
+def test_third_parties_are_dependencies_and_optional_ones_stay_in_their_module():
+    wrong = []
+    for one in AT_RUN_TIME:
+        if one.package in sys.stdlib_module_names or one.package in RUNTIME | {"pyro_nfvi"}:
+            continue
+        if one.in_function and one.part in OPTIONAL.get(one.package, set()):
+            continue
+        wrong.append(str(one))
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_file_is_one_idea(name):
+    source = MODULES[name].read_text("utf-8")
+    assert source.count("\n") <= 400, "split it: one idea in a file"
+    assert MODULES[name].stem not in {"utils", "helpers", "core", "common", "misc"}
+    tree = ast.parse(source)
+    if tree.body:
+        assert ast.get_docstring(tree), "a module says in its docstring what it is for"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_is_complete_and_true(name):
+    module = importlib.import_module(f"pyro_nfvi.{name}" if name != "__init__" else "pyro_nfvi")
+    public = getattr(module, "__all__", None)
+    assert public is not None, "every module lists its public names in __all__"
+    assert len(set(public)) == len(public)
+    missing = [entry for entry in public if not hasattr(module, entry)]
+    assert missing == []
+    undocumented = [
+        entry
+        for entry in public
+        if (isinstance(getattr(module, entry), type) or callable(getattr(module, entry)))
+        and getattr(getattr(module, entry), "__module__", "").startswith("pyro_nfvi")
+        and not (vars(getattr(module, entry)).get("__doc__") or getattr(module, entry).__doc__)
+    ]
+    assert undocumented == []
+
+
+def in_fresh_python(code: str) -> str:
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_import_brings_in_no_optional_package():
+    loaded = in_fresh_python(
+        """
+        import sys
+        import pyro_nfvi
+        print(*sorted({"arviz", "matplotlib", "xarray", "zuko"} & set(sys.modules)))
+        """
+    )
+    assert loaded == ""
+
+
+def test_import_changes_no_global_state():
+    changed = in_fresh_python(
+        """
+        import inspect, random, sys, warnings
+        import numpy, torch, pyro, pyro.infer.autoguide, pyro.infer.reparam
+        from torch.distributions import Distribution
+
+        def switches():
+            return {
+                "dtype": torch.get_default_dtype(),
+                "threads": torch.get_num_threads(),
+                "grad": torch.is_grad_enabled(),
+                "validation": Distribution._validate_args,
+                "pyro validation": pyro.poutine.util.is_validation_enabled(),
+                "torch rng": torch.get_rng_state().tolist(),
+                "numpy rng": str(numpy.random.get_state()),
+                "python rng": random.getstate(),
+                "params": sorted(pyro.get_param_store().keys()),
+                "stack": len(pyro.poutine.runtime._PYRO_STACK),
+                "warnings": list(warnings.filters),
+            }
+
+        def code():
+            # Functions and methods of torch.distributions and Pyro, by identity.
+            found = {}
+            for name, module in list(sys.modules.items()):
+                if not name.startswith(("torch.distributions", "pyro.", "torch.nn.modules")):
+                    continue
+                for key, value in list(vars(module).items()):
+                    if inspect.isfunction(value):
+                        found[name, key] = value
+                    elif inspect.isclass(value):
+                        found[name, key] = value
+                        for inner, method in list(vars(value).items()):
+                            if callable(method):
+                                found[name, key, inner] = method
+            return found
+
+        before, code_before = switches(), code()
+        import pyro_nfvi
+        after, code_after = switches(), code()
+        print(*[key for key in before if before[key] != after[key]])
+        print(*[key for key in code_before if code_before[key] is not code_after.get(key)])
+        """
+    )
+    assert changed == ""

@@ -1,0 +1,24 @@
+"""The README's Python runs, from top to bottom, as a reader would paste it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/getting_started.md", "docs/extending.md"])
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    text = (ROOT / page).read_text("utf-8")
+    blocks = list(BLOCK.finditer(text))
+    assert blocks, f"{page} has no python block"
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__readme__"}
+    for block in blocks:
+        line = text.count("\n", 0, block.start()) + 1
+        code = "\n" * line + block.group(1)  # so that a traceback names the page's own line
+        exec(compile(code, str(ROOT / page), "exec"), names)
