@@ -176,7 +176,7 @@ class LatentSpace:
             )
         batch = z.shape[:-1]
         return {
-            site.name: z[..., site.start : site.stop].reshape(*batch, *site.unconstrained_shape)
+            site.name: z[..., site.start : site.stop].reshape((*batch, *site.unconstrained_shape))
             for site in self.records
         }
 
@@ -231,8 +231,8 @@ class LatentSpace:
             value = torch.as_tensor(values[site.name]).to(self.init_loc)
             held = inside(site.support, value)
             self._check_support(site, value, held)
-            u = bijection(site.support).inv(held).expand(*batch, *site.unconstrained_shape)
-            parts.append(u.reshape(*batch, site.stop - site.start))
+            u = bijection(site.support).inv(held).expand((*batch, *site.unconstrained_shape))
+            parts.append(u.reshape((*batch, site.stop - site.start)))
         return torch.cat(parts, -1)
 
     def spec(self) -> dict[str, Any]:
