@@ -22,7 +22,7 @@ STOREYS = {
     1: {"nets"},
     2: {"flows"},
     3: {"density", "objectives", "diagnostics", "testing"},
-    4: {"guides", "engine", "latent", "logjoint"},
+    4: {"guides", "engine", "latent", "logjoint", "supports", "triangular"},
     5: {"infer"},
     6: {"vae", "arviz", "plots"},
     7: {"__init__"},
