@@ -1,0 +1,9 @@
+"""Normalizing-flow variational inference for Pyro: the public names."""
+
+from __future__ import annotations
+
+from pyro_nfvi import errors, flows
+from pyro_nfvi._version import __version__
+from pyro_nfvi.density import FlowDensity
+
+__all__ = ["FlowDensity", "__version__", "errors", "flows"]

@@ -1,0 +1,60 @@
+"""Errors that say what was expected, what came, and what to do.
+
+Every error of the library is an :class:`NFVIError` and also the built-in error that a
+caller would expect, so ``except ValueError`` goes on working.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ContextError",
+    "InverseError",
+    "LawError",
+    "ModelError",
+    "NFVIError",
+    "NotSetUpError",
+    "OptionError",
+    "ParamStoreError",
+    "ShapeError",
+    "WeightError",
+]
+
+
+class NFVIError(Exception):
+    """Base of all errors raised by this library."""
+
+
+class OptionError(NFVIError, ValueError):
+    """A constructor or function was given a value that it cannot use."""
+
+
+class ShapeError(NFVIError, ValueError):
+    """A tensor has the wrong shape or dtype."""
+
+
+class ContextError(NFVIError, ValueError):
+    """A context is missing, superfluous or of the wrong size."""
+
+
+class InverseError(NFVIError, ArithmeticError):
+    """A numeric inverse did not reach its certified tolerance."""
+
+
+class LawError(NFVIError, AssertionError):
+    """A flow breaks one of the laws of :func:`pyro_nfvi.testing.check_flow`."""
+
+
+class ModelError(NFVIError, RuntimeError):
+    """The Pyro model cannot be fitted with this guide; the message tells the cure."""
+
+
+class NotSetUpError(NFVIError, RuntimeError):
+    """The guide has no parameters yet: call ``guide.setup(*args)`` first."""
+
+
+class ParamStoreError(NFVIError, RuntimeError):
+    """Pyro's param store holds other parameters under this guide's name."""
+
+
+class WeightError(NFVIError, ArithmeticError):
+    """Importance weights that are not weights: NaN, infinite, or all zero."""

@@ -1,0 +1,147 @@
+"""Flows of other libraries, as ours."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from torch import Tensor, nn
+from torch.distributions import Transform
+
+from pyro_nfvi._typing import TensorPair
+from pyro_nfvi.errors import ContextError, OptionError
+from pyro_nfvi.flows.base import Flow
+
+__all__ = ["Adapted", "adapt"]
+
+#: Transforms known to be wrong or without inverse, and what to take instead.
+_REFUSED = {
+    "Sylvester": "its log-determinant is wrong away from its initial parameters; use 'sylvester'",
+    "Planar": "it has no inverse, is NaN at w = 0 and is not the identity at u = 0; use 'planar'",
+    "ConditionedPlanar": "it has no inverse and is NaN at w = 0; use 'planar' with context_dim",
+    "Radial": "it has no inverse; use 'radial'",
+    "ConditionedRadial": "it has no inverse; use 'radial' with context_dim",
+    "BlockAutoregressive": "it has no inverse and its tanh bounds the codomain, which cuts tails",
+    "Polynomial": "it has no inverse",
+}
+
+
+@final
+class Adapted(Flow):
+    """A ``torch.distributions`` transform over vectors, as a :class:`Flow`.
+
+    Made by :func:`adapt`. The transform's own cache is emptied around every call, so that it
+    cannot answer with stale values.
+
+    Example:
+        >>> import pyro.distributions.transforms as T
+        >>> from pyro_nfvi.flows import adapt
+        >>> adapt(T.affine_autoregressive(3), dim=3).dim
+        3
+    """
+
+    def __init__(self, source: Any, dim: int, context_dim: int) -> None:
+        super().__init__(dim, context_dim)
+        # Where the source is a module, its parameters become ours.
+        self.source = source
+        self.inverse_kind = "sequential"
+
+    def _bind(self, context: Tensor | None) -> Transform:
+        if context is None:
+            transform = self.source() if _is_lazy(self.source) else self.source
+        elif hasattr(self.source, "condition"):
+            transform = self.source.condition(context)
+        else:
+            transform = self.source(context)
+        if hasattr(transform, "clear_cache"):
+            transform.clear_cache()
+        return transform
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+        x, context = self.enter(x, context)
+        transform = self._bind(context)
+        y = transform(x)
+        ladj = transform.log_abs_det_jacobian(x, y)
+        _forget(transform)
+        return y, _sum_event(ladj, x)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+        y, context = self.enter(y, context)
+        transform = self._bind(context)
+        x = transform.inv(y)
+        # Scored at a fresh point: a cache filled by the inversion is not trusted.
+        _forget(transform)
+        again = transform(x)
+        ladj = -_sum_event(transform.log_abs_det_jacobian(x, again), y)
+        _forget(transform)
+        return x, ladj
+
+
+def adapt(source: Any, dim: int, context_dim: int = 0) -> Flow:
+    """Take a transform of Pyro, torch or Zuko as a flow.
+
+    Args:
+        source: A ``torch.distributions`` transform over vectors (Pyro's ``TransformModule``
+            too), a Pyro ``ConditionalTransform``, or a Zuko lazy transform (a module whose call
+            returns a transform).
+        dim: Event size D.
+        context_dim: Size of the context that a conditional transform takes.
+
+    Raises:
+        OptionError: Not a transform, or one that is known to be wrong; the reason is named.
+        ContextError: A conditional transform without ``context_dim``.
+
+    Example:
+        >>> import pyro.distributions.transforms as T
+        >>> from pyro_nfvi.flows import adapt
+        >>> adapt(T.spline(3), dim=3).inverse_kind
+        'sequential'
+    """
+    if isinstance(source, Flow):
+        return source
+    for part in _parts(source):
+        name = type(part).__name__.removeprefix("Conditional")
+        module = type(part).__module__
+        reason = _REFUSED.get(name)
+        if reason and module.startswith("pyro."):
+            raise OptionError(f"adapt refuses {module}.{type(part).__name__}: {reason}.")
+    is_transform = isinstance(source, Transform)
+    conditional = hasattr(source, "condition")
+    if not (is_transform or conditional or _is_lazy(source)):
+        raise OptionError(
+            "adapt takes a torch.distributions transform, a Pyro ConditionalTransform or a Zuko "
+            f"lazy transform; got {type(source).__name__}."
+        )
+    if conditional and not is_transform and context_dim == 0:
+        raise ContextError(
+            f"{type(source).__name__} is conditional: pass adapt(..., context_dim=C)."
+        )
+    return Adapted(source, dim, context_dim)
+
+
+def _is_lazy(source: Any) -> bool:
+    return isinstance(source, nn.Module) and not isinstance(source, (Transform, Flow))
+
+
+def _parts(source: Any) -> list[Any]:
+    inner = list(getattr(source, "parts", [])) or (
+        list(source) if isinstance(source, nn.ModuleList) else []
+    )
+    for attribute in ("_inv", "_transform"):
+        held = getattr(source, attribute, None)
+        if isinstance(held, (Transform, nn.Module)):
+            inner.append(held)
+    return [source, *(leaf for part in inner if part is not source for leaf in _parts(part))]
+
+
+def _forget(transform: Any) -> None:
+    """Empty the hidden caches that Pyro's transforms keep."""
+    for part in _parts(transform):
+        if hasattr(part, "clear_cache"):
+            part.clear_cache()
+        for name in [key for key in vars(part) if key.startswith("_cached_")]:
+            setattr(part, name, (None, None) if name == "_cached_x_y" else None)
+
+
+def _sum_event(ladj: Tensor, x: Tensor) -> Tensor:
+    """Sum what an elementwise transform returns per coordinate."""
+    return ladj.sum(-1) if ladj.shape == x.shape and x.dim() == ladj.dim() else ladj

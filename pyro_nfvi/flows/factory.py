@@ -1,0 +1,145 @@
+"""Names and formulas of flows: ``"planar*16"``, ``"iaf*2"``, ``"iaf*2|planar*4"``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from inspect import signature
+from typing import Any
+
+from pyro_nfvi.errors import OptionError
+from pyro_nfvi.flows.autoregressive import iaf, maf
+from pyro_nfvi.flows.base import Chain, Flow
+from pyro_nfvi.flows.linear import DiagonalAffine, LowerTriangular
+from pyro_nfvi.flows.planar import PlanarChain
+from pyro_nfvi.flows.radial import Radial
+from pyro_nfvi.flows.sylvester import Sylvester
+
+__all__ = ["FLOW_NAMES", "make_flow"]
+
+#: Builds ``count`` layers of one family: ``(dim, context_dim, count, **options) -> flows``.
+_Builder = Callable[..., list[Flow]]
+
+
+def _repeat(make: Callable[..., Flow]) -> _Builder:
+    def build(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+        return [make(dim, context_dim, **options) for _ in range(count)]
+
+    return build
+
+
+def _alternate(make: Callable[..., Flow]) -> _Builder:
+    """Every second layer takes the coordinates in reverse, the first in the given order."""
+
+    def build(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+        return [make(dim, context_dim, reverse=bool(i % 2), **options) for i in range(count)]
+
+    return build
+
+
+def _planar(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    return [PlanarChain(dim, count, context_dim, **options)]
+
+
+def _sylvester(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    build = _alternate if options.get("kind") == "triangular" else _repeat
+    return build(Sylvester)(dim, context_dim, count, **options)
+
+
+@dataclass(frozen=True)
+class _Family:
+    build: _Builder
+    #: What an options error can name.
+    make: Callable[..., Flow]
+    count: int = 1
+
+
+_FAMILIES: dict[str, _Family] = {
+    "planar": _Family(_planar, PlanarChain, count=8),
+    "radial": _Family(_repeat(Radial), Radial, count=4),
+    "sylvester": _Family(_sylvester, Sylvester),
+    "iaf": _Family(_alternate(iaf), iaf, count=2),
+    "maf": _Family(_alternate(maf), maf, count=2),
+    "affine": _Family(_repeat(DiagonalAffine), DiagonalAffine),
+    "tril": _Family(_repeat(LowerTriangular), LowerTriangular),
+}
+#: The names that :func:`make_flow` knows.
+FLOW_NAMES: tuple[str, ...] = tuple(_FAMILIES)
+
+_TERM = re.compile(r"\s*([a-z][a-z0-9-]*)\s*(?:\*\s*([0-9]+)\s*)?")
+
+
+def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> Flow:
+    """Build a flow from its name or formula.
+
+    ``"name"`` takes the family's usual number of layers, ``"name*K"`` takes K with the right
+    order between them, ``"a|b"`` runs a and then b, from the base to the posterior.
+
+    Args:
+        formula: Names: ``planar radial sylvester iaf maf affine tril``.
+        dim: Event size D.
+        context_dim: Size of the context; 0 for none.
+        **options: Passed to every family of the formula that knows them, such as
+            ``hidden_dim`` or ``gate``; an option that none of them knows is an error.
+
+    Raises:
+        OptionError: An unknown name or option, or a formula that cannot be read.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.flows import make_flow
+        >>> flow = make_flow("iaf*2|planar*4", dim=3, hidden_dim=16)
+        >>> y, ladj = flow(torch.zeros(5, 3))
+        >>> y.shape, ladj.shape
+        (torch.Size([5, 3]), torch.Size([5]))
+    """
+    if not isinstance(formula, str):
+        raise OptionError(
+            f"make_flow needs a formula such as 'iaf*2'; got {type(formula).__name__}."
+        )
+    terms = [_parse(term, formula) for term in formula.split("|")]
+    known = {name: _options_of(_FAMILIES[name]) for name, _ in terms}
+    stray = set(options) - set().union(*known.values())
+    if stray:
+        allowed = "; ".join(f"{name}: {', '.join(sorted(known[name]))}" for name in known)
+        raise OptionError(
+            f"The flow {formula!r} takes no option {', '.join(sorted(stray))}. It takes {allowed}."
+        )
+    flows: list[Flow] = []
+    for name, count in terms:
+        family = _FAMILIES[name]
+        chosen = {key: value for key, value in options.items() if key in known[name]}
+        layers = family.count if count is None else count
+        flows += family.build(dim, context_dim, layers, **chosen)
+    return flows[0] if len(flows) == 1 else Chain(*flows)
+
+
+def _parse(term: str, formula: str) -> tuple[str, int | None]:
+    match = _TERM.fullmatch(term)
+    if match is None:
+        raise OptionError(
+            f"The flow formula {formula!r} cannot be read at {term!r}. Write names with an "
+            "optional count, joined by '|': 'iaf*2', 'planar*16', 'iaf*2|planar*4'."
+        )
+    name, count = match.group(1), match.group(2)
+    if name not in _FAMILIES:
+        close = get_close_matches(name, FLOW_NAMES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise OptionError(
+            f"Unknown flow {name!r} in {formula!r}; known are {', '.join(FLOW_NAMES)}.{hint}"
+        )
+    if count is not None and int(count) < 1:
+        raise OptionError(f"The flow formula {formula!r} asks for no layer; the least is '*1'.")
+    return name, None if count is None else int(count)
+
+
+def _options_of(family: _Family) -> set[str]:
+    return set(signature(family.make).parameters) - {
+        "self",
+        "dim",
+        "context_dim",
+        "num_layers",
+        "reverse",
+    }

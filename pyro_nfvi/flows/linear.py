@@ -1,0 +1,186 @@
+"""Affine maps: a diagonal one, a triangular one, and one bound to given values."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyro_nfvi._typing import TensorDict, TensorPair, TensorTriple
+from pyro_nfvi.errors import OptionError
+from pyro_nfvi.flows.base import Flow
+from pyro_nfvi.flows.params import ParamFlow
+
+__all__ = ["Affine", "DiagonalAffine", "LowerTriangular"]
+
+_START = 0.5413248546129181  # softplus(_START) = 1
+
+
+def _forward(x: Tensor, loc: Tensor, scale: Tensor, scale_tril: Tensor | None) -> TensorPair:
+    ladj = scale.log().sum(-1).expand(x.shape[:-1])
+    if scale_tril is None:
+        return loc + scale * x, ladj
+    return loc + (scale_tril @ x.unsqueeze(-1)).squeeze(-1), ladj
+
+
+def _inverse(y: Tensor, loc: Tensor, scale: Tensor, scale_tril: Tensor | None) -> TensorPair:
+    ladj = -scale.log().sum(-1).expand(y.shape[:-1])
+    if scale_tril is None:
+        return (y - loc) / scale, ladj
+    x = torch.linalg.solve_triangular(scale_tril, (y - loc).unsqueeze(-1), upper=False)
+    return x.squeeze(-1), ladj
+
+
+def _pull(score: Tensor, scale: Tensor, scale_tril: Tensor | None) -> Tensor:
+    if scale_tril is None:
+        return score / scale
+    return torch.linalg.solve_triangular(scale_tril.mT, score.unsqueeze(-1), upper=True).squeeze(-1)
+
+
+@final
+class DiagonalAffine(ParamFlow):
+    r"""A shift and a positive scale per coordinate: :math:`y = \mu + \sigma x`.
+
+    Args:
+        dim: Event size D.
+        context_dim: Size of the context; 0 for free parameters.
+        hidden_dim: Width of the hyper-net (with a context only).
+
+    Shape:
+        ``x (*b, D)`` -> ``y (*b, D)``, ``ladj (*b,)`` in nats.
+
+    Cost:
+        O(D) per row both ways.
+
+    Source: the mean-field Gaussian of Kucukelbir et al. 2017, arXiv:1603.00788; the scale is
+    softplus-positive.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.flows import DiagonalAffine
+        >>> y, ladj = DiagonalAffine(3)(torch.ones(2, 3))
+        >>> bool((y == 1).all())
+        True
+    """
+
+    def init_params(self) -> TensorDict:
+        return {"loc": torch.zeros(self.dim), "scale": torch.zeros(self.dim)}
+
+    def _forward(self, x: Tensor, theta: TensorDict) -> TensorPair:
+        return _forward(x, theta["loc"], _positive(theta["scale"]), None)
+
+    def _inverse(self, y: Tensor, theta: TensorDict) -> TensorPair:
+        return _inverse(y, theta["loc"], _positive(theta["scale"]), None)
+
+    def _pull_score(self, x: Tensor, score: Tensor, theta: TensorDict) -> Tensor:
+        return _pull(score, _positive(theta["scale"]), None)
+
+
+@final
+class LowerTriangular(ParamFlow):
+    r"""A full-rank affine map: :math:`y = \mu + L x`, L lower triangular, positive diagonal.
+
+    Args:
+        dim: Event size D.
+        context_dim: Size of the context; 0 for free parameters.
+        hidden_dim: Width of the hyper-net (with a context only).
+
+    Shape:
+        ``x (*b, D)`` -> ``y (*b, D)``, ``ladj (*b,)`` in nats.
+
+    Cost:
+        O(D^2) per row both ways; D(D+3)/2 numbers that matter.
+
+    Source: the full-rank Gaussian of Kucukelbir et al. 2017, arXiv:1603.00788. Rows are scaled
+    by the diagonal, so that the free numbers are relative to it.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.flows import LowerTriangular
+        >>> y, ladj = LowerTriangular(3)(torch.ones(2, 3))
+        >>> bool((y == 1).all())
+        True
+    """
+
+    def init_params(self) -> TensorDict:
+        return {
+            "loc": torch.zeros(self.dim),
+            "scale": torch.zeros(self.dim),
+            "tril": torch.zeros(self.dim, self.dim),
+        }
+
+    def _matrix(self, theta: TensorDict) -> tuple[Tensor, Tensor]:
+        scale = _positive(theta["scale"])
+        unit = theta["tril"].tril(-1) + torch.eye(self.dim, dtype=scale.dtype, device=scale.device)
+        return scale, scale.unsqueeze(-1) * unit
+
+    def _forward(self, x: Tensor, theta: TensorDict) -> TensorPair:
+        return _forward(x, theta["loc"], *self._matrix(theta))
+
+    def _inverse(self, y: Tensor, theta: TensorDict) -> TensorPair:
+        return _inverse(y, theta["loc"], *self._matrix(theta))
+
+    def _pull_score(self, x: Tensor, score: Tensor, theta: TensorDict) -> Tensor:
+        return _pull(score, *self._matrix(theta))
+
+
+@final
+class Affine(Flow):
+    r"""An affine map whose numbers belong to somebody else: bound late, thrown away.
+
+    :math:`y = \mu + \sigma x`, or :math:`y = \mu + L x` with ``scale_tril``. It owns no
+    parameters and is built for one call, around tensors that a guide owns.
+
+    Args:
+        loc: Shift, ``(D,)``.
+        scale: Positive scale ``(D,)``, or None with ``scale_tril``.
+        scale_tril: Lower triangular with a positive diagonal ``(D, D)``.
+
+    Raises:
+        OptionError: Both or none of ``scale`` and ``scale_tril`` are given.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.flows import Affine
+        >>> y, ladj = Affine(torch.zeros(2), torch.full((2,), 3.0))(torch.ones(2))
+        >>> y
+        tensor([3., 3.])
+    """
+
+    def __init__(
+        self, loc: Tensor, scale: Tensor | None = None, *, scale_tril: Tensor | None = None
+    ) -> None:
+        if (scale is None) == (scale_tril is None):
+            raise OptionError("Affine needs one of scale and scale_tril.")
+        super().__init__(loc.shape[-1])
+        if scale_tril is not None:
+            scale = scale_tril.diagonal(dim1=-2, dim2=-1)
+        # Buffers, not parameters: their owner trains them.
+        self.register_buffer("loc", loc, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("scale_tril", scale_tril, persistent=False)
+        self.loc: Tensor
+        self.scale: Tensor
+        self.scale_tril: Tensor | None
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+        x, _ = self.enter(x, context)
+        return _forward(x, self.loc, self.scale, self.scale_tril)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+        y, _ = self.enter(y, context)
+        return _inverse(y, self.loc, self.scale, self.scale_tril)
+
+    def forward_with_score(
+        self, x: Tensor, score: Tensor, context: Tensor | None = None
+    ) -> TensorTriple:
+        y, ladj = self(x, context)
+        with torch.no_grad():
+            return y, ladj, _pull(score.expand_as(y), self.scale, self.scale_tril)
+
+
+def _positive(raw: Tensor) -> Tensor:
+    # 0 gives exactly 1 in every dtype, also after a change of dtype.
+    return F.softplus(raw + _START) / F.softplus(raw.new_full((), _START))
