@@ -1,0 +1,31 @@
+"""How good an approximation is: importance weights, their tail, evidence, reweighted summaries.
+
+Torch only: everything here takes the log importance weights ``log_w = log_p - log_q`` of draws
+from the approximation, in nats.
+"""
+
+from __future__ import annotations
+
+from pyro_nfvi.diagnostics.importance import (
+    ess,
+    iw_gap,
+    log_evidence,
+    resample,
+    weighted_mean,
+    weighted_quantile,
+    weighted_sd,
+)
+from pyro_nfvi.diagnostics.psis import PSIS, khat_threshold, psis
+
+__all__ = [
+    "PSIS",
+    "ess",
+    "iw_gap",
+    "khat_threshold",
+    "log_evidence",
+    "psis",
+    "resample",
+    "weighted_mean",
+    "weighted_quantile",
+    "weighted_sd",
+]
