@@ -1,9 +1,11 @@
-"""The README's Python runs, from top to bottom, as a reader would paste it."""
+"""The Python of the README and of the guides runs from top to bottom, as a reader would paste it."""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,9 +18,10 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     text = (ROOT / page).read_text("utf-8")
     blocks = list(BLOCK.finditer(text))
     assert blocks, f"{page} has no python block"
+    module = ModuleType("page")  # a real module, so that what the page defines can be pickled
+    monkeypatch.setitem(sys.modules, "page", module)
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "__readme__"}
     for block in blocks:
         line = text.count("\n", 0, block.start()) + 1
         code = "\n" * line + block.group(1)  # so that a traceback names the page's own line
-        exec(compile(code, str(ROOT / page), "exec"), names)
+        exec(compile(code, str(ROOT / page), "exec"), vars(module))
