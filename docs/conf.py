@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "mathml",  # docs/_ext: no script is fetched, so that pages can be read offline
+    "laws",  # docs/_ext: the table of laws
 ]
 # There is no intersphinx on purpose: a build needs no network.
 
