@@ -12,6 +12,7 @@ __all__ = [
     "LawError",
     "ModelError",
     "NFVIError",
+    "NoDataWarning",
     "NotSetUpError",
     "OptionError",
     "ParamStoreError",
@@ -44,7 +45,7 @@ class LawError(NFVIError, AssertionError):
     """A flow breaks one of the laws of :func:`pyro_nfvi.testing.check_flow`."""
 
 
-class ModelError(NFVIError, RuntimeError):
+class ModelError(NFVIError, RuntimeError, ValueError):
     """The Pyro model cannot be fitted with this guide; the message tells the cure."""
 
 
@@ -58,3 +59,7 @@ class ParamStoreError(NFVIError, RuntimeError):
 
 class WeightError(NFVIError, ArithmeticError):
     """Importance weights that are not weights: NaN, infinite, or all zero."""
+
+
+class NoDataWarning(UserWarning):
+    """The model has no observed site: its posterior is its prior."""

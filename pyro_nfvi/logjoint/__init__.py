@@ -1,0 +1,8 @@
+"""The model's log joint density as a function of one unconstrained vector per particle."""
+
+from __future__ import annotations
+
+from pyro_nfvi.logjoint.log_joint import LogJoint
+from pyro_nfvi.logjoint.run import Evaluation, ModelRun
+
+__all__ = ["Evaluation", "LogJoint", "ModelRun"]

@@ -1,0 +1,189 @@
+"""What is checked of a model before it is fitted; every error names the site and the cure."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_nfvi.errors import ModelError, NoDataWarning
+from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.logjoint.run import is_deterministic, is_observed
+from pyro_nfvi.supports import support_spec
+
+__all__ = [
+    "check_data",
+    "check_finite",
+    "check_same_numbers",
+    "check_structure",
+    "nonfinite_sites",
+    "quiet",
+]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Pyro's warnings about non-finite sites where an error of ours says more."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")
+        yield
+
+
+def _samples(trace: Trace) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not site_is_subsample(site):
+            yield name, site
+
+
+def nonfinite_sites(trace: Trace) -> list[str]:
+    """Names of the sites whose value or log density is not finite, in trace order."""
+    found = []
+    for name, site in _samples(trace):
+        # A deterministic site scores zero, so only its value can tell.
+        bad = not bool(torch.isfinite(site["log_prob"]).all())
+        if is_deterministic(site) and torch.is_tensor(site["value"]):
+            bad = bool(torch.isnan(site["value"]).any())
+        if bad:
+            found.append(name)
+    return found
+
+
+def check_data(trace: Trace, latent: LatentSpace) -> None:
+    """Refuse NaN in the data, and say so if there is no data at all.
+
+    Raises:
+        ModelError: An observed value is NaN where it counts.
+
+    Needs no log densities, since scoring NaN is already an error where Pyro validates.
+    """
+    observed = {n: site for n, site in _samples(trace) if is_observed(site, latent.sites)}
+    for name, site in observed.items():
+        value = site["value"]
+        if (
+            torch.is_tensor(value)
+            and value.is_floating_point()
+            and bool(torch.isnan(value).any())
+            and not _nan_is_meant(site)
+        ):
+            count = int(torch.isnan(value).sum())
+            raise ModelError(
+                f"The observed site {name!r} has {count} NaN of {value.numel()} values. Drop "
+                "them, or hide them: pyro.sample(..., obs=..., obs_mask=...) makes them latent, "
+                "pyro.poutine.mask leaves them out."
+            )
+    if not observed:
+        names = ", ".join(latent.sites)
+        warnings.warn(
+            "The model has no observed site, so the fit will be of the prior of "
+            f"{names}. If that is not meant, pass the data: run(data), with "
+            "pyro.sample(..., obs=data) in the model (obs=None makes a site latent).",
+            NoDataWarning,
+            stacklevel=4,
+        )
+
+
+def _nan_is_meant(site: Mapping[str, Any]) -> bool:
+    """NaN under a mask, or in a distribution that can score it, is no fault."""
+    bad = torch.isnan(site["value"])
+    if site["mask"] is not None:
+        seen = torch.as_tensor(site["mask"]).reshape(
+            (*torch.as_tensor(site["mask"]).shape, *(1,) * site["fn"].event_dim)
+        )
+        return not bool((bad & seen).any())
+    try:
+        return bool(torch.isfinite(site["fn"].log_prob(site["value"])).all())
+    except ValueError:  # the distribution validates, and NaN is in no support
+        return False
+
+
+def check_structure(trace: Trace, latent: LatentSpace, enumerated: frozenset[str]) -> None:
+    """Refuse a model whose sites are not those of the latent space.
+
+    Raises:
+        ModelError: A latent site is missing, new, of another shape, or has a support that
+            depends on other latents.
+    """
+    sites = dict(_samples(trace))
+    for name, record in latent.sites.items():
+        if name not in sites:
+            raise ModelError(
+                f"The latent site {name!r} was not met in this run of the model: its structure "
+                "changes between runs. A flow needs the same sites in every run; draw the site "
+                "always and let the likelihood use it or not."
+            )
+        site = sites[name]
+        shape = tuple(site["fn"].batch_shape) + tuple(site["fn"].event_shape)
+        if shape != record.shape:
+            raise ModelError(
+                f"The latent site {name!r} has shape {shape} in this run of the model, and had "
+                f"{record.shape} when the guide was set up. A flow needs fixed shapes: pass "
+                "arguments of the same sizes, or build a new guide."
+            )
+        if not _close(support_spec(site["fn"].support), support_spec(record.support)):
+            raise ModelError(
+                f"The support of the latent site {name!r} depends on other latents (it was "
+                f"{record.support}, now {site['fn'].support}), so that no fixed map onto it "
+                "exists. Draw a site of fixed support and rescale it, for instance "
+                "u ~ Uniform(0, 1) and x = pyro.deterministic('x', low + (high - low) * u)."
+            )
+    for name, site in sites.items():
+        if not site["is_observed"] and name not in enumerated:
+            raise ModelError(
+                f"The latent site {name!r} is not in the guide, so it would be drawn from the "
+                "prior at every step. Expose it to the guide, or condition the model on it."
+            )
+
+
+def _close(one: Any, other: Any) -> bool:
+    """Compare two descriptions of supports, numbers up to rounding."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_close(one[k], other[k]) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_close, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-8)
+    return one == other
+
+
+def check_same_numbers(first: Trace, second: Trace) -> None:
+    """Refuse a model whose own code draws random numbers, from two runs at one point.
+
+    Raises:
+        ModelError: A site scored differently.
+    """
+    for name, site in _samples(first):
+        one, other = site["log_prob"], second.nodes[name]["log_prob"]
+        if one.shape != other.shape or not torch.equal(
+            torch.nan_to_num(one), torch.nan_to_num(other)
+        ):
+            raise ModelError(
+                f"Two runs of the model at the same latent values score the site {name!r} "
+                "differently: the model draws random numbers outside of pyro.sample (torch.randn, "
+                "dropout, a shuffled data set ...). Draw them once outside and pass them as "
+                "arguments, or make them latent sites."
+            )
+
+
+def check_finite(trace: Trace, log_p: Tensor) -> None:
+    """Refuse an infinite or NaN log joint at the initial point.
+
+    Raises:
+        ModelError: Names the sites at which it is not finite.
+    """
+    if bool(torch.isfinite(log_p)):
+        return
+    found = nonfinite_sites(trace)
+    parts = [f"{name!r} ({float(trace.nodes[name]['log_prob'].sum()):g})" for name in found]
+    raise ModelError(
+        f"The log joint at the initial point is {float(log_p):g}; not finite at the sites "
+        f"{', '.join(parts) or '(none alone: the sum overflows)'}. Check the data against the "
+        "likelihood, or start elsewhere: AutoFlow(model, init_loc_fn=init_to_value(values=...)) "
+        "or init_to_feasible."
+    )

@@ -1,0 +1,320 @@
+"""``LogJoint``: the model's log joint of a batch of unconstrained vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.errors import ModelError, OptionError, ShapeError
+from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.logjoint.checks import (
+    check_data,
+    check_finite,
+    check_same_numbers,
+    check_structure,
+    nonfinite_sites,
+    quiet,
+)
+from pyro_nfvi.logjoint.run import Evaluation, ModelRun
+
+__all__ = ["LogJoint"]
+
+Way = Literal["plate", "vmap", "loop"]
+_WAYS: tuple[Way, ...] = ("plate", "vmap", "loop")
+#: Numbers that one run of the model should hold at most; draws are evaluated in such chunks.
+_CHUNK = 20_000_000
+
+
+class LogJoint:
+    r"""The log joint density of a model, as a function of unconstrained vectors.
+
+    .. math:: z \mapsto \log p(x, \theta(z)) + \log|\partial\theta/\partial z|
+
+    Particles are evaluated together: in a plate left of all plates of the model, else by
+    ``torch.vmap``, else one by one. Each way is compared, when this object is made, with the
+    model run alone at several points; one that gives other numbers is not used. ``how`` and
+    ``why`` say what was chosen and why in words.
+
+    Enumerable discrete sites are summed out; ``scale`` and ``mask`` handlers count. Subsampling
+    plates take their indices as an input (``draw_subsample``).
+
+    Args:
+        model: The Pyro model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        latent: The latent space of the model's prototype trace.
+        way: Use this way of evaluating particles and no other.
+
+    Shape:
+        ``z (*b, D)`` -> ``(*b,)``.
+
+    Units:
+        Nats.
+
+    Cost:
+        One run of the model for all particles (``loop``: one for each).
+
+    Raises:
+        ModelError: The data has NaN, the log joint is not finite at the initial point, the
+            model draws random numbers of its own, or its sites are not those of the space.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro_nfvi.latent import LatentSpace
+        >>> def model(y):
+        ...     x = pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0))
+        ...     pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+        >>> y = torch.tensor(1.0)
+        >>> space = LatentSpace.from_trace(pyro.poutine.trace(model).get_trace(y))
+        >>> log_joint = LogJoint(model, (y,), {}, space)
+        >>> log_joint(torch.zeros(4, 1)).shape
+        torch.Size([4])
+        >>> log_joint.how
+        'plate'
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        latent: LatentSpace,
+        *,
+        way: Way | None = None,
+    ) -> None:
+        if way is not None and way not in _WAYS:
+            raise OptionError(f"way is one of {', '.join(_WAYS)}; got {way!r}.")
+        self.latent = latent
+        devices = [latent.init_loc.device.index] if latent.init_loc.is_cuda else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            prototype, enumerated = self._prototype(model, args, kwargs)
+            #: ``plate name -> (size, subsample_size)`` of the plates that subsample.
+            self.subsampled = {
+                name: (int(site["fn"].size), int(site["fn"].subsample_size))
+                for name, site in prototype.nodes.items()
+                if site["type"] == "sample"
+                and site_is_subsample(site)
+                and site["fn"].subsample_size is not None
+                and site["fn"].subsample_size < site["fn"].size
+            }
+            #: Names of the discrete sites that are summed out.
+            self.enumerated = enumerated
+            check_structure(prototype, latent, enumerated)
+            check_data(prototype, latent)
+            nesting = self._nesting(prototype)
+            self._run = ModelRun(
+                model, args, kwargs, latent, max_plate_nesting=nesting, enumerated=enumerated
+            )
+            subsample = self.draw_subsample()
+            first = self._check_model(subsample)
+            #: Numbers that one run for one particle holds.
+            self.size = sum(
+                site["value"].numel()
+                for site in first.nodes.values()
+                if site["type"] == "sample" and torch.is_tensor(site["value"])
+            )
+            self._params = [name for name, site in first.nodes.items() if site["type"] == "param"]
+            # As many check points as no axis of the model is long, so that a wrong broadcast shows.
+            taken = {n for site in first.nodes.values() for n in _axes(site)}
+            self._count = next(n for n in (3, 4, 5, 7, 11, 13, *range(14, 10**6)) if n not in taken)
+            self.how, self.why = self._choose(way, subsample, details=False)
+            self._how_details, self._why_details = self._choose(way, subsample, details=True)
+
+    @property
+    def max_plate_nesting(self) -> int:
+        """Dimensions, from the right, that plates and batch shapes of the model take."""
+        return self._run.max_plate_nesting
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model."""
+        return self._run.model
+
+    def named_parameters(self) -> TensorDict:
+        """Return the model's own parameters as unconstrained leaves, from Pyro's param store.
+
+        Call it in the store scope in which the model is run.
+        """
+        store = pyro.get_param_store()
+        found = {name: store[name].unconstrained() for name in self._params if name in store}
+        return {name: leaf for name, leaf in found.items() if leaf.requires_grad}
+
+    def parameters(self) -> list[Tensor]:
+        """The leaves of :meth:`named_parameters`."""
+        return list(self.named_parameters().values())
+
+    def draw_subsample(self, generator: torch.Generator | None = None) -> TensorDict:
+        """Draw indices for the plates that subsample; empty if none does."""
+        device = self.latent.init_loc.device
+        return {
+            name: torch.randperm(size, generator=generator, device=device)[:count]
+            for name, (size, count) in self.subsampled.items()
+        }
+
+    def __call__(self, z: Tensor, subsample: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Evaluate ``z (*b, D)``; without ``subsample`` new indices are drawn."""
+        return self._evaluate(z, subsample, self.how, details=False)[0].reshape(z.shape[:-1])
+
+    def evaluate(self, z: Tensor, subsample: Mapping[str, Tensor] | None = None) -> Evaluation:
+        """Evaluate ``z (S, D)`` with deterministic sites and the log density of each observation.
+
+        Without gradients, and in chunks that bound the memory of one run.
+        """
+        if z.dim() != 2:
+            raise ShapeError(f"evaluate needs z of shape (S, {self.latent.dim}); got {z.shape}.")
+        subsample = self.draw_subsample() if subsample is None else subsample
+        rows = max(1, _CHUNK // max(1, self.size))
+        with torch.no_grad():
+            parts = [
+                self._evaluate(chunk, subsample, self._how_details, details=True)
+                for chunk in z.split(rows)
+            ]
+        return Evaluation(
+            torch.cat([part[0] for part in parts]),
+            *({n: torch.cat([p[i][n] for p in parts]) for n in parts[0][i]} for i in (1, 2)),
+        )
+
+    def blame(self, z: Tensor) -> list[str]:
+        """Name the sites at which ``z (D,)`` makes the model not finite."""
+        with torch.no_grad(), pyro.validation_enabled(False):
+            values, _ = self.latent.constrain(z)
+            trace = self._run.trace(values, self.draw_subsample())
+        if not self.enumerated:
+            return nonfinite_sites(trace)
+        # An impossible value of a discrete site scores -inf, which is no fault.
+        return [n for n in nonfinite_sites(trace) if torch.isnan(trace.nodes[n]["log_prob"]).any()]
+
+    def _evaluate(
+        self, z: Tensor, subsample: Mapping[str, Tensor] | None, how: Way, *, details: bool
+    ) -> tuple[Tensor, TensorDict, TensorDict]:
+        if z.dim() == 0 or z.shape[-1] != self.latent.dim:
+            raise ShapeError(
+                f"The log joint needs z of shape (*b, {self.latent.dim}); got {tuple(z.shape)}."
+            )
+        subsample = self.draw_subsample() if subsample is None else subsample
+        rows = z.reshape(-1, self.latent.dim)
+        run = self._run
+        # The model was run once with the user's validation; its checks cost and break vmap.
+        with pyro.validation_enabled(False):
+            if how == "plate":
+                return self._filled(run.plate(rows, subsample, details=details), len(rows))
+            if how == "vmap":
+                return torch.vmap(lambda row: run.scalar(row, subsample, details=details))(rows)
+            parts = [run.scalar(row, subsample, details=details) for row in rows]
+        return (
+            torch.stack([part[0] for part in parts]),
+            *({n: torch.stack([p[i][n] for p in parts]) for n in parts[0][i]} for i in (1, 2)),
+        )  # type: ignore[return-value]
+
+    @staticmethod
+    def _filled(
+        out: tuple[Tensor, TensorDict, TensorDict], count: int
+    ) -> tuple[Tensor, TensorDict, TensorDict]:
+        return out[0].expand(count), out[1], out[2]
+
+    # ------------------------------------------------------------------------------- set-up
+
+    def _prototype(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Trace, frozenset[str]]:
+        """Run the model once without enumeration, for its plates and its discrete sites."""
+        values, _ = self.latent.constrain(self.latent.init_loc)
+        with poutine.block(), quiet():
+            trace = poutine.trace(poutine.condition(model, data=values)).get_trace(*args, **kwargs)
+        enumerated = frozenset(
+            name
+            for name, site in trace.nodes.items()
+            if site["type"] == "sample"
+            and not site["is_observed"]
+            and site["infer"].get("enumerate") == "parallel"
+        )
+        return trace, enumerated
+
+    @staticmethod
+    def _nesting(trace: Trace) -> int:
+        # Batch dimensions without a plate count as well, or particles would collide with them.
+        sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+        dims = [-f.dim for site in sites for f in site["cond_indep_stack"] if f.vectorized]
+        dims += [len(site["fn"].batch_shape) for site in sites if not site_is_subsample(site)]
+        return max(dims, default=0)
+
+    def _check_model(self, subsample: Mapping[str, Tensor]) -> Trace:
+        """Run the model alone, with the user's own validation, and refuse what cannot be fitted."""
+        run, latent = self._run, self.latent
+        with quiet():
+            values, _ = latent.constrain(latent.init_loc)
+            first, second = run.trace(values, subsample), run.trace(values, subsample)
+        check_same_numbers(first, second)
+        check_finite(first, run.scalar(latent.init_loc, subsample)[0])
+        with pyro.validation_enabled(False):
+            for z in self._points(3):
+                values, _ = latent.constrain(z)
+                check_structure(run.trace(values, subsample), latent, self.enumerated)
+        return first
+
+    def _points(self, count: int) -> Tensor:
+        """Points at which the ways are compared: near the start and far, from a fixed seed."""
+        loc = self.latent.init_loc
+        generator = torch.Generator().manual_seed(20)
+        noise = torch.randn(count, self.latent.dim, generator=generator).to(loc)
+        return loc + torch.linspace(0.1, 1.5, count).to(loc).unsqueeze(-1) * noise
+
+    def _choose(
+        self, way: Way | None, subsample: Mapping[str, Tensor], *, details: bool
+    ) -> tuple[Way, str]:
+        """Find the first way that agrees with the model run alone, and say why not the others."""
+        points = self._points(self._count)
+        expected = self._evaluate(points, subsample, "loop", details=details)
+        reasons = []
+        for candidate in _WAYS if way is None else (way,):
+            if candidate == "loop":
+                break
+            try:
+                found = self._evaluate(points, subsample, candidate, details=details)
+                problem = _disagreement(found, expected, candidate)
+            except Exception as error:  # a model may fail in any way when it is batched
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                problem = f"{candidate}: {type(error).__name__}: {lines[0][:200]}"
+            if problem is None:
+                text = "agrees with the model run for one particle at a time"
+                return candidate, "; ".join([*reasons, f"{candidate}: {text}"])
+            reasons.append(problem)
+        if way not in (None, "loop"):
+            raise ModelError(f"The model cannot be run that way: {'; '.join(reasons)}.")
+        return "loop", "; ".join([*reasons, "loop: one particle at a time"])
+
+
+def _axes(site: Mapping[str, Any]) -> set[int]:
+    """Lengths of the axes of a node's value."""
+    return set(site["value"].shape) if torch.is_tensor(site.get("value")) else set()
+
+
+def _disagreement(
+    found: tuple[Tensor, TensorDict, TensorDict],
+    expected: tuple[Tensor, TensorDict, TensorDict],
+    way: str,
+) -> str | None:
+    """Say where two evaluations differ by more than rounding, or None."""
+    tolerance = 1e-3 if expected[0].dtype == torch.float32 else 1e-8
+    pairs = [("the log joint", found[0], expected[0])]
+    for mine, theirs in zip(found[1:], expected[1:]):
+        pairs += [(f"site {name!r}", mine[name], theirs[name]) for name in theirs]
+    for name, one, other in pairs:
+        if one.shape != other.shape:
+            return f"{way}: {name} has shape {tuple(one.shape)}, not {tuple(other.shape)}"
+        size = torch.where(torch.isfinite(other), other.abs(), torch.zeros_like(other))
+        scale = tolerance * (1 + (size.max() if size.numel() else 0))
+        if not torch.allclose(one, other, rtol=tolerance, atol=float(scale) * 0.1, equal_nan=True):
+            worst = (one - other).abs().nan_to_num(nan=torch.inf).argmax()
+            one_, other_ = float(one.reshape(-1)[worst]), float(other.reshape(-1)[worst])
+            return f"{way}: gives {one_:.6g} for {name}, not {other_:.6g}"
+    return None

@@ -1,0 +1,264 @@
+"""One run of the model at given latent values, for one particle or for a plate of particles."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from opt_einsum import shared_intermediates
+from pyro import poutine
+from pyro.ops.contract import contract_to_tensor
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.errors import ModelError
+from pyro_nfvi.latent import LatentSpace
+
+__all__ = ["Evaluation", "ModelRun", "SetSubsample", "is_deterministic", "is_observed"]
+
+#: Name of the plate that stands for the particles.
+PARTICLES = "_nfvi_particles"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one run of the model gave, one row per particle.
+
+    Attributes:
+        log_p: The log joint with the Jacobian of the constraints, ``(S,)``, in nats.
+        deterministic: Values of the deterministic sites, ``(S, *shape)``.
+        log_likelihood: Log density of every observation, unscaled, ``(S, *batch_shape)``.
+    """
+
+    log_p: Tensor
+    deterministic: TensorDict = field(default_factory=dict)
+    log_likelihood: TensorDict = field(default_factory=dict)
+
+
+class SetSubsample(Messenger):
+    """Gives subsampling plates their indices from outside, as explicit inputs."""
+
+    def __init__(self, indices: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.indices = indices
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["name"] in self.indices:
+            msg["value"] = self.indices[msg["name"]]
+            msg["done"] = True
+
+
+def is_deterministic(site: Mapping[str, Any]) -> bool:
+    """Whether a node is a ``pyro.deterministic`` site."""
+    return site["type"] == "sample" and bool(site["infer"].get("_deterministic"))
+
+
+def is_observed(site: Mapping[str, Any], latent: Iterable[str]) -> bool:
+    """Whether a node is data: observed, no latent held at a value, no deterministic site.
+
+    A ``pyro.factor`` counts: it is what makes a posterior differ from the prior.
+    """
+    return (
+        site["type"] == "sample"
+        and site["is_observed"]
+        and not site_is_subsample(site)
+        and not is_deterministic(site)
+        and site["name"] not in latent
+    )
+
+
+class ModelRun:
+    """The model with its arguments, ready to be run at latent values.
+
+    Args:
+        model: The Pyro model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        latent: The latent space.
+        max_plate_nesting: Dimensions that plates and batch shapes take, from the right.
+        enumerated: Names of the discrete sites to sum out.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        latent: LatentSpace,
+        *,
+        max_plate_nesting: int,
+        enumerated: frozenset[str] = frozenset(),
+    ) -> None:
+        self.model, self.args, self.kwargs = model, args, dict(kwargs)
+        self.latent = latent
+        self.max_plate_nesting = max_plate_nesting
+        self.enumerated = enumerated
+        #: Shapes of one particle's outputs, known after the first scalar run.
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def trace(
+        self,
+        values: TensorDict,
+        subsample: Mapping[str, Tensor],
+        *,
+        particles: int | None = None,
+    ) -> Trace:
+        """Run the model once; with ``particles``, inside a plate left of all its dimensions."""
+        nesting = self.max_plate_nesting + (particles is not None)
+        with ExitStack() as stack:
+            # Handlers of the caller (a scale, a plate) are no part of this model.
+            stack.enter_context(poutine.block())
+            stack.enter_context(SetSubsample(subsample))
+            if particles is not None:
+                stack.enter_context(pyro.plate(PARTICLES, particles, dim=-nesting))
+            model = self.model
+            if self.enumerated:
+                model = poutine.enum(model, first_available_dim=-1 - nesting)
+            held = poutine.condition(model, data=values)
+            trace = poutine.trace(held).get_trace(*self.args, **self.kwargs)
+            trace.compute_log_prob()
+        return trace
+
+    def scalar(
+        self, z: Tensor, subsample: Mapping[str, Tensor], *, details: bool = False
+    ) -> tuple[Tensor, TensorDict, TensorDict]:
+        """Evaluate one vector ``(D,)``: its log joint, deterministic values, log likelihood."""
+        values, ladj = self.latent.constrain(z)
+        trace = self.trace(values, subsample)
+        log_p = self._total(trace, None) + ladj
+        return (log_p, *(self._details(trace, None) if details else ({}, {})))
+
+    def plate(
+        self, z: Tensor, subsample: Mapping[str, Tensor], *, details: bool = False
+    ) -> tuple[Tensor, TensorDict, TensorDict]:
+        """Evaluate ``z (S, D)`` in one run, the particles as an outermost plate."""
+        count, nesting = z.shape[0], self.max_plate_nesting
+        values, ladj = self.latent.constrain(z)
+        for name, site in self.latent.sites.items():
+            ones = (1,) * (nesting - len(site.batch_shape))
+            values[name] = values[name].reshape((count, *ones, *site.shape))
+        trace = self.trace(values, subsample, particles=count)
+        log_p = self._total(trace, count) + ladj
+        return (log_p, *(self._details(trace, count) if details else ({}, {})))
+
+    def _total(self, trace: Trace, particles: int | None) -> Tensor:
+        """Sum the log probabilities of a trace, per particle, discrete sites summed out."""
+        if self.enumerated:
+            return self._contract(trace, self._sites(trace), particles)
+        total = torch.zeros(())
+        for site in self._sites(trace):
+            log_prob = site["log_prob"]
+            lead = log_prob.dim() - self.max_plate_nesting - 1
+            if particles is None or lead < 0:  # lead < 0: the site does not know the particles
+                log_prob = log_prob.sum()
+            elif lead == 0:
+                log_prob = log_prob.reshape(log_prob.shape[0], -1).sum(1)
+            else:
+                raise ModelError(f"site {site['name']!r} has dimensions left of all plates")
+            total = total.to(log_prob) + log_prob
+        return total
+
+    @staticmethod
+    def _sites(trace: Trace) -> list[dict[str, Any]]:
+        return [
+            site
+            for site in trace.nodes.values()
+            if site["type"] == "sample" and not site_is_subsample(site)
+        ]
+
+    def _contract(
+        self,
+        trace: Trace,
+        sites: list[dict[str, Any]],
+        particles: int | None,
+        keep: Iterable[str] = (),
+        which: str = "log_prob",
+    ) -> Tensor:
+        """Sum discrete sites out and multiply plates up, all but the particles and ``keep``."""
+        trace.pack_tensors()
+        symbols = trace.plate_to_symbol
+        factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+        for site in sites:
+            ordinal = frozenset(
+                symbols[frame.name] for frame in site["cond_indep_stack"] if frame.vectorized
+            )
+            factors.setdefault(ordinal, []).append(site["packed"][which])
+        target = [name for name in (PARTICLES, *keep) if name in symbols]
+        target = target if particles is not None else [n for n in target if n != PARTICLES]
+        sum_dims = set(trace.symbol_to_dim) - set(symbols.values())
+        with shared_intermediates() as cache:
+            found = contract_to_tensor(
+                factors, sum_dims, target_ordinal=frozenset(symbols[n] for n in target), cache=cache
+            )
+        # Packed dimensions come in an order of their own; put them back as the plates stand.
+        order = sorted((symbols[name] for name in target), key=lambda s: trace.symbol_to_dim[s])
+        return found.permute([found._pyro_dims.index(symbol) for symbol in order])
+
+    def _details(self, trace: Trace, particles: int | None) -> tuple[TensorDict, TensorDict]:
+        deterministic, likelihood = {}, {}
+        for name, site in trace.nodes.items():
+            if is_deterministic(site):
+                value = site["value"]
+                if particles is None:
+                    self.shapes.setdefault(name, tuple(value.shape))
+                deterministic[name] = self._rows(name, value, particles)
+            elif is_observed(site, self.latent.sites):
+                likelihood[name] = self._likelihood(trace, site, particles)
+        return deterministic, likelihood
+
+    def _likelihood(self, trace: Trace, site: dict[str, Any], particles: int | None) -> Tensor:
+        name = site["name"]
+        if not self.enumerated:
+            log_prob = site["unscaled_log_prob"]
+            mask = site["mask"]
+            if mask is not None:
+                mask = torch.as_tensor(mask, device=log_prob.device)
+                log_prob = torch.where(mask, log_prob, torch.zeros_like(log_prob))
+        else:
+            discrete = [s for s in self._sites(trace) if s["name"] in self.enumerated]
+            self._refuse_shared(trace, site, discrete)
+            plates = [f.name for f in site["cond_indep_stack"] if f.vectorized]
+            plates.sort(key=lambda plate: trace.symbol_to_dim[trace.plate_to_symbol[plate]])
+            keep = [plate for plate in plates if plate != PARTICLES]
+            log_prob = self._contract(
+                trace, [*discrete, site], particles, keep, "unscaled_log_prob"
+            )
+        if particles is None:
+            self.shapes.setdefault(f"log_likelihood/{name}", tuple(log_prob.shape))
+        return self._rows(f"log_likelihood/{name}", log_prob, particles)
+
+    @staticmethod
+    def _refuse_shared(trace: Trace, site: dict[str, Any], discrete: list[dict[str, Any]]) -> None:
+        """A discrete site outside a plate ties the observations of the plate together."""
+        trace.pack_tensors()
+        used = set(site["packed"]["unscaled_log_prob"]._pyro_dims)
+        for other in discrete:
+            enum_dim = other["infer"].get("_enumerate_dim")
+            symbol = other["infer"]["_dim_to_symbol"].get(enum_dim)
+            missing = {f.name for f in site["cond_indep_stack"]} - {
+                f.name for f in other["cond_indep_stack"]
+            }
+            if symbol in used and missing:
+                raise ModelError(
+                    f"The log likelihood of {site['name']!r} cannot be split into observations: "
+                    f"the enumerated site {other['name']!r} is shared by the plate "
+                    f"{sorted(missing)[0]!r}."
+                )
+
+    def _rows(self, key: str, value: Tensor, particles: int | None) -> Tensor:
+        """Bring one output into ``(S, *shape of one particle)``."""
+        if particles is None:
+            return value
+        shape = self.shapes[key]
+        if value.numel() == particles * torch.Size(shape).numel():
+            return value.reshape((particles, *shape))
+        return value.expand((particles, *shape))
