@@ -1,4 +1,4 @@
-"""The Python of the README and of the guides runs from top to bottom, as a reader would paste it."""
+"""The Python of the README and of the guides runs from top to bottom, as pasted by a reader."""
 
 from __future__ import annotations
 
