@@ -8,8 +8,10 @@ from __future__ import annotations
 
 __all__ = [
     "ContextError",
+    "ConversionWarning",
     "InverseError",
     "LawError",
+    "MissingPackageError",
     "ModelError",
     "NFVIError",
     "NoDataWarning",
@@ -63,3 +65,11 @@ class WeightError(NFVIError, ArithmeticError):
 
 class NoDataWarning(UserWarning):
     """The model has no observed site: its posterior is its prior."""
+
+
+class MissingPackageError(NFVIError, ImportError):
+    """An optional package is not installed; the message says how to install it."""
+
+
+class ConversionWarning(UserWarning):
+    """A group of an ArviZ conversion had to be left out; the message says why."""

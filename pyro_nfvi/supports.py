@@ -84,7 +84,7 @@ def bijection(support: Constraint) -> Transform:
     except NotImplementedError as error:
         raise ModelError(
             f"There is no bijection from the reals onto the support {support}. Reparametrise the "
-            "site (for a direction: a normal vector divided by its norm as a deterministic site)."
+            "site (for a direction: pyro.infer.reparam.ProjectedNormalReparam)."
         ) from error
 
 

@@ -157,22 +157,16 @@ class Autoregressive(Flow):
         dladj_dparams: Tensor,
     ) -> Tensor:
         """Jacobi sweeps on ``J^T u = v``: the strict part is nilpotent, so D sweeps are exact."""
-        with torch.enable_grad():
-            point = x.detach().requires_grad_()
-            held = None if context is None else context.detach()
-            params = self.net(point, held)
-
-            def pull(v: Tensor) -> Tensor:
-                (g,) = torch.autograd.grad(params, point, v, retain_graph=True)
-                return g
-
-            target = score - dladj_dx - pull(dladj_dparams)
+        held = None if context is None else context.detach()
+        with torch.no_grad():
+            vjp = torch.func.vjp(lambda point: self.net(point, held), x.detach())[1]
+            target = score - dladj_dx - vjp(dladj_dparams)[0]
             u = target / dx
             for _ in range(self.dim):
-                previous, u = u, (target - pull(dparams * u.unsqueeze(-1))) / dx
+                previous, u = u, (target - vjp(dparams * u.unsqueeze(-1))[0]) / dx
                 if _converged(previous, u):
                     break
-        return u.detach()
+        return u
 
     def extra_repr(self) -> str:
         kernel = type(self.kernel).__name__

@@ -86,12 +86,15 @@ class Flow(nn.Module, ABC):
         Source: Vaitl et al. 2024, arXiv:2403.15881, algorithm 1.
         """
         y, ladj = self(x, context)
-        with torch.enable_grad():
-            point = y.detach().requires_grad_()
-            held = context.detach() if context is not None else None
+        held = None if context is None else context.detach()
+
+        def log_q(point: Tensor) -> Tensor:
             back, back_ladj = self.inverse(point, held)
-            log_q = (back * score.detach()).sum() + back_ladj.sum()
-            (pushed,) = torch.autograd.grad(log_q, point)
+            return (back * score.detach()).sum() + back_ladj.sum()
+
+        # functorch's gradient, which also works under vmap and tracing.
+        with torch.no_grad():
+            pushed = torch.func.grad(log_q)(y.detach())
         return y, ladj, pushed.detach()
 
     @property
@@ -155,6 +158,7 @@ class Inverse(Flow):
 
     Example:
         >>> import torch
+        >>> from pyro_nfvi.flows import DiagonalAffine
         >>> flow = DiagonalAffine(2)
         >>> x = torch.randn(5, 2)
         >>> torch.equal(flow.inv(flow(x)[0])[0], x)
@@ -191,6 +195,7 @@ class Chain(Flow):
 
     Example:
         >>> import torch
+        >>> from pyro_nfvi.flows import Chain, Planar, Radial
         >>> flow = Chain(Planar(3), Radial(3))
         >>> y, ladj = flow(torch.zeros(7, 3))
         >>> y.shape, ladj.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import signature
@@ -17,7 +17,7 @@ from pyro_nfvi.flows.planar import PlanarChain
 from pyro_nfvi.flows.radial import Radial
 from pyro_nfvi.flows.sylvester import Sylvester
 
-__all__ = ["FLOW_NAMES", "make_flow"]
+__all__ = ["FLOW_NAMES", "check_formula", "make_flow"]
 
 #: Builds ``count`` layers of one family: ``(dim, context_dim, count, **options) -> flows``.
 _Builder = Callable[..., list[Flow]]
@@ -95,6 +95,23 @@ def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> F
         >>> y.shape, ladj.shape
         (torch.Size([5, 3]), torch.Size([5]))
     """
+    terms = check_formula(formula, options)
+    flows: list[Flow] = []
+    for name, count in terms:
+        family = _FAMILIES[name]
+        known = _options_of(family)
+        chosen = {key: value for key, value in options.items() if key in known}
+        layers = family.count if count is None else count
+        flows += family.build(dim, context_dim, layers, **chosen)
+    return flows[0] if len(flows) == 1 else Chain(*flows)
+
+
+def check_formula(formula: str, options: Mapping[str, Any]) -> list[tuple[str, int | None]]:
+    """Read a formula into names and counts, and check that its options are known.
+
+    Raises:
+        OptionError: As :func:`make_flow`, which needs a dimension to build; this does not.
+    """
     if not isinstance(formula, str):
         raise OptionError(
             f"make_flow needs a formula such as 'iaf*2'; got {type(formula).__name__}."
@@ -107,13 +124,7 @@ def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> F
         raise OptionError(
             f"The flow {formula!r} takes no option {', '.join(sorted(stray))}. It takes {allowed}."
         )
-    flows: list[Flow] = []
-    for name, count in terms:
-        family = _FAMILIES[name]
-        chosen = {key: value for key, value in options.items() if key in known[name]}
-        layers = family.count if count is None else count
-        flows += family.build(dim, context_dim, layers, **chosen)
-    return flows[0] if len(flows) == 1 else Chain(*flows)
+    return terms
 
 
 def _parse(term: str, formula: str) -> tuple[str, int | None]:

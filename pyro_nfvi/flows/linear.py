@@ -154,7 +154,7 @@ class Affine(Flow):
     ) -> None:
         if (scale is None) == (scale_tril is None):
             raise OptionError("Affine needs one of scale and scale_tril.")
-        super().__init__(loc.shape[-1])
+        super().__init__(int(loc.shape[-1]))  # a tensor under torch.jit.trace
         if scale_tril is not None:
             scale = scale_tril.diagonal(dim1=-2, dim2=-1)
         # Buffers, not parameters: their owner trains them.

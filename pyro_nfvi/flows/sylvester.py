@@ -171,17 +171,15 @@ class Sylvester(ParamFlow):
         theta_sum = theta["b"].expand_as(p)
         rest = p
         ts: list[Tensor] = []
-        ws: list[Tensor] = []
         for i in reversed(range(self.rank)):
             s_i, shift = diagonal[..., i], theta_sum[..., i]
             t = solve_tanh(s_i * rest[..., i] + shift, slope[..., i].expand(p.shape[:-1]))
             w = (t - shift) / s_i
             ts.append(t)
-            ws.append(w)
             theta_sum = theta_sum[..., :i] + w.unsqueeze(-1) * s[..., :i, i]
             rest = rest[..., :i] - torch.tanh(t).unsqueeze(-1) * r[..., :i, i]
-        t, w = torch.stack(ts[::-1], -1), torch.stack(ws[::-1], -1)
-        return y + self._up(w - p, basis), -log_tanh_slope(t, slope).sum(-1)
+        t = torch.stack(ts[::-1], -1)
+        return y - self._up(_apply(r, torch.tanh(t)), basis), -log_tanh_slope(t, slope).sum(-1)
 
     def _pull_score(self, x: Tensor, score: Tensor, theta: TensorDict) -> Tensor:
         basis, (r, s, slope) = self._basis(theta), self._effective(theta)

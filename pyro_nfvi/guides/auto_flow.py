@@ -1,0 +1,196 @@
+"""``AutoFlow``: a normalizing flow over all continuous latents, as a Pyro autoguide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.autoguide import init_to_median
+from pyro.nn.module import PyroParam
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_nfvi.errors import OptionError
+from pyro_nfvi.flows.base import Chain, Flow
+from pyro_nfvi.flows.linear import Affine
+from pyro_nfvi.guides.build import FlowSpec, Recipe
+from pyro_nfvi.guides.param_store import check_store, stored_names, sync_module
+from pyro_nfvi.guides.summary import base_points, pushed_quantiles
+from pyro_nfvi.guides.vector_guide import VectorGuide
+
+__all__ = ["AutoFlow"]
+
+#: Rows that go through the flow at once when drawing or summarising.
+_CHUNK = 2048
+#: New argument signatures after which the model's structure is no longer looked at.
+_MAX_CHECKS = 16
+
+
+class AutoFlow(VectorGuide):
+    r"""A normalizing flow over the model's continuous latents, drop-in for ``AutoNormal``.
+
+    .. math::
+        \varepsilon \sim N(0, I) \;\to\; \text{flow} \;\to\; z = \mu + \sigma\,y
+        \;\to\; \text{constrained sites}
+
+    The affine map outside takes its location from ``init_loc_fn`` and its scale from
+    ``init_scale``; the flow starts as the identity. At the start the guide *is*
+    ``AutoDiagonalNormal`` (``AutoMultivariateNormal`` with ``outer="full"``).
+
+    Everything of Pyro's works with it: ``SVI``, the ELBOs and their Jit versions, plates and
+    vectorised particles, ``Predictive``, ``AutoGuideList``, ``NeuTraReparam``. Discrete sites
+    marked for enumeration are left to ``TraceEnum_ELBO``.
+
+    Args:
+        model: A Pyro model.
+        flow: A name or formula (:func:`pyro_nfvi.flows.make_flow`), a :class:`Flow`, a callable
+            from the latent dimension to a flow (or to a transform, which is adapted), or None
+            for no layers.
+        outer: ``"diagonal"``, ``"full"`` (a Cholesky factor; for correlated posteriors), or a
+            flow of your own in its place.
+        base: Base distribution over vectors of the latent dimension; standard normal by default.
+        init_loc_fn: Pyro's per-site initialisation.
+        init_scale: Initial standard deviation of each unconstrained coordinate.
+        **flow_options: Options of the named flow, such as ``hidden_dim``.
+
+    Shape:
+        D is the number of unconstrained coordinates, ``guide.latent.dim``, known after
+        ``setup``.
+
+    Cost:
+        One forward pass of the flow per draw; ``log_prob`` of other points costs an inverse.
+
+    Raises:
+        OptionError: A wrong option, at once.
+        ModelError: The model has no latents, an unmarked discrete one, a subsampled local one,
+            or changes its structure; the message names the site and the cure.
+        ParamStoreError: Pyro's store holds other parameters under the guide's name.
+
+    Source: Rezende and Mohamed 2015, arXiv:1505.05770, on the vector of Kucukelbir et al. 2017,
+    arXiv:1603.00788.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro_nfvi import AutoFlow
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> y = torch.tensor([1.0, 2.0, 3.0])
+        >>> guide = AutoFlow(model, flow="planar*4")
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+        >>> loss = svi.step(y)
+        >>> guide.sample_posterior(5)["mu"].shape
+        torch.Size([5])
+    """
+
+    scale_constraint = dist.constraints.softplus_positive
+    scale_tril_constraint = dist.constraints.unit_lower_cholesky
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        flow: FlowSpec = "iaf*2",
+        *,
+        outer: str | Flow = "diagonal",
+        base: Distribution | None = None,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        **flow_options: Any,
+    ) -> None:
+        name = type(self).__name__
+        if not callable(model):
+            raise OptionError(f"{name} needs a Pyro model to call; got {type(model).__name__}.")
+        recipe = Recipe(name, flow, outer, flow_options, init_scale, base)
+        super().__init__(model, init_loc_fn, base)
+        # Holds the flow until set-up: registering it earlier would confuse AutoGuideList.
+        self._recipe: Recipe | None = recipe
+        self._outer_kind = outer if isinstance(outer, str) else "flow"
+
+    def _build(self) -> None:
+        recipe = self._recipe
+        assert recipe is not None  # set-up does not run on a guide loaded from a file
+        loc, dim = self.latent.init_loc, self.latent.dim
+        flow, outer = recipe.build(loc)
+        self._check_store(flow, outer)
+        self.flow = flow
+        self.outer = outer
+        if outer is None:
+            scale = torch.full_like(loc, float(recipe.init_scale))
+            self.loc = nn.Parameter(loc.clone())
+            self.scale = PyroParam(scale, self.scale_constraint)
+        if self._outer_kind == "full":
+            eye = torch.eye(dim, dtype=loc.dtype, device=loc.device)
+            self.scale_tril = PyroParam(eye, self.scale_tril_constraint)
+        self._sync()
+
+    def _uses_store(self) -> bool:
+        return bool(self._pyro_context.active) and not pyro.settings.get("module_local_params")
+
+    def _check_store(self, flow: Flow | None, outer: Flow | None) -> None:
+        if not self._uses_store():
+            return
+        full = self._pyro_get_fullname
+        expected = {
+            name: parameter.shape
+            for part, module in (("flow", flow), ("outer", outer))
+            for name, _, parameter in stored_names(full(part), module)
+        }
+        size = torch.Size([self.latent_dim])
+        if outer is None:
+            expected |= {full("loc"): size, full("scale"): size}
+        if self._outer_kind == "full":
+            expected[full("scale_tril")] = size + size
+        check_store(
+            expected, [full(part) for part in ("flow", "outer", "loc", "scale", "scale_tril")]
+        )
+
+    def _sync(self) -> None:
+        if self._uses_store():
+            for part in ("flow", "outer"):
+                sync_module(self._pyro_get_fullname(part), self._part(part))
+
+    # -------------------------------------------------------------------------- the density
+
+    def transport(self) -> Flow:
+        """Return the whole map, from base noise to the unconstrained vector, for one call."""
+        self._require_setup()
+        self._sync()
+        flow, outer = self._part("flow"), self._part("outer")
+        if outer is None:
+            outer = self._affine(self.loc)
+        return outer if flow is None else Chain(flow, outer)
+
+    def _part(self, name: str) -> Flow | None:
+        # Past PyroModule's attribute access, which would register the module once more.
+        part = self._modules.get(name)
+        return part if isinstance(part, Flow) else None
+
+    def _affine(self, loc: Tensor) -> Affine:
+        if self._outer_kind == "full":
+            return Affine(loc, scale_tril=self.scale.unsqueeze(-1) * self.scale_tril)
+        return Affine(loc, self.scale)
+
+    def _like(self) -> Tensor:
+        """Return a vector of size D with the parameters' dtype and device."""
+        if "loc" in self._parameters:
+            return self._parameters["loc"].detach()
+        outer = self._part("outer")
+        owned = [] if outer is None else list(outer.parameters())
+        return (owned[0] if owned else self.latent.init_loc).new_zeros(self.latent_dim)
+
+    def _levels(self, levels: Tensor) -> Tensor:
+        """Quantiles of the unconstrained coordinates ``(q, D)``.
+
+        The location is added last, so that a spread far below it keeps its digits.
+        """
+        points, flow = base_points(self._like(), self._base), self._part("flow")
+        if self._outer_kind == "flow":
+            return pushed_quantiles(points, None, self.transport(), levels)
+        loc: Tensor = self.loc
+        return loc + pushed_quantiles(points, flow, self._affine(torch.zeros_like(loc)), levels)

@@ -1,0 +1,89 @@
+"""What ``AutoFlow`` is told, checked, and made into a flow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_nfvi.errors import OptionError
+from pyro_nfvi.flows.adapt import adapt
+from pyro_nfvi.flows.base import Chain, Flow
+from pyro_nfvi.flows.factory import check_formula, make_flow
+from pyro_nfvi.flows.permute import undo_permutations
+
+__all__ = ["FlowSpec", "Recipe"]
+
+#: What users pass as ``flow``.
+FlowSpec: TypeAlias = str | Flow | Callable[[int], Any] | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The options of a guide, checked as far as they can be without the model."""
+
+    name: str
+    flow: FlowSpec
+    outer: str | Flow
+    options: Mapping[str, Any]
+    init_scale: float
+    base: Distribution | None
+
+    def __post_init__(self) -> None:
+        name, flow, outer, scale = self.name, self.flow, self.outer, self.init_scale
+        if isinstance(flow, str):
+            check_formula(flow, self.options)
+        elif self.options:
+            raise OptionError(
+                f"{name}: the options {', '.join(self.options)} go with a named flow; give them "
+                "to the flow itself."
+            )
+        elif flow is not None and not callable(flow):
+            raise OptionError(
+                f"{name} needs flow to be a name, a Flow, a callable of the latent dimension or "
+                f"None; got {type(flow).__name__}."
+            )
+        if not (isinstance(outer, Flow) or outer in ("diagonal", "full")):
+            raise OptionError(f"{name} needs outer='diagonal', 'full' or a Flow; got {outer!r}.")
+        number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+        if not (number and 0 < scale < math.inf):
+            raise OptionError(f"{name} needs init_scale > 0; got {scale!r}.")
+
+    def build(self, like: Tensor) -> tuple[Flow | None, Flow | None]:
+        """Make the flow and, if it is one, the outer flow, for vectors like ``like (D,)``.
+
+        Permutations are undone behind the flow, so that the guide starts at the identity.
+        """
+        dim = len(like)
+        # Forked: the noise of the fit does not depend on how many weights are drawn here.
+        with torch.random.fork_rng(devices=[]):
+            flow = self._flow(dim)
+        outer = self.outer if isinstance(self.outer, Flow) else None
+        for role, part in (("flow", flow), ("outer", outer)):
+            if part is not None and (part.dim != dim or part.context_dim):
+                raise OptionError(
+                    f"{self.name} needs a {role} of dim={dim} without context for this model; "
+                    f"got dim={part.dim}, context_dim={part.context_dim}. Pass a callable of the "
+                    "latent dimension."
+                )
+        if self.base is not None and tuple(self.base.event_shape) != (dim,):
+            raise OptionError(
+                f"{self.name} needs a base over vectors of size {dim} for this model; got "
+                f"event_shape {tuple(self.base.event_shape)}."
+            )
+        if flow is not None:
+            undo = undo_permutations(flow)
+            flow = (flow if undo is None else Chain(flow, undo)).to(like)
+        return flow, None if outer is None else outer.to(like)
+
+    def _flow(self, dim: int) -> Flow | None:
+        if self.flow is None or isinstance(self.flow, Flow):
+            return self.flow
+        if isinstance(self.flow, str):
+            return make_flow(self.flow, dim, **self.options)
+        return adapt(self.flow(dim), dim)

@@ -1,0 +1,70 @@
+"""Medians, quantiles and means of a guide, from one fixed set of base points."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.quasirandom import SobolEngine
+
+from pyro_nfvi.flows.base import Flow
+
+__all__ = ["ONE_SD", "base_points", "column_quantiles", "pushed_quantiles"]
+
+#: Levels one standard deviation of a normal below the median, the median, and one above.
+ONE_SD = (0.5 * math.erfc(math.sqrt(0.5)), 0.5, 0.5 * math.erfc(-math.sqrt(0.5)))
+#: Rows that go through the flow at once.
+_CHUNK = 2048
+
+#: Pairs of base points; with the centre 2 * 2048 + 1 points.
+_PAIRS = 2048
+_SEED = 20150521
+
+
+def base_points(like: Tensor, base: Distribution | None = None) -> Tensor:
+    """Return 4097 standard normal points ``(4097, D)``: symmetric, with 0 among them.
+
+    They are the same at every call and use no global random state: scrambled Sobol points
+    through the normal quantile function, each with its mirror image, so that the median of any
+    odd monotone image is the image of 0. Another base has no known quantile function: fixed
+    draws of it stand in.
+
+    Args:
+        like: A vector of size D with the dtype and device of the points.
+        base: Another base distribution.
+    """
+    dim = len(like)
+    if base is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            draws: Tensor = base.sample(torch.Size([2 * _PAIRS + 1]))
+        return draws.to(like)
+    if dim <= SobolEngine.MAXDIM:
+        engine = SobolEngine(dim, scramble=True, seed=_SEED)
+        uniform = engine.draw(_PAIRS, dtype=torch.float64)
+        half = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))
+    else:
+        generator = torch.Generator().manual_seed(_SEED)
+        half = torch.randn(_PAIRS, dim, dtype=torch.float64, generator=generator)
+    half = half.to(device=like.device, dtype=like.dtype)
+    return torch.cat([half, torch.zeros_like(half[:1]), -half])
+
+
+def column_quantiles(points: Tensor, levels: Tensor) -> Tensor:
+    """Quantiles of each column: ``(n, D), (q,) -> (q, D)``, linear between order statistics."""
+    ordered = points.sort(0).values
+    rank = levels.clamp(0, 1) * (len(points) - 1)
+    low = rank.floor().long().clamp_max(len(points) - 1)
+    high = (low + 1).clamp_max(len(points) - 1)
+    return torch.lerp(ordered[low], ordered[high], (rank - low).to(points.dtype).unsqueeze(-1))
+
+
+def pushed_quantiles(points: Tensor, flow: Flow | None, outer: Flow, levels: Tensor) -> Tensor:
+    """Quantiles of each coordinate of ``outer(flow(points))``: ``(q, D)``."""
+    parts = []
+    for part in points.split(_CHUNK):
+        inner = part if flow is None else flow(part)[0]
+        parts.append(outer(inner)[0])
+    return column_quantiles(torch.cat(parts), levels)

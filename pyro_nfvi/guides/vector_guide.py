@@ -1,0 +1,348 @@
+"""A Pyro autoguide from a map of one unconstrained vector: all that is not the flow."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide.guides import AutoGuide, prototype_hide_fn
+from pyro.infer.autoguide.initialization import InitMessenger
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.density import FlowDensity
+from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError, ParamStoreError
+from pyro_nfvi.flows.base import Flow
+from pyro_nfvi.guides.draws import deterministic_sites
+from pyro_nfvi.guides.posterior import FlowPosterior
+from pyro_nfvi.guides.structure import changed_structure, signature
+from pyro_nfvi.guides.summary import ONE_SD, base_points
+from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.supports import bijection, inside
+
+__all__ = ["VectorGuide"]
+
+#: Rows that go through the flow at once when drawing or summarising.
+_CHUNK = 2048
+#: New argument signatures after which the model's structure is no longer looked at.
+_MAX_CHECKS = 16
+
+
+class VectorGuide(AutoContinuous):
+    """Set-up, drawing, scoring and summaries of a guide that maps base noise to a vector.
+
+    A subclass says how the map is built (``_build``), what it is (``transport``), and where its
+    coordinates' quantiles lie (``_levels``).
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        init_loc_fn: Callable[..., Any],
+        base: Distribution | None,
+    ) -> None:
+        # AutoContinuous would wrap the model to initialise it; the user's own is kept, and
+        # wrapped only while the prototype is made.
+        AutoGuide.__init__(self, model)
+        self._init_loc_fn: Callable[..., Any] | None = init_loc_fn
+        self._base = base
+        self._signatures: set[Any] = set()
+
+    def _build(self) -> None:
+        """Make the parameters, from ``self.latent``."""
+        raise NotImplementedError
+
+    def transport(self) -> Flow:
+        """Return the whole map, from base noise to the unconstrained vector, for one call."""
+        raise NotImplementedError
+
+    def _like(self) -> Tensor:
+        """Return a vector of size D with the parameters' dtype and device."""
+        raise NotImplementedError
+
+    def _levels(self, levels: Tensor) -> Tensor:
+        """Return quantiles of the unconstrained coordinates ``(q, D)``."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------- set-up
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether the parameters exist."""
+        return self.prototype_trace is not None
+
+    def setup(self, *args: Any, **kwargs: Any) -> VectorGuide:
+        """Build all parameters from one run of the model with its arguments; return the guide.
+
+        The first call of the guide does it too; doing it early gives ``torch`` optimisers and
+        ``state_dict`` something to hold. A second call only checks that the model still fits.
+        """
+        with self._pyro_context:
+            self._ready(args, kwargs)
+        return self
+
+    def _ready(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.is_set_up:
+            self._setup_prototype(*args, **kwargs)
+        elif not torch._C._get_tracing_state():
+            self._check_structure(args, kwargs)
+
+    @staticmethod
+    def _prototype_hide_fn(msg: dict[str, Any]) -> bool:
+        # Discrete sites marked for enumeration belong to the enumerating ELBO.
+        return prototype_hide_fn(msg) or (
+            bool(msg["infer"].get("enumerate"))
+            and bool(getattr(msg["fn"], "has_enumerate_support", False))
+        )
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        if self._init_loc_fn is None or self._model is None:
+            raise NotSetUpError("A guide loaded from a file cannot be set up again: build it anew.")
+        try:
+            self._trace_prototype(self._init_loc_fn, *args, **kwargs)
+            self.latent = LatentSpace.from_trace(self.prototype_trace)
+            self._check_start()
+            self._unconstrained_shapes = {
+                name: torch.Size(site.unconstrained_shape)
+                for name, site in self.latent.sites.items()
+            }
+            self._cond_indep_stacks = {
+                name: site.cond_indep_stack for name, site in self.latent.sites.items()
+            }
+            self.latent_dim = self.latent.dim
+            self._build()
+        except BaseException:
+            # Not half set up: the next call starts over.
+            self.prototype_trace = None
+            raise
+        self._signatures.add(signature((args, kwargs)))
+
+    def _trace_prototype(self, init_loc_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        model = self._model
+        self._model = (InitMessenger(init_loc_fn)(model[0]),)
+        try:
+            try:
+                # Without a graph, so that the guide copies and pickles.
+                with torch.no_grad():
+                    super(AutoContinuous, self)._setup_prototype(*args, **kwargs)
+            except RuntimeError:
+                # A model that differentiates inside itself; other errors come again.
+                super(AutoContinuous, self)._setup_prototype(*args, **kwargs)
+        finally:
+            self._model = model
+
+    def _check_start(self) -> None:
+        bad = ~self.latent.init_loc.isfinite()
+        if bad.any():
+            index = int(bad.nonzero()[0])
+            raise ModelError(
+                f"The initial value of {self.latent.at(index)} is not finite in the unconstrained "
+                "space. Give init_loc_fn a value inside the support."
+            )
+
+    def _check_structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Look at the model again when its arguments have a new form."""
+        if self._model is None or len(self._signatures) > _MAX_CHECKS:
+            return
+        found = signature((args, kwargs))
+        if found in self._signatures:
+            return
+        self._signatures.add(found)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
+                trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+        except Exception:
+            return
+        changed = changed_structure(self.latent, trace)
+        if changed is not None:
+            raise ModelError(
+                f"{type(self).__name__} was built for another structure of the model: {changed}. "
+                "A guide fits one structure; build a new guide for these arguments."
+            )
+
+    def _require_setup(self) -> None:
+        if not self.is_set_up:
+            raise NotSetUpError(
+                f"{type(self).__name__} has no parameters yet: call guide.setup(*args, **kwargs) "
+                "with the model's arguments, or run a step of SVI."
+            )
+
+    def density(self) -> FlowDensity:
+        """Return the density of the unconstrained vector, for one call."""
+        return FlowDensity(self.transport(), self._base)
+
+    def get_base_dist(self) -> Distribution:
+        self._require_setup()
+        if self._base is not None:
+            return self._base
+        zeros = torch.zeros_like(self._like())
+        return dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> Any:
+        return self.transport().as_transform()
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> FlowPosterior:
+        """Return the distribution of the unconstrained vector."""
+        posterior = FlowPosterior(self.get_base_dist(), [self.get_transform()])
+        posterior._loc_scale = self._loc_scale
+        return posterior
+
+    # --------------------------------------------------------------------------- the guide
+
+    def forward(self, *args: Any, **kwargs: Any) -> TensorDict:
+        """Draw all latent sites; arguments as the model's."""
+        self._ready(args, kwargs)
+        latent = self.sample_latent(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        scored = poutine.get_mask() is not False
+        drawn = {}
+        for site, u in self._unpack_latent(latent):
+            name, event_dim = site["name"], site["fn"].event_dim
+            support = self.latent.sites[name].support
+            transform = bijection(support)
+            value = transform(u)
+            log_density: Tensor | float = 0.0
+            if scored:
+                ladj = transform.log_abs_det_jacobian(u, value)
+                batch_dim = value.dim() - event_dim
+                log_density = -ladj.flatten(batch_dim).sum(-1) if ladj.dim() > batch_dim else -ladj
+            value = inside(support, value)
+            with ExitStack() as stack:
+                for frame in self._cond_indep_stacks[name]:
+                    stack.enter_context(plates[frame.name])
+                point = dist.Delta(value, log_density=log_density, event_dim=event_dim)
+                drawn[name] = pyro.sample(name, point)
+        return drawn
+
+    @torch.no_grad()
+    def sample_posterior(
+        self,
+        num_samples: int | Sequence[int] = 1000,
+        *args: Any,
+        deterministic: bool = False,
+        **kwargs: Any,
+    ) -> TensorDict:
+        """Draw from the posterior, in chunks.
+
+        Args:
+            num_samples: Number of draws, or a shape.
+            *args: The model's arguments (for deterministic sites, or before set-up).
+            deterministic: Run the model at every draw and add its deterministic sites.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            Each site's draws ``(*num_samples, *site shape)``.
+        """
+        if not self.is_set_up:
+            self.setup(*args, **kwargs)
+        shape = (num_samples,) if isinstance(num_samples, int) else tuple(num_samples)
+        density = self.density()
+        count = math.prod(shape)
+        parts = []
+        for start in range(0, count, _CHUNK):
+            z, _ = density.push(density.sample_base(min(_CHUNK, count - start)))
+            parts.append(self.latent.constrain(z)[0])
+        if not parts:
+            parts = [self.latent.constrain(self._like().new_zeros(0, self.latent_dim))[0]]
+        draws = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if deterministic:
+            if self._model is None:
+                raise NotSetUpError(
+                    "A guide loaded from a pickle has no model: deterministic sites cannot be made."
+                )
+            draws |= deterministic_sites(self.model, draws, args, kwargs)
+        return {name: value.reshape(shape + value.shape[1:]) for name, value in draws.items()}
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Score constrained values: ``(*b, *site shape)`` each -> ``(*b,)`` in nats.
+
+        The density is in the sites' own measure (Pyro's, simplex included), so that the model's
+        log joint minus this is the log importance weight.
+        """
+        self._require_setup()
+        z, ladj = self.latent.unconstrain(values)
+        return self.density().log_prob(z.to(self._like())) + ladj
+
+    # ------------------------------------------------------------------------- summaries
+
+    @torch.no_grad()
+    def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self._require_setup()
+        levels = torch.tensor(ONE_SD, dtype=torch.float64, device=self._like().device)
+        lower, median, upper = self._levels(levels)
+        return median, (upper - lower) / 2
+
+    def _summary_setup(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.is_set_up:
+            self.setup(*args, **kwargs)
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
+    ) -> TensorDict:
+        """Return quantiles of each site, ``(number of levels, *site shape)``.
+
+        Per unconstrained coordinate, from 4097 fixed, symmetric base points, then constrained.
+        """
+        self._summary_setup(args, kwargs)
+        levels = torch.as_tensor(quantiles, dtype=torch.float64, device=self._like().device)
+        if levels.dim() != 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
+            raise OptionError(f"quantiles needs a list of levels in [0, 1]; got {quantiles!r}.")
+        return self.latent.constrain(self._levels(levels))[0]
+
+    def median(self, *args: Any, **kwargs: Any) -> TensorDict:
+        """Return the median of each site: the 0.5 quantile; at the start the initial location."""
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+    @torch.no_grad()
+    def mean(self, *args: Any, **kwargs: Any) -> TensorDict:
+        """Return the posterior mean of each constrained site, over the fixed base points."""
+        self._summary_setup(args, kwargs)
+        transport, points = self.transport(), base_points(self._like(), self._base)
+        totals: TensorDict = {}
+        for part in points.split(_CHUNK):
+            for name, value in self.latent.constrain(transport(part)[0])[0].items():
+                totals[name] = totals.get(name, 0.0) + value.sum(0)
+        return {name: total / len(points) for name, total in totals.items()}
+
+    # ------------------------------------------------------------------ copies and state
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro's own version takes the model away from the original. What belongs to the user
+        # (model, callables) stays out of the file; so do the weak references that the param store
+        # hangs on parameters, and makes anew when it reads them.
+        for parameter in self.parameters():
+            parameter.__dict__.pop("unconstrained", None)
+        state = dict(self.__dict__)
+        state.update(_model=None, master=None, _signatures=set())
+        if self.is_set_up:
+            state.update(_recipe=None, _init_loc_fn=None)
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> VectorGuide:
+        clone = self.__class__.__new__(self.__class__)
+        memo[id(self)] = clone
+        clone.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        clone.__dict__["_model"] = self._model
+        return clone
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load parameters; the guide has to be set up, and the sizes have to agree."""
+        self._require_setup()
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except RuntimeError as error:
+            raise ParamStoreError(
+                f"The saved parameters do not fit this {type(self).__name__} with "
+                f"{self.latent_dim} latents. Build it with the same model, data sizes and flow "
+                f"options as the saved one. {error}"
+            ) from error
