@@ -9,7 +9,7 @@ ARGS        ?=
 
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
-RUN   := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg $(PY)
+RUN   := PYTHONPATH=. OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg $(PY)
 
 # Python 3.12 for the ArviZ 1 leg: on the path, or among pyenv's versions.
 PYTHON312 ?= $(shell for p in python3.12 "$$(pyenv root 2>/dev/null)"/versions/3.12*/bin/python; do \
