@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
+import inspect
 import subprocess
 import sys
 import textwrap
@@ -218,6 +220,38 @@ def test_all_is_complete_and_true(name):
         and not (vars(getattr(module, entry)).get("__doc__") or getattr(module, entry).__doc__)
     ]
     assert undocumented == []
+
+
+#: Packages whose names users type.
+PUBLIC = [
+    "",
+    "flows",
+    "density",
+    "guides",
+    "infer",
+    "arviz",
+    "objectives",
+    "diagnostics",
+    "testing",
+]
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name in MODULES or not name])
+def test_public_names_have_an_example(name):
+    module = importlib.import_module(f"pyro_nfvi.{name}".rstrip("."))
+    missing = []
+    for entry in module.__all__:
+        item = getattr(module, entry)
+        if not (inspect.isclass(item) or inspect.isfunction(item)):
+            continue
+        interface = inspect.isabstract(item) or getattr(item, "_is_protocol", False)
+        record = hasattr(item, "_fields") or dataclasses.is_dataclass(item)
+        error = inspect.isclass(item) and issubclass(item, Exception)
+        if interface or record or error:
+            continue
+        if ">>>" not in (item.__doc__ or ""):
+            missing.append(entry)
+    assert missing == []
 
 
 def in_fresh_python(code: str) -> str:
