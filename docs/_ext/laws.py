@@ -23,7 +23,7 @@ class LawTable(Directive):
         lines = [".. list-table::", "   :header-rows: 1", "   :widths: 20 80", ""]
         lines += ["   * - law", "     - what it says"]
         for name, law in LAWS.items():
-            says = (law.__doc__ or "").strip().split("\n")[0].replace("|", "\\|")
+            says = law.promise.split("\n")[0].replace("|", "\\|")
             lines += [f"   * - {name}", f"     - {says}"]
         holder = nodes.container()
         self.state.nested_parse(StringList(lines, source="laws"), self.content_offset, holder)
