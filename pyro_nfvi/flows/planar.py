@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.errors import OptionError, ShapeError
+from pyro_nfvi.flows.gram import tanh_recursion
 from pyro_nfvi.flows.params import ParamFlow
 from pyro_nfvi.numerics import (
     MIN_SLOPE,
@@ -204,7 +205,7 @@ class PlanarChain(ParamFlow):
     def _forward(self, x: Tensor, theta: TensorDict) -> TensorPair:
         w, u_hat, slope = _effective(theta)
         pre = _project(x, w, theta["b"])
-        t, h = _recurse(pre, _columns(w, u_hat))
+        t, h = tanh_recursion(pre, w @ u_hat.mT)
         y = x + _combine(h, u_hat)
         return y, log_tanh_slope(t, slope).sum(-1)
 
@@ -227,12 +228,12 @@ class PlanarChain(ParamFlow):
 
     def _pull_score(self, x: Tensor, score: Tensor, theta: TensorDict) -> Tensor:
         w, u_hat, slope = _effective(theta)
-        t, h = _recurse(_project(x, w, theta["b"]), _columns(w, u_hat))
+        gram = w @ u_hat.mT
+        t, h = tanh_recursion(_project(x, w, theta["b"]), gram)
         decay, scale = sech2(t), tanh_slope(t, slope)
         bend = (1 - slope) * 2 * h * decay / scale
         # The score stays in the span of the start and the w_k: follow its K coefficients.
         along = _project(score, u_hat, None)
-        gram = w @ u_hat.mT
         coefficients: list[Tensor] = []
         for k in range(self.num_layers):
             u_dot = along[..., k] - bend[..., k] * (slope[..., k] - 1)
@@ -256,28 +257,3 @@ def _project(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 def _combine(h: Tensor, u: Tensor) -> Tensor:
     """Sum the K vectors with weights: ``(*b, K), (*c, K, D) -> (*b, D)``."""
     return h @ u if u.dim() == 2 else (h.unsqueeze(-2) @ u).squeeze(-2)
-
-
-def _columns(w: Tensor, u_hat: Tensor) -> list[Tensor]:
-    """Column j of the Gram matrix below its diagonal, for each layer j."""
-    gram = w @ u_hat.mT
-    return [column[..., j + 1 :] for j, column in enumerate(gram.unbind(-1))]
-
-
-def _recurse(pre: Tensor, columns: list[Tensor]) -> TensorPair:
-    """Run ``t_k = S_k + sum_{j<k} G_kj tanh t_j``; return t and tanh t, both ``(*b, K)``.
-
-    Layer k is split off and added to all that follow: one small operation per layer, whose
-    backward is as small.
-    """
-    ts: list[Tensor] = []
-    hs: list[Tensor] = []
-    for column in columns[:-1]:
-        t, pre = pre.split([1, pre.shape[-1] - 1], -1)
-        h = torch.tanh(t)
-        ts.append(t)
-        hs.append(h)
-        pre = torch.addcmul(pre, h, column)
-    ts.append(pre)
-    hs.append(torch.tanh(pre))
-    return torch.cat(ts, -1), torch.cat(hs, -1)
