@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import pyro
 import torch
@@ -29,6 +29,8 @@ __all__ = ["LogJoint"]
 
 Way = Literal["plate", "vmap", "loop"]
 _WAYS: tuple[Way, ...] = ("plate", "vmap", "loop")
+#: Log joint, deterministic sites, log likelihoods.
+_Outputs: TypeAlias = "tuple[Tensor, TensorDict, TensorDict]"
 #: Numbers that one run of the model should hold at most; draws are evaluated in such chunks.
 _CHUNK = 20_000_000
 
@@ -116,7 +118,9 @@ class LogJoint:
             )
             subsample = self.draw_subsample()
             first = self._check_model(subsample)
-            #: Numbers that one run for one particle holds.
+            #: Log joint, deterministic sites, log likelihoods.
+_Outputs: TypeAlias = "tuple[Tensor, TensorDict, TensorDict]"
+#: Numbers that one run for one particle holds.
             self.size = sum(
                 site["value"].numel()
                 for site in first.nodes.values()
@@ -178,10 +182,7 @@ class LogJoint:
                 self._evaluate(chunk, subsample, self._how_details, details=True)
                 for chunk in z.split(rows)
             ]
-        return Evaluation(
-            torch.cat([part[0] for part in parts]),
-            *({n: torch.cat([p[i][n] for p in parts]) for n in parts[0][i]} for i in (1, 2)),
-        )
+        return Evaluation(*_merged(parts, torch.cat))
 
     def blame(self, z: Tensor) -> list[str]:
         """Name the sites at which ``z (D,)`` makes the model not finite."""
@@ -195,7 +196,7 @@ class LogJoint:
 
     def _evaluate(
         self, z: Tensor, subsample: Mapping[str, Tensor] | None, how: Way, *, details: bool
-    ) -> tuple[Tensor, TensorDict, TensorDict]:
+    ) -> _Outputs:
         if z.dim() == 0 or z.shape[-1] != self.latent.dim:
             raise ShapeError(
                 f"The log joint needs z of shape (*b, {self.latent.dim}); got {tuple(z.shape)}."
@@ -206,20 +207,12 @@ class LogJoint:
         # The model was run once with the user's validation; its checks cost and break vmap.
         with pyro.validation_enabled(False):
             if how == "plate":
-                return self._filled(run.plate(rows, subsample, details=details), len(rows))
+                log_p, *sites = run.plate(rows, subsample, details=details)
+                return log_p.expand(len(rows)), sites[0], sites[1]
             if how == "vmap":
                 return torch.vmap(lambda row: run.scalar(row, subsample, details=details))(rows)
             parts = [run.scalar(row, subsample, details=details) for row in rows]
-        return (
-            torch.stack([part[0] for part in parts]),
-            *({n: torch.stack([p[i][n] for p in parts]) for n in parts[0][i]} for i in (1, 2)),
-        )  # type: ignore[return-value]
-
-    @staticmethod
-    def _filled(
-        out: tuple[Tensor, TensorDict, TensorDict], count: int
-    ) -> tuple[Tensor, TensorDict, TensorDict]:
-        return out[0].expand(count), out[1], out[2]
+        return _merged(parts, torch.stack)
 
     # ------------------------------------------------------------------------------- set-up
 
@@ -274,7 +267,7 @@ class LogJoint:
         """Find the first way that agrees with the model run alone, and say why not the others."""
         points = self._points(self._count)
         expected = self._evaluate(points, subsample, "loop", details=details)
-        reasons = []
+        reasons: list[str] = []
         for candidate in _WAYS if way is None else (way,):
             if candidate == "loop":
                 break
@@ -293,14 +286,26 @@ class LogJoint:
         return "loop", "; ".join([*reasons, "loop: one particle at a time"])
 
 
+def _merged(
+    parts: Sequence[_Outputs], join: Callable[[list[Tensor]], Tensor]
+) -> _Outputs:
+    """Put the outputs of several runs together."""
+    first = parts[0]
+    return (
+        join([part[0] for part in parts]),
+        {name: join([part[1][name] for part in parts]) for name in first[1]},
+        {name: join([part[2][name] for part in parts]) for name in first[2]},
+    )
+
+
 def _axes(site: Mapping[str, Any]) -> set[int]:
     """Lengths of the axes of a node's value."""
     return set(site["value"].shape) if torch.is_tensor(site.get("value")) else set()
 
 
 def _disagreement(
-    found: tuple[Tensor, TensorDict, TensorDict],
-    expected: tuple[Tensor, TensorDict, TensorDict],
+    found: _Outputs,
+    expected: _Outputs,
     way: str,
 ) -> str | None:
     """Say where two evaluations differ by more than rounding, or None."""
