@@ -118,9 +118,7 @@ class LogJoint:
             )
             subsample = self.draw_subsample()
             first = self._check_model(subsample)
-            #: Log joint, deterministic sites, log likelihoods.
-_Outputs: TypeAlias = "tuple[Tensor, TensorDict, TensorDict]"
-#: Numbers that one run for one particle holds.
+            #: Numbers that one run for one particle holds.
             self.size = sum(
                 site["value"].numel()
                 for site in first.nodes.values()
@@ -286,9 +284,7 @@ _Outputs: TypeAlias = "tuple[Tensor, TensorDict, TensorDict]"
         return "loop", "; ".join([*reasons, "loop: one particle at a time"])
 
 
-def _merged(
-    parts: Sequence[_Outputs], join: Callable[[list[Tensor]], Tensor]
-) -> _Outputs:
+def _merged(parts: Sequence[_Outputs], join: Callable[[list[Tensor]], Tensor]) -> _Outputs:
     """Put the outputs of several runs together."""
     first = parts[0]
     return (
