@@ -201,7 +201,7 @@ def test_evaluate_gives_deterministics_and_log_likelihood(way):
     y = torch.randn(12)
     log_joint = build(model, y, way=way)
     z = torch.randn(5, 4)
-    out = log_joint.evaluate(z)
+    out = log_joint.evaluate(z, log_likelihood=True)
     torch.testing.assert_close(out.log_p, log_joint(z))
     torch.testing.assert_close(out.deterministic["exp_mu"], z[:, 0].exp())
     torch.testing.assert_close(out.deterministic["exp_b"], z[:, 1:].exp())
@@ -212,7 +212,7 @@ def test_evaluate_gives_deterministics_and_log_likelihood(way):
 
 
 def test_masked_observations_have_likelihood_zero():
-    out = build(handlers, X, Y).evaluate(torch.zeros(2, 1))
+    out = build(handlers, X, Y).evaluate(torch.zeros(2, 1), log_likelihood=True)
     assert (out.log_likelihood["y"][:, Y <= 0] == 0).all()
     assert (out.log_likelihood["y"][:, Y > 0] != 0).all()
 
@@ -251,7 +251,9 @@ def test_discrete_sites_are_summed_out(way):
     z = torch.randn(7, 3)
     parts, expected = mixture_by_hand(log_joint.latent, z, y)
     torch.testing.assert_close(log_joint(z), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(log_joint.evaluate(z).log_likelihood["y"], parts)
+    torch.testing.assert_close(
+        log_joint.evaluate(z, log_likelihood=True).log_likelihood["y"], parts
+    )
 
 
 def test_enumerated_gradient_reaches_the_particles():
@@ -271,9 +273,11 @@ def test_shared_discrete_site_has_no_pointwise_likelihood():
         with pyro.plate("data", 4):
             pyro.sample("y", dist.Normal(loc + k, 1.0), obs=y)
 
-    y = torch.randn(4)
+    log_joint = build(model, torch.randn(4))
+    assert torch.isfinite(log_joint(torch.zeros(2, 1))).all()
+    assert log_joint.evaluate(torch.zeros(2, 1)).log_likelihood == {}
     with pytest.raises(ModelError, match=r"enumerated site 'k' is shared by the plate 'data'"):
-        build(model, y).evaluate(torch.zeros(2, 1))
+        log_joint.evaluate(torch.zeros(2, 1), log_likelihood=True)
 
 
 # --------------------------------------------------------------------------- subsampling

@@ -23,7 +23,7 @@ from pyro_nfvi.logjoint.checks import (
     nonfinite_sites,
     quiet,
 )
-from pyro_nfvi.logjoint.run import Evaluation, ModelRun
+from pyro_nfvi.logjoint.run import DETERMINISTIC, LIKELIHOOD, NO_SITES, Evaluation, ModelRun
 
 __all__ = ["LogJoint"]
 
@@ -128,8 +128,9 @@ class LogJoint:
             # As many check points as no axis of the model is long, so that a wrong broadcast shows.
             taken = {n for site in first.nodes.values() for n in _axes(site)}
             self._count = next(n for n in (3, 4, 5, 7, 11, 13, *range(14, 10**6)) if n not in taken)
-            self.how, self.why = self._choose(way, subsample, details=False)
-            self._how_details, self._why_details = self._choose(way, subsample, details=True)
+            self.how, self.why = self._choose(way, subsample)
+        self._way = way
+        self._how_sites: dict[frozenset[str], Way] = {}
 
     @property
     def max_plate_nesting(self) -> int:
@@ -164,22 +165,35 @@ class LogJoint:
 
     def __call__(self, z: Tensor, subsample: Mapping[str, Tensor] | None = None) -> Tensor:
         """Evaluate ``z (*b, D)``; without ``subsample`` new indices are drawn."""
-        return self._evaluate(z, subsample, self.how, details=False)[0].reshape(z.shape[:-1])
+        return self._evaluate(z, subsample, self.how)[0].reshape(z.shape[:-1])
 
-    def evaluate(self, z: Tensor, subsample: Mapping[str, Tensor] | None = None) -> Evaluation:
-        """Evaluate ``z (S, D)`` with deterministic sites and the log density of each observation.
+    def evaluate(
+        self,
+        z: Tensor,
+        subsample: Mapping[str, Tensor] | None = None,
+        *,
+        log_likelihood: bool = False,
+    ) -> Evaluation:
+        """Evaluate ``z (S, D)`` with the deterministic sites, without gradients.
 
-        Without gradients, and in chunks that bound the memory of one run.
+        In chunks that bound the memory of one run. ``log_likelihood=True`` adds the log density
+        of every observation, ``(S, *batch_shape)``.
+
+        Raises:
+            ModelError: The log likelihood does not split into observations, since they share a
+                discrete site that is summed out.
         """
         if z.dim() != 2:
             raise ShapeError(f"evaluate needs z of shape (S, {self.latent.dim}); got {z.shape}.")
+        sites = frozenset({DETERMINISTIC, LIKELIHOOD} if log_likelihood else {DETERMINISTIC})
         subsample = self.draw_subsample() if subsample is None else subsample
         rows = max(1, _CHUNK // max(1, self.size))
         with torch.no_grad():
-            parts = [
-                self._evaluate(chunk, subsample, self._how_details, details=True)
-                for chunk in z.split(rows)
-            ]
+            if sites not in self._how_sites:
+                # A way may give right totals and sites of a wrong shape.
+                self._how_sites[sites] = self._choose(self._way, subsample, sites)[0]
+            how = self._how_sites[sites]
+            parts = [self._evaluate(chunk, subsample, how, sites) for chunk in z.split(rows)]
         return Evaluation(*_merged(parts, torch.cat))
 
     def blame(self, z: Tensor) -> list[str]:
@@ -193,7 +207,11 @@ class LogJoint:
         return [n for n in nonfinite_sites(trace) if torch.isnan(trace.nodes[n]["log_prob"]).any()]
 
     def _evaluate(
-        self, z: Tensor, subsample: Mapping[str, Tensor] | None, how: Way, *, details: bool
+        self,
+        z: Tensor,
+        subsample: Mapping[str, Tensor] | None,
+        how: Way,
+        sites: frozenset[str] = NO_SITES,
     ) -> _Outputs:
         if z.dim() == 0 or z.shape[-1] != self.latent.dim:
             raise ShapeError(
@@ -205,11 +223,11 @@ class LogJoint:
         # The model was run once with the user's validation; its checks cost and break vmap.
         with pyro.validation_enabled(False):
             if how == "plate":
-                log_p, *sites = run.plate(rows, subsample, details=details)
-                return log_p.expand(len(rows)), sites[0], sites[1]
+                log_p, deterministic, likelihood = run.plate(rows, subsample, sites)
+                return log_p.expand(len(rows)), deterministic, likelihood
             if how == "vmap":
-                return torch.vmap(lambda row: run.scalar(row, subsample, details=details))(rows)
-            parts = [run.scalar(row, subsample, details=details) for row in rows]
+                return torch.vmap(lambda row: run.scalar(row, subsample, sites))(rows)
+            parts = [run.scalar(row, subsample, sites) for row in rows]
         return _merged(parts, torch.stack)
 
     # ------------------------------------------------------------------------------- set-up
@@ -260,17 +278,17 @@ class LogJoint:
         return loc + torch.linspace(0.1, 1.5, count).to(loc).unsqueeze(-1) * noise
 
     def _choose(
-        self, way: Way | None, subsample: Mapping[str, Tensor], *, details: bool
+        self, way: Way | None, subsample: Mapping[str, Tensor], sites: frozenset[str] = NO_SITES
     ) -> tuple[Way, str]:
         """Find the first way that agrees with the model run alone, and say why not the others."""
         points = self._points(self._count)
-        expected = self._evaluate(points, subsample, "loop", details=details)
+        expected = self._evaluate(points, subsample, "loop", sites)
         reasons: list[str] = []
         for candidate in _WAYS if way is None else (way,):
             if candidate == "loop":
                 break
             try:
-                found = self._evaluate(points, subsample, candidate, details=details)
+                found = self._evaluate(points, subsample, candidate, sites)
                 problem = _disagreement(found, expected, candidate)
             except Exception as error:  # a model may fail in any way when it is batched
                 lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -25,6 +25,9 @@ from pyro_nfvi.latent import LatentSpace
 
 __all__ = ["Evaluation", "ModelRun", "SetSubsample", "is_deterministic", "is_observed"]
 
+#: What a run can return beside the log joint.
+DETERMINISTIC, LIKELIHOOD = "deterministic", "log_likelihood"
+NO_SITES: frozenset[str] = frozenset()
 #: Name of the plate that stands for the particles.
 PARTICLES = "_nfvi_particles"
 
@@ -129,16 +132,16 @@ class ModelRun:
         return trace
 
     def scalar(
-        self, z: Tensor, subsample: Mapping[str, Tensor], *, details: bool = False
+        self, z: Tensor, subsample: Mapping[str, Tensor], sites: frozenset[str] = NO_SITES
     ) -> tuple[Tensor, TensorDict, TensorDict]:
         """Evaluate one vector ``(D,)``: its log joint, deterministic values, log likelihood."""
         values, ladj = self.latent.constrain(z)
         trace = self.trace(values, subsample)
         log_p = self._total(trace, None) + ladj
-        return (log_p, *(self._details(trace, None) if details else ({}, {})))
+        return (log_p, *self._details(trace, None, sites))
 
     def plate(
-        self, z: Tensor, subsample: Mapping[str, Tensor], *, details: bool = False
+        self, z: Tensor, subsample: Mapping[str, Tensor], sites: frozenset[str] = NO_SITES
     ) -> tuple[Tensor, TensorDict, TensorDict]:
         """Evaluate ``z (S, D)`` in one run, the particles as an outermost plate."""
         count, nesting = z.shape[0], self.max_plate_nesting
@@ -148,7 +151,7 @@ class ModelRun:
             values[name] = values[name].reshape((count, *ones, *site.shape))
         trace = self.trace(values, subsample, particles=count)
         log_p = self._total(trace, count) + ladj
-        return (log_p, *(self._details(trace, count) if details else ({}, {})))
+        return (log_p, *self._details(trace, count, sites))
 
     def _total(self, trace: Trace, particles: int | None) -> Tensor:
         """Sum the log probabilities of a trace, per particle, discrete sites summed out."""
@@ -203,15 +206,17 @@ class ModelRun:
         order = sorted((symbols[name] for name in target), key=lambda s: trace.symbol_to_dim[s])
         return found.permute([found._pyro_dims.index(symbol) for symbol in order])
 
-    def _details(self, trace: Trace, particles: int | None) -> tuple[TensorDict, TensorDict]:
+    def _details(
+        self, trace: Trace, particles: int | None, sites: frozenset[str]
+    ) -> tuple[TensorDict, TensorDict]:
         deterministic, likelihood = {}, {}
         for name, site in trace.nodes.items():
-            if is_deterministic(site):
+            if DETERMINISTIC in sites and is_deterministic(site):
                 value = site["value"]
                 if particles is None:
                     self.shapes.setdefault(name, tuple(value.shape))
                 deterministic[name] = self._rows(name, value, particles)
-            elif is_observed(site, self.latent.sites):
+            elif LIKELIHOOD in sites and is_observed(site, self.latent.sites):
                 likelihood[name] = self._likelihood(trace, site, particles)
         return deterministic, likelihood
 
