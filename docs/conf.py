@@ -35,6 +35,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False  # torch's and Pyro's own docstrings stay in their own houses
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
