@@ -1,0 +1,80 @@
+"""Every law over every flow of the catalogue: one test per law and flow."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+import torch
+from catalog import FLOWS
+
+import pyro_nfvi.flows
+from pyro_nfvi.errors import LawError
+from pyro_nfvi.flows import Adapted, Flow
+from pyro_nfvi.testing import LAWS, FlowCase, check_flow
+from pyro_nfvi.testing.tracing import check_compiled
+
+DIMS = (1, 2, 5)
+#: Laws that trace the root finding of every layer: long, and inverses are rarely compiled.
+SLOW = {"make_fx inverse", "compile inverse"}
+COMPILE = {"compile", "compile inverse"}
+
+
+def examine(flow: str, law: str) -> None:
+    case = FLOWS[flow]
+    check_flow(
+        case.make,
+        dims=[dim for dim in DIMS if dim >= case.min_dim],
+        context_dims=(0, 3) if case.context else (0,),
+        laws=[law],
+        slack={name: factor for name, (factor, _) in case.slack.items()},
+    )
+
+
+def law_by_flow():
+    for law in LAWS:
+        for flow, case in FLOWS.items():
+            if law in case.exempt or (LAWS[law].scope.context and not case.context):
+                continue
+            marks = [pytest.mark.slow] * (law in SLOW) + [pytest.mark.compile] * (law in COMPILE)
+            yield pytest.param(flow, law, id=f"{law.replace(' ', '_')}-{flow}", marks=marks)
+
+
+@pytest.mark.parametrize(("flow", "law"), list(law_by_flow()))
+def test_flow_keeps_law(flow, law):
+    examine(flow, law)
+
+
+@pytest.mark.parametrize(
+    ("flow", "law"),
+    [pytest.param(flow, law, id=f"{law}-{flow}") for flow in FLOWS for law in FLOWS[flow].exempt],
+)
+def test_exemption_is_needed(flow, law):
+    assert FLOWS[flow].exempt[law].strip()
+    with pytest.raises(LawError):
+        examine(flow, law)
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.parametrize("context_dim", [0, 3])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_inductor_equals_eager(flow, context_dim):
+    if context_dim and not FLOWS[flow].context:
+        pytest.skip("takes no context")
+    case = FlowCase(FLOWS[flow].make, 5, context_dim, torch.float64)
+    check_compiled(case, backend="inductor")
+
+
+def test_every_flow_of_the_library_is_in_the_catalogue():
+    family = set()
+    for module in pkgutil.iter_modules(pyro_nfvi.flows.__path__):
+        for one in vars(importlib.import_module(f"pyro_nfvi.flows.{module.name}")).values():
+            if inspect.isclass(one) and issubclass(one, Flow) and not inspect.isabstract(one):
+                family.add(one)
+    # Adapted wraps other people's maps, which need not keep our laws; tests/flows/test_adapt.py.
+    family.discard(Adapted)
+    covered = {type(part) for case in FLOWS.values() for part in case.make(2, 0).modules()}
+    assert {one.__name__ for one in family - covered} == set()
