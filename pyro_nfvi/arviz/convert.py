@@ -1,0 +1,241 @@
+"""``to_arviz``: draws and a model in, an ArviZ result out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_nfvi.arviz.draws import Draws, read
+from pyro_nfvi.arviz.evaluate import ModelView
+from pyro_nfvi.arviz.gather import Gatherer, weight_attrs
+from pyro_nfvi.arviz.tree import ORDER, Groups, build_tree, require_arviz
+from pyro_nfvi.diagnostics import psis, resample
+from pyro_nfvi.errors import OptionError
+
+__all__ = ["collect", "to_arviz"]
+
+#: Draws that are weighed for each one that reweighting keeps.
+_POOL = 4
+
+
+def to_arviz(
+    source: Any,
+    *,
+    model: Callable[..., Any] | None = None,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    num_samples: int = 2000,
+    reweighted: bool = False,
+    groups: Sequence[str] | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+) -> Any:
+    """Convert a posterior to ArviZ: ``InferenceData`` (ArviZ 0.2x) or ``DataTree`` (1 and later).
+
+    The result has, as far as the model allows: ``posterior`` (deterministic sites included),
+    ``posterior_predictive``, ``log_likelihood``, ``sample_stats`` with ``log_p`` and ``log_q`` of
+    every draw, ``prior``, ``prior_predictive``, ``observed_data`` and ``constant_data``. Plates
+    name the dimensions. What could not be made is said in ``posterior.attrs["missing_<group>"]``;
+    a missing log likelihood is warned about.
+
+    The draws of a fit are independent: R-hat and ESS say nothing about its quality. Read
+    ``sample_stats.attrs["khat"]`` (see :func:`pyro_nfvi.diagnostics.psis`), or convert several
+    fits as chains and look at R-hat then: it compares the fits. For leave-one-out with the
+    approximation accounted for: ``az.loo_approximate_posterior(data, log_p, log_q)`` with the
+    variables of ``sample_stats``.
+
+    Args:
+        source: A fit, a guide (of ours or any of Pyro's), a Pyro ``MCMC`` after its run, a dict
+            ``{site: draws (S, *shape)}``, or a list of these, which become chains.
+        model: The model, where the source does not know it (a dict, a loaded fit), or another
+            one with the same latent sites.
+        args: Positional arguments of the model; those of the fit or MCMC run by default.
+        kwargs: Keyword arguments of the model.
+        num_samples: Draws from each fit or guide; MCMC runs and dicts bring their own.
+        reweighted: Weigh four times as many draws by Pareto-smoothed importance sampling and
+            keep ``num_samples`` of them. ``log_q`` is then the density that the draws have after
+            it: ``log_p`` less the estimated log evidence.
+        groups: Make these groups only, and make them whatever their size. By default all are
+            made but for variables of more than 5e7 numbers.
+        coords: Labels of dimensions, such as ``{"schools": ["Choate", "Deerfield", ...]}``.
+
+    Units:
+        ``log_p``, ``log_q`` and ``log_likelihood`` in nats; ``log_p`` is the log joint of the
+        constrained sites in Pyro's measure, so ``log_p - log_q`` is the log importance weight.
+
+    Cost:
+        Two runs of the model for all draws and one of the prior, in chunks; a run for each draw
+        where the model cannot be vectorised.
+
+    Raises:
+        MissingPackageError: ArviZ is not installed.
+        OptionError: The source cannot be converted, sources differ, or an option is wrong.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro_nfvi import AutoIAF
+        >>> from pyro_nfvi.arviz import to_arviz
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> y = torch.tensor([1.0, 2.0, 3.0])
+        >>> guide = AutoIAF(model).setup(y)
+        >>> idata = to_arviz(guide, args=(y,), num_samples=100)
+        >>> dict(idata["log_likelihood"]["y"].sizes)
+        {'chain': 1, 'draw': 100, 'data': 3}
+        >>> sorted(idata["sample_stats"].data_vars)
+        ['log_p', 'log_q']
+    """
+    require_arviz()
+    return build_tree(
+        collect(
+            source,
+            model=model,
+            args=args,
+            kwargs=kwargs,
+            num_samples=num_samples,
+            reweighted=reweighted,
+            groups=groups,
+            coords=coords,
+        )
+    )
+
+
+def collect(
+    source: Any,
+    *,
+    model: Callable[..., Any] | None = None,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    num_samples: int = 2000,
+    reweighted: bool = False,
+    groups: Sequence[str] | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+) -> Groups:
+    """Do all of :func:`to_arviz` but the last step, which needs ArviZ."""
+    if num_samples < 1:
+        raise OptionError(f"num_samples must be at least 1; got {num_samples}.")
+    unknown = sorted(set(groups or ()) - set(ORDER))
+    if unknown:
+        raise OptionError(f"groups may name {', '.join(ORDER)}; got {unknown[0]!r}.")
+    sources = list(source) if isinstance(source, (list, tuple)) else [source]
+    if not sources:
+        raise OptionError("to_arviz was given an empty list.")
+    count = num_samples * (_POOL if reweighted else 1)
+    args = tuple(args) if isinstance(args, (list, tuple)) else (args,)
+    parts = [read(one, count, model=model, args=args, kwargs=dict(kwargs or {})) for one in sources]
+    _check_alike(parts)
+    view, reason = _view(parts[0])
+    log_p = None
+    if reweighted:
+        if view is None:
+            raise OptionError(f"reweighted=True needs the model at work, but {reason}.")
+        weighed = [_reweight(part, view, num_samples) for part in parts]
+        parts = [part for part, _ in weighed]
+        log_p = torch.stack([scores for _, scores in weighed])
+    found = Gatherer(_merge(parts), view, reason, groups).run(log_p)
+    for dim, labels in (coords or {}).items():
+        found.coords[dim] = np.asarray(labels)
+    _check_coords(found, coords or {})
+    return found
+
+
+def _view(draws: Draws) -> tuple[ModelView | None, str]:
+    """The model at work, or why it is not."""
+    if draws.model is None:
+        return None, "there is no model; pass model=..., args=..., kwargs=..."
+    first = {name: value[0, 0] for name, value in draws.values.items()}
+    try:
+        return ModelView(draws.model, draws.args, draws.kwargs, first), ""
+    except Exception as error:  # whatever the user's model raises is a reason, not a crash
+        lines = str(error).strip().splitlines() or [""]
+        reason = f"the model could not be run at the draws: {type(error).__name__}: {lines[0]}"
+        if not draws.args and not draws.kwargs:
+            reason += " (it was called without arguments: pass args=..., kwargs=...)"
+        return None, reason
+
+
+def _check_alike(parts: Sequence[Draws]) -> None:
+    first = {name: tuple(value.shape[1:]) for name, value in parts[0].values.items()}
+    for index, part in enumerate(parts[1:], 1):
+        other = {name: tuple(value.shape[1:]) for name, value in part.values.items()}
+        if other != first:
+            raise OptionError(
+                "Chains need the same sites with the same shapes and equally many draws; the first "
+                f"source has {first}, number {index + 1} has {other}."
+            )
+
+
+def _merge(parts: Sequence[Draws]) -> Draws:
+    """Several sources as chains; what not all of them have is dropped."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    scored = all(part.log_q is not None for part in parts)
+    keys = [key for key in first.attrs if all(key in part.attrs for part in parts)]
+    attrs: dict[str, Any] = {}
+    for key in keys:
+        values = [part.attrs[key] for part in parts]
+        same = all(np.array_equal(value, values[0]) for value in values)
+        attrs[key] = values[0] if same and isinstance(values[0], str) else np.array(values)
+    return Draws(
+        {name: torch.cat([part.values[name] for part in parts]) for name in first.values},
+        torch.cat([part.log_q for part in parts]) if scored else None,  # type: ignore[misc]
+        first.model,
+        first.args,
+        first.kwargs,
+        {n: torch.cat([p.stats[n] for p in parts]) for n in _common([p.stats for p in parts])},
+        attrs,
+    )
+
+
+def _common(dicts: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [name for name in dicts[0] if all(name in one for one in dicts)]
+
+
+def _reweight(draws: Draws, view: ModelView, num_samples: int) -> tuple[Draws, Tensor]:
+    """Resample one source's draws by their smoothed weights; also return their ``log_p``."""
+    if draws.log_q is None or len(draws.log_q) != 1:
+        raise OptionError(
+            "reweighted=True needs draws with a known density, from a fit or a guide; "
+            f"{draws.attrs.get('source', 'this source')} has none."
+        )
+    flat = {name: value[0] for name, value in draws.values.items()}
+    log_p = torch.cat(
+        [part.log_p for part in view.evaluate(flat, deterministic=False, log_likelihood=False)]
+    )
+    log_q = draws.log_q[0]
+    log_w = (log_p - log_q).double()
+    log_w = torch.where(log_w < torch.inf, log_w, -torch.inf)
+    kept = resample(psis(log_w).log_weights, num_samples)
+    attrs = {**draws.attrs, **weight_attrs(log_w[None]), "reweighted": 1}
+    return (
+        Draws(
+            {name: value[kept][None] for name, value in flat.items()},
+            (log_p[kept] - attrs["log_evidence"])[None],
+            draws.model,
+            draws.args,
+            draws.kwargs,
+            attrs=attrs,
+        ),
+        log_p[kept],
+    )
+
+
+def _check_coords(found: Groups, coords: Mapping[str, Sequence[Any]]) -> None:
+    sizes: dict[str, int] = {}
+    for variables in found.variables.values():
+        for dims, array in variables.values():
+            sizes |= dict(zip(dims, array.shape[len(array.shape) - len(dims) :]))
+    for dim, labels in coords.items():
+        if dim not in sizes:
+            raise OptionError(f"coords names {dim!r}; the dimensions are {sorted(sizes)}.")
+        if len(labels) != sizes[dim]:
+            raise OptionError(
+                f"coords gives {len(labels)} labels for {dim!r}, which has {sizes[dim]} entries."
+            )

@@ -1,0 +1,126 @@
+"""The model at given draws: log joint, deterministic sites, log likelihood."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.arviz.simulate import Simulator, is_factor
+from pyro_nfvi.errors import NoDataWarning, OptionError
+from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.logjoint import Evaluation, LogJoint
+from pyro_nfvi.logjoint.run import SetSubsample, is_deterministic, is_observed
+
+__all__ = ["ModelView"]
+
+#: Numbers that the runs of one chunk hold together.
+_CHUNK = 10_000_000
+
+
+class ModelView:
+    """A model with its arguments, looked at through draws of its latents.
+
+    One set of subsample indices is drawn for all that is asked of it.
+
+    Args:
+        model: The Pyro model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        first: One draw of each latent site, constrained.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        first: TensorDict,
+    ) -> None:
+        # Held at the draw, so that a prior need not be able to sample.
+        start = SetSubsample(first)(model)
+        devices = [value.device.index for value in first.values() if value.is_cuda]
+        with (
+            torch.random.fork_rng(devices=sorted(set(devices))),
+            torch.no_grad(),
+            poutine.block(),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", NoDataWarning)
+            prototype = poutine.trace(start).get_trace(*args, **kwargs)
+            self.latent = LatentSpace.from_trace(prototype)
+            self.log_joint = LogJoint(model, args, kwargs, self.latent)
+        missing = [name for name in self.latent.sites if name not in first]
+        if missing:
+            raise OptionError(f"there are no draws of the model's latent site {missing[0]!r}")
+        first = {name: first[name] for name in self.latent.sites}
+        self.subsample = self.log_joint.draw_subsample()
+        self.args, self.kwargs = args, dict(kwargs)
+        with torch.no_grad(), poutine.block(), SetSubsample(self.subsample):
+            #: A run at the first draw: shapes, plates, observed values.
+            self.trace: Trace = poutine.trace(poutine.condition(model, data=first)).get_trace(
+                *args, **kwargs
+            )
+        self.simulator = Simulator(
+            model,
+            args,
+            kwargs,
+            self.subsample,
+            nesting=self.log_joint.max_plate_nesting,
+            together=self.log_joint.how == "plate",
+        )
+
+    @property
+    def rows(self) -> int:
+        """Draws that are evaluated together."""
+        return max(1, _CHUNK // max(1, self.log_joint.size))
+
+    def observed(self) -> dict[str, Tensor]:
+        """Values of the observed sites, factors left out."""
+        return {
+            name: site["value"]
+            for name, site in self.trace.nodes.items()
+            if is_observed(site, self.latent.sites)
+            and not is_factor(site)
+            and torch.is_tensor(site["value"])
+        }
+
+    def factors(self) -> list[str]:
+        """Names of the ``pyro.factor`` sites."""
+        nodes = self.trace.nodes.items()
+        return [n for n, s in nodes if s["type"] == "sample" and is_factor(s)]
+
+    def deterministic(self) -> dict[str, Tensor]:
+        """Values of the deterministic sites at the first draw."""
+        nodes = self.trace.nodes.items()
+        return {
+            n: s["value"] for n, s in nodes if is_deterministic(s) and torch.is_tensor(s["value"])
+        }
+
+    def evaluate(
+        self, values: TensorDict, *, deterministic: bool, log_likelihood: bool
+    ) -> Iterator[Evaluation]:
+        """Evaluate draws ``(S, *shape)`` chunk by chunk; ``log_p`` in the sites' own measure.
+
+        Raises:
+            ModelError: The log likelihood does not split into observations.
+        """
+        rows = self.rows
+        count = len(next(iter(values.values())))
+        for start in range(0, count, rows):
+            z = self.latent.pack({n: values[n][start : start + rows] for n in self.latent.sites})
+            with torch.no_grad():
+                _, ladj = self.latent.constrain(z)
+                if deterministic or log_likelihood:
+                    found = self.log_joint.evaluate(
+                        z, self.subsample, log_likelihood=log_likelihood
+                    )
+                else:
+                    found = Evaluation(self.log_joint(z, self.subsample))
+            yield Evaluation(found.log_p - ladj, found.deterministic, found.log_likelihood)

@@ -1,0 +1,325 @@
+"""Collect what each group of the result holds; a group that cannot be made says why."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.arviz.draws import Draws
+from pyro_nfvi.arviz.evaluate import ModelView
+from pyro_nfvi.arviz.labels import Labels
+from pyro_nfvi.arviz.tree import Groups
+from pyro_nfvi.diagnostics import ess, log_evidence, psis
+from pyro_nfvi.errors import ConversionWarning, ModelError, WeightError
+
+__all__ = ["Gatherer"]
+
+#: Most numbers that one variable may hold unless its group is asked for by name: 400 MB of float64.
+_LARGEST = 50_000_000
+#: Draws of the prior.
+_PRIOR_DRAWS = 500
+
+
+class Gatherer:
+    """Fills the groups of one conversion.
+
+    Args:
+        draws: Draws of the latent sites.
+        view: The model at work, or None.
+        reason: Why there is no view of the model.
+        asked: Groups that the user asked for by name, which are made whatever their size; None
+            for all that fit.
+    """
+
+    def __init__(
+        self, draws: Draws, view: ModelView | None, reason: str, asked: Collection[str] | None
+    ) -> None:
+        self.draws, self.view, self.reason = draws, view, reason
+        self.asked = asked
+        self.chains, self.length = next(iter(draws.values.values())).shape[:2]
+        self.count = self.chains * self.length
+        self.flat = {name: value.flatten(0, 1) for name, value in draws.values.items()}
+        self.labels = Labels(view.trace, view.subsample) if view else Labels(None)
+        self.groups = Groups(coords=self.labels.coords())
+        self.missing: dict[str, str] = {}
+
+    def run(self, log_p: Tensor | None) -> Groups:
+        """Make all groups; ``log_p (chain, draw)`` if it is known already."""
+        self._posterior()
+        if self.view is None:
+            for group in ("log_likelihood", "posterior_predictive", "prior", "prior_predictive"):
+                self.missing[group] = self.reason
+        else:
+            log_p = self._evaluation(self.view, log_p)
+            self._predictive(self.view)
+            self._prior(self.view)
+            self._data(self.view)
+        self._statistics(log_p)
+        self._report()
+        return self.groups
+
+    # ----------------------------------------------------------------------------- the groups
+
+    def _posterior(self) -> None:
+        if not self._wants("posterior"):
+            return
+        for name, value in self.draws.values.items():
+            self._add("posterior", name, self.labels.site(name, tuple(value.shape[2:])), value)
+        self.groups.note("posterior", **self.draws.attrs)
+
+    def _evaluation(self, view: ModelView, log_p: Tensor | None) -> Tensor:
+        """One pass over the draws: log joint, deterministic sites, log likelihood."""
+        deterministic = [
+            name
+            for name, value in view.deterministic().items()
+            if name not in self.draws.values and self._fits("posterior", name, value.numel())
+        ]
+        likelihood = self._likelihood_sites(view)
+        if log_p is not None and not deterministic and not likelihood:
+            return log_p
+        try:
+            keep = self._evaluate(view, deterministic, likelihood)
+        except ModelError as error:
+            if not likelihood:
+                raise
+            self.missing["log_likelihood"] = str(error).rstrip(".")
+            likelihood = []
+            keep = self._evaluate(view, deterministic, likelihood)
+        for name in deterministic:
+            array = self._by_chain(keep["deterministic", name])
+            self._add("posterior", name, self.labels.site(name, array.shape[2:]), array)
+        for name in likelihood:
+            array = self._by_chain(keep["likelihood", name])
+            self._add("log_likelihood", name, self.labels.batch(name, array.shape[2:]), array)
+        found = torch.as_tensor(self._by_chain(keep["log_p", ""]))
+        return found if log_p is None else log_p
+
+    def _evaluate(
+        self, view: ModelView, deterministic: list[str], likelihood: list[str]
+    ) -> _Columns:
+        keep = _Columns(self.count)
+        parts = view.evaluate(
+            self.flat, deterministic=bool(deterministic), log_likelihood=bool(likelihood)
+        )
+        for part in parts:
+            rows = {("log_p", ""): part.log_p}
+            rows |= {("deterministic", name): part.deterministic[name] for name in deterministic}
+            rows |= {("likelihood", name): part.log_likelihood[name] for name in likelihood}
+            keep.append(rows)
+        return keep
+
+    def _likelihood_sites(self, view: ModelView) -> list[str]:
+        if not self._wants("log_likelihood"):
+            return []
+        names = list(view.observed())
+        if not names:
+            # A likelihood that is written as a factor is better than none.
+            names = view.factors()
+        if not names:
+            self.missing["log_likelihood"] = "the model has no observed site"
+        nodes = view.trace.nodes
+        sizes = {name: math.prod(nodes[name]["fn"].batch_shape) for name in names}
+        return [name for name in names if self._fits("log_likelihood", name, sizes[name])]
+
+    def _predictive(self, view: ModelView) -> None:
+        group = "posterior_predictive"
+        wanted = self._observed_that_fit(view, group, self.count)
+        if not wanted:
+            return
+        values = {name: self.flat[name].to(view.latent.init_loc) for name in view.latent.sites}
+        self._simulate(view, {group: wanted}, values, self.count, self._by_chain)
+
+    def _prior(self, view: ModelView) -> None:
+        count = min(self.length, _PRIOR_DRAWS)
+        wanted = {"prior_predictive": self._observed_that_fit(view, "prior_predictive", count)}
+        if self._wants("prior"):
+            own = dict.fromkeys(view.latent.sites) | {
+                name: None
+                for name, value in view.deterministic().items()
+                if self._fits("prior", name, value.numel(), count)
+            }
+            wanted["prior"] = list(own)
+        self._simulate(view, wanted, {}, count, lambda array: array[None])
+
+    def _simulate(
+        self,
+        view: ModelView,
+        wanted: Mapping[str, list[str]],
+        values: TensorDict,
+        count: int,
+        shaped: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        names = [name for group in wanted.values() for name in group]
+        if not names:
+            return
+        keep = _Columns(count)
+        try:
+            for part in view.simulator.run(count, values, names, view.rows):
+                keep.append({("", name): part[name] for name in names})
+        except Exception as error:  # a distribution that cannot sample, or a user's own code
+            text = _first_line(error)
+            self.missing |= dict.fromkeys(wanted, f"the model cannot be simulated: {text}")
+            return
+        for group, members in wanted.items():
+            for name in members:
+                array = shaped(keep["", name])
+                self._add(group, name, self.labels.site(name, array.shape[2:]), array)
+
+    def _observed_that_fit(self, view: ModelView, group: str, count: int) -> list[str]:
+        if not self._wants(group):
+            return []
+        observed = view.observed()
+        if not observed:
+            self.missing[group] = "the model has no observed site with a value"
+        return [n for n, v in observed.items() if self._fits(group, n, v.numel(), count)]
+
+    def _data(self, view: ModelView) -> None:
+        observed = view.observed()
+        if self._wants("observed_data"):
+            for name, value in observed.items():
+                self._add("observed_data", name, self.labels.site(name, tuple(value.shape)), value)
+        if self._wants("constant_data"):
+            for name, value in _arguments(view, list(observed.values())).items():
+                array = _array(value)
+                self._add("constant_data", name, self.labels.array(name, array.shape), array)
+
+    def _statistics(self, log_p: Tensor | None) -> None:
+        if not self._wants("sample_stats"):
+            return
+        log_q = self.draws.log_q
+        for name, value in (("log_p", log_p), ("log_q", log_q), *self.draws.stats.items()):
+            if value is not None:
+                self._add("sample_stats", name, (), value)
+        attrs = dict(self.draws.attrs)
+        if log_p is not None and log_q is not None and "khat" not in attrs:
+            attrs |= weight_attrs(log_p.cpu() - log_q.cpu())
+        if "sample_stats" in self.groups.variables:
+            self.groups.note("sample_stats", **attrs)
+        self.groups.note("posterior", **{k: v for k, v in attrs.items() if k == "khat"})
+
+    def _report(self) -> None:
+        """Say what is not there: in the attributes always, as a warning if it was meant to be."""
+        for group, why in self.missing.items():
+            self.groups.note("posterior", **{f"missing_{group}": why})
+        loud = set(self.asked or ()) | ({"log_likelihood"} if self.draws.model else set())
+        for group in sorted(loud & set(self.missing)):
+            warnings.warn(
+                f"The ArviZ result has no {group}, or not all of it: {self.missing[group]}.",
+                ConversionWarning,
+                stacklevel=4,
+            )
+
+    # ------------------------------------------------------------------------------ the pieces
+
+    def _wants(self, group: str) -> bool:
+        return self.asked is None or group in self.asked
+
+    def _fits(self, group: str, name: str, size: int, count: int | None = None) -> bool:
+        if not self._wants(group):
+            return False
+        count = count or self.count
+        if self.asked is not None or count * size <= _LARGEST:
+            return True
+        self.missing[group] = (
+            f"{name!r} would hold {count} draws of {size} values, which is much memory; ask for it "
+            f"with groups=[{group!r}, ...], perhaps with a smaller num_samples"
+        )
+        return False
+
+    def _by_chain(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape((self.chains, self.length, *array.shape[1:]))
+
+    def _add(
+        self, group: str, name: str, dims: tuple[str, ...], value: Tensor | np.ndarray
+    ) -> None:
+        self.groups.add(group, name, dims, _array(value))
+
+
+class _Columns:
+    """Arrays filled chunk by chunk, so that nothing is held twice."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.filled = count, 0
+        self.arrays: dict[tuple[str, str], np.ndarray] = {}
+
+    def append(self, rows: Mapping[tuple[str, str], Tensor]) -> None:
+        stop = self.filled
+        for key, value in rows.items():
+            part = _array(value)
+            if key not in self.arrays:
+                self.arrays[key] = np.empty((self.count, *part.shape[1:]), part.dtype)
+            stop = self.filled + len(part)
+            self.arrays[key][self.filled : stop] = part
+        self.filled = stop
+
+    def __getitem__(self, key: tuple[str, str]) -> np.ndarray:
+        return self.arrays[key]
+
+
+def weight_attrs(log_w: Tensor) -> dict[str, Any]:
+    """What the weights ``(chain, draw)`` say of each chain, as attributes."""
+    found: dict[str, list[float]] = {"khat": [], "ess": [], "log_evidence": []}
+    found["log_evidence_se"] = []
+    for row in log_w:
+        finite = torch.where(row < math.inf, row, torch.full_like(row, -math.inf))
+        try:
+            value, se = log_evidence(finite)
+            numbers = (psis(finite).khat, ess(finite), value, se)
+        except WeightError:
+            numbers = (math.inf, 0.0, -math.inf, math.inf)
+        for key, number in zip(found, numbers):
+            found[key].append(number)
+    return {key: v[0] if len(v) == 1 else np.array(v) for key, v in found.items()}
+
+
+def _arguments(view: ModelView, observed: list[Tensor]) -> dict[str, Any]:
+    """Numeric arguments of the model that are not its observed data, by name."""
+    model = view.log_joint.model
+    try:
+        bound = inspect.signature(model).bind(*view.args, **view.kwargs).arguments
+    except (TypeError, ValueError):
+        bound = {f"arg_{index}": value for index, value in enumerate(view.args)} | view.kwargs
+    flat: dict[str, Any] = {}
+    for name, value in bound.items():
+        if isinstance(value, dict):
+            flat |= value
+        elif isinstance(value, tuple):
+            flat |= {f"{name}_{index}": inner for index, inner in enumerate(value)}
+        else:
+            flat[name] = value
+    return {
+        str(name): value
+        for name, value in flat.items()
+        if isinstance(value, (Tensor, np.ndarray, int, float)) and not _among(value, observed)
+    }
+
+
+def _among(value: Any, observed: list[Tensor]) -> bool:
+    if not isinstance(value, (Tensor, np.ndarray)):
+        return False
+    array = _array(value)
+    return any(
+        array.shape == tuple(one.shape) and np.array_equal(array, _array(one)) for one in observed
+    )
+
+
+def _array(value: Any) -> np.ndarray:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        if value.dtype == torch.bfloat16:
+            value = value.float()
+        return value.numpy()
+    return np.asarray(value)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
