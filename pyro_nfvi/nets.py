@@ -1,4 +1,4 @@
-"""Conditioners: a masked net whose outputs see only earlier inputs."""
+"""Conditioners: a plain net, and a masked one whose outputs see only earlier inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pyro_nfvi._typing import Hidden
 from pyro_nfvi.errors import OptionError
 
-__all__ = ["MADE", "hidden_widths"]
+__all__ = ["MADE", "MLP", "hidden_widths"]
 
 
 def hidden_widths(hidden_dim: Hidden, default: int) -> tuple[int, ...]:
@@ -27,6 +27,39 @@ def hidden_widths(hidden_dim: Hidden, default: int) -> tuple[int, ...]:
             f"hidden_dim needs a positive integer or a sequence of them; got {shown!r}."
         )
     return tuple(widths)
+
+
+class MLP(nn.Module):
+    """A tanh net with a linear skip beside its hidden layers; last layer and skip start at zero.
+
+    Args:
+        inputs: Size of the last axis of the input; 0 gives outputs that depend on nothing.
+        outputs: Size of the last axis of the output.
+        hidden: Widths of the hidden layers.
+
+    Example:
+        >>> import torch
+        >>> bool((MLP(3, 4, hidden=(16,))(torch.ones(5, 3)) == 0).all())
+        True
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, hidden: Sequence[int] = (32,)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        size = inputs
+        for width in hidden:
+            layers += [nn.Linear(size, width), nn.Tanh()]
+            size = width
+        last = nn.Linear(size, outputs)
+        self.skip = nn.Linear(inputs, outputs, bias=False)
+        for weight in (last.weight, last.bias, self.skip.weight):
+            nn.init.zeros_(weight)
+        self.net = nn.Sequential(*layers, last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(*b, inputs)`` to ``(*b, outputs)``."""
+        out: Tensor = self.net(x) + self.skip(x)
+        return out
 
 
 class MADE(nn.Module):

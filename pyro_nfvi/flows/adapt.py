@@ -122,15 +122,16 @@ def _is_lazy(source: Any) -> bool:
     return isinstance(source, nn.Module) and not isinstance(source, (Transform, Flow))
 
 
-def _parts(source: Any) -> list[Any]:
-    inner = list(getattr(source, "parts", [])) or (
-        list(source) if isinstance(source, nn.ModuleList) else []
-    )
-    for attribute in ("_inv", "_transform"):
-        held = getattr(source, attribute, None)
-        if isinstance(held, (Transform, nn.Module)):
-            inner.append(held)
-    return [source, *(leaf for part in inner if part is not source for leaf in _parts(part))]
+def _parts(source: Any, seen: set[int] | None = None) -> list[Any]:
+    """Return a transform and all that it holds, each once (an inverse holds its original)."""
+    seen = set() if seen is None else seen
+    if id(source) in seen:
+        return []
+    seen.add(id(source))
+    inner = [*getattr(source, "parts", []), *(source if isinstance(source, nn.ModuleList) else [])]
+    inner += [getattr(source, name, None) for name in ("_inv", "_transform", "base_transform")]
+    held = [part for part in inner if isinstance(part, (Transform, nn.Module))]
+    return [source, *(leaf for part in held for leaf in _parts(part, seen))]
 
 
 def _forget(transform: Any) -> None:

@@ -6,16 +6,22 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from inspect import signature
 from typing import Any
 
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.flows.autoregressive import iaf, maf
+from pyro_nfvi.flows.actnorm import ActNorm
+from pyro_nfvi.flows.autoregressive import Autoregressive, iaf, maf
 from pyro_nfvi.flows.base import Chain, Flow
+from pyro_nfvi.flows.coupling import Coupling
+from pyro_nfvi.flows.elementwise import Elementwise
 from pyro_nfvi.flows.linear import DiagonalAffine, LowerTriangular
+from pyro_nfvi.flows.masks import random_halves
+from pyro_nfvi.flows.mixing import LULinear
 from pyro_nfvi.flows.planar import PlanarChain
 from pyro_nfvi.flows.radial import Radial
+from pyro_nfvi.flows.spline import SplineKernel
 from pyro_nfvi.flows.sylvester import Sylvester
+from pyro_nfvi.flows.univariate import Kernel, ReLUKernel, ShiftKernel
 
 __all__ = ["FLOW_NAMES", "check_formula", "make_flow"]
 
@@ -48,22 +54,93 @@ def _sylvester(dim: int, context_dim: int, count: int, **options: Any) -> list[F
     return build(Sylvester)(dim, context_dim, count, **options)
 
 
+def _couplings(
+    dim: int, context_dim: int, count: int, kernel: Kernel | None, **options: Any
+) -> list[Flow]:
+    """Layers in complementary pairs: halves first, then halves of random orders."""
+    chosen = options.pop("mask", None)
+    flows: list[Flow] = []
+    for i in range(count):
+        mask = chosen
+        if mask is None:
+            mask = "halves" if i < 2 or dim < 2 else random_halves(dim, seed=i // 2)
+        reverse = bool(i % 2)
+        flows.append(
+            Coupling(dim, context_dim, kernel=kernel, mask=mask, reverse=reverse, **options)
+        )
+    return flows
+
+
+def _realnvp(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    return _couplings(dim, context_dim, count, None, **options)
+
+
+def _nice(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    # Volume-preserving layers need NICE's diagonal scaling behind them.
+    layers = _couplings(dim, context_dim, count, ShiftKernel(), **options)
+    return [*layers, DiagonalAffine(dim, context_dim)]
+
+
+def _spline_kernel(options: dict[str, Any]) -> SplineKernel:
+    given = {key: options.pop(key) for key in ("bins", "bound") if key in options}
+    return SplineKernel(**given)
+
+
+def _nsf(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    kernel = _spline_kernel(options)
+    return _couplings(dim, context_dim, count, kernel, **options)
+
+
+def _nsf_ar(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    kernel = _spline_kernel(options)
+    return _alternate(Autoregressive)(dim, context_dim, count, kernel=kernel, **options)
+
+
+def _glow(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    flows: list[Flow] = []
+    for coupling in _couplings(dim, context_dim, count, None, **options):
+        flows += [ActNorm(dim), LULinear(dim), coupling]
+    return flows
+
+
+def _relu(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    flows: list[Flow] = []
+    for _ in range(count):
+        flows += [
+            LULinear(dim, context_dim, **options),
+            Elementwise(dim, context_dim, kernel=ReLUKernel(), **options),
+        ]
+    return [*flows, LULinear(dim, context_dim, **options)]
+
+
 @dataclass(frozen=True)
 class _Family:
     build: _Builder
-    #: What an options error can name.
-    make: Callable[..., Flow]
-    count: int = 1
+    #: Layers of a name without a count.
+    count: int
+    #: Options that the builder takes.
+    options: frozenset[str]
 
 
+def _family(build: _Builder, count: int, *options: str) -> _Family:
+    return _Family(build, count, frozenset({"hidden_dim", *options}))
+
+
+_COUPLING = ("mask", "conditioner")
 _FAMILIES: dict[str, _Family] = {
-    "planar": _Family(_planar, PlanarChain, count=8),
-    "radial": _Family(_repeat(Radial), Radial, count=4),
-    "sylvester": _Family(_sylvester, Sylvester),
-    "iaf": _Family(_alternate(iaf), iaf, count=2),
-    "maf": _Family(_alternate(maf), maf, count=2),
-    "affine": _Family(_repeat(DiagonalAffine), DiagonalAffine),
-    "tril": _Family(_repeat(LowerTriangular), LowerTriangular),
+    "planar": _family(_planar, 8),
+    "radial": _family(_repeat(Radial), 4),
+    "sylvester": _family(_sylvester, 1, "rank", "kind", "num_reflections"),
+    "iaf": _family(_alternate(iaf), 2, "gate"),
+    "maf": _family(_alternate(maf), 2, "gate"),
+    "nice": _family(_nice, 4, *_COUPLING),
+    "realnvp": _family(_realnvp, 6, *_COUPLING),
+    "nsf": _family(_nsf, 2, "bins", "bound", *_COUPLING),
+    "nsf-ar": _family(_nsf_ar, 2, "bins", "bound"),
+    "glow": _family(_glow, 4, *_COUPLING),
+    "relu": _family(_relu, 6),
+    "affine": _family(_repeat(DiagonalAffine), 1),
+    "tril": _family(_repeat(LowerTriangular), 1),
 }
 #: The names that :func:`make_flow` knows.
 FLOW_NAMES: tuple[str, ...] = tuple(_FAMILIES)
@@ -78,7 +155,8 @@ def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> F
     order between them, ``"a|b"`` runs a and then b, from the base to the posterior.
 
     Args:
-        formula: Names: ``planar radial sylvester iaf maf affine tril``.
+        formula: Names: ``planar radial sylvester iaf maf nice realnvp nsf nsf-ar glow relu
+            affine tril``.
         dim: Event size D.
         context_dim: Size of the context; 0 for none.
         **options: Passed to every family of the formula that knows them, such as
@@ -99,8 +177,7 @@ def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> F
     flows: list[Flow] = []
     for name, count in terms:
         family = _FAMILIES[name]
-        known = _options_of(family)
-        chosen = {key: value for key, value in options.items() if key in known}
+        chosen = {key: value for key, value in options.items() if key in family.options}
         layers = family.count if count is None else count
         flows += family.build(dim, context_dim, layers, **chosen)
     return flows[0] if len(flows) == 1 else Chain(*flows)
@@ -117,7 +194,7 @@ def check_formula(formula: str, options: Mapping[str, Any]) -> list[tuple[str, i
             f"make_flow needs a formula such as 'iaf*2'; got {type(formula).__name__}."
         )
     terms = [_parse(term, formula) for term in formula.split("|")]
-    known = {name: _options_of(_FAMILIES[name]) for name, _ in terms}
+    known = {name: _FAMILIES[name].options for name, _ in terms}
     stray = set(options) - set().union(*known.values())
     if stray:
         allowed = "; ".join(f"{name}: {', '.join(sorted(known[name]))}" for name in known)
@@ -144,13 +221,3 @@ def _parse(term: str, formula: str) -> tuple[str, int | None]:
     if count is not None and int(count) < 1:
         raise OptionError(f"The flow formula {formula!r} asks for no layer; the least is '*1'.")
     return name, None if count is None else int(count)
-
-
-def _options_of(family: _Family) -> set[str]:
-    return set(signature(family.make).parameters) - {
-        "self",
-        "dim",
-        "context_dim",
-        "num_layers",
-        "reverse",
-    }

@@ -89,6 +89,8 @@ class Planar(ParamFlow):
         (torch.Size([5, 3]), torch.Size([5]))
     """
 
+    inverse_kind = "numeric"  # to rounding: see numerics.solve_tanh
+
     @classmethod
     def from_values(
         cls,
@@ -189,6 +191,8 @@ class PlanarChain(ParamFlow):
         >>> y.shape, ladj.shape
         (torch.Size([5, 3]), torch.Size([5]))
     """
+
+    inverse_kind = "numeric"
 
     def __init__(
         self, dim: int, num_layers: int, context_dim: int = 0, *, hidden_dim: int = 32

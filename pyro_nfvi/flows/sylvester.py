@@ -68,6 +68,8 @@ class Sylvester(ParamFlow):
         (torch.Size([4, 5]), torch.Size([4]))
     """
 
+    inverse_kind = "numeric"
+
     def __init__(
         self,
         dim: int,

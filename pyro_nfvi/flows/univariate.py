@@ -6,8 +6,8 @@ zeros mean the identity.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,31 +16,62 @@ from torch.nn import functional as F
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.numerics import soft_clamp, soft_clamp_slope
 
-__all__ = ["AffineKernel", "GatedKernel", "Kernel"]
+__all__ = ["AffineKernel", "GatedKernel", "Kernel", "ReLUKernel", "ShiftKernel"]
 
 #: Bound of the log-scale of a layer: a funnel's scale e^(v/2) needs about 4.5.
 LOG_SCALE_BOUND = 5.0
 
 
-class Kernel(Protocol):
-    """What a scheme (elementwise, coupling, autoregressive) asks of a kernel."""
+class Kernel(ABC):
+    """What a scheme (elementwise, coupling, autoregressive) asks of a kernel.
 
-    @property
-    def num_params(self) -> int:
-        """Numbers per coordinate."""
+    A kernel of your own is a frozen dataclass with ``num_params``, ``forward`` and ``inverse``;
+    all three schemes then drive it.
 
+    Shape:
+        ``x (*b, D)``, ``params (*b, D, num_params)`` -> both results ``(*b, D)``.
+    """
+
+    num_params: int
+
+    @abstractmethod
     def forward(self, x: Tensor, params: Tensor) -> TensorPair:
-        """Return ``(y, ladj)`` per coordinate; ``params (*b, D, num_params)``."""
+        """Return ``(y, ladj)`` per coordinate."""
 
+    @abstractmethod
     def inverse(self, y: Tensor, params: Tensor) -> TensorPair:
         """Return ``(x, ladj)`` per coordinate."""
 
     def slopes(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return ``dy/dx``, ``dy/dparams``, ``dladj/dx`` and ``dladj/dparams``."""
+        """Return ``dy/dx``, ``dy/dparams``, ``dladj/dx`` and ``dladj/dparams``.
+
+        Coordinates are independent, so that two vector-Jacobian products give them all.
+        """
+        vjp = torch.func.vjp(self.forward, x, params)[1]
+        ones, zeros = torch.ones_like(x), torch.zeros_like(x)
+        dx, dparams = vjp((ones, zeros))
+        dladj_dx, dladj_dparams = vjp((zeros, ones))
+        return dx, dparams, dladj_dx, dladj_dparams
 
 
 @dataclass(frozen=True)
-class AffineKernel:
+class ShiftKernel(Kernel):
+    r"""Shift alone: :math:`y = x + \mu`, log-determinant 0 (NICE).
+
+    Source: Dinh et al. 2015, arXiv:1410.8516, equation 9.
+    """
+
+    num_params: int = 1
+
+    def forward(self, x: Tensor, params: Tensor) -> TensorPair:
+        return x + params[..., 0], torch.zeros_like(x)
+
+    def inverse(self, y: Tensor, params: Tensor) -> TensorPair:
+        return y - params[..., 0], torch.zeros_like(y)
+
+
+@dataclass(frozen=True)
+class AffineKernel(Kernel):
     r"""Shift and bounded scale: :math:`y = \mu + e^{s} x`, :math:`|s| < c`.
 
     The log-scale is bounded smoothly, slope 1 at 0, so that no input makes it overflow.
@@ -71,7 +102,7 @@ class AffineKernel:
 
 
 @dataclass(frozen=True)
-class GatedKernel:
+class GatedKernel(Kernel):
     r"""Kingma's gate, normalised: :math:`y = \frac{\sigma(s+b)}{\sigma(b)} x + (1-\sigma(s+b)) m`.
 
     Stable, since a layer can hardly expand (at most by :math:`1/\sigma(b)`). Dividing by the
@@ -84,7 +115,7 @@ class GatedKernel:
     bound: float = LOG_SCALE_BOUND
     num_params: int = 2
 
-    def _gate(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+    def _gate(self, raw: Tensor) -> TensorPair:
         """Return the log of the normalised gate, and ``1 - gate``."""
         s = soft_clamp(raw, self.bound) + self.bias
         # The same expression at raw = 0 in the same dtype: the quotient is exactly 1 there.
@@ -101,11 +132,27 @@ class GatedKernel:
         log_gate, rest = self._gate(raw)
         return (y - rest * shift) * (-log_gate).exp(), -log_gate
 
-    def slopes(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        shift, raw = params.unbind(-1)
-        log_gate, rest = self._gate(raw)
-        scale, inner = log_gate.exp(), soft_clamp_slope(raw, self.bound)
-        dlog = rest * inner
-        dparams = torch.stack([rest, (scale * x - (1 - rest) * shift) * dlog], -1)
-        dladj = torch.stack([torch.zeros_like(x), dlog], -1)
-        return scale, dparams, torch.zeros_like(x), dladj
+
+@dataclass(frozen=True)
+class ReLUKernel(Kernel):
+    r"""Parametric ReLU: :math:`y = x` above 0 and :math:`y = e^{s} x` below, :math:`|s| < c`.
+
+    Between affine layers it makes a net that is a bijection, layer by layer.
+
+    Source: He et al. 2015, arXiv:1502.01852, equation 1, with a positive slope.
+    """
+
+    bound: float = LOG_SCALE_BOUND
+    num_params: int = 1
+
+    def forward(self, x: Tensor, params: Tensor) -> TensorPair:
+        log_slope = soft_clamp(params[..., 0], self.bound)
+        negative = x < 0
+        ladj = torch.where(negative, log_slope, torch.zeros_like(log_slope))
+        return torch.where(negative, log_slope.exp() * x, x), ladj
+
+    def inverse(self, y: Tensor, params: Tensor) -> TensorPair:
+        log_slope = soft_clamp(params[..., 0], self.bound)
+        negative = y < 0
+        ladj = torch.where(negative, -log_slope, torch.zeros_like(log_slope))
+        return torch.where(negative, (-log_slope).exp() * y, y), ladj

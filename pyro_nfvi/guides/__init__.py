@@ -3,6 +3,21 @@
 from __future__ import annotations
 
 from pyro_nfvi.guides.auto_flow import AutoFlow
-from pyro_nfvi.guides.named import AutoIAF, AutoPlanar, AutoRadial, AutoSylvester
+from pyro_nfvi.guides.named import (
+    AutoCoupling,
+    AutoIAF,
+    AutoPlanar,
+    AutoRadial,
+    AutoSpline,
+    AutoSylvester,
+)
 
-__all__ = ["AutoFlow", "AutoIAF", "AutoPlanar", "AutoRadial", "AutoSylvester"]
+__all__ = [
+    "AutoCoupling",
+    "AutoFlow",
+    "AutoIAF",
+    "AutoPlanar",
+    "AutoRadial",
+    "AutoSpline",
+    "AutoSylvester",
+]

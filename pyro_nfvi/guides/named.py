@@ -9,7 +9,7 @@ from pyro_nfvi._typing import Hidden
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.guides.auto_flow import AutoFlow
 
-__all__ = ["AutoIAF", "AutoPlanar", "AutoRadial", "AutoSylvester"]
+__all__ = ["AutoCoupling", "AutoIAF", "AutoPlanar", "AutoRadial", "AutoSpline", "AutoSylvester"]
 
 
 def _formula(name: str, num_flows: int) -> str | None:
@@ -139,4 +139,82 @@ class AutoIAF(AutoFlow):
         formula = _formula("iaf", num_flows)
         if formula is not None:
             options = {"hidden_dim": hidden_dim, "gate": gate, **options}
+        super().__init__(model, formula, **options)
+
+
+class AutoCoupling(AutoFlow):
+    """Affine coupling layers (RealNVP); see :class:`pyro_nfvi.flows.Coupling`.
+
+    Drawing and scoring a given point both cost one net pass per layer, whatever D.
+
+    Args:
+        model: A Pyro model with at least 2 unconstrained coordinates.
+        num_flows: Number of layers; 0 gives ``AutoDiagonalNormal``.
+        hidden_dim: Hidden width, or several. Default 32 to 128, by D.
+        **options: As :class:`AutoFlow`.
+
+    Raises:
+        OptionError: The model has one latent coordinate: there is nothing to condition on.
+
+    Source: Dinh et al. 2017, arXiv:1605.08803.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro_nfvi import AutoCoupling
+        >>> model = lambda: pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        >>> AutoCoupling(model).setup().median()["x"].shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_flows: int = 6,
+        hidden_dim: Hidden = None,
+        **options: Any,
+    ) -> None:
+        formula = _formula("realnvp", num_flows)
+        if formula is not None:
+            options = {"hidden_dim": hidden_dim, **options}
+        super().__init__(model, formula, **options)
+
+
+class AutoSpline(AutoFlow):
+    """Rational-quadratic spline layers; see :class:`pyro_nfvi.flows.SplineKernel`.
+
+    Args:
+        model: A Pyro model.
+        num_flows: Number of layers; 0 gives ``AutoDiagonalNormal``.
+        hidden_dim: Hidden width, or several.
+        bins: Bins of each spline.
+        scheme: ``"autoregressive"`` (any number of latents; scoring a given point takes D passes)
+            or ``"coupling"`` (at least 2; both directions cost the same).
+        **options: As :class:`AutoFlow`.
+
+    Source: Durkan et al. 2019, arXiv:1906.04032.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro_nfvi import AutoSpline
+        >>> AutoSpline(lambda: pyro.sample("x", dist.Normal(0.0, 1.0))).setup().median()["x"].shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_flows: int = 2,
+        hidden_dim: Hidden = None,
+        bins: int = 8,
+        scheme: str = "autoregressive",
+        **options: Any,
+    ) -> None:
+        names = {"autoregressive": "nsf-ar", "coupling": "nsf"}
+        if scheme not in names:
+            raise OptionError(f"scheme needs to be 'autoregressive' or 'coupling'; got {scheme!r}.")
+        formula = _formula(names[scheme], num_flows)
+        if formula is not None:
+            options = {"hidden_dim": hidden_dim, "bins": bins, **options}
         super().__init__(model, formula, **options)

@@ -1,0 +1,139 @@
+"""Invertible linear maps that mix coordinates: Glow's LU form, and Householder reflections."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyro_nfvi._typing import TensorDict, TensorPair
+from pyro_nfvi.errors import OptionError
+from pyro_nfvi.flows.params import ParamFlow
+
+__all__ = ["Householder", "LULinear"]
+
+_START = 0.5413248546129181  # softplus(_START) = 1
+
+
+@final
+class LULinear(ParamFlow):
+    r"""A linear map by its LU factors: :math:`y = L U x + b`, the identity at the start.
+
+    L is unit lower triangular, U upper triangular with a positive diagonal. Glow's fixed random
+    permutation is left out, so that the map starts as the identity; put a ``Permute`` in front
+    where it is wanted.
+
+    Args:
+        dim: Event size D.
+        context_dim: Size of the context; 0 for free parameters.
+        hidden_dim: Width of the hyper-net (with a context only).
+
+    Shape:
+        ``x (*b, D)`` -> ``y (*b, D)``, ``ladj (*b,)`` in nats.
+
+    Cost:
+        O(D^2) per row: two products forward, two triangular solves inverse; no determinant.
+
+    Source: Kingma and Dhariwal 2018, arXiv:1807.03039, section 3.2, equation 11.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.flows import LULinear
+        >>> y, ladj = LULinear(3)(torch.ones(2, 3))
+        >>> bool((y == 1).all())
+        True
+    """
+
+    def init_params(self) -> TensorDict:
+        square = torch.zeros(self.dim, self.dim)
+        vector = torch.zeros(self.dim)
+        return {"lower": square, "upper": square, "diagonal": vector, "bias": vector}
+
+    def _factors(self, theta: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
+        raw = theta["diagonal"]
+        diagonal = F.softplus(raw + _START) / F.softplus(raw.new_full((), _START))
+        eye = torch.eye(self.dim, dtype=raw.dtype, device=raw.device)
+        lower = theta["lower"].tril(-1) + eye
+        return lower, theta["upper"].triu(1) + torch.diag_embed(diagonal), diagonal
+
+    def _forward(self, x: Tensor, theta: TensorDict) -> TensorPair:
+        lower, upper, diagonal = self._factors(theta)
+        y = (lower @ (upper @ x.unsqueeze(-1))).squeeze(-1) + theta["bias"]
+        return y, diagonal.log().sum(-1).expand(x.shape[:-1])
+
+    def _inverse(self, y: Tensor, theta: TensorDict) -> TensorPair:
+        lower, upper, diagonal = self._factors(theta)
+        rest = (y - theta["bias"]).unsqueeze(-1)
+        rest = torch.linalg.solve_triangular(lower, rest, upper=False, unitriangular=True)
+        x = torch.linalg.solve_triangular(upper, rest, upper=True).squeeze(-1)
+        return x, -diagonal.log().sum(-1).expand(y.shape[:-1])
+
+    def _pull_score(self, x: Tensor, score: Tensor, theta: TensorDict) -> Tensor:
+        lower, upper, _ = self._factors(theta)
+        rest = torch.linalg.solve_triangular(upper.mT, score.unsqueeze(-1), upper=False)
+        return torch.linalg.solve_triangular(
+            lower.mT, rest, upper=True, unitriangular=True
+        ).squeeze(-1)
+
+
+@final
+class Householder(ParamFlow):
+    r"""A product of reflections, :math:`H_v = I - 2 v v^\top / v^\top v`: an orthogonal map.
+
+    Reflections come in pairs whose two vectors start equal, so that the product starts as the
+    identity. The log-determinant is 0.
+
+    Args:
+        dim: Event size D.
+        context_dim: Size of the context; 0 for free parameters.
+        num_pairs: Pairs of reflections.
+        hidden_dim: Width of the hyper-net (with a context only).
+
+    Shape:
+        ``x (*b, D)`` -> ``y (*b, D)``, ``ladj (*b,)``, which is 0.
+
+    Cost:
+        O(D) per row and reflection, both ways.
+
+    Raises:
+        OptionError: ``num_pairs`` is below 1.
+
+    Source: Tomczak and Welling 2016, arXiv:1611.09630, equation 6. Differs: reflections in
+    pairs, for the identity at the start.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.flows import Householder
+        >>> y, ladj = Householder(3)(torch.ones(2, 3))
+        >>> bool(torch.allclose(y, torch.ones(2, 3)))
+        True
+    """
+
+    def __init__(
+        self, dim: int, context_dim: int = 0, *, num_pairs: int = 2, hidden_dim: int = 32
+    ) -> None:
+        if isinstance(num_pairs, bool) or not isinstance(num_pairs, int) or num_pairs < 1:
+            raise OptionError(f"Householder needs num_pairs of at least 1; got {num_pairs!r}.")
+        self.num_pairs = num_pairs
+        super().__init__(dim, context_dim, hidden_dim=hidden_dim)
+
+    def init_params(self) -> TensorDict:
+        return {"v": torch.randn(self.num_pairs, 1, self.dim).repeat(1, 2, 1).flatten(0, 1)}
+
+    def _forward(self, x: Tensor, theta: TensorDict) -> TensorPair:
+        return _reflect(x, theta["v"].unbind(-2)), x.new_zeros(x.shape[:-1])
+
+    def _inverse(self, y: Tensor, theta: TensorDict) -> TensorPair:
+        return _reflect(y, theta["v"].unbind(-2)[::-1]), y.new_zeros(y.shape[:-1])
+
+    def _pull_score(self, x: Tensor, score: Tensor, theta: TensorDict) -> Tensor:
+        return _reflect(score, theta["v"].unbind(-2))
+
+
+def _reflect(x: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
+    for v in vectors:
+        factor = 2 * (v * x).sum(-1, keepdim=True) / v.square().sum(-1, keepdim=True)
+        x = x - factor * v
+    return x
