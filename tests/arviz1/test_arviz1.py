@@ -73,7 +73,9 @@ def test_the_same_numbers_as_arviz_0(tree, expected):
     assert float(loo.elpd) == pytest.approx(expected["elpd"], abs=0.1)
     assert float(loo.se) == pytest.approx(expected["se"], rel=0.1)
     np.testing.assert_allclose(loo.pareto_k.values, expected["pareto_k"], atol=0.1)
-    assert float(az.rhat(tree)["posterior"]["mu"]) == pytest.approx(expected["rhat_mu"], rel=1e-6)
+    assert float(az.rhat(tree["posterior"].to_dataset())["mu"]) == pytest.approx(
+        expected["rhat_mu"], rel=1e-6
+    )
 
 
 def test_loo_that_knows_of_the_approximation(tree, expected):
