@@ -6,9 +6,13 @@ caller would expect, so ``except ValueError`` goes on working.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "ContextError",
     "ConversionWarning",
+    "DivergedError",
+    "FileError",
     "InverseError",
     "LawError",
     "MissingPackageError",
@@ -73,3 +77,17 @@ class MissingPackageError(NFVIError, ImportError):
 
 class ConversionWarning(UserWarning):
     """A group of an ArviZ conversion had to be left out; the message says why."""
+
+
+class DivergedError(NFVIError, ArithmeticError):
+    """A fit met non-finite gradients again and again, and gave up.
+
+    Attributes:
+        fit: The best fit until then, or None if no step succeeded.
+    """
+
+    fit: Any = None
+
+
+class FileError(NFVIError, OSError):
+    """A file cannot be written or read: read-only, full disk, truncated, foreign, too new."""

@@ -142,6 +142,16 @@ class LogJoint:
         """The model."""
         return self._run.model
 
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Positional arguments of the model."""
+        return self._run.args
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the model."""
+        return dict(self._run.kwargs)
+
     def named_parameters(self) -> TensorDict:
         """Return the model's own parameters as unconstrained leaves, from Pyro's param store.
 

@@ -1,0 +1,73 @@
+"""Where a number stopped being finite: the site of the model, or the layer of the flow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi.flows import Chain, Flow
+from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.logjoint import LogJoint
+
+__all__ = ["blame"]
+
+
+def _layers(flow: Flow, prefix: str = "") -> Iterator[tuple[str, Flow]]:
+    """Yield the layers of nested chains with their place, from the base outwards."""
+    if not isinstance(flow, Chain):
+        yield f"{prefix}{type(flow).__name__}", flow
+        return
+    for index, member in enumerate(flow.flows):
+        yield from _layers(member, f"{prefix}{index}: ")
+
+
+def blame(
+    guide: AutoFlow, log_joint: LogJoint, eps: Tensor, subsample: Mapping[str, Tensor]
+) -> str:
+    """Say in words where the pass of the noise ``eps (S, D)`` first is not finite."""
+    bad = [
+        name
+        for name, param in guide.named_parameters()
+        if not bool(torch.isfinite(param.detach()).all())
+    ]
+    if bad:
+        return f"the guide's parameter {bad[0]!r} is not finite"
+    with torch.no_grad():
+        x = eps
+        for place, layer in _layers(guide.transport()):
+            x, ladj = layer(x)
+            if not (bool(torch.isfinite(x).all()) and bool(torch.isfinite(ladj).all())):
+                return f"the flow's layer {place} gives values that are not finite"
+        log_p = log_joint(x, subsample)
+        rows = (~torch.isfinite(log_p)).nonzero().reshape(-1)
+    if len(rows):
+        return f"the model's {_sites(log_joint, x[rows[0]])} at a draw from the guide"
+    return _gradient(guide, log_joint, x, subsample)
+
+
+def _sites(log_joint: LogJoint, z: Tensor) -> str:
+    found = log_joint.blame(z)
+    if not found:
+        return "log joint is not finite"
+    names = ", ".join(repr(name) for name in found[:3])
+    return f"sites {names} are not finite" if len(found) > 1 else f"site {names} is not finite"
+
+
+def _gradient(
+    guide: AutoFlow, log_joint: LogJoint, x: Tensor, subsample: Mapping[str, Tensor]
+) -> str:
+    """Values are finite, so a gradient is not: find the latent coordinate, or the parameter."""
+    point = x.detach().requires_grad_()
+    with torch.enable_grad():
+        log_p = log_joint(point, subsample)
+        grad = torch.autograd.grad(log_p.sum(), point)[0] if log_p.requires_grad else x * 0
+    columns = (~torch.isfinite(grad)).any(0).nonzero().reshape(-1)
+    if len(columns):
+        name = guide.latent.at(int(columns[0]))
+        return f"the gradient of the model's log density in the latent site {name} is not finite"
+    for name, param in guide.named_parameters():
+        if param.grad is not None and not bool(torch.isfinite(param.grad).all()):
+            return f"the gradient of the guide's parameter {name!r} is not finite"
+    return "the gradient of a parameter of the model is not finite"

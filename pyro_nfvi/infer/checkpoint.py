@@ -1,0 +1,102 @@
+"""Checkpoints: a fit goes on where it was, with the numbers it would have had."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pyro_nfvi.errors import FileError
+from pyro_nfvi.infer.files import read_file, write_file
+from pyro_nfvi.infer.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from pyro_nfvi.infer.loop import Loop
+
+__all__ = ["Checkpoint"]
+
+_KIND = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where, how often, and of which fit.
+
+    Attributes:
+        path: The file.
+        every: Steps between two writes.
+        resume: Whether to go on from the file if it is there.
+        identity: What has to be the same for a fit to go on: latent space, flow, options.
+    """
+
+    path: str | os.PathLike[str]
+    every: int
+    resume: bool
+    identity: dict[str, Any]
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to write."""
+        return step % self.every == 0
+
+    def save(self, loop: Loop) -> None:
+        """Write the state of a loop."""
+        state = dataclasses.asdict(loop.state)
+        losses = torch.tensor(state.pop("losses"), dtype=torch.float64)
+        names = ("now", "good", "best")
+        shots = (
+            Snapshot.take(loop.state.step, loop.params, loop.optimizer),
+            loop._good,
+            loop.best,
+        )
+        tensors = {
+            "losses": losses,
+            "rng": (loop.generator.get_state() if loop.generator else torch.get_rng_state()),
+            "snapshots": {
+                name: {"step": s.step, "values": list(s.values), "optimizer": s.optimizer}
+                for name, s in zip(names, shots, strict=True)
+                if s is not None
+            },
+        }
+        counts = {"bad_in_a_row": loop._bad_in_a_row, "since_kept": loop._since_kept}
+        spec = {"identity": self.identity, "state": state, "counts": counts}
+        write_file(self.path, _KIND, spec, tensors)
+
+    def load_into(self, loop: Loop) -> None:
+        """Put a loop into the state of the file; without a file, start from the beginning.
+
+        Raises:
+            FileError: The file is of another fit, or cannot be read.
+        """
+        if not os.path.exists(self.path):
+            return
+        spec, tensors = read_file(self.path, _KIND, loop.params[0].device)
+        theirs = spec["identity"]
+        different = [key for key in self.identity if self.identity[key] != theirs.get(key)]
+        if different:
+            key = different[0]
+            raise FileError(
+                f"The checkpoint {self.path} is of another fit: its {key} is {theirs.get(key)}, "
+                f"not {self.identity[key]}. Remove the file, or pass resume=False."
+            )
+        state = loop.state
+        for key, value in spec["state"].items():
+            setattr(state, key, value)
+        state.decay = tuple(state.decay) if state.decay is not None else None
+        state.losses = tensors["losses"].tolist()
+        loop.schedule.decay = state.decay
+        shots = {
+            name: Snapshot(held["step"], tuple(held["values"]), held["optimizer"])
+            for name, held in tensors["snapshots"].items()
+        }
+        shots["now"].put(loop.params, loop.optimizer)
+        loop._good, loop.best = shots["good"], shots.get("best")
+        loop._bad_in_a_row = spec["counts"]["bad_in_a_row"]
+        loop._since_kept = spec["counts"]["since_kept"]
+        rng = tensors["rng"].cpu()
+        if loop.generator:
+            loop.generator.set_state(rng)
+        else:
+            torch.set_rng_state(rng)

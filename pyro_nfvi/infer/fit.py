@@ -1,0 +1,321 @@
+"""``Fit``: the result of a fit, to draw from, to score with, to judge and to keep."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.diagnostics import log_evidence, resample
+from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError
+from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.infer.draws import WeighedDraws, push_chunks
+from pyro_nfvi.infer.stopping import StopReason
+from pyro_nfvi.infer.summary import Summary
+from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.logjoint import LogJoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Fit", "Training"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a fit came about; plain numbers and words, kept in its file.
+
+    Attributes:
+        losses: Negative bound of each step, in nats.
+        why_stopped: Why training ended.
+        engine: What ran the steps.
+        engine_reason: Why that engine.
+        timing: Seconds of ``setup``, ``fit``, ``evaluate`` and ``total``, and ``steps_per_s``.
+        settings: Options of the fit, by name.
+        notes: What happened on the way, a line each.
+    """
+
+    losses: Tensor
+    why_stopped: StopReason
+    engine: str
+    engine_reason: str
+    timing: dict[str, float]
+    settings: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Fit:
+    """A fitted posterior.
+
+    Made by :meth:`NFVI.run` or :func:`load`. All densities are in nats.
+
+    Attributes:
+        guide: The trained guide.
+        draws: 2000 draws with both densities, on which ``elbo``, ``khat`` and the rest rest.
+        training: How the fit came about.
+        params: Values of the model's own ``pyro.param`` parameters after training.
+        log_joint: The model's log joint; None for a fit that was loaded without the model.
+    """
+
+    guide: AutoFlow
+    draws: WeighedDraws
+    training: Training
+    params: TensorDict = field(default_factory=dict)
+    log_joint: LogJoint | None = None
+    _store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
+
+    # ------------------------------------------------------------------------- what it says
+
+    @property
+    def latent(self) -> LatentSpace:
+        """The latent sites as one vector."""
+        return self.guide.latent
+
+    @property
+    def model(self) -> Callable[..., Any] | None:
+        """The model, or None for a fit that was loaded without it."""
+        return None if self.log_joint is None else self.log_joint.model
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Positional arguments of the model."""
+        return () if self.log_joint is None else self.log_joint.args
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the model."""
+        return {} if self.log_joint is None else self.log_joint.kwargs
+
+    @property
+    def losses(self) -> Tensor:
+        """Negative bound of each step, in nats; NaN where no particle counted."""
+        return self.training.losses
+
+    @property
+    def elbo(self) -> float:
+        """Evidence lower bound of the fit, in nats."""
+        return self.draws.elbo()[0]
+
+    @property
+    def elbo_se(self) -> float:
+        """Standard error of ``elbo``, in nats."""
+        return self.draws.elbo()[1]
+
+    @property
+    def khat(self) -> float:
+        """Shape of the tail of the importance weights: below 0.7 reweighting works.
+
+        NaN where weights say nothing (data scored in subsamples, or no draw possible).
+        """
+        return self.draws.quality()[0]
+
+    @property
+    def ess(self) -> float:
+        """Effective number of the reweighted draws."""
+        return self.draws.quality()[1]
+
+    @property
+    def engine(self) -> str:
+        """What ran the steps; ``"svi"`` is ordinary PyTorch."""
+        return self.training.engine
+
+    @property
+    def engine_reason(self) -> str:
+        """Why that engine ran them."""
+        return self.training.engine_reason
+
+    @property
+    def timing(self) -> dict[str, float]:
+        """Seconds of each part."""
+        return dict(self.training.timing)
+
+    @property
+    def why_stopped(self) -> StopReason:
+        """Why training ended: one word, with the sentence in ``.detail``."""
+        return self.training.why_stopped
+
+    @property
+    def report(self) -> str:
+        """What was fitted, how, and how well, in lines to read."""
+        from pyro_nfvi.infer.report import report
+
+        return report(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"Fit({type(self.guide).__name__}, {self.latent.dim} latents, "
+            f"elbo {self.elbo:.2f} ± {self.elbo_se:.2f} nats, khat {self.khat:.2f}, "
+            f"{len(self.losses)} steps, {self.why_stopped})"
+        )
+
+    # ------------------------------------------------------------------------ what it gives
+
+    def sample(self, num_samples: int = 1000, *, seed: int | None = None) -> TensorDict:
+        """Draw from the posterior: each site's draws ``(num_samples, *shape)``.
+
+        Deterministic sites are included, except for a fit that was loaded without its model.
+
+        Args:
+            num_samples: Number of draws.
+            seed: Makes the draws repeatable; None uses torch's own random state.
+
+        Raises:
+            OptionError: ``num_samples`` is not a positive whole number.
+        """
+        _check_count(num_samples)
+        density = self.guide.density()
+        generator = None
+        if seed is not None and density.base is None:
+            generator = torch.Generator(self.draws.z.device).manual_seed(seed)
+        z, _ = push_chunks(
+            density, num_samples, lambda rows: density.sample_base(rows, generator=generator)
+        )
+        return self._sites(z, None)
+
+    def resample(self, num_samples: int = 1000, *, seed: int | None = None) -> TensorDict:
+        """Draw from the fit's draws by their smoothed importance weights.
+
+        Where ``khat`` is below 0.7 this takes away most of what the flow got wrong. A draw may
+        come up more than once; ask for no more than ``ess``.
+
+        Raises:
+            OptionError: ``num_samples`` is not a positive whole number.
+            ModelError: The weights say nothing, because data was scored in subsamples or no draw
+                is possible under the model.
+        """
+        _check_count(num_samples)
+        smoothed = self.draws.smoothed()
+        if smoothed is None:
+            raise ModelError(f"The draws cannot be reweighted: {self._no_weights()}")
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        index = resample(smoothed.log_weights, num_samples, generator=generator)
+        fixed = {name: value[index] for name, value in self.draws.deterministic.items()}
+        return self._sites(self.draws.z[index], fixed)
+
+    def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Score constrained values, ``(*b, *site shape)`` each: ``(*b,)`` in nats.
+
+        The density is in the sites' own measure, so that the model's log joint minus this is
+        the log importance weight. Names that are not latent sites are ignored.
+        """
+        with torch.no_grad():
+            return self.guide.log_prob(values)
+
+    def log_evidence(self) -> tuple[float, float]:
+        """Estimate the log evidence: ``(value, standard error)``, in nats.
+
+        By importance sampling from the fit; trust it where ``khat`` is below 0.7.
+
+        Raises:
+            ModelError: Data was scored in subsamples, or no draw is possible under the model.
+        """
+        if self.draws.smoothed() is None:
+            raise ModelError(f"The evidence cannot be estimated: {self._no_weights()}")
+        return log_evidence(self.draws.log_w)
+
+    def summary(self, *, reweighted: bool = False) -> Summary:
+        """Return mean, sd and quantiles of every number, deterministic sites included.
+
+        Args:
+            reweighted: Use the smoothed importance weights of the draws.
+
+        Raises:
+            ModelError: ``reweighted`` where the weights say nothing.
+        """
+        smoothed = self.draws.smoothed()
+        if reweighted and smoothed is None:
+            raise ModelError(f"The draws cannot be reweighted: {self._no_weights()}")
+        weights = torch.zeros(len(self.draws.z), dtype=torch.float64)
+        if reweighted and smoothed is not None:
+            weights = smoothed.log_weights
+        sites = self._sites(self.draws.z, self.draws.deterministic)
+        note = (
+            f"{len(weights)} draws{', reweighted' if reweighted else ''}; "
+            f"khat {self.khat:.2f}, ELBO {self.elbo:.2f} ± {self.elbo_se:.2f} nats"
+        )
+        return Summary.of(sites, weights.to(self.draws.z.device), note)
+
+    # --------------------------------------------------------------------- to other formats
+
+    def to_arviz(self, **options: Any) -> Any:
+        """Convert for ArviZ; see :func:`pyro_nfvi.to_arviz` for the options."""
+        from pyro_nfvi.arviz import to_arviz
+
+        with self._model_scope():
+            return to_arviz(self, **options)
+
+    def plot_loss(self, **options: Any) -> Any:
+        """Plot the bound against the steps; see :mod:`pyro_nfvi.plots`."""
+        from pyro_nfvi.plots import plot_loss
+
+        return plot_loss(self, **options)
+
+    def plot_marginals(self, **options: Any) -> Any:
+        """Plot each site's marginal; see :mod:`pyro_nfvi.plots`."""
+        from pyro_nfvi.plots import plot_marginals
+
+        return plot_marginals(self, **options)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fit to a file, without the data and without the model.
+
+        All of it or nothing: an earlier file of that name survives any failure. Read it with
+        :func:`pyro_nfvi.load`, in any process that can import this library.
+
+        Raises:
+            FileError: The folder is missing or read-only, or the disk is full.
+        """
+        from pyro_nfvi.infer.saving import save
+
+        save(self, path)
+
+    # --------------------------------------------------------------------------- in between
+
+    @contextmanager
+    def _model_scope(self) -> Iterator[None]:
+        """Let the model see its trained parameters, and the user's store nothing of it."""
+        state = {key: dict(value) for key, value in self._store.items()}
+        with pyro.get_param_store().scope(state):
+            yield
+
+    def _sites(self, z: Tensor, deterministic: TensorDict | None) -> TensorDict:
+        """Constrained values, with deterministic sites given or made by the model."""
+        with torch.no_grad():
+            values, _ = self.latent.constrain(z)
+        if deterministic is None and self.log_joint is not None and self.draws.deterministic:
+            with self._model_scope(), torch.random.fork_rng(devices=[]):
+                deterministic = self.log_joint.evaluate(z).deterministic
+        return {**values, **(deterministic or {})}
+
+    def _no_weights(self) -> str:
+        if not self.draws.exact:
+            return (
+                "the model scores its data in subsamples, so importance weights are noise. Run it "
+                "with subsample_size=None for this."
+            )
+        return "the model gives density 0 to every draw, or cannot score them."
+
+    def require_model(self) -> LogJoint:
+        """Return the log joint.
+
+        Raises:
+            NotSetUpError: The fit was loaded without its model.
+        """
+        if self.log_joint is None:
+            raise NotSetUpError(
+                "This fit was loaded without its model: load(path, model=model, args=...)."
+            )
+        return self.log_joint
+
+
+def _check_count(num_samples: int) -> None:
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        raise OptionError(f"num_samples is a whole number of at least 1; got {num_samples!r}.")

@@ -1,0 +1,229 @@
+"""The training loop: steps, schedule, stopping, recovery, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi.errors import DivergedError, FileError
+from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.infer.blame import blame
+from pyro_nfvi.infer.checkpoint import Checkpoint
+from pyro_nfvi.infer.progress import Bar, StepInfo
+from pyro_nfvi.infer.schedule import Schedule
+from pyro_nfvi.infer.snapshot import Snapshot
+from pyro_nfvi.infer.step import Step
+from pyro_nfvi.infer.stopping import Plateau, StopReason
+from pyro_nfvi.logjoint import LogJoint
+
+__all__ = ["Loop", "LoopState"]
+
+#: Skipped steps in a row after which the last good state comes back at half the rate.
+_PATIENCE = 5
+#: How often that may happen.
+_RESTORES = 5
+#: Good steps between two states to go back to.
+_KEEP_EVERY = 100
+
+
+@dataclass
+class LoopState:
+    """Everything that grows while a fit runs; what a checkpoint holds beside the tensors."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    num_bad: int = 0
+    num_skipped: int = 0
+    restores: list[int] = field(default_factory=list)
+    rate: float = 1.0
+    decay: tuple[int, float, int] | None = None
+    converged: bool = False
+    best_block: float = -math.inf
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return len(self.losses)
+
+
+class Loop:
+    """Runs steps until the schedule is over, and keeps the best state.
+
+    Args:
+        step: One update of the parameters.
+        guide: The guide that is trained.
+        log_joint: The model's log joint.
+        params: All leaves that are trained.
+        optimizer: Holds them.
+        schedule: Rate and length.
+        num_particles: Rows of noise in each step.
+        generator: Source of the noise; None draws from torch's own (forked) state.
+        stop: Whether a flat bound ends the constant phase.
+        callbacks: Called with a :class:`StepInfo` after each step; True stops the fit.
+        checkpoint: Where to write the state, or None.
+        show: Whether to show a progress bar.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        guide: AutoFlow,
+        log_joint: LogJoint,
+        params: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        *,
+        num_particles: int,
+        generator: torch.Generator | None,
+        stop: bool,
+        callbacks: Sequence[Callable[[StepInfo], Any]],
+        checkpoint: Checkpoint | None,
+        show: bool,
+    ) -> None:
+        self.step, self.guide, self.log_joint = step, guide, log_joint
+        self.params, self.optimizer, self.schedule = list(params), optimizer, schedule
+        self.num_particles, self.generator = num_particles, generator
+        self.stop, self.callbacks, self.checkpoint = stop, callbacks, checkpoint
+        self.show = show
+        self.plateau = Plateau()
+        self.state = LoopState()
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._bad_in_a_row = 0
+        self._since_kept = 0
+        self._good = Snapshot.take(0, self.params, optimizer)
+        #: The state at the end of the best block of steps, if it was not the last one.
+        self.best: Snapshot | None = None
+
+    def run(self) -> StopReason:
+        """Train; return why it stopped.
+
+        Raises:
+            DivergedError: Gradients were not finite again and again.
+        """
+        state, schedule = self.state, self.schedule
+        if self.checkpoint is not None and self.checkpoint.resume:
+            self.checkpoint.load_into(self)
+        self._begin = time.monotonic() - state.seconds
+        word = ""
+        with Bar(schedule.max_steps, state.step, show=self.show) as bar:
+            try:
+                while not word and not schedule.finished(state.step, state.seconds):
+                    word = self._one(bar)
+            except KeyboardInterrupt:
+                word = "interrupted"
+        self._write_checkpoint()
+        return self._reason(word)
+
+    def _one(self, bar: Bar) -> str:
+        """Take one step; return a word to stop, or an empty string."""
+        state, schedule = self.state, self.schedule
+        factor = schedule.advance(state.step, state.seconds) * state.rate
+        state.decay = schedule.decay
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        density = self.guide.density()
+        eps = density.sample_base(self.num_particles, generator=self.generator)
+        subsample = self.log_joint.draw_subsample(self.generator)
+        result = self.step(eps, subsample)
+        loss = -result.bound
+        state.losses.append(loss)
+        state.num_bad += result.num_bad
+        state.seconds = time.monotonic() - self._begin
+        self._recover(result.ok, eps, subsample)
+        self._look_back()
+        bar.update(state.step, loss, schedule)
+        if self.checkpoint is not None and self.checkpoint.due(state.step):
+            self._write_checkpoint()
+        rate = self.optimizer.param_groups[0]["lr"]
+        info = StepInfo(state.step, loss, rate, state.seconds, not result.ok, self.guide)
+        answers = [callback(info) for callback in self.callbacks]
+        return "callback" if any(answer is True for answer in answers) else ""
+
+    def _recover(self, ok: bool, eps: Tensor, subsample: Any) -> None:  # noqa: FBT001
+        """Skip, then go back and halve the rate, then give up."""
+        state = self.state
+        if ok:
+            self._bad_in_a_row = 0
+            self._since_kept += 1
+            if self._since_kept >= _KEEP_EVERY:
+                self._since_kept = 0
+                self._good = Snapshot.take(state.step, self.params, self.optimizer)
+            return
+        state.num_skipped += 1
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row < _PATIENCE:
+            return
+        where = blame(self.guide, self.log_joint, eps, subsample)
+        if len(state.restores) >= _RESTORES:
+            self._good.put(self.params, self.optimizer)
+            raise DivergedError(
+                f"The fit gave up at step {state.step}: {where}. It went back to an earlier state "
+                f"{_RESTORES} times, each time at half the learning rate. Look at that site's "
+                "distribution (a scale that can reach 0, a log of a small number); use float64; or "
+                "start closer: AutoFlow(model, init_loc_fn=..., init_scale=0.01), "
+                "NFVI(..., optim=1e-3). The best fit until then is this error's .fit."
+            )
+        self._good.put(self.params, self.optimizer)
+        state.rate *= 0.5
+        state.restores.append(state.step)
+        state.notes.append(
+            f"step {state.step}: {where}; went back to step {self._good.step} and halved the "
+            "learning rate"
+        )
+        self._bad_in_a_row = self._since_kept = 0
+
+    def _look_back(self) -> None:
+        """At the end of a block: is the bound flat, and was this block the best?"""
+        state, plateau = self.state, self.plateau
+        if state.step % plateau.block:
+            return
+        recent = [x for x in state.losses[-plateau.block :] if math.isfinite(x)]
+        if 2 * len(recent) >= plateau.block:
+            mean = -math.fsum(recent) / len(recent)
+            if mean >= state.best_block:
+                state.best_block = mean
+                self.best = Snapshot.take(state.step, self.params, self.optimizer)
+        if self.stop and self.schedule.decay is None and plateau.flat(state.losses):
+            state.converged = True
+            self.schedule.begin_decay(state.step, state.seconds)
+
+    def _write_checkpoint(self) -> None:
+        if self.checkpoint is None:
+            return
+        try:
+            self.checkpoint.save(self)
+        except FileError as error:  # the fit itself is worth more than its checkpoint
+            warnings.warn(f"Checkpoint not written: {error}", stacklevel=2)
+
+    def _reason(self, word: str) -> StopReason:
+        state, rise = self.state, self.plateau.rise
+        steps = f"after {state.step} steps"
+        if word == "interrupted":
+            return StopReason(word, f"Interrupted {steps}; the best state until then is kept.")
+        if word == "callback":
+            return StopReason(word, f"A callback stopped the fit {steps}.")
+        limit = self.schedule.max_seconds
+        if limit is not None and state.seconds >= limit:
+            return StopReason("max_seconds", f"The time of {limit:g} s was over {steps}.")
+        if state.converged:
+            span = self.plateau.block * self.plateau.window
+            begin = state.decay[0] if state.decay else state.step
+            return StopReason(
+                "converged",
+                f"The bound changed by {rise:+.3g} nats over the {span} steps before step {begin}: "
+                f"it rose by no more than {self.plateau.tolerance:g} or its standard error. The "
+                f"learning rate then went down, to 1 % {steps}.",
+            )
+        still = f"; the bound was still rising, by {rise:.3g} nats in 150 steps" if rise > 0 else ""
+        return StopReason(
+            "max_steps",
+            f"All {self.schedule.max_steps} steps were taken" + (still if self.stop else "") + ".",
+        )

@@ -1,0 +1,64 @@
+"""Whatever a user may pass as an optimiser, as a torch optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+from pyro_nfvi.errors import OptionError
+
+__all__ = ["OptimSpec", "check_optim", "make_optimizer"]
+
+#: None, a rate, a callable of the parameters, or one of Pyro's optimisers.
+OptimSpec: TypeAlias = "float | Callable[[list[Tensor]], torch.optim.Optimizer] | PyroOptim | None"
+
+
+def check_optim(optim: Any) -> None:
+    """Refuse what cannot be made into an optimiser, before any work is done.
+
+    Raises:
+        OptionError: Tells what can.
+    """
+    rate = isinstance(optim, (int, float)) and not isinstance(optim, bool)
+    if optim is None or (rate and optim > 0):
+        return
+    if isinstance(optim, torch.optim.Optimizer):
+        raise OptionError(
+            "optim is to be made for the guide's parameters, which do not exist yet: pass a "
+            "callable, such as lambda params: torch.optim.Adam(params, lr=0.01)."
+        )
+    if isinstance(optim, PyroOptim):
+        if isinstance(optim.pt_optim_args, dict):
+            return
+        raise OptionError("A Pyro optimiser with a dict of options works here, not a callable.")
+    if callable(optim):
+        return
+    raise OptionError(
+        "optim is None (Adam), a positive learning rate, a callable from parameters to a torch "
+        f"optimiser, or one of pyro.optim; got {optim!r}."
+    )
+
+
+def make_optimizer(
+    optim: OptimSpec, params: Sequence[Tensor], rate: float
+) -> torch.optim.Optimizer:
+    """Build the optimiser; ``rate`` is used where the user gave none.
+
+    Raises:
+        OptionError: The callable returned something else.
+    """
+    leaves = list(params)
+    if optim is None or isinstance(optim, (int, float)):
+        return torch.optim.Adam(leaves, lr=rate if optim is None else float(optim))
+    if isinstance(optim, PyroOptim):
+        return optim.pt_optim_constructor(leaves, **optim.pt_optim_args)
+    made = optim(leaves)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise OptionError(
+            f"optim returned {type(made).__name__}; it is to return a torch optimiser."
+        )
+    return made

@@ -1,0 +1,71 @@
+"""What a running fit shows and tells: a bar, and a note to each callback."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from types import TracebackType
+
+from tqdm.auto import tqdm
+
+from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.infer.schedule import Schedule
+
+__all__ = ["Bar", "StepInfo"]
+
+#: Steps over which the shown bound is averaged.
+_SMOOTH = 50
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a callback is told after each step. Return True to stop the fit.
+
+    Attributes:
+        step: Steps taken, from 1.
+        loss: Negative bound of this step, in nats.
+        lr: Learning rate of the guide's parameters.
+        seconds: Time since the first step.
+        skipped: Whether this step was skipped because a gradient was not finite.
+        guide: The guide, with its present parameters.
+    """
+
+    step: int
+    loss: float
+    lr: float
+    seconds: float
+    skipped: bool
+    guide: AutoFlow
+
+
+class Bar:
+    """A progress bar with the smoothed bound; silent if asked to be."""
+
+    def __init__(self, total: int, done: int, *, show: bool) -> None:
+        self._recent: deque[float] = deque(maxlen=_SMOOTH)
+        self._bar = tqdm(
+            total=total, initial=done, disable=not show, desc="NFVI", unit="step", leave=True
+        )
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def update(self, step: int, loss: float, schedule: Schedule) -> None:
+        """Count one step."""
+        if math.isfinite(loss):
+            self._recent.append(loss)
+        if step % 10 == 0 and self._recent and not self._bar.disable:
+            phase = "settling" if schedule.decay else "searching"
+            self._bar.total = schedule.last
+            mean = sum(self._recent) / len(self._recent)
+            self._bar.set_postfix_str(f"bound {-mean:.2f} nats, {phase}", refresh=False)
+        self._bar.update()

@@ -1,0 +1,247 @@
+"""Saving a fit without its data and its model, and loading it with or without the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+from torch.distributions import transform_to
+
+from pyro_nfvi.errors import FileError, ModelError, ParamStoreError
+from pyro_nfvi.flows import Flow
+from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.infer.draws import WeighedDraws
+from pyro_nfvi.infer.files import read_file, write_file
+from pyro_nfvi.infer.fit import Fit, Training
+from pyro_nfvi.infer.scope import own_params, own_random_state
+from pyro_nfvi.infer.stopping import StopReason
+from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.logjoint import LogJoint
+
+__all__ = ["load", "save"]
+
+_KIND = "fit"
+
+
+def save(fit: Fit, path: str | os.PathLike[str]) -> None:
+    """Write a fit; see :meth:`Fit.save`."""
+    training = dataclasses.asdict(fit.training)
+    losses = training.pop("losses")
+    why = fit.why_stopped
+    training |= {"why_stopped": [str(why), why.detail], "notes": list(fit.training.notes)}
+    spec = {
+        "latent": fit.latent.spec(),
+        "guide": _guide_spec(fit.guide),
+        "training": training,
+        "exact": fit.draws.exact,
+    }
+    draws = fit.draws
+    tensors = {
+        "init_loc": fit.latent.init_loc,
+        "guide": {name: value.detach() for name, value in fit.guide.state_dict().items()},
+        "losses": losses,
+        "draws": {"z": draws.z, "log_p": draws.log_p, "log_q": draws.log_q},
+        "deterministic": dict(draws.deterministic),
+        "params": dict(fit.params),
+    }
+    write_file(path, _KIND, spec, _plain(tensors))
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    model: Callable[..., Any] | None = None,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    flow: str | Flow | Callable[[int], Any] | None = None,
+    outer: str | Flow | None = None,
+    base: Any = None,
+    map_location: Any = "cpu",
+) -> Fit:
+    """Read a fit that ``fit.save(path)`` wrote.
+
+    Without the model it draws, scores, reweights and summarises; with it deterministic sites of
+    new draws come back too, and ArviZ gets predictions. The file holds tensors and plain
+    descriptions; no code in it runs.
+
+    Args:
+        path: The file.
+        model: The model, to be checked against the file.
+        args: The model's positional arguments.
+        kwargs: The model's keyword arguments.
+        flow: The flow, where the fit used one that has no name: a flow of the same shape as
+            before, or what made it.
+        outer: The outer flow, where it was one of your own.
+        base: The base distribution, where it was not the standard normal.
+        map_location: Device for the tensors.
+
+    Raises:
+        FileError: No such file, truncated, foreign, too new, or in need of ``flow``.
+        ModelError: The model is not the one that was fitted; the message says what differs.
+    """
+    spec, tensors = read_file(path, _KIND, map_location)
+    try:
+        latent = LatentSpace.from_spec(spec["latent"], tensors["init_loc"])
+        training = dict(spec["training"])
+        training["why_stopped"] = StopReason(*training["why_stopped"])
+        training["notes"] = tuple(training["notes"])
+        draws = WeighedDraws(
+            **tensors["draws"], deterministic=tensors["deterministic"], exact=spec["exact"]
+        )
+        made = Training(losses=tensors["losses"], **training)
+        params, state, how = tensors["params"], tensors["guide"], spec["guide"]
+    except (KeyError, TypeError) as error:
+        raise FileError(f"{path} is damaged: {error!r} is missing or unexpected.") from error
+    guide = _unbuilt_guide(how, flow, outer, base, model)
+    if model is None:
+        _adopt(guide, latent)
+        _fill(guide, state)
+        return Fit(guide, draws, made, params)
+    call = (args, dict(kwargs or {}))
+    with own_random_state(0), own_params(model, *call) as names:
+        guide.setup(*call[0], **call[1])
+        _check_same(latent, guide.latent, params, names)
+        _fill(guide, state)
+        store_state = _take_over(params)
+        log_joint = LogJoint(model, *call, guide.latent)
+    return Fit(guide, draws, made, params, log_joint, store_state)
+
+
+def _check_same(
+    ours: LatentSpace, theirs: LatentSpace, params: Mapping[str, Tensor], names: frozenset[str]
+) -> None:
+    """Refuse a model that is not the one of the file."""
+    difference = ours.difference(theirs)
+    if difference is not None:
+        raise ModelError(f"The model is not the one that was fitted: {difference}.")
+    odd = sorted(set(names) ^ set(params))
+    if odd:
+        where = "the model" if odd[0] in names else "the file"
+        raise ModelError(
+            f"The model is not the one that was fitted: its parameter {odd[0]!r} is in {where} "
+            "only."
+        )
+
+
+def _take_over(params: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Put the trained values into the present param store; return its state."""
+    store = pyro.get_param_store()
+    for name, value in params.items():
+        leaf = store[name].unconstrained()
+        if isinstance(leaf, nn.Parameter):  # of a module of the user's, which holds the tensor
+            transform = transform_to(store._constraints[name])
+            with torch.no_grad():
+                leaf.copy_(transform.inv(value))
+        else:
+            store[name] = value
+    held = store.get_state()
+    return {key: {name: held[key][name] for name in params} for key in ("params", "constraints")}
+
+
+def _guide_spec(guide: AutoFlow) -> dict[str, Any]:
+    """Describe how the guide was built, as far as JSON can."""
+    recipe = guide._recipe
+    flow = None if recipe is None else recipe.flow
+    named = isinstance(flow, str) and _is_json(dict(recipe.options) if recipe else {})
+    no_flow = "flow" not in guide._modules or guide._modules["flow"] is None
+    return {
+        "class": type(guide).__name__,
+        "flow": flow if named else None,
+        "options": dict(recipe.options) if named and recipe is not None else {},
+        "layers": not no_flow,
+        "outer": guide._outer_kind,
+        "standard_base": guide._base is None,
+    }
+
+
+def _unbuilt_guide(
+    spec: dict[str, Any],
+    flow: Any,
+    outer: Any,
+    base: Any,
+    model: Callable[..., Any] | None,
+) -> AutoFlow:
+    """Make the guide anew, without parameters yet."""
+    if spec["layers"] and spec["flow"] is None and flow is None:
+        raise FileError(
+            "The fit used a flow without a name, which a file cannot describe. Pass a flow built "
+            "in the same way: load(path, flow=...)."
+        )
+    if spec["outer"] == "flow" and not isinstance(outer, Flow):
+        raise FileError("The fit used an outer flow of your own: load(path, outer=...).")
+    if not spec["standard_base"] and base is None:
+        raise FileError("The fit used a base distribution of your own: load(path, base=...).")
+    chosen = flow if flow is not None else spec["flow"] if spec["layers"] else None
+    return AutoFlow(
+        _no_model if model is None else model,
+        chosen,
+        outer=outer if spec["outer"] == "flow" else spec["outer"],
+        base=base,
+        **(spec["options"] if flow is None else {}),
+    )
+
+
+def _adopt(guide: AutoFlow, latent: LatentSpace) -> None:
+    """Set a guide up from a latent space alone, as a run of the model would."""
+    values, _ = latent.constrain(latent.init_loc)
+    trace = Trace()
+    for name, site in latent.sites.items():
+        trace.add_node(
+            name,
+            name=name,
+            type="sample",
+            fn=dist.Delta(values[name], event_dim=site.event_dim),
+            value=values[name],
+            is_observed=False,
+            infer={},
+            scale=1.0,
+            mask=None,
+            args=(),
+            kwargs={},
+            cond_indep_stack=site.cond_indep_stack,
+        )
+    guide.prototype_trace = trace
+    guide.latent, guide.latent_dim = latent, latent.dim
+    guide._unconstrained_shapes = {
+        name: torch.Size(site.unconstrained_shape) for name, site in latent.sites.items()
+    }
+    guide._cond_indep_stacks = {n: site.cond_indep_stack for n, site in latent.sites.items()}
+    guide._prototype_frames = {
+        frame.name: frame for site in latent.records for frame in site.cond_indep_stack
+    }
+    guide._build()
+    guide._model = None
+
+
+def _fill(guide: AutoFlow, state: Mapping[str, Tensor]) -> None:
+    try:
+        guide.load_state_dict(state)
+    except ParamStoreError as error:
+        raise FileError(f"The flow is not shaped as the one that was fitted. {error}") from error
+
+
+def _no_model(*args: Any, **kwargs: Any) -> Any:
+    raise ModelError("This fit was loaded without its model: load(path, model=model, args=...).")
+
+
+def _plain(value: Any) -> Any:
+    """Detached copies on the CPU, so that the file loads anywhere."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    return {key: _plain(item) for key, item in value.items()}
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True

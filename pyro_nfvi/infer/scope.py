@@ -1,0 +1,67 @@
+"""A fit's own corner of the process: its random state and its parameters."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+__all__ = ["own_params", "own_random_state", "random_seed"]
+
+
+def random_seed() -> int:
+    """Draw a seed without touching any global random state."""
+    return secrets.randbits(31)
+
+
+@contextmanager
+def own_random_state(seed: int) -> Iterator[None]:
+    """Seed torch for the time of a fit; the caller's state comes back afterwards."""
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    devices = list(range(torch.cuda.device_count())) if on_gpu else []
+    with torch.random.fork_rng(devices=devices):
+        # Not torch.manual_seed, which would seed devices that are not in use and not forked.
+        torch.random.default_generator.manual_seed(seed)
+        if on_gpu:
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
+def _copy(param: Tensor) -> Tensor:
+    # Parameters of the user's own modules are trained in place, as everywhere in torch.
+    if isinstance(param, nn.Parameter):
+        return param
+    return param.detach().clone().requires_grad_(param.requires_grad)
+
+
+@contextmanager
+def own_params(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[frozenset[str]]:
+    """Give a fit a param store of its own; yield the names that the model uses.
+
+    The model's parameters start from copies of the values in the user's store. Those of guides
+    do not come along, so that an earlier fit has no say in this one.
+    """
+    store = pyro.get_param_store()
+    state = store.get_state()
+    copies = {
+        "params": {name: _copy(param) for name, param in state["params"].items()},
+        "constraints": dict(state["constraints"]),
+    }
+    with store.scope(copies), torch.no_grad(), poutine.block():
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+        used = frozenset(name for name, site in trace.nodes.items() if site["type"] == "param")
+        now = store.get_state()
+    own = {
+        "params": {name: now["params"][name] for name in used},
+        "constraints": {name: now["constraints"][name] for name in used},
+    }
+    with store.scope(own):
+        yield used

@@ -1,0 +1,87 @@
+"""One step of a fit, run by PyTorch as it stands: the seam at which other engines come in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi.objectives import Objective
+
+__all__ = ["EagerStep", "Step", "StepResult"]
+
+#: Largest norm of the whole gradient.
+_CLIP = 1.0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did.
+
+    Attributes:
+        bound: The bound before the update, in nats.
+        num_bad: Particles left out because their density or its gradient was not finite.
+        ok: Whether the parameters were updated.
+    """
+
+    bound: float
+    num_bad: int
+    ok: bool
+
+
+class Step(Protocol):
+    """What an engine supplies: one update of the parameters from given noise."""
+
+    def __call__(self, eps: Tensor, subsample: Mapping[str, Tensor]) -> StepResult:
+        """Update the parameters in place."""
+
+
+class EagerStep:
+    """Model, flow, objective, backward pass and optimiser in Python; always works.
+
+    The step is skipped when the gradient is not finite, or when more than half of the particles
+    are bad.
+
+    Args:
+        guide: The guide, set up.
+        log_joint: The model's log joint.
+        objective: What is estimated.
+        params: All leaves that are trained; those of the model come last.
+        num_model_params: How many of them are the model's own.
+        optimizer: Holds ``params``.
+    """
+
+    def __init__(
+        self,
+        guide: AutoFlow,
+        log_joint: LogJoint,
+        objective: Objective,
+        params: Sequence[Tensor],
+        num_model_params: int,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        self.guide, self.log_joint, self.objective = guide, log_joint, objective
+        self.params = list(params)
+        self.model_params = self.params[len(self.params) - num_model_params :]
+        self.optimizer = optimizer
+
+    def __call__(self, eps: Tensor, subsample: Mapping[str, Tensor]) -> StepResult:
+        def log_density(z: Tensor) -> Tensor:
+            return self.log_joint(z, subsample)
+
+        self.optimizer.zero_grad(set_to_none=True)
+        estimate = self.objective(self.guide.density(), log_density, eps, self.model_params)
+        bound, num_bad = float(estimate.bound), int(estimate.num_bad)
+        if 2 * num_bad > len(eps):
+            return StepResult(bound, num_bad, ok=False)
+        estimate.surrogate.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.params, _CLIP)
+        if not bool(torch.isfinite(norm)):
+            return StepResult(bound, num_bad, ok=False)
+        self.optimizer.step()
+        return StepResult(bound, num_bad, ok=True)
