@@ -13,6 +13,7 @@ from pyro.nn.module import PyroParam
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Chain, Flow
 from pyro_nfvi.flows.linear import Affine
@@ -184,13 +185,10 @@ class AutoFlow(VectorGuide):
         owned = [] if outer is None else list(outer.parameters())
         return (owned[0] if owned else self.latent.init_loc).new_zeros(self.latent_dim)
 
-    def _levels(self, levels: Tensor) -> Tensor:
-        """Quantiles of the unconstrained coordinates ``(q, D)``.
-
-        The location is added last, so that a spread far below it keeps its digits.
-        """
-        points, flow = base_points(self._like(), self._base), self._part("flow")
+    def _levels(self, levels: Tensor) -> TensorPair:
+        transport, points = self.transport(), base_points(self._like(), self._base)
         if self._outer_kind == "flow":
-            return pushed_quantiles(points, None, self.transport(), levels)
+            return torch.zeros_like(points[0]), pushed_quantiles(points, None, transport, levels)
         loc: Tensor = self.loc
-        return loc + pushed_quantiles(points, flow, self._affine(torch.zeros_like(loc)), levels)
+        centred, flow = self._affine(torch.zeros_like(loc)), self._part("flow")
+        return loc, pushed_quantiles(points, flow, centred, levels)

@@ -76,6 +76,14 @@ class Recipe:
                 f"{self.name} needs a base over vectors of size {dim} for this model; got "
                 f"event_shape {tuple(self.base.event_shape)}."
             )
+        if self.base is not None:
+            with torch.random.fork_rng(devices=[]):
+                noise = self.base.sample()
+            if (noise.dtype, noise.device) != (like.dtype, like.device):
+                raise OptionError(
+                    f"{self.name} needs a base of {like.dtype} on {like.device}, as the model's "
+                    f"latents; got {noise.dtype} on {noise.device}."
+                )
         if flow is not None:
             undo = undo_permutations(flow)
             flow = (flow if undo is None else Chain(flow, undo)).to(like)

@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent, MultivariateNormal, StudentT
 from torch.quasirandom import SobolEngine
 
 from pyro_nfvi.flows.base import Flow
@@ -21,6 +21,8 @@ _CHUNK = 2048
 #: Pairs of base points; with the centre 2 * 2048 + 1 points.
 _PAIRS = 2048
 _SEED = 20150521
+#: Kinds of base without a quantile function that are symmetric about their ``loc``.
+_SYMMETRIC = (MultivariateNormal, StudentT)
 
 
 def base_points(like: Tensor, base: Distribution | None = None) -> Tensor:
@@ -28,8 +30,8 @@ def base_points(like: Tensor, base: Distribution | None = None) -> Tensor:
 
     They are the same at every call and use no global random state: scrambled Sobol points
     through the normal quantile function, each with its mirror image, so that the median of any
-    odd monotone image is the image of 0. Another base has no known quantile function: fixed
-    draws of it stand in.
+    monotone image is the image of 0. Another base goes through its own quantile function; if it
+    has none, fixed draws stand in, with mirror images and centre where it is known to be symmetric.
 
     Args:
         like: A vector of size D with the dtype and device of the points.
@@ -37,19 +39,39 @@ def base_points(like: Tensor, base: Distribution | None = None) -> Tensor:
     """
     dim = len(like)
     if base is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
-            draws: Tensor = base.sample(torch.Size([2 * _PAIRS + 1]))
-        return draws.to(like)
+        return _points_of(base, dim).to(like)
+    half = torch.special.ndtri(_uniform(dim)).to(device=like.device, dtype=like.dtype)
+    return torch.cat([half, torch.zeros_like(half[:1]), -half])
+
+
+def _uniform(dim: int) -> Tensor:
     if dim <= SobolEngine.MAXDIM:
         engine = SobolEngine(dim, scramble=True, seed=_SEED)
         uniform = engine.draw(_PAIRS, dtype=torch.float64)
-        half = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))
     else:
         generator = torch.Generator().manual_seed(_SEED)
-        half = torch.randn(_PAIRS, dim, dtype=torch.float64, generator=generator)
-    half = half.to(device=like.device, dtype=like.dtype)
-    return torch.cat([half, torch.zeros_like(half[:1]), -half])
+        uniform = torch.rand(_PAIRS, dim, dtype=torch.float64, generator=generator)
+    return uniform.clamp(1e-9, 1 - 1e-9)
+
+
+def _points_of(base: Distribution, dim: int) -> Tensor:
+    inner = base
+    while isinstance(inner, Independent):
+        inner = inner.base_dist
+    if tuple(inner.batch_shape) == (dim,) and not inner.event_shape:
+        # In single precision 1 - 1e-9 would be 1.
+        half = _uniform(dim).clamp(1e-6, 1 - 1e-6).to(base.sample())
+        try:
+            return inner.icdf(torch.cat([half, torch.full_like(half[:1], 0.5), 1 - half]))
+        except NotImplementedError:
+            pass
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        draws = base.sample(torch.Size([2 * _PAIRS + 1]))
+    if not isinstance(inner, _SYMMETRIC):
+        return draws
+    half, centre = draws[:_PAIRS], inner.loc.expand(1, dim)
+    return torch.cat([half, centre, 2 * centre - half])
 
 
 def column_quantiles(points: Tensor, levels: Tensor) -> Tensor:

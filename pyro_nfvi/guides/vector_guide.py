@@ -18,7 +18,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_nfvi._typing import TensorDict
+from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError, ParamStoreError
 from pyro_nfvi.flows.base import Flow
@@ -69,8 +69,11 @@ class VectorGuide(AutoContinuous):
         """Return a vector of size D with the parameters' dtype and device."""
         raise NotImplementedError
 
-    def _levels(self, levels: Tensor) -> Tensor:
-        """Return quantiles of the unconstrained coordinates ``(q, D)``."""
+    def _levels(self, levels: Tensor) -> TensorPair:
+        """Return quantiles of the unconstrained coordinates: ``(D,)`` plus ``(q, D)``.
+
+        In two parts, so that a spread far below the location keeps its digits.
+        """
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------- set-up
@@ -148,6 +151,13 @@ class VectorGuide(AutoContinuous):
                 f"The initial value of {self.latent.at(index)} is not finite in the unconstrained "
                 "space. Give init_loc_fn a value inside the support."
             )
+        # The latent space moves an infinite value to the largest number, which is no start either.
+        for name in self.latent.sites:
+            if not self.prototype_trace.nodes[name]["value"].isfinite().all():
+                raise ModelError(
+                    f"The initial value of {name!r} is not finite (init_to_mean gives infinity "
+                    "where there is no mean). Take another init_loc_fn, such as init_to_median."
+                )
 
     def _check_structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Look at the model again when its arguments have a new form."""
@@ -278,8 +288,8 @@ class VectorGuide(AutoContinuous):
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._require_setup()
         levels = torch.tensor(ONE_SD, dtype=torch.float64, device=self._like().device)
-        lower, median, upper = self._levels(levels)
-        return median, (upper - lower) / 2
+        loc, (lower, median, upper) = self._levels(levels)
+        return loc + median, (upper - lower) / 2
 
     def _summary_setup(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.is_set_up:
@@ -297,7 +307,8 @@ class VectorGuide(AutoContinuous):
         levels = torch.as_tensor(quantiles, dtype=torch.float64, device=self._like().device)
         if levels.dim() != 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
             raise OptionError(f"quantiles needs a list of levels in [0, 1]; got {quantiles!r}.")
-        return self.latent.constrain(self._levels(levels))[0]
+        loc, offsets = self._levels(levels)
+        return self.latent.constrain(loc + offsets)[0]
 
     def median(self, *args: Any, **kwargs: Any) -> TensorDict:
         """Return the median of each site: the 0.5 quantile; at the start the initial location."""

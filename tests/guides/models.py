@@ -28,13 +28,14 @@ def mixed():
     one = torch.ones(())
     a = pyro.sample("a", dist.Normal(0 * one, 2.0))
     b = pyro.sample("b", dist.MultivariateNormal(torch.zeros(2), torch.eye(2) + 0.5))
-    c = pyro.sample("c", dist.HalfCauchy(one))
+    c = pyro.sample("c", dist.HalfNormal(one))
     pyro.sample("d", dist.Dirichlet(torch.ones(3)))
     with pyro.plate("outer", 3, dim=-1):
         e = pyro.sample("e", dist.Beta(2 * one, 2.0))
         with pyro.plate("inner", 2, dim=-2):
             f = pyro.sample("f", dist.Normal(a * e, c))
-    pyro.sample("obs", dist.Normal(f.sum((-1, -2)) + b.sum(-1), 1.0), obs=1.3 * one)
+    total = f.sum((-1, -2), keepdim=True) + b.sum(-1)
+    pyro.sample("obs", dist.Normal(total, 1.0), obs=1.3 * one)
 
 
 def _pushed(size, transform, scale=0.5):
@@ -42,30 +43,30 @@ def _pushed(size, transform, scale=0.5):
     return dist.TransformedDistribution(base, [transform])
 
 
-_simplex = transforms.StickBreakingTransform()
-_scale = torch.distributions.AffineTransform
+class _Onto(dist.TransformedDistribution):
+    """A normal pushed onto a support, which torch itself takes for the real line."""
+
+    def __init__(self, support, batch_shape=()):
+        onto = torch.distributions.biject_to(support)
+        super().__init__(dist.Normal(torch.full(batch_shape, 0.2), 0.7), [onto])
+        self.onto = support
+
+    @property
+    def support(self):
+        return self.onto
+
+    def expand(self, batch_shape, _instance=None):
+        return _Onto(self.onto, batch_shape)
+
 
 #: Distributions that are an affine Gaussian in the unconstrained space: a guide can hold them
 #: exactly. Name of the support -> (distribution, loc, scale) of the unconstrained coordinates.
 EXACT_SITES = {
     "real": lambda: (dist.Normal(torch.tensor(1.0), 2.0), [1.0], [2.0]),
     "positive": lambda: (dist.LogNormal(torch.tensor(0.3), 0.5), [0.3], [0.5]),
-    "interval": lambda: (
-        dist.TransformedDistribution(
-            dist.Normal(torch.tensor(0.2), 0.7),
-            [transforms.SigmoidTransform(), _scale(-2.0, 7.0)],
-        ),
-        [0.2],
-        [0.7],
-    ),
-    "greater_than": lambda: (
-        dist.TransformedDistribution(
-            dist.Normal(torch.tensor(0.2), 0.7), [transforms.ExpTransform(), _scale(3.0, 1.0)]
-        ),
-        [0.2],
-        [0.7],
-    ),
-    "simplex": lambda: (_pushed(3, _simplex), [0.0] * 3, [0.5] * 3),
+    "interval": lambda: (_Onto(constraints.interval(-2.0, 5.0)), [0.2], [0.7]),
+    "greater_than": lambda: (_Onto(constraints.greater_than(3.0)), [0.2], [0.7]),
+    "simplex": lambda: (_pushed(3, transforms.StickBreakingTransform()), [0.0] * 3, [0.5] * 3),
     "ordered": lambda: (_pushed(3, transforms.OrderedTransform()), [0.0] * 3, [0.5] * 3),
     "corr_cholesky": lambda: (
         _pushed(6, transforms.CorrCholeskyTransform()),
