@@ -6,11 +6,13 @@ from pyro_nfvi.flows.actnorm import ActNorm, BatchNorm
 from pyro_nfvi.flows.adapt import Adapted, adapt
 from pyro_nfvi.flows.autoregressive import Autoregressive, iaf, maf
 from pyro_nfvi.flows.base import Chain, Flow, Inverse
+from pyro_nfvi.flows.block import BlockAutoregressive
 from pyro_nfvi.flows.coupling import Coupling
 from pyro_nfvi.flows.elementwise import Elementwise
 from pyro_nfvi.flows.factory import FLOW_NAMES, make_flow
 from pyro_nfvi.flows.linear import Affine, DiagonalAffine, LowerTriangular
 from pyro_nfvi.flows.mixing import Householder, LULinear
+from pyro_nfvi.flows.monotone import MonotoneKernel
 from pyro_nfvi.flows.params import FreeParams, HyperNet, ParamFlow
 from pyro_nfvi.flows.permute import Permute
 from pyro_nfvi.flows.planar import Planar, PlanarChain
@@ -34,6 +36,7 @@ __all__ = [
     "AffineKernel",
     "Autoregressive",
     "BatchNorm",
+    "BlockAutoregressive",
     "Chain",
     "Coupling",
     "DiagonalAffine",
@@ -48,6 +51,7 @@ __all__ = [
     "Kernel",
     "LULinear",
     "LowerTriangular",
+    "MonotoneKernel",
     "ParamFlow",
     "Permute",
     "Planar",

@@ -13,6 +13,7 @@ from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.flows.univariate import AffineKernel, GatedKernel, Kernel
 from pyro_nfvi.nets import MADE, hidden_widths
+from pyro_nfvi.numerics import holds_everywhere
 
 __all__ = ["Autoregressive", "iaf", "maf"]
 
@@ -164,20 +165,13 @@ class Autoregressive(Flow):
             u = target / dx
             for _ in range(self.dim):
                 previous, u = u, (target - vjp(dparams * u.unsqueeze(-1))[0]) / dx
-                if _converged(previous, u):
+                if holds_everywhere(previous == u):
                     break
         return u
 
     def extra_repr(self) -> str:
         kernel = type(self.kernel).__name__
         return super().extra_repr() + f", kernel={kernel}, reverse={self.reverse}"
-
-
-def _converged(previous: Tensor, u: Tensor) -> bool:
-    try:
-        return bool((previous == u).all())
-    except RuntimeError:  # under vmap or tracing values are not visible: take all D sweeps
-        return False
 
 
 def _kernel(gate: str) -> Kernel:

@@ -12,11 +12,13 @@ from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.actnorm import ActNorm
 from pyro_nfvi.flows.autoregressive import Autoregressive, iaf, maf
 from pyro_nfvi.flows.base import Chain, Flow
+from pyro_nfvi.flows.block import BlockAutoregressive
 from pyro_nfvi.flows.coupling import Coupling
 from pyro_nfvi.flows.elementwise import Elementwise
 from pyro_nfvi.flows.linear import DiagonalAffine, LowerTriangular
 from pyro_nfvi.flows.masks import random_halves
 from pyro_nfvi.flows.mixing import LULinear
+from pyro_nfvi.flows.monotone import MonotoneKernel
 from pyro_nfvi.flows.planar import PlanarChain
 from pyro_nfvi.flows.radial import Radial
 from pyro_nfvi.flows.spline import SplineKernel
@@ -96,6 +98,11 @@ def _nsf_ar(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow
     return _alternate(Autoregressive)(dim, context_dim, count, kernel=kernel, **options)
 
 
+def _naf(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    kernel = MonotoneKernel(**({"units": options.pop("units")} if "units" in options else {}))
+    return _alternate(Autoregressive)(dim, context_dim, count, kernel=kernel, **options)
+
+
 def _glow(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
     flows: list[Flow] = []
     for coupling in _couplings(dim, context_dim, count, None, **options):
@@ -137,6 +144,8 @@ _FAMILIES: dict[str, _Family] = {
     "realnvp": _family(_realnvp, 6, *_COUPLING),
     "nsf": _family(_nsf, 2, "bins", "bound", *_COUPLING),
     "nsf-ar": _family(_nsf_ar, 2, "bins", "bound"),
+    "naf": _family(_naf, 1, "units"),
+    "bnaf": _Family(_alternate(BlockAutoregressive), 1, frozenset({"hidden_factor", "num_hidden"})),
     "glow": _family(_glow, 4, *_COUPLING),
     "relu": _family(_relu, 6),
     "affine": _family(_repeat(DiagonalAffine), 1),
@@ -155,8 +164,8 @@ def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> F
     order between them, ``"a|b"`` runs a and then b, from the base to the posterior.
 
     Args:
-        formula: Names: ``planar radial sylvester iaf maf nice realnvp nsf nsf-ar glow relu
-            affine tril``.
+        formula: Names: ``planar radial sylvester iaf maf nice realnvp nsf nsf-ar naf bnaf
+            glow relu affine tril``.
         dim: Event size D.
         context_dim: Size of the context; 0 for none.
         **options: Passed to every family of the formula that knows them, such as
