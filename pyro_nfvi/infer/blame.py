@@ -20,6 +20,7 @@ def _layers(flow: Flow, prefix: str = "") -> Iterator[tuple[str, Flow]]:
         yield f"{prefix}{type(flow).__name__}", flow
         return
     for index, member in enumerate(flow.flows):
+        assert isinstance(member, Flow)
         yield from _layers(member, f"{prefix}{index}: ")
 
 

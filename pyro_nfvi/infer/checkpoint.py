@@ -84,7 +84,9 @@ class Checkpoint:
         state = loop.state
         for key, value in spec["state"].items():
             setattr(state, key, value)
-        state.decay = tuple(state.decay) if state.decay is not None else None
+        if state.decay is not None:
+            begin, seconds, length = state.decay  # JSON has lists only
+            state.decay = (begin, seconds, length)
         state.losses = tensors["losses"].tolist()
         loop.schedule.decay = state.decay
         shots = {

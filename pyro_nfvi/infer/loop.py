@@ -96,6 +96,7 @@ class Loop:
         self.plateau = Plateau()
         self.state = LoopState()
         self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._noise = guide.density()  # for its base only
         self._bad_in_a_row = 0
         self._since_kept = 0
         self._good = Snapshot.take(0, self.params, optimizer)
@@ -129,8 +130,7 @@ class Loop:
         state.decay = schedule.decay
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-        density = self.guide.density()
-        eps = density.sample_base(self.num_particles, generator=self.generator)
+        eps = self._noise.sample_base(self.num_particles, generator=self.generator)
         subsample = self.log_joint.draw_subsample(self.generator)
         result = self.step(eps, subsample)
         loss = -result.bound

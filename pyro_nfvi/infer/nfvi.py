@@ -266,6 +266,7 @@ class NFVI:
             "steps_per_s": state.step / max(1e-9, trained - started),
         }
         settings = {
+            "flow": _flow_name(guide),
             "objective": self.objective.name,
             "num_particles": self.num_particles,
             "max_steps": self.max_steps,
@@ -318,6 +319,12 @@ def _check_guide(guide: Any) -> None:
         raise OptionError(
             f"NFVI trains flow guides; {type(guide).__name__} trains with pyro.infer.SVI."
         )
+
+
+def _flow_name(guide: AutoFlow) -> str:
+    """What a report calls the guide's flow."""
+    flow = None if guide._recipe is None else guide._recipe.flow
+    return flow if isinstance(flow, str) else "" if flow is None else type(flow).__name__
 
 
 def _enumerated(

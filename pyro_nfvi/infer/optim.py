@@ -53,7 +53,8 @@ def make_optimizer(
     """
     leaves = list(params)
     if optim is None or isinstance(optim, (int, float)):
-        return torch.optim.Adam(leaves, lr=rate if optim is None else float(optim))
+        fused = all(leaf.is_floating_point() and leaf.device.type != "mps" for leaf in leaves)
+        return torch.optim.Adam(leaves, lr=rate if optim is None else float(optim), fused=fused)
     if isinstance(optim, PyroOptim):
         return optim.pt_optim_constructor(leaves, **optim.pt_optim_args)
     made = optim(leaves)

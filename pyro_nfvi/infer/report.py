@@ -19,7 +19,7 @@ def report(fit: Fit) -> str:
     count = sum(p.numel() for p in fit.guide.parameters())
     lines = [
         f"{latent.dim} latents ({sites if len(sites) < 60 else f'{len(latent.sites)} sites'}); "
-        f"guide {type(fit.guide).__name__} {settings.get('flow', '')} with {count} parameters",
+        f"guide {type(fit.guide).__name__}({settings.get('flow', '')}), {count} parameters",
         f"objective {settings.get('objective')}, {settings.get('num_particles')} particles, "
         f"seed {settings.get('seed')}",
         f"particles by {settings.get('particles_by')} ({settings.get('particles_why')})",

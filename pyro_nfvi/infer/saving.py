@@ -218,7 +218,7 @@ def _adopt(guide: AutoFlow, latent: LatentSpace) -> None:
         frame.name: frame for site in latent.records for frame in site.cond_indep_stack
     }
     guide._build()
-    guide._model = None
+    guide.__dict__["_model"] = None  # as after unpickling
 
 
 def _fill(guide: AutoFlow, state: Mapping[str, Tensor]) -> None:

@@ -56,7 +56,7 @@ class Summary(Mapping[str, Row]):
             quantiles = weighted_quantile(value, log_weights, _LEVELS)
             for index in itertools.product(*map(range, value.shape[1:])):
                 label = f"{name}[{', '.join(map(str, index))}]" if index else name
-                levels = [float(quantiles[(i, *index)]) for i in range(len(_LEVELS))]
+                levels = [float(level[index]) for level in quantiles]
                 rows.append(Row(label, float(mean[index]), float(sd[index]), *levels))
         return cls(tuple(rows), note)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -127,7 +128,7 @@ class LogJoint:
             self._params = [name for name, site in first.nodes.items() if site["type"] == "param"]
             # As many check points as no axis of the model is long, so that a wrong broadcast shows.
             taken = {n for site in first.nodes.values() for n in _axes(site)}
-            self._count = next(n for n in (3, 4, 5, 7, 11, 13, *range(14, 10**6)) if n not in taken)
+            self._count = next(n for n in itertools.count(3) if n not in taken)
             self.how, self.why = self._choose(way, subsample)
         self._way = way
         self._how_sites: dict[frozenset[str], Way] = {}
