@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyro_nfvi import diagnostics, errors, flows, objectives, testing
 from pyro_nfvi._version import __version__
+from pyro_nfvi.arviz import to_arviz
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.guides import (
     AutoCoupling,
@@ -14,8 +15,10 @@ from pyro_nfvi.guides import (
     AutoSpline,
     AutoSylvester,
 )
+from pyro_nfvi.infer import NFVI, Fit, load
 
 __all__ = [
+    "NFVI",
     "AutoCoupling",
     "AutoFlow",
     "AutoIAF",
@@ -23,11 +26,14 @@ __all__ = [
     "AutoRadial",
     "AutoSpline",
     "AutoSylvester",
+    "Fit",
     "FlowDensity",
     "__version__",
     "diagnostics",
     "errors",
     "flows",
+    "load",
     "objectives",
     "testing",
+    "to_arviz",
 ]
