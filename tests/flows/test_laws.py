@@ -22,29 +22,39 @@ SLOW = {"make_fx inverse", "compile inverse"}
 COMPILE = {"compile", "compile inverse"}
 
 
-def examine(flow: str, law: str) -> None:
+def examine(flow: str, law: str, context_dims=(0, 3)) -> None:
     case = FLOWS[flow]
     check_flow(
         case.make,
         dims=[dim for dim in DIMS if dim >= case.min_dim],
-        context_dims=(0, 3) if case.context else (0,),
+        context_dims=context_dims if case.context else (0,),
         laws=[law],
         slack={name: factor for name, (factor, _) in case.slack.items()},
     )
 
 
 def law_by_flow():
+    found = []
     for law in LAWS:
         for flow, case in FLOWS.items():
             if law in case.exempt or (LAWS[law].scope.context and not case.context):
                 continue
             marks = [pytest.mark.slow] * (law in SLOW) + [pytest.mark.compile] * (law in COMPILE)
-            yield pytest.param(flow, law, id=f"{law.replace(' ', '_')}-{flow}", marks=marks)
+            found.append(pytest.param(flow, law, id=f"{law.replace(' ', '_')}-{flow}", marks=marks))
+    return found
 
 
-@pytest.mark.parametrize(("flow", "law"), list(law_by_flow()))
+@pytest.mark.parametrize(("flow", "law"), law_by_flow())
 def test_flow_keeps_law(flow, law):
-    examine(flow, law)
+    # Compiling costs a second; with a context in the slow set.
+    examine(flow, law, (0,) if law == "compile" else (0, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+@pytest.mark.parametrize("flow", [name for name, case in FLOWS.items() if case.context])
+def test_conditional_flow_compiles(flow):
+    examine(flow, "compile", (3,))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,95 @@
+"""Chain and Inverse, and what the contract refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_nfvi.errors import ContextError, OptionError, ShapeError
+from pyro_nfvi.flows import Chain, DiagonalAffine, Planar, Radial, iaf, maf
+from pyro_nfvi.testing import perturb
+
+
+def far(flow):
+    return perturb(flow.double(), 0.5, torch.Generator().manual_seed(0))
+
+
+def test_chain_runs_from_the_first_to_the_last():
+    first, second = far(Planar(2)), far(Radial(2))
+    x = torch.randn(5, 2, dtype=torch.float64)
+    middle, ladj_first = first(x)
+    y, ladj_second = second(middle)
+    got_y, got_ladj = Chain(first, second)(x)
+    assert torch.equal(got_y, y)
+    torch.testing.assert_close(got_ladj, ladj_first + ladj_second)
+
+
+def test_chain_gives_the_context_to_those_that_take_it():
+    chain = far(Chain(Planar(2), DiagonalAffine(2, context_dim=3)))
+    assert chain.context_dim == 3
+    x = torch.randn(5, 2, dtype=torch.float64)
+    first, second = (chain(x, c)[0] for c in torch.randn(2, 3, dtype=torch.float64))
+    assert not torch.allclose(first, second)
+    with pytest.raises(ContextError, match="needs a context"):
+        chain(x)
+
+
+@pytest.mark.parametrize(
+    ("flows", "message"),
+    [
+        ([], "at least one flow"),
+        ([Planar(2), Planar(3)], r"dims \[2, 3\]"),
+        ([Planar(2, 1), Planar(2, 3)], r"context_dims \[1, 3\]"),
+        ([Planar(2), nn.Linear(2, 2)], "Flow objects; got Linear"),
+    ],
+)
+def test_chain_refuses_what_does_not_fit(flows, message):
+    with pytest.raises(OptionError, match=message):
+        Chain(*flows)
+
+
+def test_chain_is_as_hard_to_invert_as_its_hardest_part():
+    assert Chain(DiagonalAffine(2), Radial(2)).inverse_kind == "exact"
+    assert Chain(DiagonalAffine(2), iaf(2)).inverse_kind == "sequential"
+
+
+def test_inverse_shares_its_parameters_and_undoes_itself():
+    flow = far(iaf(3, hidden_dim=8))
+    back = flow.inv
+    assert back.inv is flow
+    assert {id(p) for p in back.parameters()} == {id(p) for p in flow.parameters()}
+    x = torch.randn(4, 3, dtype=torch.float64)
+    for got, expected in zip(back(x), flow.inverse(x)):
+        assert torch.equal(got, expected)
+
+
+def test_no_parameter_stands_under_two_names():
+    flow = Chain(Planar(2), maf(2), Radial(2))
+    names = [name for name, _ in flow.named_parameters(remove_duplicate=False)]
+    assert len(names) == len({id(p) for p in flow.parameters()})
+
+
+@pytest.mark.parametrize("dim", [0, -1, 2.0, True, "2", None])
+def test_dim_must_be_a_positive_integer(dim):
+    with pytest.raises(OptionError, match="Planar needs dim"):
+        Planar(dim)
+
+
+@pytest.mark.parametrize("context_dim", [-1, 1.0, True, None])
+def test_context_dim_must_be_a_natural_number(context_dim):
+    with pytest.raises(OptionError, match="Planar needs context_dim"):
+        Planar(2, context_dim)
+
+
+def test_messages_say_what_came_and_what_to_do():
+    with pytest.raises(ShapeError, match=r"Planar\(dim=2.*\(\*b, 2\); got \(5, 3\)"):
+        Planar(2)(torch.zeros(5, 3))
+    with pytest.raises(ShapeError, match=r"torch\.int64.*\.to\(dtype\)"):
+        Planar(2)(torch.zeros(5, 2, dtype=torch.long))
+    with pytest.raises(ContextError, match=r"\(5, 4\).*context_dim=4"):
+        Planar(2)(torch.zeros(5, 2), torch.zeros(5, 4))
+    with pytest.raises(ContextError, match=r"needs a context.*context_dim=0"):
+        Planar(2, 3)(torch.zeros(5, 2))
+    with pytest.raises(ContextError, match=r"\(5, 2\).*\(4, 3\).*do not broadcast"):
+        Planar(2, 3)(torch.zeros(5, 2), torch.zeros(4, 3))
