@@ -37,6 +37,11 @@ _CHUNK = 2048
 _MAX_CHECKS = 16
 
 
+def _is_enumerated(site: Mapping[str, Any]) -> bool:
+    marked = bool(site["infer"].get("enumerate"))
+    return marked and bool(getattr(site["fn"], "has_enumerate_support", False))
+
+
 class VectorGuide(AutoContinuous):
     """Set-up, drawing, scoring and summaries of a guide that maps base noise to a vector.
 
@@ -102,10 +107,7 @@ class VectorGuide(AutoContinuous):
     @staticmethod
     def _prototype_hide_fn(msg: dict[str, Any]) -> bool:
         # Discrete sites marked for enumeration belong to the enumerating ELBO.
-        return prototype_hide_fn(msg) or (
-            bool(msg["infer"].get("enumerate"))
-            and bool(getattr(msg["fn"], "has_enumerate_support", False))
-        )
+        return prototype_hide_fn(msg) or _is_enumerated(msg)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         if self._init_loc_fn is None or self._model is None:
@@ -130,8 +132,12 @@ class VectorGuide(AutoContinuous):
         self._signatures.add(signature((args, kwargs)))
 
     def _trace_prototype(self, init_loc_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        def start(site: dict[str, Any]) -> Any:
+            # Pyro's init functions refuse discrete sites, marked for enumeration or not.
+            return site["fn"].sample() if _is_enumerated(site) else init_loc_fn(site)
+
         model = self._model
-        self._model = (InitMessenger(init_loc_fn)(model[0]),)
+        self._model = (InitMessenger(start)(model[0]),)
         try:
             try:
                 # Without a graph, so that the guide copies and pickles.
