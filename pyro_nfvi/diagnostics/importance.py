@@ -172,7 +172,7 @@ def weighted_quantile(x: Tensor, log_weights: Tensor, q: float | Sequence[float]
     constant beyond; for equal weights this is NumPy's ``method="hazen"``.
 
     Args:
-        x: Draws (S, *shape).
+        x: Draws ``(S, *shape)``.
         log_weights: Log weights (S,) in nats.
         q: Probability or probabilities between 0 and 1.
 
