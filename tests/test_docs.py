@@ -15,7 +15,9 @@ PACKAGES = ["flows", "density", "guides", "infer", "diagnostics", "objectives", 
 def names_on(page: Path) -> set[str]:
     """Names that the page's autodoc directives cover."""
     text = page.read_text("utf-8")
-    found = set(re.findall(r"auto(?:class|function|data|exception):: [\w.]*?(\w+)$", text, re.M))
+    found = set(
+        re.findall(r"auto(?:class|function|data|exception):: [\w.]*?(\w+)(?:\(\))?$", text, re.M)
+    )
     for module, options in re.findall(r"automodule:: ([\w.]+)\n((?:   :.*\n)*)", text):
         members = re.search(r":members:(.*)", options)
         if members is None or ":no-members:" in options:
