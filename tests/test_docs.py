@@ -15,9 +15,8 @@ PACKAGES = ["flows", "density", "guides", "infer", "diagnostics", "objectives", 
 def names_on(page: Path) -> set[str]:
     """Names that the page's autodoc directives cover."""
     text = page.read_text("utf-8")
-    found = set(
-        re.findall(r"auto(?:class|function|data|exception):: [\w.]*?(\w+)(?:\(\))?$", text, re.M)
-    )
+    entry = re.compile(r"auto(?:class|function|data|exception):: [\w.]*?(\w+)(?:\(\))?$", re.M)
+    found = set(entry.findall(text))
     for module, options in re.findall(r"automodule:: ([\w.]+)\n((?:   :.*\n)*)", text):
         members = re.search(r":members:(.*)", options)
         if members is None or ":no-members:" in options:
