@@ -243,7 +243,7 @@ def mixture_by_hand(space, z, y):
     return parts, parts.sum(-1) + prior + ladj
 
 
-@pytest.mark.parametrize("way", ["plate", "loop", None])
+@pytest.mark.parametrize("way", ["plate", "vmap", "loop", None])
 def test_discrete_sites_are_summed_out(way):
     y = torch.tensor([-2.0, 1.5, 2.0, 0.3, -1.0])
     log_joint = build(mixture, y, way=way)
@@ -256,13 +256,65 @@ def test_discrete_sites_are_summed_out(way):
     )
 
 
-def test_enumerated_gradient_reaches_the_particles():
+@pytest.mark.parametrize("way", ["plate", "vmap", "loop"])
+def test_enumerated_gradient_reaches_the_particles(way):
     y = torch.tensor([-2.0, 1.5, 2.0, 0.3, -1.0])
-    log_joint = build(mixture, y)
+    log_joint = build(mixture, y, way=way)
     z = torch.randn(4, 3, requires_grad=True)
     (grad,) = torch.autograd.grad(log_joint(z).sum(), z)
     (exact,) = torch.autograd.grad(mixture_by_hand(log_joint.latent, z, y)[1].sum(), z)
     torch.testing.assert_close(grad, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_indexing_by_a_discrete_site_still_runs_all_particles_at_once():
+    # The way tutorials write it, which no plate of particles can be put around.
+    @config_enumerate
+    def tutorial(y):
+        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+        with pyro.plate("components", 2):
+            locs = pyro.sample("locs", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(y)):
+            k = pyro.sample("k", dist.Categorical(weights))
+            pyro.sample("y", dist.Normal(locs[k], 1.0), obs=y)
+
+    y = torch.tensor([-2.0, 1.5, 2.0, 0.3, -1.0, 4.0])
+    log_joint = build(tutorial, y)
+    assert log_joint.how == "vmap", log_joint.why
+    z = torch.randn(5, 3)
+    values, ladj = log_joint.latent.constrain(z)
+    parts = dist.Normal(values["locs"].unsqueeze(-1), 1.0).log_prob(y)
+    likelihood = (parts + values["weights"].log().unsqueeze(-1)).logsumexp(1)
+    prior = dist.Normal(0.0, 10.0).log_prob(values["locs"]).sum(-1)
+    prior = prior + dist.Dirichlet(torch.ones(2)).log_prob(values["weights"])
+    torch.testing.assert_close(log_joint(z), likelihood.sum(-1) + prior + ladj)
+    found = log_joint.evaluate(z, log_likelihood=True).log_likelihood["y"]
+    torch.testing.assert_close(found, likelihood)
+
+
+@pytest.mark.parametrize("way", ["vmap", "loop"])
+def test_a_hidden_markov_chain_is_summed_out(way):
+    transition = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
+
+    @config_enumerate
+    def chain(y):
+        gap = pyro.sample("gap", dist.LogNormal(0.0, 1.0))
+        state = 0
+        for t in pyro.markov(range(len(y))):
+            state = pyro.sample(f"x{t}", dist.Categorical(transition[state]))
+            pyro.sample(f"y{t}", dist.Normal(gap * state.to(gap.dtype), 1.0), obs=y[t])
+
+    y = torch.tensor([0.1, 2.0, 1.7, -0.4])
+    log_joint = build(chain, y, way=way)
+    z = torch.tensor([[0.3], [-1.0]])
+    for row, found in zip(z, log_joint(z)):
+        gap = row.exp()
+        alpha = transition[0].log()
+        for t in range(4):
+            alpha = alpha + dist.Normal(gap * torch.tensor([0.0, 1.0]), 1.0).log_prob(y[t])
+            if t < 3:
+                alpha = (alpha.unsqueeze(-1) + transition.log()).logsumexp(0)
+        expected = alpha.logsumexp(0) + dist.LogNormal(0.0, 1.0).log_prob(gap[0]) + row[0]
+        torch.testing.assert_close(found, expected)
 
 
 def test_shared_discrete_site_has_no_pointwise_likelihood():

@@ -35,8 +35,9 @@ __all__ = ["NFVI"]
 
 #: What ``guide="auto"`` means.
 AUTO = "iaf*2"
-#: Draws on which a fit is judged; fewer where one run of the model is very large.
-_DRAWS, _FEWEST_DRAWS, _NUMBERS = 2000, 200, 1_000_000_000
+#: Draws on which a fit is judged; fewer where one run of the model is very large, or where every
+#: draw takes a run of its own.
+_DRAWS, _LOOP_DRAWS, _FEWEST_DRAWS, _NUMBERS = 2000, 500, 200, 1_000_000_000
 #: Draws on which the last state and the best one are compared.
 _COMPARE = 512
 
@@ -249,7 +250,8 @@ class NFVI:
             notes.append(f"{state.num_skipped} steps were skipped: gradients were not finite")
         if state.num_bad:
             notes.append(f"{state.num_bad} particles were left out: not finite")
-        count = max(_FEWEST_DRAWS, min(_DRAWS, _NUMBERS // max(1, log_joint.size)))
+        most = _LOOP_DRAWS if log_joint.how == "loop" else _DRAWS
+        count = max(_FEWEST_DRAWS, min(most, _NUMBERS // max(1, log_joint.size)))
         generator = None
         if loop.generator is not None:
             generator = torch.Generator(loop.generator.device).manual_seed(seed + 1)

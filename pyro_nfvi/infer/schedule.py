@@ -60,8 +60,13 @@ class Schedule:
 
     def begin_decay(self, step: int, seconds: float) -> None:
         """End the constant phase: decay over half as many steps as were taken, at least 200."""
-        length = max(200, step // 2) if self.early else self.max_steps - step
-        self.decay = (step, seconds, max(1, min(length, self.max_steps - step)))
+        left = max(1, self.max_steps - step)
+        # What is left is little more than that at the latest step: take it all.
+        self.decay = (
+            step,
+            seconds,
+            left if step >= self.latest else min(left, max(200, step // 2)),
+        )
 
     def advance(self, step: int, seconds: float) -> float:
         """Return the factor for ``step``, beginning the decay where it is due."""

@@ -237,7 +237,11 @@ class LogJoint:
                 log_p, deterministic, likelihood = run.plate(rows, subsample, sites)
                 return log_p.expand(len(rows)), deterministic, likelihood
             if how == "vmap":
-                return torch.vmap(lambda row: run.scalar(row, subsample, sites))(rows)
+                run.under_vmap = True
+                try:
+                    return torch.vmap(lambda row: run.scalar(row, subsample, sites))(rows)
+                finally:
+                    run.under_vmap = False
             parts = [run.scalar(row, subsample, sites) for row in rows]
         return _merged(parts, torch.stack)
 

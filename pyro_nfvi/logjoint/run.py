@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -10,9 +9,8 @@ from typing import Any
 
 import pyro
 import torch
-from opt_einsum import shared_intermediates
 from pyro import poutine
-from pyro.ops.contract import contract_to_tensor
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
@@ -22,6 +20,7 @@ from torch import Tensor
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.logjoint.enumeration import VmapEnum, sum_out
 
 __all__ = ["Evaluation", "ModelRun", "SetSubsample", "is_deterministic", "is_observed"]
 
@@ -105,6 +104,8 @@ class ModelRun:
         self.latent = latent
         self.max_plate_nesting = max_plate_nesting
         self.enumerated = enumerated
+        #: Whether it is run under ``torch.vmap``.
+        self.under_vmap = False
         #: Shapes of one particle's outputs, known after the first scalar run.
         self.shapes: dict[str, tuple[int, ...]] = {}
 
@@ -125,7 +126,8 @@ class ModelRun:
                 stack.enter_context(pyro.plate(PARTICLES, particles, dim=-nesting))
             model = self.model
             if self.enumerated:
-                model = poutine.enum(model, first_available_dim=-1 - nesting)
+                enum = VmapEnum if self.under_vmap else EnumMessenger
+                model = enum(first_available_dim=-1 - nesting)(model)
             held = poutine.condition(model, data=values)
             trace = poutine.trace(held).get_trace(*self.args, **self.kwargs)
             trace.compute_log_prob()
@@ -156,7 +158,8 @@ class ModelRun:
     def _total(self, trace: Trace, particles: int | None) -> Tensor:
         """Sum the log probabilities of a trace, per particle, discrete sites summed out."""
         if self.enumerated:
-            return self._contract(trace, self._sites(trace), particles)
+            keep = () if particles is None else (PARTICLES,)
+            return sum_out(trace, self._sites(trace), keep, under_vmap=self.under_vmap)
         total = torch.zeros(())
         for site in self._sites(trace):
             log_prob = site["log_prob"]
@@ -177,34 +180,6 @@ class ModelRun:
             for site in trace.nodes.values()
             if site["type"] == "sample" and not site_is_subsample(site)
         ]
-
-    def _contract(
-        self,
-        trace: Trace,
-        sites: list[dict[str, Any]],
-        particles: int | None,
-        keep: Iterable[str] = (),
-        which: str = "log_prob",
-    ) -> Tensor:
-        """Sum discrete sites out and multiply plates up, all but the particles and ``keep``."""
-        trace.pack_tensors()
-        symbols = trace.plate_to_symbol
-        factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-        for site in sites:
-            ordinal = frozenset(
-                symbols[frame.name] for frame in site["cond_indep_stack"] if frame.vectorized
-            )
-            factors.setdefault(ordinal, []).append(site["packed"][which])
-        target = [name for name in (PARTICLES, *keep) if name in symbols]
-        target = target if particles is not None else [n for n in target if n != PARTICLES]
-        sum_dims = set(trace.symbol_to_dim) - set(symbols.values())
-        with shared_intermediates() as cache:
-            found = contract_to_tensor(
-                factors, sum_dims, target_ordinal=frozenset(symbols[n] for n in target), cache=cache
-            )
-        # Packed dimensions come in an order of their own; put them back as the plates stand.
-        order = sorted((symbols[name] for name in target), key=lambda s: trace.symbol_to_dim[s])
-        return found.permute([found._pyro_dims.index(symbol) for symbol in order])
 
     def _details(
         self, trace: Trace, particles: int | None, sites: frozenset[str]
@@ -232,10 +207,12 @@ class ModelRun:
             discrete = [s for s in self._sites(trace) if s["name"] in self.enumerated]
             self._refuse_shared(trace, site, discrete)
             plates = [f.name for f in site["cond_indep_stack"] if f.vectorized]
-            plates.sort(key=lambda plate: trace.symbol_to_dim[trace.plate_to_symbol[plate]])
-            keep = [plate for plate in plates if plate != PARTICLES]
-            log_prob = self._contract(
-                trace, [*discrete, site], particles, keep, "unscaled_log_prob"
+            log_prob = sum_out(
+                trace,
+                [*discrete, site],
+                plates,
+                which="unscaled_log_prob",
+                under_vmap=self.under_vmap,
             )
         if particles is None:
             self.shapes.setdefault(f"log_likelihood/{name}", tuple(log_prob.shape))

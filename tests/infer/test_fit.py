@@ -1,0 +1,333 @@
+"""The result of a fit: draws, densities, weights, tables and files."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from infer.models import Y, conjugate, eight_schools, posterior
+
+from pyro_nfvi import AutoFlow
+from pyro_nfvi.errors import FileError, ModelError, NotSetUpError, OptionError, ShapeError
+from pyro_nfvi.flows import make_flow
+from pyro_nfvi.infer import NFVI, load
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def quick(model=conjugate, **options):
+    chosen = {"max_steps": 300, "seed": 0, "progress": False, "guide": "affine"} | options
+    return NFVI(model, **chosen)
+
+
+def constrained(y):
+    w = pyro.sample("w", dist.Dirichlet(torch.ones(3)))
+    s = pyro.sample("s", dist.HalfNormal(torch.tensor(1.0)))
+    with pyro.plate("groups", 2):
+        a = pyro.sample("a", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    loc = (w * a.sum(-2)).sum(-1) if a.dim() == 2 else (w.squeeze(-2) * a.sum(-2)).sum(-1)
+    pyro.sample("y", dist.Normal(loc, s.reshape(loc.shape)), obs=y)
+
+
+@pytest.fixture(scope="module")
+def fit():
+    pyro.set_rng_seed(0)
+    with pyro.get_param_store().scope():
+        return quick(max_steps=1500).run(Y)
+
+
+# ------------------------------------------------------------------------------- drawing
+
+
+def test_sample(fit):
+    draws = fit.sample(2000, seed=0)
+    assert sorted(draws) == ["mu", "twice"]
+    assert draws["mu"].shape == (2000,)
+    torch.testing.assert_close(draws["twice"], 2 * draws["mu"])
+    mean, sd = posterior(Y)
+    assert abs(float(draws["mu"].mean()) - mean) < 0.15 * sd
+    assert torch.equal(fit.sample(3, seed=4)["mu"], fit.sample(3, seed=4)["mu"])
+    assert not torch.equal(fit.sample(3)["mu"], fit.sample(3)["mu"])
+    for wrong in (0, -1, 2.5, True):
+        with pytest.raises(OptionError, match="num_samples"):
+            fit.sample(wrong)
+
+
+def test_log_prob_is_the_density_of_the_constrained_values():
+    fit = quick(constrained, max_steps=60, guide="iaf*2").run(torch.tensor(0.5))
+    draws = fit.sample(6, seed=1)
+    found = fit.log_prob(draws)
+    z, ladj = fit.latent.unconstrain(draws)
+    with torch.no_grad():
+        expected = fit.guide.density().log_prob(z) + ladj
+    torch.testing.assert_close(found, expected)
+    assert found.shape == (6,)
+    assert fit.log_prob({name: value[0] for name, value in draws.items()}).shape == ()
+    with pytest.raises(ShapeError, match="'w' is missing"):
+        fit.log_prob({"s": torch.tensor(1.0), "a": torch.zeros(2, 3)})
+
+
+def test_importance_weights_are_the_models_own_density_less_the_guides():
+    fit = quick(constrained, max_steps=60, guide="iaf*2").run(torch.tensor(0.5))
+    values, _ = fit.latent.constrain(fit.draws.z[:5])
+    for row in range(5):
+        point = {name: value[row] for name, value in values.items()}
+        trace = pyro.poutine.trace(pyro.condition(constrained, point)).get_trace(torch.tensor(0.5))
+        log_w = trace.log_prob_sum() - fit.log_prob(point)
+        torch.testing.assert_close(log_w, fit.draws.log_w[row], rtol=1e-4, atol=1e-3)
+
+
+def test_reweighting_mends_a_poor_fit():
+    # Stopped long before it has converged, but wide enough to be reweighted.
+    def wide(model):
+        return AutoFlow(model, None, init_scale=3.0)
+
+    poor = quick(guide=wide, max_steps=1).run(Y)
+    mean, sd = posterior(Y)
+    raw, mended = poor.summary()["mu"], poor.summary(reweighted=True)["mu"]
+    assert abs(raw.sd / sd - 1) > 1
+    # ESS of some hundred draws: standard errors of 0.05 sd; the margins are four times that.
+    assert abs(mended.mean - mean) < 0.25 * sd
+    assert abs(mended.sd / sd - 1) < 0.2
+    draws = poor.resample(1000, seed=0)
+    assert abs(float(draws["mu"].mean()) - mean) < 0.3 * sd
+    torch.testing.assert_close(draws["twice"], 2 * draws["mu"])
+    assert torch.equal(draws["mu"], poor.resample(1000, seed=0)["mu"])
+
+
+# ------------------------------------------------------------------------------- telling
+
+
+def test_summary_is_a_table(fit):
+    table = fit.summary()
+    draws = fit.draws.z[:, 0].double()
+    row = table["mu"]
+    assert math.isclose(row.mean, float(draws.mean()), rel_tol=1e-5)
+    assert math.isclose(row.sd, float(draws.std()), rel_tol=1e-5)
+    assert math.isclose(row.q5, float(draws.quantile(0.05)), abs_tol=0.01)
+    assert list(table) == ["mu", "twice"]
+    assert len(table) == 2
+    text = str(table)
+    assert "mean" in text
+    assert "95%" in text
+    assert "khat" in text
+    assert "<table>" in table._repr_html_()
+    with pytest.raises(KeyError, match="there are mu, twice"):
+        table["nu"]
+
+
+def test_summary_names_elements():
+    table = quick(constrained, max_steps=20).run(torch.tensor(0.5)).summary()
+    assert list(table)[:4] == ["w[0]", "w[1]", "w[2]", "s"]
+    assert "a[1, 2]" in table
+
+
+def test_report_and_repr(fit):
+    text = fit.report
+    for word in ("1 latents (mu)", "converged", "path", "64 particles", "seed 0", "khat", "plate"):
+        assert word in text
+    assert "khat" in repr(fit)
+    assert fit.engine == "svi"
+    assert fit.engine_reason
+    assert set(fit.timing) == {"setup", "fit", "evaluate", "total", "steps_per_s"}
+    assert fit.elbo_se < 0.05
+
+
+def test_impossible_draws_are_told_not_hidden():
+    def model():
+        mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0), 1.0))
+        pyro.factor("wall", torch.where(mu < 2.0, 0.0, -math.inf))
+
+    fit = quick(model, guide=lambda m: AutoFlow(m, None, init_scale=1.0), max_steps=2).run()
+    assert fit.elbo == -math.inf
+    assert fit.draws.num_bad > 0
+    assert "have no finite density" in fit.report
+    # The weights still work: log P(mu < 2) of a standard normal. Standard error about 0.01.
+    assert abs(fit.log_evidence()[0] - math.log(0.97725)) < 0.05
+
+
+# -------------------------------------------------------------------------------- files
+
+
+def test_a_loaded_fit_is_the_same_without_the_model(fit, tmp_path):
+    fit.save(tmp_path / "fit.pt")
+    again = load(tmp_path / "fit.pt")
+    assert again.elbo == fit.elbo
+    assert again.khat == fit.khat
+    assert again.log_evidence() == fit.log_evidence()
+    assert torch.equal(again.losses, fit.losses)
+    assert again.why_stopped == fit.why_stopped
+    assert again.why_stopped.detail == fit.why_stopped.detail
+    assert str(again.summary()) == str(fit.summary())  # deterministic sites included
+    assert torch.equal(again.resample(9, seed=1)["twice"], fit.resample(9, seed=1)["twice"])
+    draws = fit.sample(5, seed=1)
+    assert torch.equal(again.sample(5, seed=1)["mu"], draws["mu"])
+    assert torch.equal(again.log_prob(draws), fit.log_prob(draws))
+    assert again.report.splitlines()[-1] == fit.report.splitlines()[-1]
+    assert again.model is None
+    with pytest.raises(NotSetUpError, match="model=model"):
+        again.require_model()
+    again.save(tmp_path / "again.pt")
+    assert load(tmp_path / "again.pt").elbo == fit.elbo
+
+
+def test_loading_with_the_model_gives_deterministic_sites(fit, tmp_path):
+    fit.save(tmp_path / "fit.pt")
+    again = load(tmp_path / "fit.pt", model=conjugate, args=(Y,))
+    draws = again.sample(4, seed=2)
+    torch.testing.assert_close(draws["twice"], 2 * draws["mu"])
+    assert again.args == (Y,)
+    assert list(pyro.get_param_store()) == []
+
+
+@pytest.mark.parametrize("guide", ["iaf*2", "planar*3", "radial*2|affine", "tril", "auto"])
+def test_every_named_flow_survives(guide, tmp_path):
+    fit = quick(constrained, guide=guide, max_steps=15).run(torch.tensor(0.5))
+    fit.save(tmp_path / "fit.pt")
+    again = load(tmp_path / "fit.pt")
+    draws = fit.sample(5, seed=1)
+    torch.testing.assert_close(again.log_prob(draws), fit.log_prob(draws))
+
+
+def test_options_and_outer_survive(tmp_path):
+    def guide(model):
+        return AutoFlow(model, "iaf*2", outer="full", hidden_dim=(5, 4))
+
+    fit = quick(constrained, guide=guide, max_steps=15).run(torch.tensor(0.5))
+    fit.save(tmp_path / "fit.pt")
+    draws = fit.sample(5, seed=1)
+    torch.testing.assert_close(load(tmp_path / "fit.pt").log_prob(draws), fit.log_prob(draws))
+
+
+def test_a_flow_without_a_name_is_asked_for(tmp_path):
+    fit = quick(guide=make_flow("planar*2", 1), max_steps=15).run(Y)
+    fit.save(tmp_path / "fit.pt")
+    with pytest.raises(FileError, match="flow=..."):
+        load(tmp_path / "fit.pt")
+    again = load(tmp_path / "fit.pt", flow=make_flow("planar*2", 1))
+    draws = fit.sample(5, seed=1)
+    torch.testing.assert_close(again.log_prob(draws), fit.log_prob(draws))
+    with pytest.raises(FileError, match="not shaped"):
+        load(tmp_path / "fit.pt", flow=make_flow("planar*3", 1))
+
+
+def test_models_parameters_survive(tmp_path):
+    def model(y):
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0), 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, scale), obs=y)
+        pyro.deterministic("used", scale * torch.ones(()))
+
+    fit = quick(model, max_steps=50).run(Y)
+    fit.save(tmp_path / "fit.pt")
+    again = load(tmp_path / "fit.pt", model=model, args=(Y,))
+    torch.testing.assert_close(again.params["scale"], fit.params["scale"])
+    torch.testing.assert_close(again.sample(2)["used"], fit.params["scale"].expand(2))
+    assert "scale" not in pyro.get_param_store()
+    with pytest.raises(ModelError, match="parameter 'scale' is in the file only"):
+        load(tmp_path / "fit.pt", model=conjugate, args=(Y,))
+
+
+def test_a_mismatched_model_is_refused_with_the_difference(fit, tmp_path):
+    fit.save(tmp_path / "fit.pt")
+    with pytest.raises(ModelError, match=r"site 'mu' has|site 'theta' is new"):
+        load(tmp_path / "fit.pt", model=eight_schools)
+
+
+def test_loading_in_another_process_without_the_model(fit, tmp_path):
+    path = tmp_path / "fit.pt"
+    fit.save(path)
+    code = f"""
+    import torch, pyro_nfvi.infer as infer
+    torch.set_num_threads(1)
+    fit = infer.load({str(path)!r})
+    print(float(fit.sample(5, seed=3)["mu"].sum()), fit.elbo)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    total, elbo = map(float, run.stdout.split())
+    assert math.isclose(total, float(fit.sample(5, seed=3)["mu"].sum()), rel_tol=1e-5)
+    assert elbo == fit.elbo
+
+
+def test_the_file_needs_no_unpickling_of_code(fit, tmp_path):
+    fit.save(tmp_path / "fit.pt")
+    held = torch.load(tmp_path / "fit.pt", weights_only=True)
+    header = json.loads(held["pyro_nfvi"])
+    assert header["kind"] == "fit"
+    assert header["versions"]["torch"] == torch.__version__
+
+
+# ------------------------------------------------------------------------------ bad files
+
+
+def test_truncated_foreign_and_missing_files(fit, tmp_path):
+    path = tmp_path / "fit.pt"
+    fit.save(path)
+    whole = path.read_bytes()
+    for cut in (0, 3, 100, len(whole) // 2, len(whole) - 10):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(FileError, match=r"truncated|damaged"):
+            load(path)
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(FileError, match="no fit of pyro_nfvi"):
+        load(tmp_path / "text")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(FileError, match="torch file, but no fit"):
+        load(tmp_path / "other.pt")
+    torch.save(conjugate, tmp_path / "code.pt")  # would need unpickling
+    with pytest.raises(FileError, match="no fit of pyro_nfvi"):
+        load(tmp_path / "code.pt")
+    with pytest.raises(FileError, match="no file"):
+        load(tmp_path / "nothing")
+    with pytest.raises(FileError, match="cannot be read"):
+        load(tmp_path)
+
+
+def test_a_checkpoint_is_no_fit_and_newer_files_say_so(tmp_path):
+    quick(checkpoint=tmp_path / "c", max_steps=5).run(Y)
+    with pytest.raises(FileError, match="holds a checkpoint of pyro_nfvi, not a fit"):
+        load(tmp_path / "c")
+    header = {"layout": 99, "kind": "fit", "versions": {"pyro_nfvi": "9.0"}, "spec": {}}
+    torch.save({"pyro_nfvi": json.dumps(header), "tensors": {}}, tmp_path / "new")
+    with pytest.raises(FileError, match=r"9\.0, which is newer"):
+        load(tmp_path / "new")
+    header = {"layout": 1, "kind": "fit", "versions": {}, "spec": {}}
+    torch.save({"pyro_nfvi": json.dumps(header), "tensors": {}}, tmp_path / "hollow")
+    with pytest.raises(FileError, match="damaged"):
+        load(tmp_path / "hollow")
+
+
+def test_a_failed_save_loses_nothing(fit, tmp_path, monkeypatch):
+    path = tmp_path / "fit.pt"
+    fit.save(path)
+    before = path.read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(FileError, match=r"No space left.*as it was.*another folder"):
+            fit.save(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(FileError, match="No space left"):
+            fit.save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["fit.pt"]
+    with pytest.raises(FileError, match="No such file"):
+        fit.save(tmp_path / "missing" / "fit.pt")
