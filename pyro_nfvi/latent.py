@@ -64,8 +64,8 @@ def _is_latent(site: Mapping[str, Any]) -> bool:
         raise ModelError(
             f"The latent site {name!r} is discrete ({type(site['fn']).__name__}), which a flow "
             "cannot represent. Sum it out: pyro.sample(..., infer={'enumerate': 'parallel'}) "
-            "with TraceEnum_ELBO or NFVI (see https://pyro.ai/examples/enumeration.html); or hide it "
-            "from the guide with pyro.poutine.block."
+            "with TraceEnum_ELBO or NFVI (see https://pyro.ai/examples/enumeration.html); or hide "
+            "it from the guide with pyro.poutine.block."
         )
     for frame in site["cond_indep_stack"]:
         full = frame.full_size

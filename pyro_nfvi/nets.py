@@ -19,14 +19,14 @@ def hidden_widths(hidden_dim: Hidden, default: int) -> tuple[int, ...]:
     """Normalise ``hidden_dim`` (None, a width, or several) to a tuple of widths."""
     if hidden_dim is None:
         return (default,)
-    single = isinstance(hidden_dim, int)
-    widths: Sequence[int] = (hidden_dim,) if isinstance(hidden_dim, int) else tuple(hidden_dim)
-    if not widths or any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in widths):
-        shown = hidden_dim if single else list(widths)
+    listed = isinstance(hidden_dim, Sequence) and not isinstance(hidden_dim, str)
+    widths = tuple(hidden_dim) if isinstance(hidden_dim, Sequence) and listed else (hidden_dim,)
+    found = tuple(w for w in widths if isinstance(w, int) and not isinstance(w, bool) and w > 0)
+    if not widths or found != widths:
         raise OptionError(
-            f"hidden_dim needs a positive integer or a sequence of them; got {shown!r}."
+            f"hidden_dim needs a positive integer or a sequence of them; got {hidden_dim!r}."
         )
-    return tuple(widths)
+    return found
 
 
 class MLP(nn.Module):

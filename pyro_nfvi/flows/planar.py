@@ -42,7 +42,8 @@ def _effective(theta: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
     ``w = e^g v/|v|`` is never 0; ``u_hat`` is u moved along w until ``w.u_hat = a > -1``.
     """
     v, u = theta["v"], theta["u"]
-    tiny = torch.finfo(v.dtype).tiny
+    # Large enough that its power -3/2 in the backward is finite: v = 0 has a gradient of 0.
+    tiny = torch.finfo(v.dtype).eps ** 2
     direction = v * (v.square().sum(-1, keepdim=True) + tiny).rsqrt()
     norm = theta["log_norm"].exp().unsqueeze(-1)
     alpha = norm * (direction * u).sum(-1, keepdim=True)

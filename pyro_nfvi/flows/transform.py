@@ -93,13 +93,15 @@ class FlowTransform(Transform, nn.Module):
 
     inverse_shape = forward_shape
 
-    def _versions(self) -> _Versions | None:
-        """Identity and version of all tensors that the map depends on; None: do not remember."""
-        if torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+    def _versions(self, x: Tensor, y: Tensor) -> _Versions | None:
+        """Identity and version of all tensors that a result depends on; None: do not remember."""
+        if torch.compiler.is_compiling():
+            return None
+        if torch.is_inference_mode_enabled():
             return None
         if torch._C._functorch.maybe_current_level() is not None:
             return None
-        tensors = [*self.flow.parameters(), *self.flow.buffers()]
+        tensors = [x, y, *self.flow.parameters(), *self.flow.buffers()]
         if self.context is not None:
             tensors.append(self.context)
         try:
@@ -108,15 +110,17 @@ class FlowTransform(Transform, nn.Module):
             return None
 
     def _remember(self, x: Tensor, y: Tensor, ladj: Tensor) -> None:
-        versions = self._versions()
+        versions = self._versions(x, y)
         if versions is not None:
             self._memo = (x, y, ladj, versions, torch.is_grad_enabled())
 
     def _recall(self, x: Tensor | None = None, y: Tensor | None = None) -> _Memo | None:
         memo = self._memo
-        if memo is None or memo[3] != self._versions():
+        if memo is None or (x is not None and memo[0] is not x):
             return None
-        if (x is not None and memo[0] is not x) or (y is not None and memo[1] is not y):
+        if y is not None and memo[1] is not y:
+            return None
+        if memo[3] != self._versions(memo[0], memo[1]):
             return None
         # A result computed without a graph must not answer a question that needs one.
         return memo if memo[4] or not torch.is_grad_enabled() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyro_nfvi.guides import conditional as _conditional  # noqa: F401 - registers flows with Pyro
 from pyro_nfvi.guides.auto_flow import AutoFlow
 from pyro_nfvi.guides.named import (
     AutoCoupling,
