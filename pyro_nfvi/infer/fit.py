@@ -258,11 +258,11 @@ class Fit:
 
         return plot_loss(self, **options)
 
-    def plot_marginals(self, **options: Any) -> Any:
-        """Plot each site's marginal; see :mod:`pyro_nfvi.plots`."""
+    def plot_marginals(self, reference: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """Plot each site's marginal, beside a reference's; see :mod:`pyro_nfvi.plots`."""
         from pyro_nfvi.plots import plot_marginals
 
-        return plot_marginals(self, **options)
+        return plot_marginals(self, reference, **options)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fit to a file, without the data and without the model.

@@ -95,9 +95,9 @@ class NFVI:
         ...     with pyro.plate("data", len(y)):
         ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
         >>> y = torch.tensor([1.0, 2.0, 3.0])
-        >>> fit = NFVI(model, guide="affine", max_steps=300, seed=0, progress=False).run(y)
-        >>> abs(fit.summary()["mu"].mean - 2.0) < 0.1
-        True
+        >>> fit = NFVI(model, guide="affine", seed=0, progress=False).run(y)
+        >>> abs(fit.summary()["mu"].mean - 2.0) < 0.1, fit.why_stopped
+        (True, 'converged')
     """
 
     def __init__(

@@ -86,6 +86,20 @@ def load(
     Raises:
         FileError: No such file, truncated, foreign, too new, or in need of ``flow``.
         ModelError: The model is not the one that was fitted; the message says what differs.
+
+    Example:
+        >>> import os, pyro, tempfile, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro_nfvi.infer import NFVI, load
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        ...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> fit = NFVI(model, "affine", max_steps=50, progress=False).run(torch.tensor(2.0))
+        >>> path = os.path.join(tempfile.mkdtemp(), "fit.pt")
+        >>> fit.save(path)
+        >>> again = load(path)  # neither model nor data
+        >>> again.elbo == fit.elbo, again.sample(3)["mu"].shape
+        (True, torch.Size([3]))
     """
     spec, tensors = read_file(path, _KIND, map_location)
     try:

@@ -217,8 +217,8 @@ def test_discrete_sites_are_enumerated(marked):
     def guide(model):
         return AutoFlow(model, "affine", init_loc_fn=init_to_mean)
 
-    fit = quick(mixture, guide, max_steps=200, stop=False).run(y)
-    other = quick(by_hand, guide, max_steps=200, stop=False).run(y)
+    fit = quick(mixture, guide, max_steps=60, stop=False).run(y)
+    other = quick(by_hand, guide, max_steps=60, stop=False).run(y)
     assert fit.log_joint.how == "vmap"
     # Same noise and same gradients: the same fit up to rounding.
     torch.testing.assert_close(fit.losses, other.losses, rtol=1e-3, atol=1e-3)
