@@ -73,6 +73,20 @@ class Reference:
                 },
             )
 
+    def draws_by_site(self) -> dict[str, np.ndarray]:
+        """The draws as ``{site: (2000, *shape)}``, with vectors for indexed names."""
+        return {
+            site: self.draws[:, places] if len(places) > 1 else self.draws[:, places[0]]
+            for site, places in self.places().items()
+        }
+
+    def places(self) -> dict[str, list[int]]:
+        """Where each site's elements stand among ``names``."""
+        found: dict[str, list[int]] = {}
+        for index, name in enumerate(self.names):
+            found.setdefault(locate(name)[0], []).append(index)
+        return found
+
 
 def locate(name: str) -> tuple[str, int]:
     """Split a reference name into a site and an index into its flattened value.

@@ -1,0 +1,96 @@
+"""Two numbers against each other, beside a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyro_nfvi.plots.draws import column, draws_of
+from pyro_nfvi.plots.style import FIT, GREY, INK, STYLE, levels_holding, limits, pyplot
+
+__all__ = ["plot_pair"]
+
+
+def plot_pair(
+    source: Any,
+    x: str,
+    y: str,
+    reference: Mapping[str, Any] | None = None,
+    *,
+    labels: tuple[str, str] = ("fit", "reference"),
+    title: str | None = None,
+) -> Any:
+    """Plot draws of two numbers against each other, the reference in a panel beside.
+
+    Contours hold 50 and 90 % of the reference (of the fit, if there is none) in both panels.
+
+    Args:
+        source: A fit, or draws ``{site: (S, *shape)}``.
+        x: Site or element, such as ``"tau"``, ``"theta[0]"`` or ``"log tau"``.
+        y: Likewise.
+        reference: Draws to compare with.
+        labels: Titles of the two panels.
+        title: Title of the picture.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        OptionError: A name is not among the draws.
+
+    Example:
+        >>> import torch
+        >>> draws = {"tau": torch.rand(200), "theta": torch.randn(200, 8)}
+        >>> len(plot_pair(draws, "theta[0]", "log tau").axes)
+        1
+    """
+    plt = pyplot()
+    draws = draws_of(source)
+    clouds = [(labels[0], FIT, column(draws, x), column(draws, y))]
+    if reference is not None:
+        clouds.append((labels[1], GREY, column(reference, x), column(reference, y)))
+    _, _, exact_x, exact_y = clouds[-1]
+    ends = [
+        limits([one for _, _, one, _ in clouds], 0.002),
+        limits([two for _, _, _, two in clouds], 0.002),
+    ]
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            1,
+            len(clouds),
+            figsize=(4.1 * len(clouds), 3.9),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for axes, (label, colour, one, two) in zip(grid.flat, clouds):
+            size = min(len(one), len(clouds[-1][2]), 4000)
+            axes.scatter(one[:size], two[:size], s=5, color=colour, alpha=0.35, linewidths=0)
+            _contours(axes, exact_x, exact_y, ends)
+            axes.set_xlim(ends[0])
+            axes.set_ylim(ends[1])
+            axes.set_xlabel(x)
+            if len(clouds) > 1:
+                axes.set_title(label, loc="left")
+        grid.flat[0].set_ylabel(y)
+        figure.suptitle(title or "", x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _contours(axes: Any, x: np.ndarray, y: np.ndarray, ends: Sequence[tuple[float, float]]) -> None:
+    """Lines that hold 50 and 90 % of the points."""
+    size = 60
+    counts, one, two = np.histogram2d(x, y, bins=size, range=ends)
+    width = np.arange(-6, 7) / 2.2
+    kernel = np.exp(-(width**2) / 2)
+    kernel /= kernel.sum()
+    for axis in (0, 1):
+        counts = np.apply_along_axis(np.convolve, axis, counts, kernel, mode="same")
+    if counts.max() <= 0:
+        return
+    levels = levels_holding(counts, (0.9, 0.5))
+    centres = [(edges[1:] + edges[:-1]) / 2 for edges in (one, two)]
+    axes.contour(*centres, counts.T, levels=levels, colors=INK, linewidths=0.9, alpha=0.8)
