@@ -145,9 +145,9 @@ def score(case: FlowCase) -> None:
         # Scores grow where the map contracts: compare with their own size.
         size = 1 + expected.abs().amax().item()
         error = gap(pushed / size, expected / size)
-        case.at_most(error, double=1e-8, what="the score against autograd's", hint=hint)
+        case.at_most(error, double=1e-7, what="the score against autograd's", hint=hint)
         error = gap(quiet[2] / size, expected / size)
-        case.at_most(error, double=1e-8, what="the score under no_grad", hint=hint)
+        case.at_most(error, double=1e-7, what="the score under no_grad", hint=hint)
         for got, reference in ((y, expected_y), (ladj, expected_ladj)):
             case.at_most(
                 gap(got.detach(), reference.detach()),
@@ -171,26 +171,38 @@ def score(case: FlowCase) -> None:
 @law("density", Scope(dtype=torch.float64, max_dim=2))
 def density(case: FlowCase) -> None:
     """A standard normal pushed through the flow has a density that integrates to one (D <= 2)."""
-    flow = case.build(far=0.7)
     context = case.contexts()
-    # The box that holds the image of the disc of radius 5.5, outside which lies 3e-7 of the mass.
+    sizes = (4001, 100_001) if case.dim == 1 else (400, 1600)
+    # Far out first. Where peaks are too sharp for the finer grid too, it says nothing: nearer.
+    for far in (0.7, 0.3, 0.1):
+        coarse, fine = _masses(case, case.build(far=far), context, sizes)
+        if abs(coarse - 1) <= 2e-3:
+            return
+        if abs(fine - 1) <= 2e-3 or abs(fine - coarse) <= 2e-3:
+            break
+    case.at_most(
+        abs(fine - 1),
+        double=2e-3,
+        what=f"|integral of the density - 1| on a grid of {sizes[1]}^{case.dim} points",
+        hint="forward, inverse and ladj do not belong together, or the map is not onto.",
+    )
+
+
+def _masses(
+    case: FlowCase, flow: Flow, context: Tensor | None, sizes: tuple[int, int]
+) -> tuple[float, float]:
+    """Integrals of the density on a coarse and, where that is not 1, on a fine grid."""
     with torch.no_grad():
+        # The box holds the image of the disc of radius 5.5, outside which lies 3e-7 of the mass.
         directions = case.points(20000, salt=1)
         directions = directions / directions.norm(dim=-1, keepdim=True)
         radius = torch.linspace(0, 5.5, 20000, dtype=case.dtype, device=case.device)
         image, _ = flow(directions * radius.unsqueeze(-1), context)
         bulk, _ = flow(case.points(4000, salt=2), context)
-        # The second, finer grid only where the first was too coarse for a narrow peak.
-        for size in (4001, 100_001) if case.dim == 1 else (400, 1600):
-            mass = _mass(flow, context, image, bulk, size)
-            if abs(mass - 1) <= 2e-3:
-                break
-    case.at_most(
-        abs(mass - 1),
-        double=2e-3,
-        what=f"|integral of the density - 1| on a grid of {size}^{case.dim} points",
-        hint="forward, inverse and ladj do not belong together, or the map is not onto.",
-    )
+        coarse = _mass(flow, context, image, bulk, sizes[0])
+        if abs(coarse - 1) <= 2e-3:
+            return coarse, coarse
+        return coarse, _mass(flow, context, image, bulk, sizes[1])
 
 
 def _mass(flow: Flow, context: Tensor | None, image: Tensor, bulk: Tensor, size: int) -> float:

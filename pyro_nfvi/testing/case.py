@@ -210,7 +210,7 @@ def perturb(flow: _Module, scale: float, generator: torch.Generator | None = Non
     with torch.no_grad():
         for parameter in flow.parameters():
             drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            width = parameter.shape[-1] if parameter.dim() > 1 else 1
+            width = max(parameter.shape[-1], 1) if parameter.dim() > 1 else 1
             parameter.add_((scale / width**0.5 * drawn).to(parameter))
     return flow
 

@@ -15,7 +15,8 @@ _DOUBLE = Scope(dtype=torch.float64)
 
 
 def _trainable(flow: Flow) -> dict[str, Tensor]:
-    return {name: p for name, p in flow.named_parameters() if p.requires_grad}
+    # An empty tensor (a weight of no context) is no parameter.
+    return {name: p for name, p in flow.named_parameters() if p.requires_grad and p.numel()}
 
 
 @law("gradients")
