@@ -18,7 +18,13 @@ from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Chain, Flow
 from pyro_nfvi.flows.linear import Affine
 from pyro_nfvi.guides.build import FlowSpec, Recipe
-from pyro_nfvi.guides.param_store import check_store, stored_names, sync_module
+from pyro_nfvi.guides.param_store import (
+    check_store,
+    release_entry,
+    stored_names,
+    sync_module,
+    sync_parameter,
+)
 from pyro_nfvi.guides.summary import base_points, pushed_quantiles
 from pyro_nfvi.guides.vector_guide import VectorGuide
 
@@ -128,7 +134,7 @@ class AutoFlow(VectorGuide):
         if self._outer_kind == "full":
             eye = torch.eye(dim, dtype=loc.dtype, device=loc.device)
             self.scale_tril = PyroParam(eye, self.scale_tril_constraint)
-        self._sync()
+        self._sync(adopt=True)
 
     def _uses_store(self) -> bool:
         return bool(self._pyro_context.active) and not pyro.settings.get("module_local_params")
@@ -151,10 +157,18 @@ class AutoFlow(VectorGuide):
             expected, [full(part) for part in ("flow", "outer", "loc", "scale", "scale_tril")]
         )
 
-    def _sync(self) -> None:
-        if self._uses_store():
-            for part in ("flow", "outer"):
-                sync_module(self._pyro_get_fullname(part), self._part(part))
+    def _sync(self, *, adopt: bool = False) -> None:
+        if not self._uses_store():
+            return
+        full = self._pyro_get_fullname
+        for part in ("flow", "outer"):
+            sync_module(self, full(part), self._part(part), adopt=adopt)
+        if "loc" in self._parameters:
+            sync_parameter(self, full("loc"), self, "loc", adopt=adopt)
+        for name in ("scale", "scale_tril"):
+            own = self._parameters.get(f"{name}_unconstrained")
+            if own is not None and not adopt:
+                release_entry(self, full(name), own)
 
     # -------------------------------------------------------------------------- the density
 

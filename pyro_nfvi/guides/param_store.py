@@ -1,12 +1,13 @@
 """Keeping a guide's tensors and Pyro's param store one and the same.
 
 Pyro's own flow guides let a second guide of the same name sample from tensors that no optimiser
-steps. Here the store's values are taken over, as ``AutoDiagonalNormal`` does, or an error is
-raised; a guide is never silently untrained.
+steps. Here a guide takes over the store's values when it is set up, as ``AutoDiagonalNormal``
+does, or raises; from then on its tensors are its own, and a guide is never silently untrained.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 
 import pyro
@@ -16,10 +17,15 @@ from pyro.params.param_store import (
     param_with_module_name,
 )
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_nfvi.errors import ParamStoreError
 
-__all__ = ["check_store", "stored_names", "sync_module"]
+__all__ = ["check_store", "release_entry", "stored_names", "sync_module", "sync_parameter"]
+
+#: Which guide brought a tensor into the store. It tells another guide's values from loaded ones;
+#: weak on both sides, so that it keeps nothing alive.
+_OWNERS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 _CURE = (
     "Another guide of this name was fitted in this process, or loaded. Fit in a scope of its own, "
@@ -69,30 +75,64 @@ def check_store(expected: Mapping[str, torch.Size], owned: Iterable[str]) -> Non
         )
 
 
-def sync_module(prefix: str, module: nn.Module | None) -> None:
-    """Take over the store's values of a module's parameters and register those it lacks.
+def sync_module(guide: nn.Module, prefix: str, module: nn.Module | None, *, adopt: bool) -> None:
+    """:func:`sync_parameter` for every parameter of a module under a prefix."""
+    if module is not None:
+        for full, name, _ in list(stored_names(prefix, module)):
+            holder, _, leaf = name.rpartition(".")
+            sync_parameter(guide, full, module.get_submodule(holder), leaf, adopt=adopt)
+
+
+def sync_parameter(
+    guide: nn.Module, full: str, holder: nn.Module, leaf: str, *, adopt: bool
+) -> None:
+    """Make one parameter of a guide and the store's entry the same tensor.
 
     Runs at every call of the guide, as Pyro does for its own parameters, so that clearing or
-    loading the store between two calls is seen.
+    loading the store between two calls is seen. Loaded values are taken over. Those of another
+    guide of the same name only at set-up (``adopt``): later they are replaced in the store by this
+    guide's, so that neither a copy nor a guide fitted before the store was cleared is overwritten.
     """
+    parameter = holder._parameters[leaf]
+    assert parameter is not None
+    stored = _stored(full)
+    if stored is not None and stored is not parameter:
+        if not adopt and _of_another(guide, stored):
+            del pyro.get_param_store()[full]
+        else:
+            parameter = _take_over(full, stored, parameter)
+            holder._parameters[leaf] = parameter
+    _OWNERS.setdefault(parameter, weakref.ref(guide))
+    if parameter.requires_grad:
+        pyro.param(full, parameter)
+
+
+def release_entry(guide: nn.Module, full: str, parameter: Tensor) -> None:
+    """Drop the store's entry if it is another guide's, before a ``PyroParam`` takes it over."""
+    stored = _stored(full)
+    if stored is not None and stored is not parameter and _of_another(guide, stored):
+        del pyro.get_param_store()[full]
+    _OWNERS.setdefault(parameter, weakref.ref(guide))
+
+
+def _stored(full: str) -> Tensor | None:
     store = pyro.get_param_store()
-    for full, name, parameter in list(stored_names(prefix, module)):
-        if full in store:
-            stored = store[full].unconstrained()
-            if stored is not parameter:
-                if stored.shape != parameter.shape:
-                    raise ParamStoreError(
-                        f"Pyro's param store holds {full!r} of shape {tuple(stored.shape)}; this "
-                        f"guide needs {tuple(parameter.shape)}. {_CURE}"
-                    )
-                if not isinstance(stored, nn.Parameter):
-                    # A loaded store holds plain leaves; a module and an optimiser have to share
-                    # one tensor.
-                    stored = nn.Parameter(stored.detach())
-                    store[full] = stored
-                owner, _, leaf = name.rpartition(".")
-                assert module is not None
-                module.get_submodule(owner)._parameters[leaf] = stored
-                parameter = stored
-        if parameter.requires_grad:
-            pyro.param(full, parameter)
+    return store[full].unconstrained() if full in store else None
+
+
+def _of_another(guide: nn.Module, tensor: Tensor) -> bool:
+    owner = _OWNERS.get(tensor)
+    return owner is not None and owner() is not guide
+
+
+def _take_over(full: str, stored: Tensor, parameter: Tensor) -> nn.Parameter:
+    if stored.shape != parameter.shape:
+        raise ParamStoreError(
+            f"Pyro's param store holds {full!r} of shape {tuple(stored.shape)}; this guide needs "
+            f"{tuple(parameter.shape)}. {_CURE}"
+        )
+    if not isinstance(stored, nn.Parameter):
+        # A loaded store may hold plain leaves; a module and an optimiser have to share one tensor.
+        stored = nn.Parameter(stored.detach())
+        pyro.get_param_store()[full] = stored
+    return stored

@@ -113,23 +113,29 @@ class VectorGuide(AutoContinuous):
         if self._init_loc_fn is None or self._model is None:
             raise NotSetUpError("A guide loaded from a file cannot be set up again: build it anew.")
         try:
-            self._trace_prototype(self._init_loc_fn, *args, **kwargs)
-            self.latent = LatentSpace.from_trace(self.prototype_trace)
-            self._check_start()
-            self._unconstrained_shapes = {
-                name: torch.Size(site.unconstrained_shape)
-                for name, site in self.latent.sites.items()
-            }
-            self._cond_indep_stacks = {
-                name: site.cond_indep_stack for name, site in self.latent.sites.items()
-            }
-            self.latent_dim = self.latent.dim
-            self._build()
+            # What is made under inference mode could never be trained.
+            with torch.inference_mode(mode=False):
+                self._make(self._init_loc_fn, args, kwargs)
         except BaseException:
             # Not half set up: the next call starts over.
             self.prototype_trace = None
             raise
         self._signatures.add(signature((args, kwargs)))
+
+    def _make(
+        self, init_loc_fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._trace_prototype(init_loc_fn, *args, **kwargs)
+        self.latent = LatentSpace.from_trace(self.prototype_trace)
+        self._check_start()
+        self._unconstrained_shapes = {
+            name: torch.Size(site.unconstrained_shape) for name, site in self.latent.sites.items()
+        }
+        self._cond_indep_stacks = {
+            name: site.cond_indep_stack for name, site in self.latent.sites.items()
+        }
+        self.latent_dim = self.latent.dim
+        self._build()
 
     def _trace_prototype(self, init_loc_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         def start(site: dict[str, Any]) -> Any:
@@ -267,8 +273,11 @@ class VectorGuide(AutoContinuous):
         for start in range(0, count, _CHUNK):
             z, _ = density.push(density.sample_base(min(_CHUNK, count - start)))
             parts.append(self.latent.constrain(z)[0])
-        if not parts:
-            parts = [self.latent.constrain(self._like().new_zeros(0, self.latent_dim))[0]]
+        if not parts:  # torch's bijections do not take empty batches
+            like = self._like()
+            parts = [
+                {name: like.new_zeros(0, *site.shape) for name, site in self.latent.sites.items()}
+            ]
         draws = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if deterministic:
             if self._model is None:
