@@ -222,7 +222,7 @@ class Loop:
                 f"it rose by no more than {self.plateau.tolerance:g} or its standard error. The "
                 f"learning rate then went down, to 1 % {steps}.",
             )
-        still = f"; the bound was still rising, by {rise:.3g} nats in 150 steps" if rise > 0 else ""
+        still = f"; the bound was still rising, by {rise:.3g} nats in 200 steps" if rise > 0 else ""
         return StopReason(
             "max_steps",
             f"All {self.schedule.max_steps} steps were taken" + (still if self.stop else "") + ".",

@@ -37,7 +37,7 @@ __all__ = ["NFVI"]
 AUTO = "iaf*2"
 #: Draws on which a fit is judged; fewer where one run of the model is very large, or where every
 #: draw takes a run of its own.
-_DRAWS, _LOOP_DRAWS, _FEWEST_DRAWS, _NUMBERS = 2000, 500, 200, 1_000_000_000
+_DRAWS, _LOOP_DRAWS, _FEWEST_DRAWS, _NUMBERS = 2000, 500, 200, 300_000_000
 #: Draws on which the last state and the best one are compared.
 _COMPARE = 512
 
@@ -197,10 +197,13 @@ class NFVI:
         return made
 
     def _make_loop(self, guide: AutoFlow, log_joint: LogJoint, seed: int) -> Loop:
-        own = [param for param in guide.parameters() if param.requires_grad]
+        own = {name: p for name, p in guide.named_parameters() if p.requires_grad}
+        outer = [p for name, p in own.items() if not name.startswith("flow.")]
+        inner = [p for name, p in own.items() if name.startswith("flow.")]
         models = log_joint.parameters()
-        params = [*own, *models]
-        optimizer = make_optimizer(self.optim, params, default_rate(guide.latent.dim))
+        params = [*inner, *outer, *models]
+        rate = default_rate(guide.latent.dim)
+        optimizer = make_optimizer(self.optim, [*inner, *models], outer, rate)
         step = EagerStep(guide, log_joint, self.objective, params, len(models), optimizer)
         device = guide.latent.init_loc.device
         # Another base draws from torch's own state, which is the fit's for this time.

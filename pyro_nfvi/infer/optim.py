@@ -13,6 +13,8 @@ from pyro_nfvi.errors import OptionError
 
 __all__ = ["OptimSpec", "check_optim", "make_optimizer"]
 
+#: Rate of the outer location and scale, relative to the rest.
+_OUTER = 5.0
 #: None, a rate, a callable of the parameters, or one of Pyro's optimisers.
 OptimSpec: TypeAlias = "float | Callable[[list[Tensor]], torch.optim.Optimizer] | PyroOptim | None"
 
@@ -44,17 +46,27 @@ def check_optim(optim: Any) -> None:
 
 
 def make_optimizer(
-    optim: OptimSpec, params: Sequence[Tensor], rate: float
+    optim: OptimSpec, inner: Sequence[Tensor], outer: Sequence[Tensor], rate: float
 ) -> torch.optim.Optimizer:
-    """Build the optimiser; ``rate`` is used where the user gave none.
+    """Build the optimiser.
+
+    Args:
+        optim: What the user passed; a callable and Pyro's optimisers get all parameters at one
+            rate, their own.
+        inner: Parameters of the flow and of the model.
+        outer: Location and scale outside the flow. They have to travel to the posterior from
+            wherever they start, so Adam's own rate for them is five times as high.
+        rate: Used where the user gave none.
 
     Raises:
         OptionError: The callable returned something else.
     """
-    leaves = list(params)
+    leaves = [*inner, *outer]
     if optim is None or isinstance(optim, (int, float)):
+        rate = rate if optim is None else float(optim)
+        groups = [{"params": list(inner), "lr": rate}, {"params": list(outer), "lr": _OUTER * rate}]
         fused = all(leaf.is_floating_point() and leaf.device.type != "mps" for leaf in leaves)
-        return torch.optim.Adam(leaves, lr=rate if optim is None else float(optim), fused=fused)
+        return torch.optim.Adam([group for group in groups if group["params"]], fused=fused)
     if isinstance(optim, PyroOptim):
         return optim.pt_optim_constructor(leaves, **optim.pt_optim_args)
     made = optim(leaves)

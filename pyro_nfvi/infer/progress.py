@@ -25,7 +25,7 @@ class StepInfo:
     Attributes:
         step: Steps taken, from 1.
         loss: Negative bound of this step, in nats.
-        lr: Learning rate of the guide's parameters.
+        lr: Learning rate of the first parameter group, the flow's if there is one.
         seconds: Time since the first step.
         skipped: Whether this step was skipped because a gradient was not finite.
         guide: The guide, with its present parameters.

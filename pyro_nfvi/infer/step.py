@@ -15,6 +15,8 @@ from pyro_nfvi.objectives import Objective
 
 __all__ = ["EagerStep", "Step", "StepResult"]
 
+#: Numbers that one run of the model should hold at most, gradients not counted.
+_NUMBERS = 10_000_000
 #: Largest norm of the whole gradient.
 _CLIP = 1.0
 
@@ -75,13 +77,21 @@ class EagerStep:
             return self.log_joint(z, subsample)
 
         self.optimizer.zero_grad(set_to_none=True)
-        estimate = self.objective(self.guide.density(), log_density, eps, self.model_params)
-        bound, num_bad = float(estimate.bound), int(estimate.num_bad)
-        if 2 * num_bad > len(eps):
-            return StepResult(bound, num_bad, ok=False)
-        estimate.surrogate.backward()
+        bound, num_bad = 0.0, 0
+        for part in eps.split(self._rows(len(eps))):
+            estimate = self.objective(self.guide.density(), log_density, part, self.model_params)
+            share = len(part) / len(eps)
+            bound += share * float(estimate.bound)
+            num_bad += int(estimate.num_bad)
+            if 2 * int(estimate.num_bad) > len(part):
+                return StepResult(bound, num_bad, ok=False)
+            (estimate.surrogate * share).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.params, _CLIP)
         if not bool(torch.isfinite(norm)):
             return StepResult(bound, num_bad, ok=False)
         self.optimizer.step()
         return StepResult(bound, num_bad, ok=True)
+
+    def _rows(self, count: int) -> int:
+        """Particles that are run together: all of them, unless the model is very large."""
+        return max(1, _NUMBERS // max(1, self.log_joint.size)) if self.objective.additive else count

@@ -45,7 +45,7 @@ class Plateau:
     """
 
     def __init__(
-        self, block: int = 50, window: int = 3, tolerance: float = 0.01, min_steps: int = 300
+        self, block: int = 50, window: int = 4, tolerance: float = 0.01, min_steps: int = 400
     ) -> None:
         self.block, self.window = block, window
         self.tolerance, self.min_steps = tolerance, min_steps

@@ -50,6 +50,8 @@ class Objective(ABC):
 
     #: What a fit's report calls it.
     name: str = "objective"
+    #: Whether it is a mean over particles, which may then be estimated in parts.
+    additive: bool = False
 
     @abstractmethod
     def estimate(

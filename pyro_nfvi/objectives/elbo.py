@@ -72,6 +72,7 @@ class PathELBO(Objective):
     """
 
     name = "path"
+    additive = True
 
     def estimate(
         self,
@@ -110,6 +111,7 @@ class TotalELBO(Objective):
     """
 
     name = "total"
+    additive = True
 
     def estimate(
         self,

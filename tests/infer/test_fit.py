@@ -331,3 +331,41 @@ def test_a_failed_save_loses_nothing(fit, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["fit.pt"]
     with pytest.raises(FileError, match="No such file"):
         fit.save(tmp_path / "missing" / "fit.pt")
+
+
+# ------------------------------------------------------------------------------- upstairs
+
+
+def test_arviz_and_pictures_are_one_call_away(fit):
+    pytest.importorskip("arviz")
+    pytest.importorskip("matplotlib")
+    from matplotlib import pyplot
+
+    idata = fit.to_arviz(num_samples=100)
+    assert idata.posterior["mu"].shape == (1, 100)
+    assert "twice" in idata.posterior
+    for figure in (
+        fit.plot_loss(),
+        fit.plot_marginals(),
+        fit.plot_marginals({"mu": torch.randn(50)}),
+    ):
+        assert figure.axes
+        pyplot.close(figure)
+
+
+def test_arviz_of_a_model_with_parameters_sees_the_trained_ones_and_leaks_nothing():
+    pytest.importorskip("arviz")
+
+    def model(y):
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0), 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+    fit = quick(model, max_steps=100).run(Y)
+    idata = fit.to_arviz(num_samples=50)
+    mu = torch.tensor(idata.posterior["mu"].values[0])[:, None]
+    expected = dist.Normal(mu, fit.params["scale"]).log_prob(Y)
+    found = torch.tensor(idata.log_likelihood["y"].values[0])
+    torch.testing.assert_close(found.to(expected), expected, rtol=1e-4, atol=1e-4)
+    assert list(pyro.get_param_store()) == []

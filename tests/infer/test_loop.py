@@ -84,11 +84,11 @@ def test_plateau():
     noise = torch.randn(1000)
     flat = (5 + 0.1 * noise).tolist()
     steep = (5 - 0.01 * torch.arange(1000) + 0.1 * noise).tolist()
-    assert plateau.flat(flat[:300])
-    assert not plateau.flat(flat[:299])
-    assert not plateau.flat(flat[:250])
-    assert not any(plateau.flat(steep[:n]) for n in range(300, 1000, 50))
-    gone = [math.nan] * 300
+    assert plateau.flat(flat[:400])
+    assert not plateau.flat(flat[:399])
+    assert not plateau.flat(flat[:350])
+    assert not any(plateau.flat(steep[:n]) for n in range(400, 1000, 50))
+    gone = [math.nan] * 400
     assert not plateau.flat(gone)
 
 
@@ -171,6 +171,16 @@ def test_the_best_state_is_kept():
     fit = quick(callbacks=[spoil], max_steps=300, stop=False, optim=0.05).run(Y)
     assert fit.elbo > evidence(Y) - 1
     assert "earlier step was better" in fit.report
+
+
+# --------------------------------------------------------------------------- large models
+
+
+def test_particles_of_a_very_large_model_are_run_in_parts(monkeypatch):
+    whole = quick(max_steps=30, stop=False).run(Y)
+    monkeypatch.setattr("pyro_nfvi.infer.step._NUMBERS", 7 * 10)  # the model holds 7 numbers
+    parts = quick(max_steps=30, stop=False).run(Y)
+    torch.testing.assert_close(parts.losses, whole.losses, rtol=1e-4, atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------ NaN
