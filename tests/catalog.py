@@ -8,16 +8,28 @@ from dataclasses import dataclass, field
 import torch
 
 from pyro_nfvi.flows import (
+    ActNorm,
     Affine,
+    Autoregressive,
+    BatchNorm,
+    BlockAutoregressive,
     Chain,
+    Coupling,
     DiagonalAffine,
+    Elementwise,
     Flow,
+    Householder,
     Inverse,
     LowerTriangular,
+    LULinear,
+    MonotoneKernel,
     Permute,
     Planar,
     PlanarChain,
     Radial,
+    ReLUKernel,
+    ShiftKernel,
+    SplineKernel,
     Sylvester,
     iaf,
     maf,
@@ -33,18 +45,42 @@ _MOVES = "a permutation moves the coordinates from the start"
 class Case:
     """How to build a flow, and which laws it is excused from, with the reason.
 
-    ``slack`` is law -> (factor on what the law allows, reason).
+    ``slack`` is law -> (factor on what the law allows, reason). ``slow`` flows, whose inverse takes
+    long, are examined in the slow set.
     """
 
     make: Callable[[int, int], Flow]
     min_dim: int = 1
+    #: Fewer sizes where a law takes long.
+    dims: tuple[int, ...] = (1, 2, 5)
     context: bool = True
+    slow: bool = False
     exempt: Mapping[str, str] = field(default_factory=dict)
     slack: Mapping[str, tuple[float, str]] = field(default_factory=dict)
 
 
-def _formula(formula: str, **options: object) -> Case:
-    return Case(lambda dim, context_dim: make_flow(formula, dim, context_dim, **options))
+def _formula(
+    formula: str, *, min_dim: int = 1, dims: tuple[int, ...] = (1, 2, 5), **options
+) -> Case:
+    return Case(
+        lambda dim, context_dim: make_flow(formula, dim, context_dim, **options),
+        min_dim=min_dim,
+        dims=dims,
+    )
+
+
+def _updated(flow: BatchNorm) -> BatchNorm:
+    numbers = torch.arange(4.0 * flow.dim).reshape(4, flow.dim)
+    flow.update(numbers.square().flip(0) / 3 - numbers)
+    return flow
+
+
+def _coupling(**options: object) -> Case:
+    return Case(lambda d, c: Coupling(d, c, hidden_dim=8, **options), min_dim=2)
+
+
+def _given(dim: int) -> list[bool]:
+    return [i % 3 == 0 for i in range(dim)]
 
 
 FLOWS: dict[str, Case] = {
@@ -97,4 +133,46 @@ FLOWS: dict[str, Case] = {
     "maf*2": _formula("maf*2", hidden_dim=16),
     "iaf*2|planar*4": _formula("iaf*2|planar*4", hidden_dim=16),
     "affine|tril": _formula("affine|tril"),
+    "coupling_affine": _coupling(),
+    "coupling_affine_reverse": _coupling(mask="alternating", reverse=True),
+    "coupling_affine_random": _coupling(mask="random"),
+    "coupling_shift": _coupling(kernel=ShiftKernel(), mask="alternating"),
+    "coupling_spline": Case(
+        lambda d, c: Coupling(d, c, kernel=SplineKernel(4), mask=_given(d), hidden_dim=8), min_dim=2
+    ),
+    "coupling_spline_reverse": _coupling(kernel=SplineKernel(3, bound=2.0), reverse=True),
+    "elementwise_affine": Case(Elementwise),
+    "elementwise_spline": Case(lambda d, c: Elementwise(d, c, kernel=SplineKernel(5))),
+    "elementwise_relu": Case(lambda d, c: Elementwise(d, c, kernel=ReLUKernel())),
+    "elementwise_monotone": Case(
+        lambda d, c: Elementwise(d, c, kernel=MonotoneKernel(4)), dims=(1, 3)
+    ),
+    "autoregressive_spline": Case(
+        lambda d, c: Autoregressive(d, c, kernel=SplineKernel(4), hidden_dim=8), dims=(1, 3)
+    ),
+    "autoregressive_monotone": Case(
+        lambda d, c: Autoregressive(d, c, kernel=MonotoneKernel(3), hidden_dim=8), dims=(2,)
+    ),
+    "block": Case(lambda d, c: BlockAutoregressive(d, c, hidden_factor=3), dims=(1, 2)),
+    "block_deep_reverse": Case(
+        lambda d, c: BlockAutoregressive(d, c, hidden_factor=2, num_hidden=2, reverse=True),
+        dims=(3,),
+    ),
+    "actnorm": Case(lambda d, c: ActNorm(d), context=False),
+    "batchnorm": Case(lambda d, c: BatchNorm(d), context=False),
+    "batchnorm_updated": Case(
+        lambda d, c: _updated(BatchNorm(d)),
+        context=False,
+        exempt={"identity": "its statistics are those of data"},
+    ),
+    "lu": Case(LULinear),
+    "householder": Case(Householder),
+    "realnvp*4": _formula("realnvp*4", min_dim=2, hidden_dim=8),
+    "nice*4": _formula("nice*4", min_dim=2, hidden_dim=8),
+    "nsf*2": _formula("nsf*2", min_dim=2, dims=(2, 4), hidden_dim=8, bins=4),
+    "nsf-ar*1": _formula("nsf-ar*1", dims=(1, 3), hidden_dim=8, bins=3),
+    "naf*1": _formula("naf*1", dims=(1, 2), hidden_dim=8, units=3),
+    "bnaf*1": _formula("bnaf*1", dims=(1, 2), hidden_factor=3),
+    "glow*2": _formula("glow*2", min_dim=2, hidden_dim=8),
+    "relu*3": _formula("relu*3", dims=(1, 3)),
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_nfvi._typing import TensorPair
+from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.numerics import one_plus_a, sech2, soft_clamp, solve_monotone
@@ -43,7 +43,7 @@ class BlockAutoregressive(Flow):
     Cost:
         One net pass forward, O((D h)^2) weights. The inverse is numeric: coordinate by
         coordinate a bracketed Newton, to rounding, up to 100 net passes each: score given
-        points of large D with another flow.
+        points of large D with another flow. The score takes D + 1 vector-Jacobian products.
 
     Raises:
         OptionError: ``hidden_factor`` or ``num_hidden`` is below 1.
@@ -152,6 +152,25 @@ class BlockAutoregressive(Flow):
             x = torch.cat([before, solved.unsqueeze(-1), after], -1)
         _, slope = self._net(x, context)
         return self._order(x), -slope.log().sum(-1)
+
+    def forward_with_score(
+        self, x: Tensor, score: Tensor, context: Tensor | None = None
+    ) -> TensorTriple:
+        x, context = self.enter(x, context)
+        y, ladj = self(x, context)
+        held = None if context is None else context.detach()
+        with torch.no_grad():
+            # D products with the Jacobian's rows, at x: no root is searched for.
+            vjp = torch.func.vjp(lambda point: self(point, held), x.detach())[1]
+            zeros, still = torch.zeros_like(x), x.new_zeros(x.shape[:-1])
+            target = score.detach().expand_as(x) - vjp((zeros, torch.ones_like(still)))[0]
+            unit = torch.eye(self.dim, dtype=x.dtype, device=x.device)
+            rows = [vjp((zeros + unit[i], still))[0] for i in range(self.dim)]
+            # Lower triangular in the order of the masks; reversed order makes it upper.
+            pushed = torch.linalg.solve_triangular(
+                torch.stack(rows, -2).mT, target.unsqueeze(-1), upper=not self.reverse
+            ).squeeze(-1)
+        return y, ladj, pushed
 
     def _order(self, x: Tensor) -> Tensor:
         return x.flip(-1) if self.reverse else x

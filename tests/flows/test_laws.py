@@ -16,7 +16,6 @@ from pyro_nfvi.flows import Adapted, Flow
 from pyro_nfvi.testing import LAWS, FlowCase, check_flow
 from pyro_nfvi.testing.tracing import check_compiled
 
-DIMS = (1, 2, 5)
 #: Laws that trace the root finding of every layer: long, and inverses are rarely compiled.
 SLOW = {"make_fx inverse", "compile inverse"}
 COMPILE = {"compile", "compile inverse"}
@@ -26,7 +25,7 @@ def examine(flow: str, law: str, context_dims=(0, 3)) -> None:
     case = FLOWS[flow]
     check_flow(
         case.make,
-        dims=[dim for dim in DIMS if dim >= case.min_dim],
+        dims=[dim for dim in case.dims if dim >= case.min_dim],
         context_dims=context_dims if case.context else (0,),
         laws=[law],
         slack={name: factor for name, (factor, _) in case.slack.items()},
@@ -39,7 +38,9 @@ def law_by_flow():
         for flow, case in FLOWS.items():
             if law in case.exempt or (LAWS[law].scope.context and not case.context):
                 continue
-            marks = [pytest.mark.slow] * (law in SLOW) + [pytest.mark.compile] * (law in COMPILE)
+            marks = [pytest.mark.slow] * (law in SLOW or case.slow) + [pytest.mark.compile] * (
+                law in COMPILE
+            )
             found.append(pytest.param(flow, law, id=f"{law.replace(' ', '_')}-{flow}", marks=marks))
     return found
 
