@@ -23,8 +23,8 @@ STOREYS = {
     0: {"_typing", "_version", "errors", "numerics"},
     1: {"nets"},
     2: {"flows"},
-    3: {"density", "objectives", "diagnostics", "testing"},
-    4: {"guides", "engine", "latent", "logjoint", "supports", "triangular"},
+    3: {"bases", "density", "dequantize", "fitting", "objectives", "diagnostics", "testing"},
+    4: {"distribution", "guides", "engine", "latent", "logjoint", "supports", "triangular"},
     5: {"infer"},
     6: {"vae", "arviz", "plots"},
     7: {"__init__"},
@@ -33,8 +33,9 @@ STOREY_OF = {name: storey for storey, names in STOREYS.items() for name in names
 PYRO_FROM = 4
 
 #: Methods that forward to a storey above, so that users find them: ``fit.to_arviz()`` calls
-#: ``to_arviz(fit)``. Allowed inside functions only.
-DOORS = {("infer", "arviz"), ("infer", "plots")}
+#: ``to_arviz(fit)``, ``density.distribution()`` makes a distribution of Pyro. Allowed inside
+#: functions only.
+DOORS = {("infer", "arviz"), ("infer", "plots"), ("density", "distribution")}
 
 RUNTIME = {"torch", "numpy", "tqdm", "pyro"}
 #: What Pyro itself depends on, for sums over enumerated sites as Pyro does them.
@@ -225,13 +226,14 @@ def test_all_is_complete_and_true(name):
 #: Packages whose names users type.
 PUBLIC = [
     "",
-    "flows",
+    "arviz",
     "density",
+    "diagnostics",
+    "flows",
     "guides",
     "infer",
-    "arviz",
     "objectives",
-    "diagnostics",
+    "plots",
     "testing",
 ]
 

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-PACKAGES = ["flows", "density", "guides", "infer", "diagnostics", "objectives", "testing"]
+PACKAGES = [
+    "arviz",
+    "bases",
+    "density",
+    "diagnostics",
+    "flows",
+    "guides",
+    "infer",
+    "objectives",
+    "plots",
+    "testing",
+]
 
 
 def names_on(page: Path) -> set[str]:
