@@ -30,11 +30,6 @@ from pyro_nfvi.guides.vector_guide import VectorGuide
 
 __all__ = ["AutoFlow"]
 
-#: Rows that go through the flow at once when drawing or summarising.
-_CHUNK = 2048
-#: New argument signatures after which the model's structure is no longer looked at.
-_MAX_CHECKS = 16
-
 
 class AutoFlow(VectorGuide):
     r"""A normalizing flow over the model's continuous latents, drop-in for ``AutoNormal``.

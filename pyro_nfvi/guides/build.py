@@ -50,6 +50,11 @@ class Recipe:
             )
         if not (isinstance(outer, Flow) or outer in ("diagonal", "full")):
             raise OptionError(f"{name} needs outer='diagonal', 'full' or a Flow; got {outer!r}.")
+        if not (self.base is None or isinstance(self.base, Distribution)):
+            raise OptionError(
+                f"{name} needs base to be a distribution over vectors or None; got "
+                f"{type(self.base).__name__}."
+            )
         number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
         if not (number and 0 < scale < math.inf):
             raise OptionError(f"{name} needs init_scale > 0; got {scale!r}.")

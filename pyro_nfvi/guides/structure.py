@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ __all__ = ["changed_structure", "signature"]
 
 #: Nesting up to which arguments are looked into.
 _DEPTH = 4
+#: How many of a collection's items are looked at: data given as a long list costs no time.
+_ITEMS = 100
 
 
 def signature(value: Any, depth: int = _DEPTH) -> Hashable:
@@ -23,9 +26,11 @@ def signature(value: Any, depth: int = _DEPTH) -> Hashable:
     if isinstance(value, (bool, int, str, type(None))):
         return value
     if depth and isinstance(value, Mapping):
-        return tuple((str(key), signature(item, depth - 1)) for key, item in value.items())
+        items = islice(value.items(), _ITEMS)
+        return (len(value), *((str(key), signature(item, depth - 1)) for key, item in items))
     if depth and isinstance(value, Sequence):
-        return (type(value).__name__, *(signature(item, depth - 1) for item in value))
+        items = islice(value, _ITEMS)
+        return (type(value).__name__, len(value), *(signature(item, depth - 1) for item in items))
     return (type(value).__name__, tuple(getattr(value, "shape", ())))
 
 

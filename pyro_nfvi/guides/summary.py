@@ -10,14 +10,12 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, S
 from torch.quasirandom import SobolEngine
 
 from pyro_nfvi.flows.base import Flow
+from pyro_nfvi.guides.draws import chunk_rows
 
 __all__ = ["ONE_SD", "base_points", "column_quantiles", "pushed_quantiles"]
 
 #: Levels one standard deviation of a normal below the median, the median, and one above.
 ONE_SD = (0.5 * math.erfc(math.sqrt(0.5)), 0.5, 0.5 * math.erfc(-math.sqrt(0.5)))
-#: Rows that go through the flow at once.
-_CHUNK = 2048
-
 #: Pairs of base points; with the centre 2 * 2048 + 1 points.
 _PAIRS = 2048
 _SEED = 20150521
@@ -86,7 +84,7 @@ def column_quantiles(points: Tensor, levels: Tensor) -> Tensor:
 def pushed_quantiles(points: Tensor, flow: Flow | None, outer: Flow, levels: Tensor) -> Tensor:
     """Quantiles of each coordinate of ``outer(flow(points))``: ``(q, D)``."""
     parts = []
-    for part in points.split(_CHUNK):
+    for part in points.split(chunk_rows(points.shape[-1])):
         inner = part if flow is None else flow(part)[0]
         parts.append(outer(inner)[0])
     return column_quantiles(torch.cat(parts), levels)

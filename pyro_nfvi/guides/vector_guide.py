@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -22,7 +23,7 @@ from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError, ParamStoreError
 from pyro_nfvi.flows.base import Flow
-from pyro_nfvi.guides.draws import deterministic_sites
+from pyro_nfvi.guides.draws import chunk_rows, deterministic_sites, draws_shape
 from pyro_nfvi.guides.posterior import FlowPosterior
 from pyro_nfvi.guides.structure import changed_structure, signature
 from pyro_nfvi.guides.summary import ONE_SD, base_points
@@ -31,8 +32,6 @@ from pyro_nfvi.supports import bijection, inside
 
 __all__ = ["VectorGuide"]
 
-#: Rows that go through the flow at once when drawing or summarising.
-_CHUNK = 2048
 #: New argument signatures after which the model's structure is no longer looked at.
 _MAX_CHECKS = 16
 
@@ -57,6 +56,11 @@ class VectorGuide(AutoContinuous):
     ) -> None:
         # AutoContinuous would wrap the model to initialise it; the user's own is kept, and
         # wrapped only while the prototype is made.
+        if not callable(init_loc_fn):
+            raise OptionError(
+                f"{type(self).__name__} needs init_loc_fn to be a function of a site, such as "
+                f"pyro.infer.autoguide.init_to_median; got {init_loc_fn!r}."
+            )
         AutoGuide.__init__(self, model)
         self._init_loc_fn: Callable[..., Any] | None = init_loc_fn
         self._base = base
@@ -178,14 +182,15 @@ class VectorGuide(AutoContinuous):
         found = signature((args, kwargs))
         if found in self._signatures:
             return
-        self._signatures.add(found)
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
                 trace = poutine.trace(self.model).get_trace(*args, **kwargs)
         except Exception:
             return
         changed = changed_structure(self.latent, trace)
-        if changed is not None:
+        if changed is None:
+            self._signatures.add(found)
+        else:
             raise ModelError(
                 f"{type(self).__name__} was built for another structure of the model: {changed}. "
                 "A guide fits one structure; build a new guide for these arguments."
@@ -256,7 +261,7 @@ class VectorGuide(AutoContinuous):
         """Draw from the posterior, in chunks.
 
         Args:
-            num_samples: Number of draws, or a shape.
+            num_samples: Number of draws, or a shape of them.
             *args: The model's arguments (for deterministic sites, or before set-up).
             deterministic: Run the model at every draw and add its deterministic sites.
             **kwargs: The model's keyword arguments.
@@ -266,12 +271,13 @@ class VectorGuide(AutoContinuous):
         """
         if not self.is_set_up:
             self.setup(*args, **kwargs)
-        shape = (num_samples,) if isinstance(num_samples, int) else tuple(num_samples)
+        shape = draws_shape(num_samples)
         density = self.density()
         count = math.prod(shape)
+        rows = chunk_rows(self.latent_dim)
         parts = []
-        for start in range(0, count, _CHUNK):
-            z, _ = density.push(density.sample_base(min(_CHUNK, count - start)))
+        for start in range(0, count, rows):
+            z, _ = density.push(density.sample_base(min(rows, count - start)))
             parts.append(self.latent.constrain(z)[0])
         if not parts:  # torch's bijections do not take empty batches
             like = self._like()
@@ -335,7 +341,7 @@ class VectorGuide(AutoContinuous):
         self._summary_setup(args, kwargs)
         transport, points = self.transport(), base_points(self._like(), self._base)
         totals: TensorDict = {}
-        for part in points.split(_CHUNK):
+        for part in points.split(chunk_rows(self.latent_dim)):
             for name, value in self.latent.constrain(transport(part)[0])[0].items():
                 totals[name] = totals.get(name, 0.0) + value.sum(0)
         return {name: total / len(points) for name, total in totals.items()}
@@ -361,12 +367,22 @@ class VectorGuide(AutoContinuous):
         clone.__dict__["_model"] = self._model
         return clone
 
+    def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # .to(), .double() and the like: values to score are brought to the same dtype and device.
+        found = super()._apply(fn, *args, **kwargs)
+        if self.is_set_up:
+            self.latent = replace(self.latent, init_loc=fn(self.latent.init_loc))
+        return found
+
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load parameters; the guide has to be set up, and the sizes have to agree."""
         self._require_setup()
+        before = {name: value.clone() for name, value in self.state_dict().items()}
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:
+            # torch has copied what did fit: no mixture of two fits is left behind.
+            super().load_state_dict(before)
             raise ParamStoreError(
                 f"The saved parameters do not fit this {type(self).__name__} with "
                 f"{self.latent_dim} latents. Build it with the same model, data sizes and flow "
