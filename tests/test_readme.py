@@ -13,7 +13,16 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/getting_started.md", "docs/extending.md"])
+PAGES = [
+    "README.md",
+    "docs/arviz.md",
+    "docs/extending.md",
+    "docs/getting_started.md",
+    "docs/trust.md",
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     text = (ROOT / page).read_text("utf-8")
     blocks = list(BLOCK.finditer(text))
