@@ -114,6 +114,13 @@ class AutoFlow(VectorGuide):
         self._recipe: Recipe | None = recipe
         self._outer_kind = outer if isinstance(outer, str) else "flow"
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if self.is_set_up and self._recipe is not None:
+            # The flow itself is among the modules by now.
+            state["_recipe"] = self._recipe.described()
+        return state
+
     def _build(self) -> None:
         recipe = self._recipe
         assert recipe is not None  # set-up does not run on a guide loaded from a file
@@ -141,7 +148,7 @@ class AutoFlow(VectorGuide):
         expected = {
             name: parameter.shape
             for part, module in (("flow", flow), ("outer", outer))
-            for name, _, parameter in stored_names(full(part), module)
+            for name, parameter in stored_names(full(part), module)
         }
         size = torch.Size([self.latent_dim])
         if outer is None:

@@ -34,11 +34,26 @@ _CURE = (
 )
 
 
-def stored_names(prefix: str, module: nn.Module | None) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield ``(name in the store, name in the module, parameter)`` of a module under a prefix."""
-    if module is not None:
-        for name, parameter in module.named_parameters():
-            yield param_with_module_name(prefix, name), name, parameter
+def stored_names(prefix: str, module: nn.Module | None) -> Iterator[tuple[str, Tensor]]:
+    """Yield ``(name in the store, parameter)`` of a module under a prefix."""
+    for full, holder, leaf in _slots(prefix, module):
+        parameter = holder._parameters[leaf]
+        assert parameter is not None
+        yield full, parameter
+
+
+def _slots(prefix: str, module: nn.Module | None) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yield each parameter's name in the store and its place: module and attribute.
+
+    Runs at every call of the guide, so the tree is walked once and nothing is looked up by path.
+    """
+    seen: set[int] = set()
+    for path, holder in () if module is None else module.named_modules():
+        for leaf, parameter in holder._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                name = f"{path}.{leaf}" if path else leaf
+                yield param_with_module_name(prefix, name), holder, leaf
 
 
 def check_store(expected: Mapping[str, torch.Size], owned: Iterable[str]) -> None:
@@ -77,10 +92,8 @@ def check_store(expected: Mapping[str, torch.Size], owned: Iterable[str]) -> Non
 
 def sync_module(guide: nn.Module, prefix: str, module: nn.Module | None, *, adopt: bool) -> None:
     """:func:`sync_parameter` for every parameter of a module under a prefix."""
-    if module is not None:
-        for full, name, _ in list(stored_names(prefix, module)):
-            holder, _, leaf = name.rpartition(".")
-            sync_parameter(guide, full, module.get_submodule(holder), leaf, adopt=adopt)
+    for full, holder, leaf in list(_slots(prefix, module)):
+        sync_parameter(guide, full, holder, leaf, adopt=adopt)
 
 
 def sync_parameter(
@@ -102,7 +115,8 @@ def sync_parameter(
         else:
             parameter = _take_over(full, stored, parameter)
             holder._parameters[leaf] = parameter
-    _OWNERS.setdefault(parameter, weakref.ref(guide))
+    if adopt or stored is not parameter:
+        _OWNERS.setdefault(parameter, weakref.ref(guide))
     if parameter.requires_grad:
         pyro.param(full, parameter)
 
