@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -58,6 +58,18 @@ class Recipe:
         number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
         if not (number and 0 < scale < math.inf):
             raise OptionError(f"{name} needs init_scale > 0; got {scale!r}.")
+
+    def described(self) -> Recipe:
+        """What of the recipe a copy or a file keeps once the flow is built: names, no callables."""
+        if isinstance(self.flow, str) and isinstance(self.outer, str):
+            return self
+        named = isinstance(self.flow, str)
+        return replace(
+            self,
+            flow=self.flow if named else None,
+            options=self.options if named else {},
+            outer=self.outer if isinstance(self.outer, str) else "diagonal",
+        )
 
     def build(self, like: Tensor) -> tuple[Flow | None, Flow | None]:
         """Make the flow and, if it is one, the outer flow, for vectors like ``like (D,)``.

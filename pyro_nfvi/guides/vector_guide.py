@@ -357,7 +357,7 @@ class VectorGuide(AutoContinuous):
         state = dict(self.__dict__)
         state.update(_model=None, master=None, _signatures=set())
         if self.is_set_up:
-            state.update(_recipe=None, _init_loc_fn=None)
+            state.update(_init_loc_fn=None)
         return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VectorGuide:
