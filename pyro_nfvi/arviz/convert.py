@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,22 @@ def collect(
     sources = list(source) if isinstance(source, (list, tuple)) else [source]
     if not sources:
         raise OptionError("to_arviz was given an empty list.")
+    # A fit holds the values that it trained for the model's own parameters.
+    scope = getattr(sources[0], "model_scope", nullcontext)
+    with scope():
+        return _collect(sources, model, args, kwargs, num_samples, reweighted, groups, coords)
+
+
+def _collect(
+    sources: Sequence[Any],
+    model: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    num_samples: int,
+    reweighted: bool,  # noqa: FBT001
+    groups: Sequence[str] | None,
+    coords: Mapping[str, Sequence[Any]] | None,
+) -> Groups:
     count = num_samples * (_POOL if reweighted else 1)
     args = tuple(args) if isinstance(args, (list, tuple)) else (args,)
     parts = [read(one, count, model=model, args=args, kwargs=dict(kwargs or {})) for one in sources]

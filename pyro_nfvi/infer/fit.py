@@ -249,8 +249,7 @@ class Fit:
         """Convert for ArviZ; see :func:`pyro_nfvi.to_arviz` for the options."""
         from pyro_nfvi.arviz import to_arviz
 
-        with self._model_scope():
-            return to_arviz(self, **options)
+        return to_arviz(self, **options)
 
     def plot_loss(self, **options: Any) -> Any:
         """Plot the bound against the steps; see :mod:`pyro_nfvi.plots`."""
@@ -280,7 +279,7 @@ class Fit:
     # --------------------------------------------------------------------------- in between
 
     @contextmanager
-    def _model_scope(self) -> Iterator[None]:
+    def model_scope(self) -> Iterator[None]:
         """Let the model see its trained parameters, and the user's store nothing of it."""
         state = {key: dict(value) for key, value in self._store.items()}
         with pyro.get_param_store().scope(state):
@@ -291,7 +290,7 @@ class Fit:
         with torch.no_grad():
             values, _ = self.latent.constrain(z)
         if deterministic is None and self.log_joint is not None and self.draws.deterministic:
-            with self._model_scope(), torch.random.fork_rng(devices=[]):
+            with self.model_scope(), torch.random.fork_rng(devices=[]):
                 deterministic = self.log_joint.evaluate(z).deterministic
         return {**values, **(deterministic or {})}
 

@@ -17,6 +17,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from pyro_nfvi.arviz import to_arviz
 from pyro_nfvi.errors import ConversionWarning, MissingPackageError, OptionError
 from pyro_nfvi.guides import AutoFlow, AutoIAF
+from pyro_nfvi.infer import NFVI
 
 az = pytest.importorskip("arviz")
 
@@ -452,3 +453,24 @@ def test_a_source_of_another_kind():
         to_arviz({"a": 1.0})
     with pytest.raises(OptionError, match="num_samples"):
         to_arviz({"a": torch.zeros(3)}, num_samples=0)
+
+
+def test_a_fit_brings_the_values_that_it_trained_for_the_models_own_parameters():
+    """The user's store neither supplies nor receives the model's ``pyro.param`` values."""
+
+    def model(y):
+        scale = pyro.param("scale", torch.tensor(9.0), constraint=dist.constraints.positive)
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+    y = torch.tensor([0.9, 1.1, 1.0])
+    fit = NFVI(model, "affine", max_steps=100, seed=0, progress=False).run(y)
+    with pyro.get_param_store().scope():
+        idata = to_arviz(fit, num_samples=10)
+        assert "scale" not in pyro.get_param_store()
+    mu = torch.as_tensor(idata["posterior"]["mu"].values)
+    expected = dist.Normal(mu.unsqueeze(-1), fit.params["scale"]).log_prob(y)
+    found = torch.as_tensor(idata["log_likelihood"]["y"].values)
+    assert fit.params["scale"] < 8.9
+    assert torch.allclose(found, expected.to(found), atol=1e-4)
