@@ -43,8 +43,12 @@ class AutoFlow(VectorGuide):
     ``AutoDiagonalNormal`` (``AutoMultivariateNormal`` with ``outer="full"``).
 
     Everything of Pyro's works with it: ``SVI``, the ELBOs and their Jit versions, plates and
-    vectorised particles, ``Predictive``, ``AutoGuideList``, ``NeuTraReparam``. Discrete sites
-    marked for enumeration are left to ``TraceEnum_ELBO``.
+    vectorised particles, ``Predictive``, ``AutoGuideList``, ``NeuTraReparam`` (except for sites
+    that are Cholesky factors or covariance matrices, for which Pyro has other bijections or none).
+    Discrete sites marked for enumeration are left to ``TraceEnum_ELBO``.
+
+    A new guide continues from the values that Pyro's param store holds under its class name;
+    from then on its parameters are its own, whatever else comes into the store.
 
     Args:
         model: A Pyro model.

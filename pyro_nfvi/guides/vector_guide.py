@@ -218,7 +218,10 @@ class VectorGuide(AutoContinuous):
         return self.transport().as_transform()
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowPosterior:
-        """Return the distribution of the unconstrained vector."""
+        """Return the distribution of the unconstrained vector, for one call.
+
+        Ask again after a step of an optimiser: this one keeps the scale of its time.
+        """
         posterior = FlowPosterior(self.get_base_dist(), [self.get_transform()])
         posterior._loc_scale = self._loc_scale
         return posterior

@@ -110,6 +110,26 @@ def test_a_structure_that_changes_between_runs(guide_class):
     assert set(guide(2, also=True)) == {"x", "extra", "z"}
 
 
+def test_long_data_cost_no_time():
+    """Arguments are looked at on every call: a list is data, and is not read to its end."""
+
+    class Long(list):
+        seen = 0
+
+        def __iter__(self):
+            for item in super().__iter__():
+                Long.seen += 1
+                yield item
+
+    def model(data):
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    guide = AutoFlow(model).setup(Long(range(100_000)))
+    Long.seen = 0
+    guide(Long(range(100_000)))
+    assert Long.seen <= 200
+
+
 def test_a_site_that_appears_later():
     """Prediction may add sites, so the guide allows them; Pyro's ELBO warns when training."""
     guide = AutoFlow(changing).setup(2, y=torch.tensor(0.0))

@@ -43,10 +43,10 @@ Y = torch.tensor([[2.5, -0.5], [1.5, -1.5], [2.0, -1.0], [2.3, -0.7]])
 
 @ours_and(stock())
 def test_01_a_second_guide_in_the_process_trains_too(guide_class):
-    fit(linear, guide_class(linear), Y, lr=0.1, steps=40)
+    fit(linear, guide_class(linear), Y, lr=0.1, steps=20)
     second = guide_class(linear)
     # Other data: a guide whose tensors no optimiser steps would stay where the first one is.
-    fit(linear, second, Y + 4.0, lr=0.1, steps=100)
+    fit(linear, second, Y + 4.0, lr=0.1, steps=80)
     draws = torch.stack([same_noise(second, Y, seed=i)["mean"] for i in range(20)])
     # The fit is short; an untrained guide is 4 off.
     torch.testing.assert_close(draws.mean(0), Y.mean(0) + 4.0, rtol=0, atol=2.0)
@@ -222,7 +222,7 @@ def test_12_one_latent(guide_class):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         guide = guide_class(model, init_loc_fn=init_to_median)
-        fit(model, guide, Y[:, 0], steps=150)
+        fit(model, guide, Y[:, 0], steps=100)
     # Exact: mean 8.3 / 5, sd 1 / sqrt(5).
     draws = torch.stack([same_noise(guide, Y[:, 0], seed=i)["x"] for i in range(100)])
     assert draws.mean() == pytest.approx(8.3 / 5, abs=0.25)
