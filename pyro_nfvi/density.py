@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal, TransformedDistribution
+from torch.distributions import Distribution
 
 from pyro_nfvi._typing import TensorPair, TensorTriple
+from pyro_nfvi.bases import Base
 from pyro_nfvi.errors import OptionError, ShapeError
 
 if TYPE_CHECKING:
+    from pyro_nfvi.dequantize import Dequantizer
+    from pyro_nfvi.fitting import DensityFit
     from pyro_nfvi.flows.base import Flow
 
 __all__ = ["FlowDensity"]
@@ -29,8 +32,9 @@ class FlowDensity(nn.Module):
 
     Args:
         flow: The flow, from the base to z.
-        base: A ``torch.distributions`` distribution over vectors of size D with ``rsample``;
-            the standard normal by default.
+        base: The standard normal by default; a :class:`pyro_nfvi.bases.Base`, whose parameters
+            become the density's; or a ``torch.distributions`` distribution over vectors of size
+            D with ``rsample``.
 
     Shape:
         Noise and points are ``(*b, D)``, log densities ``(*b,)``, in nats.
@@ -51,7 +55,7 @@ class FlowDensity(nn.Module):
         True
     """
 
-    def __init__(self, flow: Flow, base: Distribution | None = None) -> None:
+    def __init__(self, flow: Flow, base: Base | Distribution | None = None) -> None:
         super().__init__()
         if base is not None and tuple(base.event_shape) != (flow.dim,):
             raise OptionError(
@@ -61,11 +65,18 @@ class FlowDensity(nn.Module):
         self.flow = flow
         self.base = base
 
+    @property
+    def takes_generator(self) -> bool:
+        """Whether base noise can be drawn from a generator of the caller's."""
+        return self.base is None or isinstance(self.base, Base)
+
     def _prototype(self) -> Tensor:
         """Return a tensor with the density's dtype and device."""
-        for tensor in [*self.flow.parameters(), *self.flow.buffers()]:
-            if tensor.is_floating_point():
-                return tensor
+        parts = [self.flow, self.base] if isinstance(self.base, Base) else [self.flow]
+        for part in parts:
+            for tensor in [*part.parameters(), *part.buffers()]:
+                if tensor.is_floating_point():
+                    return tensor
         return torch.empty(())
 
     def sample_base(
@@ -77,7 +88,7 @@ class FlowDensity(nn.Module):
         """Draw base noise ``(*shape, D)``.
 
         A ``generator`` leaves torch's global random state alone; it needs the standard normal
-        base.
+        or a :class:`pyro_nfvi.bases.Base`.
         """
         size = (shape,) if isinstance(shape, int) else tuple(shape)
         like = self._prototype()
@@ -85,8 +96,13 @@ class FlowDensity(nn.Module):
             return torch.randn(
                 *size, self.flow.dim, dtype=like.dtype, device=like.device, generator=generator
             )
+        if isinstance(self.base, Base):
+            return self.base.rsample(size, generator=generator)
         if generator is not None:
-            raise OptionError("A generator works with the standard normal base only.")
+            raise OptionError(
+                f"A base of torch.distributions ({type(self.base).__name__}) draws from torch's "
+                "global random state: leave the generator out, or take a base of pyro_nfvi.bases."
+            )
         noise: Tensor = self.base.rsample(torch.Size(size))
         return noise
 
@@ -135,6 +151,11 @@ class FlowDensity(nn.Module):
                 f"FlowDensity.log_prob needs points of shape (*b, {self.flow.dim}); got "
                 f"{tuple(z.shape)}."
             )
+        if z.dtype in (torch.float16, torch.bfloat16):
+            raise ShapeError(
+                f"FlowDensity.log_prob needs float32 or float64; got {z.dtype}, whose digits do "
+                "not suffice for log densities. Convert with .float()."
+            )
         eps, ladj = self.flow.inverse(z, context)
         return self.base_log_prob(eps) + ladj
 
@@ -142,12 +163,63 @@ class FlowDensity(nn.Module):
     forward = log_prob
 
     def distribution(self, context: Tensor | None = None) -> Distribution:
-        """Return the density as a ``torch.distributions`` distribution over vectors."""
-        base = self.base
-        if base is None:
-            like = self._prototype()
-            zeros = torch.zeros(self.flow.dim, dtype=like.dtype, device=like.device)
-            base = Independent(Normal(zeros, torch.ones_like(zeros)), 1)
-        if context is not None:
-            base = base.expand(context.shape[:-1])
-        return TransformedDistribution(base, [self.flow.as_transform(context)])
+        """Return the density as a distribution over vectors, for torch and for ``pyro.sample``.
+
+        With a context ``(*b, C)`` its batch shape is ``b``. Built for one call: a prior or a
+        likelihood asks for it anew each time the model runs. To train its parameters within a
+        model, register them with ``pyro.module("name", density)``; to hold them,
+        ``density.requires_grad_(False)``.
+
+        Example:
+            >>> import pyro
+            >>> from pyro_nfvi import FlowDensity
+            >>> from pyro_nfvi.flows import make_flow
+            >>> density = FlowDensity(make_flow("planar*2", dim=3))
+            >>> pyro.sample("x", density.distribution()).shape
+            torch.Size([3])
+        """
+        from pyro_nfvi.distribution import FlowDistribution
+
+        return FlowDistribution(self, context)
+
+    def fit(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        valid: float | Tensor | tuple[Tensor, Tensor] = 0.1,
+        **options: Any,
+    ) -> DensityFit:
+        """Fit the parameters to data ``(n, D)`` by maximum likelihood, in place.
+
+        The options and what is returned: :func:`pyro_nfvi.fitting.fit_density`.
+        """
+        from pyro_nfvi.fitting import fit_density
+
+        return fit_density(self, x, context, valid=valid, **options)
+
+    def bits_per_dim(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        dequantize: Dequantizer | None = None,
+        num_samples: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        r"""Bits per dimension of each row: ``(*b, D) -> (*b,)``, without gradient.
+
+        .. math:: -\log_2 q(x) / D
+
+        For continuous data this depends on the unit of x. For integers pass a dequantiser: then it
+        is an **upper bound** of :math:`-\log_2 P(x) / D` in expectation over the dequantising
+        noise, tighter with more ``num_samples`` (their weights are averaged inside the logarithm).
+        """
+        with torch.no_grad():
+            if dequantize is None:
+                log_p = self.log_prob(x, context)
+            else:
+                log_p = dequantize.log_bound(
+                    self, x, context, num_samples=num_samples, generator=generator
+                )
+        return -log_p / (self.flow.dim * math.log(2))

@@ -11,6 +11,8 @@ from typing import Any
 __all__ = [
     "ContextError",
     "ConversionWarning",
+    "DataError",
+    "DataWarning",
     "DivergedError",
     "FileError",
     "InverseError",
@@ -41,6 +43,14 @@ class ShapeError(NFVIError, ValueError):
 
 class ContextError(NFVIError, ValueError):
     """A context is missing, superfluous or of the wrong size."""
+
+
+class DataError(NFVIError, ValueError):
+    """Data that no density can be fitted to: NaN, infinite, constant, empty, of the wrong type."""
+
+
+class DataWarning(UserWarning):
+    """Data that can be fitted, but probably not as they are; the message says what to do."""
 
 
 class InverseError(NFVIError, ArithmeticError):
@@ -83,7 +93,7 @@ class DivergedError(NFVIError, ArithmeticError):
     """A fit met non-finite gradients again and again, and gave up.
 
     Attributes:
-        fit: The best fit until then, or None if no step succeeded.
+        fit: The best fit until then (for a density: its report), or None if no step succeeded.
     """
 
     fit: Any = None

@@ -151,7 +151,7 @@ FLOWS: dict[str, Case] = {
         lambda d, c: Autoregressive(d, c, kernel=SplineKernel(4), hidden_dim=8), dims=(1, 3)
     ),
     "autoregressive_monotone": Case(
-        lambda d, c: Autoregressive(d, c, kernel=MonotoneKernel(3), hidden_dim=8), dims=(2,)
+        lambda d, c: Autoregressive(d, c, kernel=MonotoneKernel(3), hidden_dim=8), dims=(3,)
     ),
     "block": Case(lambda d, c: BlockAutoregressive(d, c, hidden_factor=3), dims=(1, 2)),
     "block_deep_reverse": Case(
@@ -169,10 +169,21 @@ FLOWS: dict[str, Case] = {
     "householder": Case(Householder),
     "realnvp*4": _formula("realnvp*4", min_dim=2, hidden_dim=8),
     "nice*4": _formula("nice*4", min_dim=2, hidden_dim=8),
-    "nsf*2": _formula("nsf*2", min_dim=2, dims=(2, 4), hidden_dim=8, bins=4),
+    "nsf*2": Case(
+        lambda d, c: make_flow("nsf*2", d, c, hidden_dim=8, bins=4),
+        min_dim=2,
+        dims=(2, 4),
+        slack={
+            "score": (
+                10.0,
+                "two splines contract by up to 1e6 far from the start: the reference, which goes "
+                "through the inverse, has lost that many digits",
+            )
+        },
+    ),
     "nsf-ar*1": _formula("nsf-ar*1", dims=(1, 3), hidden_dim=8, bins=3),
-    "naf*1": _formula("naf*1", dims=(1, 2), hidden_dim=8, units=3),
-    "bnaf*1": _formula("bnaf*1", dims=(1, 2), hidden_factor=3),
+    "naf*1": _formula("naf*1", dims=(1, 3), hidden_dim=8, units=3),
+    "bnaf*1": _formula("bnaf*1", dims=(1, 3), hidden_factor=3),
     "glow*2": _formula("glow*2", min_dim=2, hidden_dim=8),
-    "relu*3": _formula("relu*3", dims=(1, 3)),
+    "relu*3": _formula("relu*3", dims=(1, 2)),
 }

@@ -31,11 +31,12 @@ def _moments(x: Tensor, dim: int, name: str) -> TensorPair:
 
 @final
 class ActNorm(Flow):
-    r"""Shift and log-scale per coordinate, which data may initialise: :math:`y = \mu + e^{s} x`.
+    r"""Shift and scale per coordinate: :math:`y = \hat\mu + \hat\sigma\,(m + e^{s} x)`.
 
-    It starts as the identity. ``initialize(y)`` sets it from a batch in the space of y, so that
-    the inverse of the batch has mean 0 and standard deviation 1; nothing happens at a first
-    call by itself.
+    It starts as the identity. ``initialize(y)`` takes :math:`\hat\mu` and :math:`\hat\sigma` from
+    a batch in the space of y, so that the inverse of the batch has mean 0 and standard deviation
+    1; nothing happens at a first call by itself. What is trained, m and s, has no unit: steps of
+    an optimiser mean the same whatever the data's unit.
 
     Args:
         dim: Event size D.
@@ -61,32 +62,44 @@ class ActNorm(Flow):
         super().__init__(dim)
         self.loc = nn.Parameter(torch.zeros(dim))
         self.log_scale = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+        self.mean: Tensor
+        self.std: Tensor
 
     @torch.no_grad()
     def initialize(self, y: Tensor) -> None:
-        """Set mean and scale from data ``(n, D)`` in the space of y.
+        """Take mean and scale from data ``(n, D)`` in the space of y.
 
         Raises:
             ShapeError: Fewer than two rows, another width, or data that are not finite.
         """
         mean, std = _moments(y, self.dim, "ActNorm.initialize")
-        self.loc.copy_(mean)
-        self.log_scale.copy_(std.log())
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+        self.loc.zero_()
+        self.log_scale.zero_()
+
+    def _scale(self) -> TensorPair:
+        """Scale of y per x, and the log-determinant."""
+        scale = self.std * self.log_scale.exp()
+        return scale, (self.std.log() + self.log_scale).sum()
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
         x, _ = self.enter(x, context)
-        return self.loc + self.log_scale.exp() * x, self.log_scale.sum().expand(x.shape[:-1])
+        scale, ladj = self._scale()
+        return self.mean + self.std * self.loc + scale * x, ladj.expand(x.shape[:-1])
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
         y, _ = self.enter(y, context)
-        ladj = -self.log_scale.sum().expand(y.shape[:-1])
-        return (y - self.loc) * (-self.log_scale).exp(), ladj
+        scale, ladj = self._scale()
+        return (y - self.mean - self.std * self.loc) / scale, -ladj.expand(y.shape[:-1])
 
     def forward_with_score(
         self, x: Tensor, score: Tensor, context: Tensor | None = None
     ) -> TensorTriple:
         y, ladj = self(x, context)
-        return y, ladj, (score.expand_as(x) * (-self.log_scale).exp()).detach()
+        return y, ladj, (score.expand_as(x) / self._scale()[0]).detach()
 
 
 @final

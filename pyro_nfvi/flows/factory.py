@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.actnorm import ActNorm
 from pyro_nfvi.flows.autoregressive import Autoregressive, iaf, maf
-from pyro_nfvi.flows.base import Chain, Flow
+from pyro_nfvi.flows.base import Chain, Flow, Inverse
 from pyro_nfvi.flows.block import BlockAutoregressive
 from pyro_nfvi.flows.coupling import Coupling
 from pyro_nfvi.flows.elementwise import Elementwise
@@ -113,10 +114,11 @@ def _glow(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
 def _relu(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
     flows: list[Flow] = []
     for _ in range(count):
-        flows += [
-            LULinear(dim, context_dim, **options),
-            Elementwise(dim, context_dim, kernel=ReLUKernel(), **options),
-        ]
+        # Random maps, each undone behind its kinks: the whole starts as the identity, and no two
+        # layers bend along the same lines (equal ones would get equal gradients for ever).
+        mix = LULinear(dim, context_dim, spread=1.0 / dim**0.5, **options)
+        bend = Elementwise(dim, context_dim, kernel=ReLUKernel(), **options)
+        flows += [mix, bend, Inverse(copy.deepcopy(mix))]
     return [*flows, LULinear(dim, context_dim, **options)]
 
 

@@ -29,6 +29,7 @@ class LULinear(ParamFlow):
         dim: Event size D.
         context_dim: Size of the context; 0 for free parameters.
         hidden_dim: Width of the hyper-net (with a context only).
+        spread: Standard deviation of the numbers it starts from; 0 starts as the identity.
 
     Shape:
         ``x (*b, D)`` -> ``y (*b, D)``, ``ladj (*b,)`` in nats.
@@ -46,10 +47,20 @@ class LULinear(ParamFlow):
         True
     """
 
+    def __init__(
+        self, dim: int, context_dim: int = 0, *, hidden_dim: int = 32, spread: float = 0.0
+    ) -> None:
+        self.spread = spread
+        super().__init__(dim, context_dim, hidden_dim=hidden_dim)
+
     def init_params(self) -> TensorDict:
         square = torch.zeros(self.dim, self.dim)
         vector = torch.zeros(self.dim)
-        return {"lower": square, "upper": square, "diagonal": vector, "bias": vector}
+        start = {"lower": square, "upper": square, "diagonal": vector, "bias": vector}
+        if self.spread:
+            start = {k: self.spread * torch.randn(v.shape) for k, v in start.items()}
+            start["diagonal"] = vector
+        return start
 
     def _factors(self, theta: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
         raw = theta["diagonal"]

@@ -117,16 +117,18 @@ class SplineKernel(Kernel):
         inside = y.abs() < self.bound
         clipped = torch.where(inside, y, torch.zeros_like(y))
         x0, w, y0, h, d0, d1 = self._bin(clipped, ys, xs, ys, ds)
-        s, rise = h / w, clipped - y0
-        bend = d0 + d1 - 2 * s
-        a = h * (s - d0) + rise * bend
-        b = h * d0 - rise * bend
-        # Positive in exact arithmetic; rounding at a knot must not reach the square root.
-        root = (b.square() + 4 * a * s * rise).clamp_min(torch.finfo(y.dtype).tiny).sqrt()
-        xi = (2 * s * rise / (b + root)).clamp(0, 1)
-        x = x0 + w * xi
-        again, ladj = _in_bin(x, x0, w, y0, h, d0, d1)
-        x = x - (again - clipped) * (-ladj).exp()
+        with torch.no_grad():
+            s, rise = h / w, clipped - y0
+            bend = d0 + d1 - 2 * s
+            a = h * (s - d0) + rise * bend
+            b = h * d0 - rise * bend
+            # Positive in exact arithmetic; rounding at a knot must not reach the square root.
+            root = (b.square() + 4 * a * s * rise).clamp_min(0).sqrt()
+            x = x0 + w * (2 * s * rise / (b + root)).clamp(0, 1)
+        # Two Newton steps polish it and carry first and second derivatives, exactly.
+        for _ in range(2):
+            again, ladj = _in_bin(x, x0, w, y0, h, d0, d1)
+            x = x - (again - clipped) * (-ladj).exp()
         _, ladj = _in_bin(x, x0, w, y0, h, d0, d1)
         return torch.where(inside, x, y), torch.where(inside, -ladj, torch.zeros_like(ladj))
 

@@ -1,0 +1,159 @@
+"""Rows of data that a density is fitted to: what is wrong with them, and which are held out."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi.errors import ContextError, DataError, DataWarning, OptionError
+from pyro_nfvi.flows.actnorm import ActNorm, BatchNorm
+from pyro_nfvi.flows.base import Flow
+
+__all__ = ["Rows", "split_rows"]
+
+#: Data and their context.
+Rows = tuple[Tensor, Tensor | None]
+
+#: Means and deviations, in units of the base, beyond which a column is announced.
+_FAR, _WIDE, _NARROW = 20.0, 20.0, 0.05
+
+
+def split_rows(
+    x: Tensor,
+    context: Tensor | None,
+    valid: float | Tensor | tuple[Tensor, Tensor],
+    *,
+    flow: Flow,
+    like: Tensor,
+    generator: torch.Generator,
+    whole: bool = False,
+) -> tuple[Rows, Rows | None]:
+    """Check data and divide them into rows to train on and rows to hold out.
+
+    Args:
+        x: Data ``(n, D)``.
+        context: Context ``(n, C)``, or None.
+        valid: Share of the rows to hold out, or the rows themselves (with a context: a pair).
+        flow: What will be fitted: it knows the widths.
+        like: A tensor whose dtype and device the rows take.
+        generator: Draws which rows are held out.
+        whole: Whether the data are integers, for a dequantiser.
+
+    Raises:
+        DataError, ContextError: Data that cannot be fitted; the message says why.
+        OptionError: ``valid`` is no share.
+    """
+    rows = _check(x, context, flow, like, whole=whole)
+    held: Rows | None
+    if isinstance(valid, (Tensor, tuple)):
+        held_x, seen = valid if isinstance(valid, tuple) else (valid, None)
+        train, held = rows, _check(held_x, seen, flow, like, whole=whole)
+    elif isinstance(valid, bool) or not 0 <= valid < 1:
+        raise OptionError(f"valid is a share from 0 up to 1, or the rows held out; got {valid!r}.")
+    else:
+        count = 0 if valid == 0 else max(1, round(valid * len(x)))
+        order = torch.randperm(len(x), generator=generator, device=like.device)
+        train, held = _take(rows, order[count:]), _take(rows, order[:count]) if count else None
+    if len(train[0]) < 2:
+        raise DataError(f"fit needs at least 2 rows beside those held out; got {len(train[0])}.")
+    if not whole:
+        _check_columns(train[0], flow)
+    return train, held
+
+
+def _take(rows: Rows, index: Tensor) -> Rows:
+    x, context = rows
+    return x[index], None if context is None else context[index]
+
+
+def _check(x: Tensor, context: Tensor | None, flow: Flow, like: Tensor, *, whole: bool) -> Rows:
+    dim, context_dim = flow.dim, flow.context_dim
+    if not isinstance(x, Tensor):
+        raise DataError(
+            f"fit needs a tensor (n, {dim}); got {type(x).__name__}: torch.as_tensor(x)."
+        )
+    if x.dim() != 2 or x.shape[-1] != dim:
+        raise DataError(f"fit needs data of shape (n, {dim}); got {tuple(x.shape)}.")
+    if len(x) == 0:
+        raise DataError("fit needs data; got no row.")
+    if not whole:
+        if not x.is_floating_point():
+            raise DataError(
+                f"fit needs floating-point data; got {x.dtype}. A density of integers grows "
+                "without bound: pass dequantize=UniformDequantize(levels, dim), or, where the "
+                "numbers are really continuous, x.float()."
+            )
+        if x.dtype in (torch.float16, torch.bfloat16):
+            raise DataError(
+                f"fit needs float32 or float64; got {x.dtype}, in which distinct values fall "
+                "together. Convert with x.float()."
+            )
+        x = x.to(like)
+    x = x.to(like.device)
+    _check_finite(x, "the data")
+    if (context is None) != (context_dim == 0):
+        came = "None" if context is None else f"one of shape {tuple(context.shape)}"
+        raise ContextError(f"The flow has context_dim={context_dim}; got the context {came}.")
+    if context is not None:
+        if context.shape != (len(x), context_dim):
+            raise ContextError(
+                f"fit needs a context of shape ({len(x)}, {context_dim}), a row for each row of "
+                f"the data; got {tuple(context.shape)}."
+            )
+        context = context.to(like)
+        _check_finite(context, "the context")
+    return x, context
+
+
+def _check_finite(x: Tensor, what: str) -> None:
+    bad = ~x.isfinite()
+    if bool(bad.any()):
+        row, column = bad.nonzero()[0].tolist()
+        raise DataError(
+            f"{int(bad.sum())} of {x.numel()} numbers of {what} are not finite; the first stands "
+            f"in row {row}, column {column}. Drop or impute those rows: "
+            "x[x.isfinite().all(-1)]."
+        )
+
+
+def _check_columns(x: Tensor, flow: Flow) -> None:
+    constant = (x == x[0]).all(0)
+    if bool(constant.any()):
+        raise DataError(
+            f"Column {int(constant.nonzero()[0])} is constant: no density describes it. Leave it "
+            "out, or add noise of the size of its rounding error."
+        )
+    _warn_of_ties(x)
+    if any(isinstance(part, (ActNorm, BatchNorm)) for part in flow.modules()):
+        return
+    mean, std = x.mean(0), x.std(0)
+    off = (mean.abs() > _FAR) | (std > _WIDE) | (std < _NARROW)
+    if bool(off.any()):
+        i = int(off.nonzero()[0])
+        warnings.warn(
+            f"Column {i} has mean {mean[i]:.3g} and standard deviation {std[i]:.3g}; a flow starts "
+            "from numbers of order 1. Standardise the data, or end the flow with an ActNorm: "
+            f"Chain(flow, ActNorm({x.shape[-1]})); fit sets it.",
+            DataWarning,
+            stacklevel=5,
+        )
+
+
+def _warn_of_ties(x: Tensor) -> None:
+    """Tell where a column holds few values many times: its density grows without bound."""
+    if len(x) < 100:
+        return
+    values = torch.stack([(column[1:] != column[:-1]).sum() + 1 for column in x.sort(0)[0].T])
+    tied = values * 10 < len(x)
+    if bool(tied.any()):
+        i = int(tied.nonzero()[0])
+        warnings.warn(
+            f"Column {i} holds {int(values[i])} distinct values in {len(x)} rows: a density can "
+            "grow without bound there, and its likelihood means nothing. Take "
+            "dequantize=UniformDequantize(levels, dim) on the integers, or add noise of the size "
+            "of the rounding.",
+            DataWarning,
+            stacklevel=6,
+        )

@@ -1,0 +1,83 @@
+"""LU maps, Householder products, actnorm and batch norm, beyond the laws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyro_nfvi.errors import ShapeError
+from pyro_nfvi.flows import ActNorm, BatchNorm, Householder, LULinear
+from pyro_nfvi.testing import perturb
+
+
+def far(flow):
+    return perturb(flow, 1.0, torch.Generator().manual_seed(0)).double()
+
+
+def matrix(flow, dim):
+    eye, zero = torch.eye(dim, dtype=torch.float64), torch.zeros(dim, dtype=torch.float64)
+    return (flow(eye)[0] - flow(zero)[0]).mT
+
+
+def test_lu_is_the_matrix_of_its_factors():
+    flow = far(LULinear(4))
+    m = matrix(flow, 4)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    y, ladj = flow(x)
+    torch.testing.assert_close(y, x @ m.mT + flow(torch.zeros(4, dtype=torch.float64))[0])
+    torch.testing.assert_close(ladj, torch.linalg.slogdet(m)[1].expand(3))
+
+
+def test_householder_product_is_orthogonal():
+    m = matrix(far(Householder(5)), 5)
+    torch.testing.assert_close(m @ m.mT, torch.eye(5, dtype=torch.float64))
+    assert (m - torch.eye(5)).abs().max() > 0.1  # it does turn
+    torch.testing.assert_close(torch.linalg.det(m), torch.tensor(1.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("layer", [ActNorm, lambda dim: BatchNorm(dim, momentum=1.0)])
+def test_statistics_come_by_an_explicit_call_only(layer):
+    flow = layer(2)
+    y = torch.tensor([1.0, -50.0]) + torch.tensor([3.0, 0.01]) * torch.randn(500, 2)
+    flow.train()
+    before = flow.inverse(y)[0]
+    assert torch.equal(before, y)
+    assert torch.equal(flow.inverse(y)[0], before)  # a first call changed nothing
+    (flow.initialize if isinstance(flow, ActNorm) else flow.update)(y)
+    x, ladj = flow.inverse(y)
+    torch.testing.assert_close(x.mean(0), torch.zeros(2), atol=2e-3, rtol=0)
+    torch.testing.assert_close(x.std(0), torch.ones(2), atol=2e-3, rtol=0)
+    torch.testing.assert_close(ladj, -y.std(0).log().sum().expand(500), atol=1e-4, rtol=1e-4)
+
+
+def test_momentum_moves_part_of_the_way():
+    flow = BatchNorm(1, momentum=0.25)
+    y = torch.tensor([[7.0], [9.0]])
+    flow.update(y)
+    assert flow.running_mean.item() == pytest.approx(2.0)
+    assert flow.running_std.item() == pytest.approx(1 + 0.25 * (2**0.5 - 1))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        torch.zeros(1, 2),
+        torch.zeros(4, 3),
+        torch.zeros(2),
+        torch.zeros(4, 2, dtype=torch.long),
+        torch.full((4, 2), torch.nan),
+        torch.full((4, 2), torch.inf),
+    ],
+)
+def test_bad_batches_are_refused_and_change_nothing(data):
+    for flow, call in ((ActNorm(2), "initialize"), (BatchNorm(2), "update")):
+        before = {name: value.clone() for name, value in flow.state_dict().items()}
+        with pytest.raises(ShapeError, match=call):
+            getattr(flow, call)(data)
+        assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
+
+
+def test_constant_column_stays_finite():
+    flow = ActNorm(2)
+    flow.initialize(torch.tensor([[1.0, 5.0], [2.0, 5.0]]))
+    assert flow.inverse(torch.tensor([[1.5, 5.0]]))[0].isfinite().all()

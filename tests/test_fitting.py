@@ -1,0 +1,281 @@
+"""Maximum likelihood: it finds densities, keeps the best, and says what is wrong with data."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from pyro_nfvi import FlowDensity
+from pyro_nfvi.errors import ContextError, DataError, DataWarning, DivergedError, OptionError
+from pyro_nfvi.flows import ActNorm, BatchNorm, Chain, Flow, make_flow
+
+QUICK = {"progress": False, "seed": 0, "max_steps": 300}
+
+
+def normal_rows(n=600, dim=2):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(0))
+
+
+def banana(n, seed):
+    a, b = torch.randn(2, n, generator=torch.Generator().manual_seed(seed))
+    return torch.stack([a, b / 2 + a.square() - 1], -1)
+
+
+#: Entropy of the banana: of a, and of b / 2.
+ENTROPY = 2 * 0.5 * math.log(2 * math.pi * math.e) - math.log(2)
+
+
+def test_normal_data_reach_their_entropy():
+    x = 3 + 2 * normal_rows(4000)
+    density = FlowDensity(make_flow("affine", 2))
+    report = density.fit(x, **{**QUICK, "max_steps": 800}, lr=0.05)
+    entropy = math.log(2 * math.pi * math.e * 4)
+    # sd of the mean over 400 rows is 0.05 nats: 4 of them, false-alarm rate 6e-5 (fixed seed).
+    assert report.best == pytest.approx(entropy, abs=0.2)
+    fitted = Normal(x.mean(0), x.std(0)).log_prob(x).sum(-1).mean()
+    assert density.log_prob(x).mean().item() == pytest.approx(fitted.item(), abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["realnvp*4", "nsf*2", "maf*1"])
+def test_flows_learn_a_banana(name):
+    density = FlowDensity(make_flow(name, 2))
+    density.fit(banana(2000, 0), progress=False, seed=0, max_steps=700, lr=5e-3)
+    with torch.no_grad():
+        found = -density.log_prob(banana(4000, 1)).mean().item()
+    # The affine fit has 3.24 nats, the truth 2.14; sd of the mean over 4000 rows: 0.016.
+    assert ENTROPY - 0.07 < found < ENTROPY + 0.12
+
+
+def test_relu_stack_learns_the_banana():
+    # The invertible net of the textbooks: K = 6.
+    density = FlowDensity(make_flow("relu*6", 2))
+    density.fit(banana(2000, 0), progress=False, seed=0, max_steps=1500, lr=1e-2)
+    with torch.no_grad():
+        found = -density.log_prob(banana(4000, 1)).mean().item()
+    assert found < ENTROPY + 0.3
+
+
+def test_conditional_density_follows_its_context():
+    torch.manual_seed(0)
+    context = torch.rand(2000, 1) * 4 - 2
+    x = context + (0.5 * context).exp() * torch.randn(2000, 1) * 0.3
+    density = FlowDensity(make_flow("affine", 1, context_dim=1))
+    density.fit(x, context, progress=False, seed=0, max_steps=800, lr=0.02)
+    with torch.no_grad():
+        for c in (-1.5, 0.0, 1.5):
+            z, _ = density.rsample_and_log_prob((4000,), torch.tensor([c]))
+            assert z.mean().item() == pytest.approx(c, abs=0.12)
+            assert z.std().item() == pytest.approx(0.3 * math.exp(c / 2), rel=0.15)
+
+
+def test_actnorm_takes_its_numbers_from_data_in_other_units():
+    x = torch.tensor([1e4, -3e-3]) + torch.tensor([50.0, 1e-4]) * normal_rows(1000)
+    layer = ActNorm(2)
+    density = FlowDensity(Chain(make_flow("realnvp*2", 2), layer))
+    report = density.fit(x, **{**QUICK, "max_steps": 50})
+    expected = Normal(x.mean(0), x.std(0)).entropy().sum().item()
+    assert report.best == pytest.approx(expected, abs=0.3)
+    # One that has been set is left alone.
+    kept = layer.mean.clone()
+    density.fit(1.5 * x, **{**QUICK, "max_steps": 1})
+    assert torch.equal(layer.mean, kept)
+
+
+def test_initialize_false_leaves_actnorm_alone():
+    layer = ActNorm(2)
+    FlowDensity(layer).fit(
+        3 + normal_rows(), **{**QUICK, "max_steps": 1, "lr": 1e-9}, initialize=False
+    )
+    assert (layer.mean == 0).all()
+
+
+def test_batchnorm_statistics_move_with_training_only():
+    layer = BatchNorm(2)
+    density = FlowDensity(Chain(make_flow("affine", 2), layer))
+    x = 5 + 3 * normal_rows()
+    density.fit(x, **QUICK)
+    torch.testing.assert_close(layer.running_mean, x.mean(0), atol=0.6, rtol=0)
+    kept = layer.running_mean.clone()
+    density.log_prob(x - 100)
+    assert torch.equal(layer.running_mean, kept)
+
+
+def test_best_parameters_are_kept():
+    # Few rows and a high rate: it overfits, and must come back from there.
+    x = normal_rows(60)
+    held = torch.randn(2000, 2, generator=torch.Generator().manual_seed(9))
+    density = FlowDensity(make_flow("maf*3", 2, hidden_dim=(64, 64)))
+    report = density.fit(x, valid=held, **{**QUICK, "max_steps": 1500}, lr=1e-2, patience=3)
+    now = -density.log_prob(held).mean().item()
+    assert now == pytest.approx(min(report.valid), abs=1e-4)
+    assert report.best == min(report.valid)
+    assert report.reason == "converged"
+    assert report.steps < 1500
+
+
+def test_same_seed_same_fit_and_global_state_untouched():
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        density = FlowDensity(make_flow("realnvp*2", 2))
+        state = torch.get_rng_state()
+        density.fit(normal_rows(), **{**QUICK, "max_steps": 60})
+        assert torch.equal(state, torch.get_rng_state())
+        found.append(density.log_prob(normal_rows()))
+    assert torch.equal(*found)
+
+
+def test_without_validation():
+    report = FlowDensity(make_flow("affine", 2)).fit(normal_rows(), valid=0, **QUICK)
+    assert report.valid == []
+    assert report.best == min(report.train)
+
+
+class Moody(Flow):
+    """Not finite on some calls; otherwise a shift."""
+
+    def __init__(self, bad):
+        super().__init__(2)
+        self.shift = torch.nn.Parameter(torch.zeros(2))
+        self.bad, self.calls = bad, 0
+
+    def forward(self, x, context=None):
+        return x + self.shift, x.new_zeros(x.shape[:-1])
+
+    def inverse(self, y, context=None):
+        self.calls += 1
+        factor = math.nan if self.bad(self.calls) and torch.is_grad_enabled() else 1.0
+        return (y - self.shift) * factor, y.new_zeros(y.shape[:-1])
+
+
+def test_bad_steps_are_skipped():
+    density = FlowDensity(Moody(lambda call: call % 7 == 0))
+    report = density.fit(1 + normal_rows(), **QUICK, lr=0.02)
+    assert 30 < report.skipped < 60
+    assert report.restores == 0
+    assert density.flow.shift.tolist() == pytest.approx([1.0, 1.0], abs=0.15)
+
+
+def test_five_bad_steps_bring_the_best_state_back():
+    density = FlowDensity(Moody(lambda call: 110 <= call < 115))
+    report = density.fit(1 + normal_rows(), **QUICK, lr=0.02)
+    assert (report.skipped, report.restores) == (5, 1)
+    assert density.flow.shift.isfinite().all()
+
+
+def test_it_gives_up_with_an_error_and_the_best_parameters():
+    density = FlowDensity(Moody(lambda call: call > 150))
+    with pytest.raises(DivergedError, match="gave up") as caught:
+        density.fit(1 + normal_rows(), **QUICK, lr=0.02)
+    assert caught.value.fit.skipped == 30
+    assert density.flow.shift.isfinite().all()
+    assert density.flow.shift.min() > 0.5
+
+
+def rows_with(value):
+    x = normal_rows(20)
+    x[7, 1] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (rows_with(math.nan), "row 7, column 1"),
+        (rows_with(-math.inf), "not finite"),
+        (torch.cat([normal_rows(20)[:, :1], torch.ones(20, 1)], -1), "Column 1 is constant"),
+        (normal_rows(20, 3), r"\(n, 2\)"),
+        (normal_rows(20)[0], r"\(n, 2\)"),
+        (normal_rows(20).long(), "UniformDequantize"),
+        (normal_rows(20) > 0, "floating-point"),
+        (normal_rows(20).half(), "float32 or float64"),
+        (normal_rows(20).bfloat16(), "float32 or float64"),
+        (normal_rows(0), "no row"),
+        (normal_rows(2), "at least 2 rows"),
+        (normal_rows(20).tolist(), "as_tensor"),
+    ],
+)
+def test_bad_data_are_named(x, words):
+    with pytest.raises(DataError, match=words):
+        FlowDensity(make_flow("affine", 2)).fit(x, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("context_dim", "context", "words"),
+    [
+        (0, torch.zeros(20, 1), "context_dim=0"),
+        (1, None, "context_dim=1"),
+        (1, torch.zeros(20, 2), r"\(20, 1\)"),
+        (1, torch.zeros(19, 1), r"\(20, 1\)"),
+    ],
+)
+def test_bad_contexts_are_named(context_dim, context, words):
+    density = FlowDensity(make_flow("affine", 2, context_dim=context_dim))
+    with pytest.raises(ContextError, match=words):
+        density.fit(normal_rows(20), context, **QUICK)
+
+
+def test_bad_context_values_are_named():
+    density = FlowDensity(make_flow("affine", 2, context_dim=1))
+    with pytest.raises(DataError, match="the context are not finite"):
+        density.fit(normal_rows(20), torch.full((20, 1), math.nan), **QUICK)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"valid": 1.0}, {"valid": -0.1}, {"valid": True}, {"batch_size": 0}, {"max_steps": 0},
+     {"lr": 0.0}, {"patience": 0}],
+)  # fmt: skip
+def test_bad_options_are_named(options):
+    with pytest.raises(OptionError):
+        FlowDensity(make_flow("affine", 2)).fit(normal_rows(), **{**QUICK, **options})
+
+
+def test_frozen_density_is_an_error():
+    density = FlowDensity(make_flow("affine", 2)).requires_grad_(False)
+    with pytest.raises(OptionError, match="nothing to fit"):
+        density.fit(normal_rows(), **QUICK)
+
+
+def test_other_units_are_announced():
+    with pytest.warns(DataWarning, match="ActNorm"):
+        FlowDensity(make_flow("affine", 2)).fit(100 + normal_rows(), **{**QUICK, "max_steps": 1})
+
+
+def test_ties_are_announced():
+    x = torch.randint(0, 5, (500, 2), generator=torch.Generator().manual_seed(0)).float()
+    with pytest.warns(DataWarning, match="UniformDequantize"):
+        FlowDensity(make_flow("affine", 2)).fit(x, **{**QUICK, "max_steps": 1})
+
+
+def test_ordinary_data_give_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FlowDensity(make_flow("affine", 2)).fit(normal_rows(), **{**QUICK, "max_steps": 1})
+
+
+def test_float64_data_are_taken_as_the_density_is():
+    density = FlowDensity(make_flow("affine", 2))
+    density.fit(normal_rows().double(), **{**QUICK, "max_steps": 5})
+    assert next(density.parameters()).dtype == torch.float32
+
+
+def test_bits_per_dim_are_nats_in_other_units():
+    density = FlowDensity(make_flow("affine", 2))
+    bits = density.bits_per_dim(torch.zeros(1, 2))
+    assert bits.item() == pytest.approx(0.5 * math.log2(2 * math.pi))
+    assert not bits.requires_grad
+
+
+def test_half_precision_points_are_refused():
+    with pytest.raises(ValueError, match="float32 or float64"):
+        FlowDensity(make_flow("affine", 2)).log_prob(torch.zeros(1, 2).half())
+
+
+def test_progress_bar_tells_the_nats(capsys):
+    FlowDensity(make_flow("affine", 2)).fit(normal_rows(), seed=0, max_steps=120)
+    assert "nats" in capsys.readouterr().err
