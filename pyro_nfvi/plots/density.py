@@ -25,7 +25,8 @@ def plot_density_2d(
 ) -> Any:
     """Plot densities in two dimensions as shades with contours, a panel each.
 
-    The contours of a panel hold 50, 90 and 99 % of its mass. All panels share the shades.
+    The contours of a panel hold 50, 90 and 99 % of its mass. The panels of a row share their
+    shades.
 
     Args:
         log_prob: A function from points (N, 2) to log densities (N,), anything with such a
@@ -51,7 +52,6 @@ def plot_density_2d(
     grid_points = torch.tensor(np.stack(np.meshgrid(one, two), -1).reshape(-1, 2))
     densities = {name: _density(function, grid_points) for name, function in several.items()}
     densities = {name: found.reshape(points, points) for name, found in densities.items()}
-    brightest = max(found.max() for found in densities.values())
     columns = columns or len(several)
     rows = math.ceil(len(several) / columns)
     with plt.rc_context(STYLE):
@@ -64,7 +64,10 @@ def plot_density_2d(
             sharey=True,
             layout="constrained",
         )
-        for axes, (name, density) in zip(grid.flat, densities.items()):
+        values = list(densities.values())
+        for index, (axes, (name, density)) in enumerate(zip(grid.flat, densities.items())):
+            row = index // columns
+            brightest = max(found.max() for found in values[row * columns : (row + 1) * columns])
             axes.imshow(
                 np.sqrt(density / brightest),  # the root keeps faint bridges visible
                 extent=bounds,
