@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.flows.base import Flow
+from pyro_nfvi.flows.base import Chain, Flow, Inverse
 
 __all__ = ["Permute", "undo_permutations"]
 
@@ -81,10 +81,29 @@ def undo_permutations(flow: Flow) -> Permute | None:
     A guide puts it behind the flow, so that the whole starts at the identity and the model's
     coordinates keep their places.
     """
-    order = list(range(flow.dim))
-    for member in flow.modules():
-        if isinstance(member, Permute):
-            order = [order[index] for index in member.order.tolist()]
+    order = _order_of(flow)
     if order == list(range(flow.dim)):
         return None
-    return Permute([order.index(index) for index in range(flow.dim)])
+    return Permute(_inverted(order))
+
+
+def _order_of(flow: Flow) -> list[int]:
+    """Where each coordinate comes from: ``y[i] = x[order[i]]``, layers taken at their start."""
+    if isinstance(flow, Permute):
+        found: list[int] = flow.order.tolist()
+        return found
+    if isinstance(flow, Inverse):
+        return _inverted(_order_of(flow.flow))
+    order = list(range(flow.dim))
+    if isinstance(flow, Chain):
+        for member in flow.flows:
+            if isinstance(member, Flow):
+                order = [order[index] for index in _order_of(member)]
+    return order
+
+
+def _inverted(order: list[int]) -> list[int]:
+    back = [0] * len(order)
+    for place, index in enumerate(order):
+        back[index] = place
+    return back
