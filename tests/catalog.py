@@ -14,6 +14,7 @@ from pyro_nfvi.flows import (
     BatchNorm,
     BlockAutoregressive,
     Chain,
+    Continuous,
     Coupling,
     DiagonalAffine,
     Elementwise,
@@ -38,6 +39,18 @@ from pyro_nfvi.flows import (
 
 __all__ = ["FLOWS", "Case"]
 
+_STEPS = "Runge-Kutta steps: point, inverse and log-determinant each meet the exact flow only"
+_RK4 = {
+    law: (1e5, _STEPS)
+    for law in (
+        "round trip",
+        "left inverse",
+        "ladj",
+        "inverse ladj",
+        "score",
+        "inverse gradients",
+    )
+}
 _MOVES = "a permutation moves the coordinates from the start"
 
 
@@ -157,6 +170,17 @@ FLOWS: dict[str, Case] = {
     "block_deep_reverse": Case(
         lambda d, c: BlockAutoregressive(d, c, hidden_factor=2, num_hidden=2, reverse=True),
         dims=(3,),
+    ),
+    "continuous": Case(
+        lambda d, c: Continuous(d, c, hidden_dim=6, steps=6),
+        dims=(1, 2),
+        slack=_RK4,
+    ),
+    "ffjord*1": Case(
+        lambda d, c: make_flow("ffjord*1", d, c, hidden_dim=(4, 4), steps=8),
+        dims=(3,),
+        slow=True,
+        slack=_RK4,
     ),
     "actnorm": Case(lambda d, c: ActNorm(d), context=False),
     "batchnorm": Case(lambda d, c: BatchNorm(d), context=False),

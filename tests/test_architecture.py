@@ -42,7 +42,12 @@ RUNTIME = {"torch", "numpy", "tqdm", "pyro"}
 #: What Pyro itself depends on, for sums over enumerated sites as Pyro does them.
 WITH_PYRO = {"opt_einsum"}
 #: Optional packages, and the only module that may import them (inside functions).
-OPTIONAL = {"arviz": {"arviz"}, "xarray": {"arviz"}, "matplotlib": {"plots", "vae"}}
+OPTIONAL = {
+    "arviz": {"arviz"},
+    "matplotlib": {"plots", "vae"},
+    "torchdiffeq": {"flows"},
+    "xarray": {"arviz"},
+}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pyro_nfvi.flows.adapt import Adapted, adapt
 from pyro_nfvi.flows.autoregressive import Autoregressive, iaf, maf
 from pyro_nfvi.flows.base import Chain, Flow, Inverse
 from pyro_nfvi.flows.block import BlockAutoregressive
+from pyro_nfvi.flows.continuous import Continuous
 from pyro_nfvi.flows.coupling import Coupling
 from pyro_nfvi.flows.elementwise import Elementwise
 from pyro_nfvi.flows.factory import FLOW_NAMES, make_flow
@@ -38,6 +39,7 @@ __all__ = [
     "BatchNorm",
     "BlockAutoregressive",
     "Chain",
+    "Continuous",
     "Coupling",
     "DiagonalAffine",
     "Elementwise",

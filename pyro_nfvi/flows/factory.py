@@ -14,6 +14,7 @@ from pyro_nfvi.flows.actnorm import ActNorm
 from pyro_nfvi.flows.autoregressive import Autoregressive, iaf, maf
 from pyro_nfvi.flows.base import Chain, Flow, Inverse
 from pyro_nfvi.flows.block import BlockAutoregressive
+from pyro_nfvi.flows.continuous import Continuous
 from pyro_nfvi.flows.coupling import Coupling
 from pyro_nfvi.flows.elementwise import Elementwise
 from pyro_nfvi.flows.linear import DiagonalAffine, LowerTriangular
@@ -150,6 +151,7 @@ _FAMILIES: dict[str, _Family] = {
     "bnaf": _Family(_alternate(BlockAutoregressive), 1, frozenset({"hidden_factor", "num_hidden"})),
     "glow": _family(_glow, 4, *_COUPLING),
     "relu": _family(_relu, 6),
+    "ffjord": _family(_repeat(Continuous), 1, "solver", "steps", "tolerance", "trace"),
     "affine": _family(_repeat(DiagonalAffine), 1),
     "tril": _family(_repeat(LowerTriangular), 1),
 }
@@ -167,7 +169,7 @@ def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> F
 
     Args:
         formula: Names: ``planar radial sylvester iaf maf nice realnvp nsf nsf-ar naf bnaf
-            glow relu affine tril``.
+            glow relu ffjord affine tril``.
         dim: Event size D.
         context_dim: Size of the context; 0 for none.
         **options: Passed to every family of the formula that knows them, such as
