@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, final
 
 from torch import Tensor, nn
-from torch.distributions import Transform
+from torch.distributions import Transform, constraints
 
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.errors import ContextError, OptionError
@@ -22,6 +22,19 @@ _REFUSED = {
     "ConditionedRadial": "it has no inverse; use 'radial' with context_dim",
     "BlockAutoregressive": "it has no inverse and its tanh bounds the codomain, which cuts tails",
     "Polynomial": "it has no inverse",
+    "NeuralAutoregressive": "it has no inverse; use 'naf'",
+    "ConditionedNeuralAutoregressive": "it has no inverse; use 'naf' with context_dim",
+    "BatchNorm": "a call changes its statistics, and rows depend on each other; use "
+    "flows.BatchNorm",
+    "MatrixExponential": "its exponential is a series cut after few terms: with weights of order 1 "
+    "map, inverse and log-determinant disagree; use flows.LULinear",
+    "ConditionedMatrixExponential": "its exponential is a series cut after few terms: with weights "
+    "of order 1 map, inverse and log-determinant disagree; use flows.LULinear with context_dim",
+}
+#: Zuko's, by the names of their classes.
+_REFUSED_ZUKO = {
+    "CircularShiftTransform": "it lives on circles, not on all reals",
+    "NCSF": "it lives on circles, not on all reals",
 }
 
 
@@ -81,13 +94,15 @@ def adapt(source: Any, dim: int, context_dim: int = 0) -> Flow:
 
     Args:
         source: A ``torch.distributions`` transform over vectors (Pyro's ``TransformModule``
-            too), a Pyro ``ConditionalTransform``, or a Zuko lazy transform (a module whose call
-            returns a transform).
+            too), a Pyro ``ConditionalTransform``, a Zuko lazy transform (a module whose call
+            returns a transform), or a whole Zuko flow. A Zuko flow's transform runs from data to
+            base; it is turned round, and its base is left out.
         dim: Event size D.
         context_dim: Size of the context that a conditional transform takes.
 
     Raises:
-        OptionError: Not a transform, or one that is known to be wrong; the reason is named.
+        OptionError: Not a transform, not a bijection of all reals, or one that is known to be
+            wrong; the reason is named.
         ContextError: A conditional transform without ``context_dim``.
 
     Example:
@@ -98,12 +113,17 @@ def adapt(source: Any, dim: int, context_dim: int = 0) -> Flow:
     """
     if isinstance(source, Flow):
         return source
+    if _is_zuko(source) and type(source).__name__ in _REFUSED_ZUKO:
+        raise _refusal(source, _REFUSED_ZUKO[type(source).__name__])
+    if _is_zuko(source) and isinstance(getattr(source, "transform", None), nn.Module):
+        return adapt(source.transform, dim, context_dim).inv
     for part in _parts(source):
         name = type(part).__name__.removeprefix("Conditional")
-        module = type(part).__module__
         reason = _REFUSED.get(name)
-        if reason and module.startswith("pyro."):
-            raise OptionError(f"adapt refuses {module}.{type(part).__name__}: {reason}.")
+        if reason and type(part).__module__.startswith("pyro."):
+            raise _refusal(part, reason)
+        if _is_zuko(part) and type(part).__name__ in _REFUSED_ZUKO:
+            raise _refusal(part, _REFUSED_ZUKO[type(part).__name__])
     is_transform = isinstance(source, Transform)
     conditional = hasattr(source, "condition")
     if not (is_transform or conditional or _is_lazy(source)):
@@ -115,7 +135,30 @@ def adapt(source: Any, dim: int, context_dim: int = 0) -> Flow:
         raise ContextError(
             f"{type(source).__name__} is conditional: pass adapt(..., context_dim=C)."
         )
+    if is_transform:
+        _check_reals(source)
     return Adapted(source, dim, context_dim)
+
+
+def _refusal(part: Any, reason: str) -> OptionError:
+    return OptionError(f"adapt refuses {type(part).__module__}.{type(part).__name__}: {reason}.")
+
+
+def _is_zuko(source: Any) -> bool:
+    return type(source).__module__.split(".")[0] == "zuko"
+
+
+def _check_reals(transform: Transform) -> None:
+    """Refuse what is no bijection of all reals, as far as the transform tells."""
+    if not transform.bijective:
+        raise _refusal(transform, "it is no bijection")
+    for name in ("domain", "codomain"):
+        constraint: Any = getattr(transform, name, None)
+        while hasattr(constraint, "base_constraint"):
+            constraint = constraint.base_constraint
+        bounded = isinstance(constraint, constraints.Constraint)
+        if bounded and constraint not in (constraints.real, constraints.real_vector):
+            raise _refusal(transform, f"its {name} is {constraint}, not all reals")
 
 
 def _is_lazy(source: Any) -> bool:
@@ -144,5 +187,5 @@ def _forget(transform: Any) -> None:
 
 
 def _sum_event(ladj: Tensor, x: Tensor) -> Tensor:
-    """Sum what an elementwise transform returns per coordinate."""
-    return ladj.sum(-1) if ladj.shape == x.shape and x.dim() == ladj.dim() else ladj
+    """Sum what an elementwise transform returns per coordinate; expand what it returns once."""
+    return (ladj.sum(-1) if ladj.shape == x.shape else ladj).expand(x.shape[:-1])

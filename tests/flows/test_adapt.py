@@ -1,0 +1,195 @@
+"""Flows of other libraries as ours: values, laws, and refusals."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pyro.distributions.transforms as T
+import pytest
+import torch
+from torch.distributions import transforms as torch_transforms
+
+from pyro_nfvi.errors import ContextError, OptionError
+from pyro_nfvi.flows import Chain, Planar, adapt, make_flow
+from pyro_nfvi.testing import check_flow, perturb
+
+PLAIN = [
+    "affine_autoregressive",
+    "affine_coupling",
+    "householder",
+    "permute",
+    "spline",
+    "spline_autoregressive",
+    "spline_coupling",
+]
+SINGLE, DOUBLE = torch.float32, torch.float64
+INVERTS_IN_SINGLE = {"affine_autoregressive", "conditional_affine_autoregressive"}
+CONDITIONAL = [
+    "conditional_affine_autoregressive",
+    "conditional_affine_coupling",
+    "conditional_householder",
+    "conditional_spline",
+    "conditional_spline_autoregressive",
+]
+
+
+def build(name, dim=3):
+    """In float64, but for the one whose inverse Pyro computes in the default dtype only."""
+    conditional = name.startswith("conditional")
+    transform = getattr(T, name)(dim, **({"context_dim": 2} if conditional else {}))
+    flow = adapt(transform, dim, 2 if conditional else 0)
+    flow = flow.to(SINGLE if name in INVERTS_IN_SINGLE else DOUBLE)
+    if isinstance(transform, torch.nn.Module):
+        perturb(transform, 0.3)
+    return flow
+
+
+def given(name, rows=5):
+    """Points and, where the flow takes it, a context, in the flow's dtype."""
+    dtype = SINGLE if name in INVERTS_IN_SINGLE else DOUBLE
+    context = torch.randn(rows, 2, dtype=dtype) if name in CONDITIONAL else None
+    return 0.7 * torch.randn(rows, 3, dtype=dtype), context
+
+
+@pytest.mark.parametrize("name", PLAIN + CONDITIONAL)
+def test_pyro_transforms_are_flows(name):
+    flow = build(name)
+    x, context = given(name)
+    y, ladj = flow(x, context)
+    assert ladj.shape == (5,)
+    back, back_ladj = flow.inverse(y, context)
+    loose = 1e-4 if x.dtype == SINGLE else 1e-6
+    torch.testing.assert_close(back, x, rtol=loose, atol=loose)
+    torch.testing.assert_close(back_ladj, -ladj, rtol=10 * loose, atol=10 * loose)
+    # Rows are independent, so that the sum over rows has the Jacobians of all of them.
+    jacobian = torch.autograd.functional.jacobian(lambda p: flow(p, context)[0].sum(0), x)
+    expected = torch.linalg.slogdet(jacobian.movedim(1, 0))[1]
+    torch.testing.assert_close(ladj, expected, rtol=loose, atol=loose)
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN + CONDITIONAL if name != "permute"])
+def test_parameters_of_the_source_become_ours(name):
+    flow = build(name)
+    x, context = given(name)
+    y, ladj = flow(x, context)
+    gradients = torch.autograd.grad(
+        y.sum() + ladj.sum(), list(flow.parameters()), allow_unused=True
+    )
+    assert any(g is not None and g.abs().max() > 0 for g in gradients)
+    chained = Chain(flow, Planar(3, flow.context_dim).to(x.dtype))
+    assert chained(x, context)[1].shape == (5,)
+
+
+def test_no_stale_value_after_a_step():
+    flow = build("affine_coupling")
+    x, _ = given("affine_coupling")
+    y, _ = flow(x)
+    perturb(flow, 0.2)
+    assert (flow.inverse(y)[0] - x).abs().max() > 1e-3
+    torch.testing.assert_close(flow(flow.inverse(y)[0])[0], y)
+
+
+def test_it_keeps_the_laws_of_calculus():
+    check_flow(
+        lambda dim, context_dim: adapt(T.affine_coupling(dim, hidden_dims=[8]), dim),
+        dims=(3,),
+        context_dims=(0,),
+        laws=["round trip", "ladj", "inverse ladj", "score", "rows", "fresh"],
+    )
+
+
+def test_torch_transforms_are_summed_over_the_event():
+    flow = adapt(torch_transforms.AffineTransform(1.0, 2.0), 3)
+    y, ladj = flow(torch.zeros(4, 3))
+    assert (y == 1).all()
+    torch.testing.assert_close(ladj, torch.full((4,), 3 * torch.log(torch.tensor(2.0)).item()))
+
+
+def test_our_own_flow_passes_through():
+    flow = make_flow("planar*2", 3)
+    assert adapt(flow, 3) is flow
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: T.Sylvester(3), "log-determinant is wrong"),
+        (lambda: T.Planar(3), "no inverse"),
+        (lambda: T.Radial(3), "no inverse"),
+        (lambda: T.block_autoregressive(3), "cuts tails"),
+        (lambda: T.neural_autoregressive(3), "no inverse"),
+        (lambda: T.polynomial(3), "no inverse"),
+        (lambda: T.batchnorm(3), "statistics"),
+        (lambda: T.matrix_exponential(3), "series"),
+        (lambda: T.conditional_planar(3, 2), "no inverse"),
+        (lambda: T.conditional_radial(3, 2), "no inverse"),
+        (lambda: T.conditional_neural_autoregressive(3, 2), "no inverse"),
+        (lambda: T.conditional_matrix_exponential(3, 2), "series"),
+        (lambda: T.ComposeTransform([T.affine_autoregressive(3), T.Planar(3)]), "no inverse"),
+        (lambda: T.Planar(3).inv, "no inverse"),
+        (lambda: torch_transforms.ExpTransform(), "codomain"),
+        (lambda: torch_transforms.SigmoidTransform().inv, "domain"),
+        (lambda: torch_transforms.AbsTransform(), "no bijection"),
+    ],
+)
+def test_wrong_ones_are_refused_with_the_reason(make, reason):
+    with pytest.raises(OptionError, match=reason):
+        adapt(make(), 3, 2)
+
+
+def test_what_is_no_transform_is_named():
+    with pytest.raises(OptionError, match="got int"):
+        adapt(3, 3)
+
+
+def test_conditional_without_context_dim_is_named():
+    with pytest.raises(ContextError, match="context_dim=C"):
+        adapt(T.conditional_affine_coupling(3, 2), 3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("zuko") is None, reason="needs zuko")
+def test_zuko_flows_in_a_process_of_their_own():
+    # Zuko switches validation off when it is imported, for the whole process.
+    code = """
+        import torch, zuko
+        from pyro_nfvi import FlowDensity
+        from pyro_nfvi.errors import OptionError
+        from pyro_nfvi.flows import adapt
+        from pyro_nfvi.testing import perturb
+
+        x = 0.7 * torch.randn(5, 3, dtype=torch.float64)
+        context = torch.randn(5, 2, dtype=torch.float64)
+        for name in ("MAF", "NSF", "NICE"):
+            for size in (0, 2):
+                theirs = getattr(zuko.flows, name)(3, size, transforms=2, hidden_features=[8])
+                perturb(theirs.double(), 0.3)
+                held = context if size else None
+                expected = theirs(held).log_prob(x)
+                ours = FlowDensity(adapt(theirs, 3, size))
+                torch.testing.assert_close(ours.log_prob(x, held), expected)
+                z, log_q = ours.rsample_and_log_prob((4,), context[0] if size else None)
+                again = theirs(context[0] if size else None).log_prob(z)
+                torch.testing.assert_close(log_q, again, rtol=1e-5, atol=1e-5)
+                lazy = adapt(theirs.transform, 3, size)
+                torch.testing.assert_close(lazy(x, held)[0], theirs(held).transform(x))
+                assert list(ours.parameters())
+        try:
+            adapt(zuko.flows.NCSF(3), 3)
+        except OptionError as error:
+            assert "circles" in str(error)
+        else:
+            raise AssertionError("NCSF was taken")
+        print("right")
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    assert run.stdout.strip() == "right", run.stderr
