@@ -190,6 +190,9 @@ def frozen(support: Constraint) -> Constraint:
     if name == "independent":
         base = frozen(support.base_constraint)
         return constraints.independent(base, support.reinterpreted_batch_ndims)
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+        # A mixture lives where its components do; torch registers no bijection for its wrapper.
+        return frozen(support.base_constraint)
     return support
 
 

@@ -288,3 +288,14 @@ def test_enumerated_sites_are_left_out():
         pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
 
     assert list(space_of(mixture).sites) == ["loc"]
+
+
+def test_a_mixture_lives_where_its_components_do():
+    def model():
+        parts = dist.Gamma(torch.tensor([2.0, 20.0]), 1.0)
+        pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts))
+
+    space = LatentSpace.from_trace(pyro.poutine.trace(model).get_trace())
+    values, ladj = space.constrain(torch.tensor([[0.5], [-3.0]]))
+    assert bool((values["x"] > 0).all())
+    assert torch.allclose(ladj, torch.tensor([0.5, -3.0]))  # x = exp(z)

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_nfvi.errors import ModelError, NoDataWarning
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint.run import is_deterministic, is_observed
-from pyro_nfvi.supports import support_spec
+from pyro_nfvi.supports import frozen, support_spec
 
 __all__ = [
     "check_data",
@@ -126,10 +126,11 @@ def check_structure(trace: Trace, latent: LatentSpace, enumerated: frozenset[str
                 f"{record.shape} when the guide was set up. A flow needs fixed shapes: pass "
                 "arguments of the same sizes, or build a new guide."
             )
-        if not _close(support_spec(site["fn"].support), support_spec(record.support)):
+        found = frozen(site["fn"].support)
+        if not _close(support_spec(found), support_spec(record.support)):
             raise ModelError(
                 f"The support of the latent site {name!r} depends on other latents (it was "
-                f"{record.support}, now {site['fn'].support}), so that no fixed map onto it "
+                f"{record.support}, now {found}), so that no fixed map onto it "
                 "exists. Draw a site of fixed support and rescale it, for instance "
                 "u ~ Uniform(0, 1) and x = pyro.deterministic('x', low + (high - low) * u)."
             )
