@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from pyro_nfvi import diagnostics, errors, flows, objectives, testing
+from pyro_nfvi import (
+    bases,
+    dequantize,
+    diagnostics,
+    errors,
+    flows,
+    objectives,
+    path_sampler,
+    testing,
+)
 from pyro_nfvi._version import __version__
 from pyro_nfvi.arviz import to_arviz
 from pyro_nfvi.density import FlowDensity
@@ -29,11 +38,14 @@ __all__ = [
     "Fit",
     "FlowDensity",
     "__version__",
+    "bases",
+    "dequantize",
     "diagnostics",
     "errors",
     "flows",
     "load",
     "objectives",
+    "path_sampler",
     "testing",
     "to_arviz",
 ]
