@@ -1,0 +1,173 @@
+"""The four energies of Rezende and Mohamed: reverse KL of flows, with the exact log Z on a box.
+
+    python benchmarks/energies.py            # writes docs/benchmarks/energies.{md,json,png}
+    python benchmarks/energies.py --smoke    # seconds, writes to out/benchmarks
+
+U2 to U4 are improper (an endless strip), so all targets are held in the box |z| < 4 by a steep
+wall; log Z is a sum over a grid of the same walled density.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for benchmarks/
+
+from benchmarks._report import DOCS, ROOT, environment, in_words, table, write
+from pyro_nfvi import FlowDensity
+from pyro_nfvi.flows import Chain, DiagonalAffine, make_flow
+from pyro_nfvi.objectives import PathELBO
+
+#: Families, and the numbers of layers K.
+FAMILIES = {
+    "planar": (2, 8, 32),
+    "radial": (2, 8, 32),
+    "nice": (2, 8, 32),
+    "iaf": (2,),
+    "nsf": (2,),
+}
+PARTICLES = 256
+
+
+def wall(z):
+    return 50 * F.relu(z.abs() - 4).square().sum(-1)
+
+
+def bump(t, scale):
+    return -0.5 * (t / scale).square()
+
+
+def u1(z):
+    ring = 0.5 * ((z.norm(dim=-1) - 2) / 0.4).square()
+    return ring - torch.logaddexp(bump(z[..., 0] - 2, 0.6), bump(z[..., 0] + 2, 0.6))
+
+
+def w1(z):
+    return torch.sin(math.pi * z[..., 0] / 2)
+
+
+def u2(z):
+    return -bump(z[..., 1] - w1(z), 0.4)
+
+
+def u3(z):
+    w2 = 3 * bump(z[..., 0] - 1, 0.6).exp()
+    t = z[..., 1] - w1(z)
+    return -torch.logaddexp(bump(t, 0.35), bump(t + w2, 0.35))
+
+
+def u4(z):
+    w3 = 3 * torch.sigmoid((z[..., 0] - 1) / 0.3)
+    t = z[..., 1] - w1(z)
+    return -torch.logaddexp(bump(t, 0.4), bump(t + w3, 0.35))
+
+
+ENERGIES = {"U1": u1, "U2": u2, "U3": u3, "U4": u4}
+
+
+def log_density(name):
+    energy = ENERGIES[name]
+    return lambda z: -energy(z) - wall(z)
+
+
+def log_z(name):
+    t = torch.linspace(-5, 5, 2001, dtype=torch.float64)
+    values = log_density(name)(torch.cartesian_prod(t, t))
+    return torch.logsumexp(values, 0).item() + 2 * math.log((t[1] - t[0]).item())
+
+
+def fit(name, flow, layers, steps):
+    torch.manual_seed(0)
+    outer = DiagonalAffine(2)
+    density = FlowDensity(Chain(make_flow(f"{flow}*{layers}", 2), outer))
+    target, objective = log_density(name), PathELBO()
+    optimizer = torch.optim.Adam(density.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, 5e-5)
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        objective(density, target, density.sample_base(PARTICLES)).surrogate.backward()
+        torch.nn.utils.clip_grad_norm_(density.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        z, log_q = density.rsample_and_log_prob((20_000,))
+        return density, (log_q - target(z)).mean().item() + log_z(name)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="few steps")
+    parser.add_argument("--steps", type=int, default=2000)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    steps = 20 if options.smoke else options.steps
+    found, fitted = [], {}
+    for flow, counts in FAMILIES.items():
+        for layers in counts:
+            kls = {}
+            for name in ENERGIES:
+                density, kls[name] = fit(name, flow, layers, steps)
+                if layers == counts[-1]:
+                    fitted[flow, name] = density
+            found.append({"flow": flow, "layers": layers, "kl": kls})
+            print(f"{flow}*{layers:<3d}", {k: round(v, 3) for k, v in kls.items()}, flush=True)
+    folder = ROOT / "out" / "benchmarks" if options.smoke else DOCS
+    folder.mkdir(parents=True, exist_ok=True)
+    picture(fitted, folder / "energies.png")
+    exact = {name: log_z(name) for name in ENERGIES}
+    rows = [[f"{r['flow']}*{r['layers']}", *(f"{r['kl'][n]:.3f}" for n in ENERGIES)] for r in found]
+    env = environment()
+    body = f"""
+KL(q, p) in nats, from 20,000 draws and the exact log Z of the walled density
+({", ".join(f"{name} {value:.4f}" for name, value in exact.items())}). {steps} steps of Adam with
+path gradients, {PARTICLES} draws per step, rate 5e-3 falling along a cosine; a diagonal affine map
+outside; one seed.
+
+{table(["flow", *ENERGIES], rows)}
+
+A KL near log 2 = 0.69 at U1 means one of its two modes.
+
+![Densities](energies.png)
+
+Rezende and Mohamed 2015, arXiv:1505.05770, table 1 and figure 3. {in_words(env)}
+`python benchmarks/energies.py` writes this page.
+"""
+    results = {"environment": env, "log_z": exact, "found": found}
+    print(write("energies", "Four energies", results, body, folder))
+
+
+def picture(fitted, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    t = torch.linspace(-4, 4, 160)
+    x, y = torch.meshgrid(t, t, indexing="xy")
+    grid = torch.stack([x, y], -1)
+    columns = ["target", *FAMILIES]
+    figure, axes = pyplot.subplots(4, len(columns), figsize=(2 * len(columns), 8))
+    for row, name in zip(axes, ENERGIES, strict=True):
+        for axis, column in zip(row, columns, strict=True):
+            with torch.no_grad():
+                if column == "target":
+                    shown = log_density(name)(grid).exp()
+                else:
+                    shown = fitted[column, name].log_prob(grid).exp()
+            axis.pcolormesh(x, y, shown, rasterized=True)
+            axis.set(xticks=[], yticks=[])
+            if name == "U1":
+                layers = "" if column == "target" else f"*{FAMILIES[column][-1]}"
+                axis.set_title(column + layers, fontsize=9)
+        row[0].set_ylabel(name)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
