@@ -200,11 +200,11 @@ def main():
     steps = {name: count for name, (_, count) in DATA.items()}
     body = f"""
 {LAYERS} autoregressive layers with nets of {WIDTHS[0]}-{WIDTHS[1]}, orders reversed in turn;
-Adam at {RATE:g}, batches of {BATCH}, steps by data: {steps} (two moons: 10,000
-points, noise 0.05; breast cancer: 400 rows of 30 numbers, standardised); test score at the best of
-the looks at validation rows every {EVERY} steps; {seeds} seeds. NSF has 8 bins on [-5, 5]; Pyro's are
-rational-linear, since its helper for the quadratic ones raises an error. The same loop drives all;
-CPU time of forward, backward and update.
+Adam at {RATE:g}, batches of {BATCH}, steps by data: {steps}
+(two moons: 10,000 points, noise 0.05; breast cancer: 400 rows of 30 numbers, standardised); test
+score at the best of the looks at validation rows every {EVERY} steps; {seeds} seeds. NSF has 8 bins
+on [-5, 5]; Pyro's are rational-linear, since its helper for the quadratic ones raises an error. The
+same loop drives all; CPU time of forward, backward and update.
 
 {table(header, rows)}
 

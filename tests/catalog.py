@@ -88,8 +88,8 @@ def _updated(flow: BatchNorm) -> BatchNorm:
     return flow
 
 
-def _coupling(**options: object) -> Case:
-    return Case(lambda d, c: Coupling(d, c, hidden_dim=8, **options), min_dim=2)
+def _coupling(*, slow: bool = False, **options: object) -> Case:
+    return Case(lambda d, c: Coupling(d, c, hidden_dim=8, **options), min_dim=2, slow=slow)
 
 
 def _given(dim: int) -> list[bool]:
@@ -148,12 +148,14 @@ FLOWS: dict[str, Case] = {
     "affine|tril": _formula("affine|tril"),
     "coupling_affine": _coupling(),
     "coupling_affine_reverse": _coupling(mask="alternating", reverse=True),
-    "coupling_affine_random": _coupling(mask="random"),
+    "coupling_affine_random": _coupling(mask="random", slow=True),
     "coupling_shift": _coupling(kernel=ShiftKernel(), mask="alternating"),
     "coupling_spline": Case(
         lambda d, c: Coupling(d, c, kernel=SplineKernel(4), mask=_given(d), hidden_dim=8), min_dim=2
     ),
-    "coupling_spline_reverse": _coupling(kernel=SplineKernel(3, bound=2.0), reverse=True),
+    "coupling_spline_reverse": _coupling(
+        kernel=SplineKernel(3, bound=2.0), reverse=True, slow=True
+    ),
     "elementwise_affine": Case(Elementwise),
     "elementwise_spline": Case(lambda d, c: Elementwise(d, c, kernel=SplineKernel(5))),
     "elementwise_relu": Case(lambda d, c: Elementwise(d, c, kernel=ReLUKernel())),
@@ -161,10 +163,14 @@ FLOWS: dict[str, Case] = {
         lambda d, c: Elementwise(d, c, kernel=MonotoneKernel(4)), dims=(1, 3)
     ),
     "autoregressive_spline": Case(
-        lambda d, c: Autoregressive(d, c, kernel=SplineKernel(4), hidden_dim=8), dims=(1, 3)
+        lambda d, c: Autoregressive(d, c, kernel=SplineKernel(4), hidden_dim=8),
+        dims=(1, 3),
+        slow=True,
     ),
     "autoregressive_monotone": Case(
-        lambda d, c: Autoregressive(d, c, kernel=MonotoneKernel(3), hidden_dim=8), dims=(3,)
+        lambda d, c: Autoregressive(d, c, kernel=MonotoneKernel(3), hidden_dim=8),
+        dims=(3,),
+        slow=True,
     ),
     "block": Case(lambda d, c: BlockAutoregressive(d, c, hidden_factor=3), dims=(1, 2)),
     "block_deep_reverse": Case(
@@ -172,7 +178,7 @@ FLOWS: dict[str, Case] = {
         dims=(3,),
     ),
     "continuous": Case(
-        lambda d, c: Continuous(d, c, hidden_dim=6, steps=6),
+        lambda d, c: Continuous(d, c, hidden_dim=6, steps=4),
         dims=(1, 2),
         slack=_RK4,
     ),
@@ -207,7 +213,7 @@ FLOWS: dict[str, Case] = {
     ),
     "nsf-ar*1": _formula("nsf-ar*1", dims=(1, 3), hidden_dim=8, bins=3),
     "naf*1": _formula("naf*1", dims=(1, 3), hidden_dim=8, units=3),
-    "bnaf*1": _formula("bnaf*1", dims=(1, 3), hidden_factor=3),
+    "bnaf*1": Case(lambda d, c: make_flow("bnaf*1", d, c, hidden_factor=3), dims=(1, 3), slow=True),
     "glow*2": _formula("glow*2", min_dim=2, hidden_dim=8),
     "relu*3": _formula("relu*3", dims=(1, 2)),
 }

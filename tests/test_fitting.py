@@ -40,7 +40,9 @@ def test_normal_data_reach_their_entropy():
     assert density.log_prob(x).mean().item() == pytest.approx(fitted.item(), abs=0.01)
 
 
-@pytest.mark.parametrize("name", ["realnvp*4", "nsf*2", "maf*1"])
+@pytest.mark.parametrize(
+    "name", ["realnvp*4", "maf*1", pytest.param("nsf*2", marks=pytest.mark.slow)]
+)
 def test_flows_learn_a_banana(name):
     density = FlowDensity(make_flow(name, 2))
     density.fit(banana(2000, 0), progress=False, seed=0, max_steps=700, lr=5e-3)
@@ -50,6 +52,7 @@ def test_flows_learn_a_banana(name):
     assert ENTROPY - 0.07 < found < ENTROPY + 0.12
 
 
+@pytest.mark.slow
 def test_relu_stack_learns_the_banana():
     # The invertible net of the textbooks: K = 6.
     density = FlowDensity(make_flow("relu*6", 2))
