@@ -178,7 +178,7 @@ FLOWS: dict[str, Case] = {
         dims=(3,),
     ),
     "continuous": Case(
-        lambda d, c: Continuous(d, c, hidden_dim=6, steps=4),
+        lambda d, c: Continuous(d, c, hidden_dim=6, steps=6),
         dims=(1, 2),
         slack=_RK4,
     ),
