@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -74,6 +75,9 @@ def read_file(
     except FileNotFoundError as error:
         raise FileError(f"There is no file {target}.") from error
     except OSError as error:
+        # torch seeks to a place before the start of some truncated files.
+        if error.errno == errno.EINVAL and target.is_file():
+            raise FileError(_diagnosis(target, kind)) from error
         raise FileError(f"{target} cannot be read: {error.strerror or error}.") from error
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise FileError(_diagnosis(target, kind)) from error
