@@ -10,12 +10,21 @@ from torch import Tensor
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.params import ParamFlow
-from pyro_nfvi.numerics import log_tanh_slope, one_plus_a, sech2, solve_tanh, tanh_slope
+from pyro_nfvi.numerics import (
+    log_tanh_slope,
+    one_plus_a,
+    sech2,
+    soft_clamp,
+    solve_tanh,
+    tanh_slope,
+)
 
 __all__ = ["Sylvester"]
 
 Kind = Literal["qr", "householder", "triangular"]
 
+#: Bound of the log of a diagonal entry of S: keeps the inverse well conditioned.
+_LOG_SCALE_BOUND = 3.0
 #: Columns of the basis, unless told otherwise (for D above it).
 _DEFAULT_RANK = 8
 #: Reflections of the Householder kind, unless told otherwise.
@@ -141,7 +150,7 @@ class Sylvester(ParamFlow):
     def _effective(self, theta: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
         """Return R, S and ``1 + R_ii S_ii`` (kept apart: it must not cancel)."""
         slope = one_plus_a(theta["alpha"])
-        diagonal = theta["log_s"].exp()
+        diagonal = soft_clamp(theta["log_s"], _LOG_SCALE_BOUND).exp()
         r = theta["r"].triu(1) + torch.diag_embed((slope - 1) / diagonal)
         s = theta["s"].triu(1) + torch.diag_embed(diagonal)
         return r, s, slope

@@ -25,15 +25,12 @@ from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError, ParamStoreE
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.guides.draws import chunk_rows, deterministic_sites, draws_shape
 from pyro_nfvi.guides.posterior import FlowPosterior
-from pyro_nfvi.guides.structure import changed_structure, signature
+from pyro_nfvi.guides.structure import StructureWatch
 from pyro_nfvi.guides.summary import ONE_SD, base_points
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.supports import bijection, inside
 
 __all__ = ["VectorGuide"]
-
-#: New argument signatures after which the model's structure is no longer looked at.
-_MAX_CHECKS = 16
 
 
 def _is_enumerated(site: Mapping[str, Any]) -> bool:
@@ -64,7 +61,7 @@ class VectorGuide(AutoContinuous):
         AutoGuide.__init__(self, model)
         self._init_loc_fn: Callable[..., Any] | None = init_loc_fn
         self._base = base
-        self._signatures: set[Any] = set()
+        self._watch = StructureWatch()
 
     def _build(self) -> None:
         """Make the parameters, from ``self.latent``."""
@@ -124,7 +121,7 @@ class VectorGuide(AutoContinuous):
             # Not half set up: the next call starts over.
             self.prototype_trace = None
             raise
-        self._signatures.add(signature((args, kwargs)))
+        self._watch.start(args, kwargs)
 
     def _make(
         self, init_loc_fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -176,24 +173,16 @@ class VectorGuide(AutoContinuous):
                 )
 
     def _check_structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Look at the model again when its arguments have a new form."""
-        if self._model is None or len(self._signatures) > _MAX_CHECKS:
+        if self._model is None:
             return
-        found = signature((args, kwargs))
-        if found in self._signatures:
-            return
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
-                trace = poutine.trace(self.model).get_trace(*args, **kwargs)
-        except Exception:
-            return
-        changed = changed_structure(self.latent, trace)
-        if changed is None:
-            self._signatures.add(found)
-        else:
+        changed = self._watch.changed(
+            self.model, self.latent, self._prototype_hide_fn, args, kwargs
+        )
+        if changed is not None:
             raise ModelError(
                 f"{type(self).__name__} was built for another structure of the model: {changed}. "
-                "A guide fits one structure; build a new guide for these arguments."
+                "A guide fits one structure: draw the same sites in every run, or build a new "
+                "guide for these arguments."
             )
 
     def _require_setup(self) -> None:
@@ -358,7 +347,7 @@ class VectorGuide(AutoContinuous):
         for parameter in self.parameters():
             parameter.__dict__.pop("unconstrained", None)
         state = dict(self.__dict__)
-        state.update(_model=None, master=None, _signatures=set())
+        state.update(_model=None, master=None, _watch=StructureWatch())
         if self.is_set_up:
             state.update(_init_loc_fn=None)
         return state

@@ -308,3 +308,25 @@ def test_all_errors_are_ours_and_the_built_in_ones():
         assert issubclass(error, NFVIError)
     assert issubclass(ModelError, (RuntimeError, ValueError))
     assert issubclass(OptionError, ValueError)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_site_that_comes_and_goes_under_the_same_arguments(first):
+    drawn = [first]
+
+    def model():
+        pyro.sample("always", dist.Normal(0.0, 1.0))
+        if drawn[0]:
+            pyro.sample("sometimes", dist.Normal(0.0, 1.0))
+
+    def call(guide, times):
+        for _ in range(times):
+            guide()
+
+    guide = AutoIAF(model)
+    call(guide, 4)
+    drawn[0] = not first
+    with pytest.raises(ModelError, match="'sometimes' is (gone|new)"):
+        call(guide, 8)
+    drawn[0] = first
+    call(guide, 8)
