@@ -134,6 +134,7 @@ def test_a_flow_leaves_a_bridge_and_chains_behind_it_do_not():
     assert found["chains"] < 2 * WELLS_BRIDGE
 
 
+@pytest.mark.slow
 def test_trained_on_the_density_alone_a_flow_loses_a_well_and_this_does_not():
     found, right = {}, {}
     for name in ("flow", "paths"):

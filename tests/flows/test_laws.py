@@ -18,6 +18,15 @@ from pyro_nfvi.testing.tracing import check_compiled
 
 #: Laws that trace the root finding of every layer: long, and inverses are rarely compiled.
 SLOW = {"make_fx inverse", "compile inverse"}
+#: Pairs of a law and a flow that take longest; other flows of the family are examined.
+LONG = {
+    ("make_fx", "continuous"),
+    ("make_fx", "inverse_of_chain"),
+    ("make_fx", "nsf*2"),
+    ("make_fx", "nsf-ar*1"),
+    ("make_fx", "relu*3"),
+    ("density", "block"),
+}
 COMPILE = {"compile", "compile inverse"}
 
 
@@ -38,9 +47,8 @@ def law_by_flow():
         for flow, case in FLOWS.items():
             if law in case.exempt or (LAWS[law].scope.context and not case.context):
                 continue
-            marks = [pytest.mark.slow] * (law in SLOW or case.slow) + [pytest.mark.compile] * (
-                law in COMPILE
-            )
+            slow = law in SLOW or case.slow or (law, flow) in LONG
+            marks = [pytest.mark.slow] * slow + [pytest.mark.compile] * (law in COMPILE)
             found.append(pytest.param(flow, law, id=f"{law.replace(' ', '_')}-{flow}", marks=marks))
     return found
 
