@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
@@ -13,7 +14,7 @@ import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
 
-from pyro_nfvi.errors import DivergedError, OptionError
+from pyro_nfvi.errors import DivergedError, ModelError, NFVIError, OptionError
 from pyro_nfvi.flows import Flow
 from pyro_nfvi.flows.factory import check_formula
 from pyro_nfvi.guides import AutoFlow
@@ -162,10 +163,12 @@ class NFVI:
         """
         begin = time.monotonic()
         seed = random_seed() if self.seed is None else self.seed
-        with own_random_state(seed), own_params(self.model, args, kwargs) as names:
-            # The store's set-up ran the model; start from the seed whatever that drew.
-            torch.random.default_generator.manual_seed(seed)
-            model = _enumerated(self.model, args, kwargs)
+        with own_random_state(seed), ExitStack() as stack:
+            with _explained():
+                names = stack.enter_context(own_params(self.model, args, kwargs))
+                # The store's set-up ran the model; start from the seed whatever that drew.
+                torch.random.default_generator.manual_seed(seed)
+                model = _enumerated(self.model, args, kwargs)
             guide = self._make_guide(model)
             guide.setup(*args, **kwargs)
             log_joint = LogJoint(model, args, kwargs, guide.latent)
@@ -308,6 +311,20 @@ class NFVI:
             return None
         reason = StopReason("diverged", f"Gave up after {loop.state.step} steps.")
         return self._finish(loop, reason, names, seed, begin, started)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say of an error in the first run of the model that it is one."""
+    try:
+        yield
+    except NFVIError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"The model could not be run with the arguments of run(): {type(error).__name__}: "
+            f"{error}. Pass the model's own arguments, as in model(*args, **kwargs)."
+        ) from error
 
 
 def _check_guide(guide: Any) -> None:

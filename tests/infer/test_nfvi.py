@@ -384,3 +384,14 @@ def test_progress_bar_goes_to_stderr_with_the_bound(capsys):
     quick(progress=False, max_steps=20).run(Y)
     shown = capsys.readouterr()
     assert shown.out == shown.err == ""
+
+
+@pytest.mark.parametrize("args", [(), (3,), (torch.zeros(0),)], ids=["none", "number", "empty"])
+def test_arguments_that_the_model_does_not_take(args):
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with pytest.raises(ModelError, match=r"arguments of run\(\).*Pass the model's own arguments"):
+        NFVI(model, "affine", max_steps=5, progress=False).run(*args)
