@@ -58,21 +58,23 @@ class Schedule:
         half = self.max_steps // 2
         return max(half, min(2 * self.max_steps // 3, self.max_steps - 200)) if self.early else half
 
-    def begin_decay(self, step: int, seconds: float) -> None:
-        """End the constant phase: decay over half as many steps as were taken, at least 200."""
+    def begin_decay(self, step: int, seconds: float, *, to_the_end: bool = False) -> None:
+        """End the constant phase.
+
+        The decay takes half as many steps as were taken, at least 200, or with ``to_the_end``
+        all that are left, in steps and in time.
+        """
         left = max(1, self.max_steps - step)
         # What is left is little more than that at the latest step: take it all.
-        self.decay = (
-            step,
-            seconds,
-            left if step >= self.latest else min(left, max(200, step // 2)),
-        )
+        all_left = to_the_end or step >= self.latest
+        self.decay = (step, seconds, left if all_left else min(left, max(200, step // 2)))
 
     def advance(self, step: int, seconds: float) -> float:
         """Return the factor for ``step``, beginning the decay where it is due."""
         timed_out = self.max_seconds is not None and seconds >= 0.6 * self.max_seconds
         if self.decay is None and (step >= self.latest or timed_out):
-            self.begin_decay(step, seconds)
+            # Time is what ends this fit: 200 steps may be over long before it is.
+            self.begin_decay(step, seconds, to_the_end=timed_out)
         warm = min(1.0, (step + 1) / _WARM_UP)
         if self.decay is None:
             return warm

@@ -73,6 +73,18 @@ def test_time_ends_the_constant_phase_and_the_fit():
     assert schedule.finished(130, 10.0)
 
 
+def test_decay_that_time_began_lasts_until_time_is_over():
+    # Steps so quick that 200 of them are over long before the time is.
+    schedule = Schedule(10**6, early=False, max_seconds=1.0)
+    schedule.advance(1000, 0.6)
+    factors = [schedule.advance(step, 0.6 + 1e-4 * (step - 1000)) for step in range(1000, 5000)]
+    assert not schedule.finished(4999, 0.9999)
+    assert all(b <= a for a, b in zip(factors, factors[1:]))
+    assert factors[1999] > 0.4
+    assert factors[-1] < 0.011
+    assert schedule.finished(5000, 1.0)
+
+
 def test_default_rate():
     assert default_rate(1) == default_rate(20) == 0.01
     assert default_rate(10**6) == 0.002
