@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,7 +13,16 @@ from pyro_nfvi.diagnostics import weighted_mean, weighted_quantile, weighted_sd
 __all__ = ["Row", "Summary"]
 
 _LEVELS = (0.05, 0.5, 0.95)
+#: Names that an error lists at most.
+_LISTED = 10
 _HEAD = ("mean", "sd", "5%", "50%", "95%")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Join names, leaving out the middle of a long list."""
+    if len(names) > _LISTED:
+        names = [*names[: _LISTED - 2], "...", names[-1]]
+    return ", ".join(names)
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,17 @@ class Summary(Mapping[str, Row]):
         for row in self.rows:
             if row.name == name:
                 return row
-        raise KeyError(f"{name!r}; there are {', '.join(row.name for row in self.rows)}")
+        raise KeyError(self._unknown(name))
+
+    def _unknown(self, name: str) -> str:
+        """Say which rows there are: those of the site that was meant, or all in short."""
+        parts = [row.name for row in self.rows if row.name.startswith(f"{name}[")]
+        if parts:
+            return (
+                f"{name!r} has {len(parts)} rows, one for each number: {_listed(parts)}; take one "
+                f"of them, or all draws by fit.sample()[{name!r}]"
+            )
+        return f"no row is called {name!r}; there are {_listed([row.name for row in self.rows])}"
 
     def __iter__(self) -> Iterator[str]:
         return (row.name for row in self.rows)

@@ -1,8 +1,10 @@
 """The result of a fit: draws, densities, weights, tables and files."""
 
+import contextlib
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 import textwrap
@@ -17,7 +19,7 @@ from infer.models import Y, conjugate, eight_schools, posterior
 from pyro_nfvi import AutoFlow
 from pyro_nfvi.errors import FileError, ModelError, NotSetUpError, OptionError, ShapeError
 from pyro_nfvi.flows import make_flow
-from pyro_nfvi.infer import NFVI, load
+from pyro_nfvi.infer import NFVI, Summary, load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,6 +129,17 @@ def test_summary_names_elements():
     table = quick(constrained, max_steps=20).run(torch.tensor(0.5)).summary()
     assert list(table)[:4] == ["w[0]", "w[1]", "w[2]", "s"]
     assert "a[1, 2]" in table
+    with pytest.raises(KeyError, match=r"'w' has 3 rows.*w\[0\], w\[1\], w\[2\]; take one"):
+        table["w"]
+
+
+def test_a_long_list_of_rows_is_shortened():
+    table = Summary.of({"theta": torch.zeros(5, 300)}, torch.zeros(5))
+    with pytest.raises(KeyError) as caught:
+        table["theta"]
+    assert "theta[0], " in str(caught.value)
+    assert "..., theta[299]" in str(caught.value)
+    assert len(str(caught.value)) < 250
 
 
 def test_report_and_repr(fit):
@@ -291,10 +304,33 @@ def test_truncated_foreign_and_missing_files(fit, tmp_path):
     torch.save(conjugate, tmp_path / "code.pt")  # would need unpickling
     with pytest.raises(FileError, match="no fit of pyro_nfvi"):
         load(tmp_path / "code.pt")
-    with pytest.raises(FileError, match="no file"):
+    path.write_bytes(whole)
+    with pytest.raises(FileError, match=r"no file .*nothing.*Files of this kind in .*fit\.pt"):
         load(tmp_path / "nothing")
-    with pytest.raises(FileError, match="cannot be read"):
+    with pytest.raises(FileError, match=r"is a folder.*fit\.pt"):
         load(tmp_path)
+    with pytest.raises(FileError, match="There is no folder"):
+        load(tmp_path / "no" / "fit.pt")
+
+
+def test_a_changed_byte_is_noticed(fit, tmp_path):
+    """Numbers that were harmed on the way would load as other numbers."""
+    path = tmp_path / "fit.pt"
+    fit.save(path)
+    whole = bytearray(path.read_bytes())
+    rng, harmless = random.Random(0), 0
+    for _ in range(60):
+        harmed = bytearray(whole)
+        # Away from the directory at the end, in which some fields mean nothing.
+        harmed[rng.randrange(100, len(whole) - 4000)] ^= 0xFF
+        path.write_bytes(harmed)
+        with contextlib.suppress(FileError):
+            again = load(path)
+            # Read after all: the byte was padding between the parts.
+            assert torch.equal(again.draws.z, fit.draws.z)
+            assert torch.equal(again.losses, fit.losses)
+            harmless += 1
+    assert harmless < 30
 
 
 def test_a_checkpoint_is_no_fit_and_newer_files_say_so(tmp_path):
@@ -329,8 +365,10 @@ def test_a_failed_save_loses_nothing(fit, tmp_path, monkeypatch):
             fit.save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["fit.pt"]
-    with pytest.raises(FileError, match="No such file"):
+    with pytest.raises(FileError, match="Make the folder"):
         fit.save(tmp_path / "missing" / "fit.pt")
+    with pytest.raises(FileError, match="That is a folder"):
+        fit.save(tmp_path)
 
 
 # ------------------------------------------------------------------------------- upstairs
