@@ -25,6 +25,7 @@ from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError, ParamStoreE
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.guides.draws import chunk_rows, deterministic_sites, draws_shape
 from pyro_nfvi.guides.posterior import FlowPosterior
+from pyro_nfvi.guides.start import feasible
 from pyro_nfvi.guides.structure import StructureWatch
 from pyro_nfvi.guides.summary import ONE_SD, base_points
 from pyro_nfvi.latent import LatentSpace
@@ -141,7 +142,12 @@ class VectorGuide(AutoContinuous):
     def _trace_prototype(self, init_loc_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         def start(site: dict[str, Any]) -> Any:
             # Pyro's init functions refuse discrete sites, marked for enumeration or not.
-            return site["fn"].sample() if _is_enumerated(site) else init_loc_fn(site)
+            if _is_enumerated(site):
+                return site["fn"].sample()
+            try:
+                return init_loc_fn(site)
+            except NotImplementedError:  # an improper prior, from which nothing can be drawn
+                return feasible(site)
 
         model = self._model
         self._model = (InitMessenger(start)(model[0]),)

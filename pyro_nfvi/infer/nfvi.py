@@ -11,13 +11,13 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import config_enumerate
 
 from pyro_nfvi.errors import DivergedError, ModelError, NFVIError, OptionError
 from pyro_nfvi.flows import Flow
 from pyro_nfvi.flows.factory import check_formula
 from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.guides.start import prior_trace
 from pyro_nfvi.infer.checkpoint import Checkpoint
 from pyro_nfvi.infer.draws import weigh
 from pyro_nfvi.infer.fit import Fit, Training
@@ -353,8 +353,7 @@ def _enumerated(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Callable[..., Any]:
     """Mark the model's discrete sites for enumeration, where the user has not."""
-    with torch.no_grad(), poutine.block():
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    trace = prior_trace(model, args, kwargs)
     unmarked = any(
         site["type"] == "sample"
         and not site["is_observed"]

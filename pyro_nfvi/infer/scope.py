@@ -9,8 +9,9 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
+
+from pyro_nfvi.guides.start import prior_trace
 
 __all__ = ["own_params", "own_random_state", "random_seed"]
 
@@ -55,8 +56,8 @@ def own_params(
         "params": {name: _copy(param) for name, param in state["params"].items()},
         "constraints": dict(state["constraints"]),
     }
-    with store.scope(copies), torch.no_grad(), poutine.block():
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    with store.scope(copies):
+        trace = prior_trace(model, args, kwargs)
         used = frozenset(name for name, site in trace.nodes.items() if site["type"] == "param")
         now = store.get_state()
     own = {

@@ -395,3 +395,18 @@ def test_arguments_that_the_model_does_not_take(args):
 
     with pytest.raises(ModelError, match=r"arguments of run\(\).*Pass the model's own arguments"):
         NFVI(model, "affine", max_steps=5, progress=False).run(*args)
+
+
+def test_a_prior_from_which_nothing_can_be_drawn():
+    """Flat priors with enough data have a posterior: y ~ N(mu, 2), mu flat on the line."""
+
+    def model(y):
+        mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, NOISE_SD), obs=y)
+
+    fit = quick(model, max_steps=400).run(Y)
+    row = fit.summary()["mu"]
+    sd = NOISE_SD / len(Y) ** 0.5
+    assert abs(row.mean - float(Y.mean())) < 0.1 * sd
+    assert abs(row.sd / sd - 1) < 0.1
