@@ -15,7 +15,7 @@ from pyro_nfvi.errors import NFVIError
 __all__ = ["BlockResult", "OptimizerSpec", "Program", "Runner", "Unsupported"]
 
 
-class Unsupported(NFVIError, NotImplementedError):  # noqa: N818 (not a mistake of the user's)
+class Unsupported(NFVIError, NotImplementedError):
     """A back end, or the capture itself, cannot do this step; the message is the reason.
 
     It ends up in ``fit.engine_reason``: a clause in words, without a full stop, that names the
@@ -31,7 +31,10 @@ class Program:
     Outputs, in this order: the gradient of each parameter (of the parameter's shape), the bound
     (a scalar, in nats) and the number of bad particles (an integer scalar). The graph holds ATen
     operations of static shape, without in-place ones, without random ones, without tensors of
-    its own. Clipping, the test for finite gradients and the optimiser are the runner's.
+    its own; a constant of one value is ``aten.full`` where it stands. Every node has its shape,
+    strides and type in ``node.meta["val"]``, a tensor on the meta device (a list of them for an
+    operation with several outputs). Clipping, the test for finite gradients and the optimiser are
+    the runner's.
 
     Attributes:
         graph: The graph.
