@@ -15,6 +15,7 @@ __all__ = [
     "DataWarning",
     "DivergedError",
     "FileError",
+    "ImproperWarning",
     "InverseError",
     "LawError",
     "MissingPackageError",
@@ -79,6 +80,10 @@ class WeightError(NFVIError, ArithmeticError):
 
 class NoDataWarning(UserWarning):
     """The model has no observed site: its posterior is its prior."""
+
+
+class ImproperWarning(UserWarning):
+    """The posterior seems improper: the density does not fall in some direction."""
 
 
 class MissingPackageError(NFVIError, ImportError):

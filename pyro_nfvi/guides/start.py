@@ -1,4 +1,4 @@
-"""A first value for each site: a draw from its prior, or a feasible value where none can be drawn."""
+"""A first value for each site: drawn from its prior, or feasible where nothing can be drawn."""
 
 from __future__ import annotations
 

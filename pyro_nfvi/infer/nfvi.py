@@ -24,6 +24,7 @@ from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.loop import Loop
 from pyro_nfvi.infer.optim import OptimSpec, check_optim, make_optimizer
 from pyro_nfvi.infer.progress import StepInfo
+from pyro_nfvi.infer.runaway import blame_runaway, check_proper
 from pyro_nfvi.infer.schedule import Schedule, default_rate
 from pyro_nfvi.infer.scope import own_params, own_random_state, random_seed
 from pyro_nfvi.infer.snapshot import Snapshot
@@ -177,9 +178,9 @@ class NFVI:
             try:
                 reason = loop.run()
             except DivergedError as error:
-                error.fit = self._salvage(loop, names, seed, begin, started)
-                raise
-            return self._finish(loop, reason, names, seed, begin, started)
+                saved = self._salvage(loop, names, seed, begin, started)
+                raise blame_runaway(error, saved) from error
+            return check_proper(self._finish(loop, reason, names, seed, begin, started))
 
     def _make_guide(self, model: Callable[..., Any]) -> AutoFlow:
         guide = self.guide
