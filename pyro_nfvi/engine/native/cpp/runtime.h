@@ -1,0 +1,161 @@
+// The loop over steps: clip, refuse what is not finite, update. No globals: all state is in Fit.
+enum Kind { ADAM, ADAMW, RMSPROP, SGD, ADAGRAD };
+
+struct Group {
+  double beta1, beta2, eps, decay, momentum, dampening;
+  int64_t nesterov, centered, maximize, amsgrad;
+  int64_t begin, end;  // of the flat vector
+  double steps;        // taken by this group
+};
+
+struct Fit {
+  void *par, *grd, *s1, *s2, *s3;  // flat vectors
+  int64_t size, kind, groups, particles;
+  double clip;
+  Group* group;
+  Ctx* cx;
+  int64_t streams;       // inputs that advance with each step, the noise first
+  int64_t first_stream;  // number of the first of them among the inputs
+  const int64_t* stride; // bytes that each advances
+  void* bound;           // where a step leaves its bound, and its count of bad particles
+  int64_t* bad;
+};
+
+static void step(Ctx* cx);
+
+template <class T>
+static void adam(const Group& g, bool adamw, double rate, T scale, T* p, const T* grad, T* m, T* v,
+    T* top) {
+  const double c1 = 1 - ::pow(g.beta1, g.steps), c2 = 1 - ::pow(g.beta2, g.steps);
+  const T b1 = (T)(1 - g.beta1), b2 = (T)g.beta2, b3 = (T)(1 - g.beta2);
+  const T size = (T)(rate / c1), root = (T)(1 / ::sqrt(c2)), eps = (T)g.eps;
+  const T decay = (T)(adamw ? 0 : g.decay), shrink = (T)(adamw ? 1 - rate * g.decay : 1);
+  const T sign = g.maximize ? -scale : scale;
+  if (g.amsgrad) {
+    for (int64_t i = g.begin; i < g.end; i++) {
+      T x = p[i] * shrink, d = sign * grad[i] + decay * x;
+      m[i] += b1 * (d - m[i]);
+      v[i] = b2 * v[i] + b3 * d * d;
+      top[i] = m_max(top[i], v[i]);
+      p[i] = x - size * m[i] / (m_sqrt(top[i]) * root + eps);
+    }
+  } else if (decay == 0 && shrink == 1) {
+#pragma omp simd
+    for (int64_t i = g.begin; i < g.end; i++) {
+      T d = sign * grad[i];
+      T a = m[i] + b1 * (d - m[i]), b = b2 * v[i] + b3 * d * d;
+      m[i] = a;
+      v[i] = b;
+      p[i] -= size * a / (m_sqrt(b) * root + eps);
+    }
+  } else {
+#pragma omp simd
+    for (int64_t i = g.begin; i < g.end; i++) {
+      T x = p[i] * shrink, d = sign * grad[i] + decay * x;
+      T a = m[i] + b1 * (d - m[i]), b = b2 * v[i] + b3 * d * d;
+      m[i] = a;
+      v[i] = b;
+      p[i] = x - size * a / (m_sqrt(b) * root + eps);
+    }
+  }
+}
+
+template <class T>
+static void rmsprop(const Group& g, double rate, T scale, T* p, const T* grad, T* v, T* mean,
+    T* speed) {
+  const T alpha = (T)g.beta2, rest = (T)(1 - g.beta2), eps = (T)g.eps, decay = (T)g.decay;
+  const T sign = g.maximize ? -scale : scale, lr = (T)rate, mu = (T)g.momentum;
+  for (int64_t i = g.begin; i < g.end; i++) {
+    T d = sign * grad[i] + decay * p[i];
+    v[i] = alpha * v[i] + rest * d * d;
+    T width = v[i];
+    if (g.centered) {
+      mean[i] += rest * (d - mean[i]);
+      width -= mean[i] * mean[i];
+    }
+    T move = d / (m_sqrt(width) + eps);
+    if (g.momentum > 0) {
+      speed[i] = mu * speed[i] + move;
+      move = speed[i];
+    }
+    p[i] -= lr * move;
+  }
+}
+
+template <class T>
+static void sgd(const Group& g, double rate, T scale, T* p, const T* grad, T* speed) {
+  const T sign = g.maximize ? -scale : scale, lr = (T)rate, mu = (T)g.momentum;
+  const T decay = (T)g.decay, share = g.steps > 1 ? (T)(1 - g.dampening) : (T)1;
+  for (int64_t i = g.begin; i < g.end; i++) {
+    T d = sign * grad[i] + decay * p[i];
+    if (g.momentum != 0) {
+      speed[i] = mu * speed[i] + share * d;
+      d = g.nesterov ? d + mu * speed[i] : speed[i];
+    }
+    p[i] -= lr * d;
+  }
+}
+
+// beta1 holds the decay of the rate.
+template <class T>
+static void adagrad(const Group& g, double rate, T scale, T* p, const T* grad, T* total) {
+  const T sign = g.maximize ? -scale : scale, eps = (T)g.eps, decay = (T)g.decay;
+  const T lr = (T)(rate / (1 + (g.steps - 1) * g.beta1));
+  for (int64_t i = g.begin; i < g.end; i++) {
+    T d = sign * grad[i] + decay * p[i];
+    total[i] += d * d;
+    p[i] -= lr * d / (m_sqrt(total[i]) + eps);
+  }
+}
+
+template <class T> static double norm(const T* x, int64_t n) {
+  double total = 0;
+  for (int64_t i = 0; i < n; i += 1024) {  // in parts: many small squares do not vanish
+    const int64_t end = i + 1024 < n ? i + 1024 : n;
+    T part = 0;
+#pragma omp simd reduction(+ : part)
+    for (int64_t j = i; j < end; j++) part += x[j] * x[j];
+    total += (double)part;
+  }
+  return ::sqrt(total);
+}
+
+template <class T> static void update(Fit* f, const double* rate, double length) {
+  const double scale = f->clip / (length + 1e-6);
+  const T s = scale < 1 ? (T)scale : (T)1;
+  for (int64_t k = 0; k < f->groups; k++) {
+    Group& g = f->group[k];
+    g.steps += 1;
+    T *p = (T*)f->par, *s1 = (T*)f->s1, *s2 = (T*)f->s2, *s3 = (T*)f->s3;
+    const T* d = (const T*)f->grd;
+    switch (f->kind) {
+      case ADAM: adam<T>(g, false, rate[k], s, p, d, s1, s2, s3); break;
+      case ADAMW: adam<T>(g, true, rate[k], s, p, d, s1, s2, s3); break;
+      case RMSPROP: rmsprop<T>(g, rate[k], s, p, d, s1, s2, s3); break;
+      case SGD: sgd<T>(g, rate[k], s, p, d, s1); break;
+      case ADAGRAD: adagrad<T>(g, rate[k], s, p, d, s1); break;
+    }
+  }
+}
+
+// Up to n steps; returns how many were tried. Only the last one may be refused.
+template <class T>
+static int64_t run(Fit* f, const void* const* from, const double* rates, int64_t n, double* bounds,
+    int64_t* bad, uint8_t* ok) {
+  for (int64_t s = 0; s < n; s++) {
+    for (int64_t k = 0; k < f->streams; k++)
+      f->cx->in[f->first_stream + k] = (const char*)from[k] + s * f->stride[k];
+    step(f->cx);
+    bounds[s] = (double)*(const T*)f->bound;
+    bad[s] = *f->bad;
+    // A NaN squared stays one, an overflow of the squares is infinite as in torch.
+    const double length = norm((const T*)f->grd, f->size);
+    const bool fine = 2 * bad[s] <= f->particles && length <= (double)std::numeric_limits<T>::max();
+    ok[s] = fine;
+    if (!fine) return s + 1;
+    update<T>(f, rates + s * f->groups, length);
+  }
+  return n;
+}
+
+#define NFVI_API extern "C" __attribute__((visibility("default")))

@@ -1,0 +1,239 @@
+"""Rules of matrix products: thin ones become loops, small ones templates, large ones BLAS."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+
+from pyro_nfvi.engine.native.expr import CHEAP, Expr, Ix
+from pyro_nfvi.engine.native.lower import Lowering, lowers
+from pyro_nfvi.engine.native.pointwise import lazy
+from pyro_nfvi.engine.native.values import BufVal, LazyVal, Val
+from pyro_nfvi.engine.native.views import reshape
+
+__all__ = ["BLAS_FROM"]
+
+aten = torch.ops.aten
+#: Products with more multiplications than this go to BLAS.
+BLAS_FROM = 200_000
+#: Products with fewer rows or columns than this are loops.
+_THIN = 3
+
+
+def _once(low: Lowering, x: Val) -> Val:
+    """Compute an operand that is read many times, unless reading it costs nothing."""
+    return low.realize(x) if isinstance(x, LazyVal) and x.probe().cost > CHEAP else x
+
+
+def _product(low: Lowering, a: Val, b: Val, bias: Val | None = None) -> Val:
+    """Multiply ``(M, K)`` by ``(K, N)``, add a bias that broadcasts."""
+    (m, k), n = a.shape, b.shape[1]
+    kind, pool = low.ctype, low.pool
+    if m == 0 or n == 0 or k == 0:
+        return lazy(low, lambda i: pool.lit(0, kind) if bias is None else low.scalar(bias, i, kind))
+    if k == 1:
+        a, b = _once(low, a), _once(low, b)
+
+        def outer(index: tuple[Ix, ...]) -> Expr:
+            value = pool.mul(a.load((index[0], Ix())), b.load((Ix(), index[1])))
+            return value if bias is None else pool.add(value, low.scalar(bias, index, kind))
+
+        return lazy(low, outer)
+    if min(m, n) < _THIN or prod((m, n, k)) <= 64:
+        return _thin(low, a, b, bias)
+    return _gemm(low, low.realize(a), low.realize(b), bias)
+
+
+def _thin(low: Lowering, a: Val, b: Val, bias: Val | None) -> Val:
+    """Multiply as a sum over the middle axis; formulas of the operands are fused in."""
+    (m, k), n = a.shape, b.shape[1]
+    pool, kind = low.pool, low.ctype
+    if n > 1:
+        a = _once(low, a)
+    if m > 1:
+        b = _once(low, b)
+
+    def load(index: tuple[Ix, ...]) -> Expr:
+        i, j, inner = index
+        return pool.mul(a.load((i, inner)), b.load((inner, j)))
+
+    if bias is None:
+        made = low.result()
+        low.statement((m, n, k), load, made, reduced=frozenset({2}), how="sum")
+        return made
+    total = low.new((m, n), kind)
+    low.statement((m, n, k), load, total, reduced=frozenset({2}), how="sum")
+    return lazy(low, lambda i: pool.add(total.load(i), low.scalar(bias, i, kind)))
+
+
+def _gemm(low: Lowering, a: BufVal, b: BufVal, bias: Val | None) -> BufVal:
+    m, n = a.shape[0], b.shape[1]
+    target = low.result()
+    add = None if bias is None else _bias(low, bias, (m, n))
+    if target.strides[1] != 1 and n != 1:  # an output that is wanted transposed
+        add = None if add is None else _flipped(add)
+        _multiply(low, _flipped(b), _flipped(a), add, _flipped(target))
+    else:
+        _multiply(low, a, b, add, target)
+    return target
+
+
+def _bias(low: Lowering, bias: Val, shape: tuple[int, int]) -> BufVal:
+    bias = low.realize(bias)
+    lead = 2 - len(bias.shape)
+    strides = [0] * lead + [0 if n == 1 else s for n, s in zip(bias.shape, bias.strides)]
+    return bias.window(shape, tuple(strides))
+
+
+def _flipped(x: BufVal) -> BufVal:
+    return x.window(x.shape[::-1], x.strides[::-1])
+
+
+def _multiply(low: Lowering, a: BufVal, b: BufVal, add: BufVal | None, c: BufVal) -> None:
+    """Emit ``c = a b + add`` where c has dense rows."""
+    (m, k), n = a.shape, b.shape[1]
+    kind = c.ctype
+    if prod((m, n, k)) >= BLAS_FROM and _usable(a) and _usable(b):
+        if add is not None:
+            low.store(c, add.load)
+        beta = 0 if add is None else 1
+        low.call(
+            f"blas_gemm(cx,{m},{n},{k},{a.pointer},{_leading(a)},{b.pointer},{_leading(b)},"
+            f"{beta},{c.pointer},{max(c.strides[0], n)});",
+            [a, b] if add is None else [a, b, c],
+            [c],
+        )
+        return
+    if n > 1 and b.strides[1] != 1:
+        b = low.dense(BufVal(b.buffer, b.shape, b.strides, b.offset, low.pool))
+    if add is not None and add.strides[1] != 1:
+        packed = low.new((1 if add.strides[0] == 0 else m, n), kind)
+        low.store(packed, add.window(packed.shape, add.strides).load)
+        add = packed.window((m, n), (0 if packed.shape[0] == 1 else n, 1))
+    rows = -1 if add is None else add.strides[0]
+    source = "nullptr" if add is None else add.pointer
+    low.call(
+        f"small_gemm<{kind},{m},{n},{k},{a.strides[0]},{a.strides[1]},{b.strides[0]},"
+        f"{c.strides[0]},{rows}>({a.pointer},{b.pointer},{source},{c.pointer});",
+        [a, b] if add is None else [a, b, add],
+        [c],
+    )
+
+
+def _usable(x: BufVal) -> bool:
+    """Whether BLAS can read a matrix as it lies."""
+    rows, columns = x.strides
+    return (columns == 1 and rows >= x.shape[1]) or (rows == 1 and columns >= x.shape[0])
+
+
+def _leading(x: BufVal) -> str:
+    rows, columns = x.strides
+    return f"false,{rows}" if columns == 1 and rows >= x.shape[1] else f"true,{columns}"
+
+
+@lowers(aten.mm.default)
+def _mm(low: Lowering, a: Val, b: Val) -> Val:
+    return _product(low, a, b)
+
+
+@lowers(aten.addmm.default)
+def _addmm(low: Lowering, bias: Val, a: Val, b: Val, *, beta: Any = 1, alpha: Any = 1) -> Val:
+    pool, kind = low.pool, low.ctype
+    if alpha != 1:
+        plain, scale = a, pool.lit(alpha, kind)
+        a = low.realize(LazyVal(a.shape, kind, lambda i: pool.mul(scale, plain.load(i))))
+    if beta != 1:
+        given, factor = bias, pool.lit(beta, kind)
+        bias = LazyVal(bias.shape, kind, lambda i: pool.mul(factor, given.load(i)))
+    return _product(low, a, b, bias)
+
+
+@lowers(aten.mv.default)
+def _mv(low: Lowering, a: Val, x: Val) -> Val:
+    return reshape(low, _thin(low, a, reshape(low, x, (x.shape[0], 1)), None), low.shape)
+
+
+@lowers(aten.addmv.default)
+def _addmv(low: Lowering, y: Val, a: Val, x: Val, *, beta: Any = 1, alpha: Any = 1) -> Val:
+    pool, kind = low.pool, low.ctype
+    total = low.new((a.shape[0], 1), kind)
+    column = reshape(low, x, (x.shape[0], 1))
+
+    def load(index: tuple[Ix, ...]) -> Expr:
+        return pool.mul(a.load((index[0], index[2])), column.load((index[2], Ix())))
+
+    low.statement((*total.shape, a.shape[1]), load, total, reduced=frozenset({2}), how="sum")
+
+    def make(index: tuple[Ix, ...]) -> Expr:
+        product = pool.mul(pool.lit(alpha, kind), total.load((index[0], Ix())))
+        return pool.add(pool.mul(pool.lit(beta, kind), low.scalar(y, index, kind)), product)
+
+    return lazy(low, make)
+
+
+@lowers(aten.dot.default, aten.vdot.default)
+def _dot(low: Lowering, x: Val, y: Val) -> BufVal:
+    made = low.result()
+    pool = low.pool
+    low.statement(
+        x.shape,
+        lambda i: pool.mul(x.load(i), y.load(i)),
+        made,
+        reduced=frozenset({0}),
+        how="sum",
+    )
+    return made
+
+
+@lowers(aten.bmm.default)
+def _bmm(low: Lowering, a: Val, b: Val) -> Val:
+    return _batched(low, a, b, None)
+
+
+@lowers(aten.baddbmm.default)
+def _baddbmm(low: Lowering, bias: Val, a: Val, b: Val, *, beta: Any = 1, alpha: Any = 1) -> Val:
+    pool, kind = low.pool, low.ctype
+    product = low.realize(_batched(low, a, b, None))
+
+    def make(index: tuple[Ix, ...]) -> Expr:
+        scaled = pool.mul(pool.lit(alpha, kind), product.load(index))
+        return pool.add(pool.mul(pool.lit(beta, kind), low.scalar(bias, index, kind)), scaled)
+
+    return lazy(low, make)
+
+
+def _batched(low: Lowering, a: Val, b: Val, _bias: None) -> Val:
+    count, m, k = a.shape
+    n = b.shape[2]
+    pool = low.pool
+    small = prod((m, n, k)) <= 4096 or min(m, n) < _THIN or k == 1
+    if small or count > 64:
+        if n > 1:
+            a = _once(low, a)
+        if m > 1:
+            b = _once(low, b)
+        made = low.result()
+
+        def load(index: tuple[Ix, ...]) -> Expr:
+            c, i, j, inner = index
+            return pool.mul(a.load((c, i, inner)), b.load((c, inner, j)))
+
+        if k == 1:
+            low.store(made, lambda i: load((*i, Ix())))
+        elif k:
+            low.statement((count, m, n, k), load, made, reduced=frozenset({3}), how="sum")
+        else:
+            low.store(made, lambda i: pool.lit(0, made.ctype))
+        return made
+    left, right = low.realize(a), low.realize(b)
+    made = low.result()
+    for c in range(count):
+        _multiply(low, _page(left, c), _page(right, c), None, _page(made, c))
+    return made
+
+
+def _page(x: BufVal, c: int) -> BufVal:
+    step = x.strides[0] if x.shape[0] > 1 else 0
+    return x.window(x.shape[1:], x.strides[1:], c * step)

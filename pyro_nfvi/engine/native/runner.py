@@ -1,0 +1,296 @@
+"""Runs a captured step as compiled code, in blocks of steps with no Python in them."""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi.engine.cache import Cache
+from pyro_nfvi.engine.native.compiler import find_compiler
+from pyro_nfvi.engine.native.constants import known_values
+from pyro_nfvi.engine.native.expr import ctype
+from pyro_nfvi.engine.native.library import (
+    Context,
+    FitStruct,
+    GroupStruct,
+    blas,
+    load,
+    pointers,
+)
+from pyro_nfvi.engine.native.optim import (
+    KINDS,
+    group_options,
+    kind_of,
+    read_state,
+    state_names,
+    write_state,
+)
+from pyro_nfvi.engine.native.source import Source, generate, header
+from pyro_nfvi.engine.program import BlockResult, OptimizerSpec, Program, Unsupported
+
+__all__ = ["BuildInfo", "NativeRunner", "build_native", "compile_text"]
+
+#: Numbers between the parameters in the flat vectors: each starts at a line of the cache.
+_ALIGN = 16
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """How a step was built.
+
+    Attributes:
+        generate: Seconds to write the source.
+        compile: Seconds to compile it, or to find it compiled.
+        cached: Whether it was found.
+        loops: Loops and calls of the source.
+    """
+
+    generate: float
+    compile: float
+    cached: bool
+    loops: int
+
+
+def compile_text(text: str) -> tuple[Path, bool]:
+    """Compile a source or find it compiled; return the object and whether it was found.
+
+    Raises:
+        Unsupported: No compiler, or it fails.
+    """
+    compiler = find_compiler()
+    key = Cache.key(text, compiler.identity)
+    try:
+        cache = Cache()
+    except Unsupported:
+        # No folder to keep it in: build it for this process alone.
+        folder = Path(tempfile.mkdtemp(prefix="pyro_nfvi-"))
+        compiler.build(text, folder / "step.so")
+        return folder / "step.so", False
+    found = cache.find(key)
+    if found is not None:
+        return found, True
+    return cache.get(key, lambda target: compiler.build(text, target)), False
+
+
+def build_native(program: Program, optimizer_spec: OptimizerSpec) -> NativeRunner:
+    """Build a runner that takes the program's steps in compiled code.
+
+    Args:
+        program: The captured step; its parameters and constants are float32 or float64.
+        optimizer_spec: The optimiser.
+
+    Returns:
+        The runner, with the present parameters and optimiser state already in it.
+
+    Raises:
+        Unsupported: An operation without a rule, an unknown optimiser, no compiler; the message
+            is the reason.
+
+    Cost:
+        A compile of one to a few seconds the first time; afterwards the object is found.
+    """
+    kinds = {param.dtype for param in program.params}
+    if len(kinds) != 1 or not kinds <= {torch.float32, torch.float64}:
+        names = ", ".join(sorted(str(kind) for kind in kinds)) or "no type: there are none"
+        raise Unsupported(f"parameters of {names}; native code takes float32 or float64")
+    if any(tensor.device.type != "cpu" for tensor in (*program.params, *program.consts)):
+        raise Unsupported("tensors that are not on the CPU")
+    kind = kind_of(optimizer_spec)
+    begin = time.perf_counter()
+    holders = [node for node in program.graph.graph.nodes if node.op == "placeholder"]
+    consts = holders[len(holders) - len(program.consts) :] if program.consts else []
+    known = known_values(program.graph, dict(zip(consts, program.consts)))
+    source = generate(program.graph, known)
+    real = ctype(program.params[0].dtype)
+    bound, bad = source.outputs[-2:]
+    if bound[0] != real or bad[0] != "int64_t":
+        raise Unsupported(f"a bound of type {bound[0]} or a count of type {bad[0]}")
+    text = "\n".join(
+        [
+            source.text,
+            header("runtime.h"),
+            "NFVI_API int64_t nfvi_work(){return NFVI_WORK;}",
+            "NFVI_API int64_t nfvi_run(Fit* f,const void* const* from,const double* rates,"
+            "int64_t n,double* bounds,int64_t* bad,uint8_t* ok)"
+            f"{{return run<{real}>(f,from,rates,n,bounds,bad,ok);}}",
+        ]
+    )
+    middle = time.perf_counter()
+    path, cached = compile_text(text)
+    end = time.perf_counter()
+    info = BuildInfo(middle - begin, end - middle, cached, source.loops)
+    return NativeRunner(program, optimizer_spec, kind, source, path, info)
+
+
+class NativeRunner:
+    """A :class:`pyro_nfvi.engine.Runner` over compiled code.
+
+    Holds its own copy of the parameters, their gradients and the optimiser's state as flat
+    vectors. Two runners share nothing, and a run lets other Python threads go on.
+
+    Attributes:
+        info: How it was built.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        spec: OptimizerSpec,
+        kind: str,
+        source: Source,
+        path: Path,
+        info: BuildInfo,
+    ) -> None:
+        self.info = info
+        self._program, self._spec, self._kind = program, spec, kind
+        self._library = load(path)
+        self._library.nfvi_work.restype = ctypes.c_int64
+        self._library.nfvi_run.restype = ctypes.c_int64
+        self._lay_out()
+        self._connect(source)
+        self.push()
+
+    # --------------------------------------------------------------------------- memory
+
+    def _lay_out(self) -> None:
+        """Give each parameter its place in the flat vectors, group after group."""
+        program, spec = self._program, self._spec
+        dtype = program.params[0].dtype
+        self._offsets = [0] * len(program.params)
+        self._groups = (GroupStruct * max(1, len(spec.options)))()
+        place = 0
+        for number, options in enumerate(spec.options):
+            group = self._groups[number]
+            for name, value in group_options(self._kind, options).items():
+                setattr(group, name, value)
+            group.begin = place
+            for k, param in enumerate(program.params):
+                if spec.groups[k] == number:
+                    self._offsets[k] = place
+                    place += -(-param.numel() // _ALIGN) * _ALIGN
+            group.end = place
+        self._flat = _aligned(5 * place, dtype).view(5, place)
+        self._flat.zero_()
+
+    def _part(self, row: int, k: int) -> Tensor:
+        """Parameter k's piece of a flat vector: values, gradient, three of optimiser state."""
+        begin = self._offsets[k]
+        return self._flat[row, begin : begin + self._program.params[k].numel()]
+
+    def _connect(self, source: Source) -> None:
+        """Tell the code where everything lies."""
+        program, count = self._program, len(self._program.params)
+        dtype = program.params[0].dtype
+        self._bound = torch.zeros(1, dtype=dtype)
+        self._bad = torch.zeros(1, dtype=torch.int64)
+        self._work = _aligned(int(self._library.nfvi_work()) // 8 + 8, torch.float64)
+        self._data = source.data  # the code reads them: they must live
+        inputs = [self._part(0, k).data_ptr() for k in range(count)]
+        # The streams' places are filled in by each step, constants are read through ``data``.
+        inputs += [0] * (1 + len(program.streams) + len(program.consts))
+        outputs = [self._part(1, k).data_ptr() for k in range(count)]
+        outputs += [self._bound.data_ptr(), self._bad.data_ptr()]
+        examples = [program.eps, *program.streams.values()]
+        strides = [x.numel() * x.element_size() for x in examples]
+        self._arrays = (
+            pointers(inputs),
+            pointers(outputs),
+            pointers([tensor.data_ptr() for tensor in source.data]),
+            (ctypes.c_int64 * len(strides))(*strides),
+        )
+        first, second = blas()
+        self._context = Context(
+            *(ctypes.cast(array, ctypes.c_void_p) for array in self._arrays[:3]),
+            self._work.data_ptr(),
+            first,
+            second,
+        )
+        rows = [self._flat[row].data_ptr() for row in range(5)]
+        self._fit = FitStruct(
+            *rows,
+            self._flat.shape[1],
+            KINDS[self._kind],
+            len(self._spec.options),
+            program.eps.shape[0],
+            self._spec.clip,
+            ctypes.addressof(self._groups),
+            ctypes.addressof(self._context),
+            len(examples),
+            count,
+            ctypes.addressof(self._arrays[3]),
+            self._bound.data_ptr(),
+            self._bad.data_ptr(),
+        )
+
+    # --------------------------------------------------------------------------- the runner
+
+    def run(self, eps: Tensor, streams: Mapping[str, Tensor], rates: Tensor) -> BlockResult:
+        """Take up to n steps; see :class:`pyro_nfvi.engine.Runner`."""
+        program, n = self._program, len(eps)
+        given = [eps, *(streams[name] for name in program.streams)]
+        examples = [program.eps, *program.streams.values()]
+        held = []
+        for tensor, example in zip(given, examples):
+            if tensor.shape != (n, *example.shape) or tensor.dtype != example.dtype:
+                raise Unsupported(
+                    f"an input of shape {tuple(tensor.shape)} and {tensor.dtype} where the step "
+                    f"was built for {tuple(example.shape)} of {example.dtype}"
+                )
+            held.append(tensor.detach().contiguous())
+        rates = rates.to(torch.float64).reshape(n, len(self._spec.options)).contiguous()
+        bounds = torch.empty(n, dtype=torch.float64)
+        bad = torch.empty(n, dtype=torch.int64)
+        ok = torch.empty(n, dtype=torch.bool)
+        done = self._library.nfvi_run(
+            ctypes.byref(self._fit),
+            pointers([tensor.data_ptr() for tensor in held]),
+            *(ctypes.c_void_p(rates.data_ptr()), ctypes.c_int64(n)),
+            *(ctypes.c_void_p(x.data_ptr()) for x in (bounds, bad, ok)),
+        )
+        return BlockResult(bounds[:done], bad[:done], ok[:done])
+
+    def push(self) -> None:
+        """Take parameters and optimiser state from the live tensors.
+
+        Raises:
+            Unsupported: Parameters of one group have taken different numbers of steps.
+        """
+        steps: dict[int, set[float]] = {}
+        with torch.no_grad():
+            for k, param in enumerate(self._program.params):
+                number = self._spec.groups[k]
+                names = state_names(self._kind, self._spec.options[number])
+                self._part(0, k).copy_(param.detach().reshape(-1))
+                parts = [self._part(row, k) for row in (2, 3, 4)]
+                taken = read_state(self._spec.optimizer, param, names, parts)
+                steps.setdefault(number, set()).add(0.0 if taken is None else taken)
+        for number, taken_by in steps.items():
+            if len(taken_by) > 1:
+                raise Unsupported("parameters of one group have taken different numbers of steps")
+            self._groups[number].steps = taken_by.pop()
+
+    def pull(self) -> None:
+        """Write parameters and optimiser state to the live tensors."""
+        with torch.no_grad():
+            for k, param in enumerate(self._program.params):
+                number = self._spec.groups[k]
+                names = state_names(self._kind, self._spec.options[number])
+                param.copy_(self._part(0, k).reshape(param.shape))
+                parts = [self._part(row, k) for row in (2, 3, 4)]
+                taken = self._groups[number].steps
+                write_state(self._spec.optimizer, param, self._kind, names, parts, taken)
+
+
+def _aligned(count: int, dtype: torch.dtype) -> Tensor:
+    """Return uninitialised numbers that start at a line of the cache."""
+    size = torch.empty((), dtype=dtype).element_size()
+    raw = torch.empty(count + 64 // size, dtype=dtype)
+    skip = (-raw.data_ptr() % 64) // size
+    return raw[skip : skip + count]
