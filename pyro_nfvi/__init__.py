@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from pyro_nfvi import (
     bases,
     dequantize,
@@ -26,6 +29,9 @@ from pyro_nfvi.guides import (
 )
 from pyro_nfvi.infer import NFVI, Fit, load
 
+if TYPE_CHECKING:
+    from pyro_nfvi import vae
+
 __all__ = [
     "NFVI",
     "AutoCoupling",
@@ -48,4 +54,12 @@ __all__ = [
     "path_sampler",
     "testing",
     "to_arviz",
+    "vae",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The VAE toolkit is imported when it is first used.
+    if name == "vae":
+        return import_module("pyro_nfvi.vae")
+    raise AttributeError(f"module 'pyro_nfvi' has no attribute {name!r}")

@@ -54,6 +54,7 @@ WITH_PYRO = {"opt_einsum"}
 OPTIONAL = {
     "arviz": {"arviz"},
     "matplotlib": {"plots", "vae"},
+    "sklearn": {"vae"},
     "torchdiffeq": {"flows"},
     "xarray": {"arviz"},
 }
@@ -250,6 +251,7 @@ PUBLIC = [
     "objectives",
     "plots",
     "testing",
+    "vae",
 ]
 
 

@@ -20,6 +20,7 @@ PACKAGES = [
     "objectives",
     "plots",
     "testing",
+    "vae",
 ]
 
 
