@@ -19,6 +19,8 @@ _MIN_TAIL = 5
 _PRIOR_DRAWS, _PRIOR_SHAPE = 10, 0.5
 #: Log weights this close are equal whatever their precision, in nats.
 _ROUNDING = 1e-10
+#: Rounding of log weights above which their equality says nothing, in nats.
+_LARGEST_ROUNDING = 0.5
 #: Spread of the prior on 1/scale in Zhang & Stephens' estimator.
 _PRIOR_SPREAD = 3.0
 
@@ -55,7 +57,8 @@ def psis(log_w: Tensor) -> PSIS:
         fewer than five above the rest because of ties or zero weights. Nothing is known then,
         and ``khat < 0.7`` is false, as it should be. The weights are only normalised.
         ``0`` where the largest weights are all equal up to rounding, as when q is p: there is
-        no tail at all.
+        no tail at all. Where rounding itself is above half a nat (log densities beyond 5e5 in
+        float32), that is ``inf`` again.
 
     Cost:
         One sort of S numbers.
@@ -75,8 +78,10 @@ def psis(log_w: Tensor) -> PSIS:
         (True, 0.0)
     """
     double = checked(log_w)
-    # Differences that a computation in the given precision cannot tell from zero, in nats.
-    size = float(double[double > -torch.inf].abs().max())
+    # Differences that a computation in the given precision cannot tell from zero, in nats; the
+    # size of the numbers among which the tail is, whatever a bad draw far below may be.
+    finite = double[double > -torch.inf]
+    size = float(finite.topk(min(len(finite), _num_tail(len(double)) + 1)).values.abs().max())
     rounding = max(_ROUNDING, 8 * torch.finfo(log_w.dtype).eps * size)
     smoothed, khat = _smooth_tail(double - double.max(), rounding)
     smoothed = smoothed - torch.logsumexp(smoothed, 0)
@@ -97,17 +102,21 @@ def khat_threshold(num_draws: int) -> float:
     return min(1 - 1 / math.log10(num_draws), 0.7)
 
 
+def _num_tail(num_draws: int) -> int:
+    return math.ceil(min(num_draws / 5, 3 * math.sqrt(num_draws)))
+
+
 def _smooth_tail(log_w: Tensor, rounding: float) -> tuple[Tensor, float]:
     """Smooth log weights whose largest is 0; return them and khat."""
-    num_draws = len(log_w)
-    num_tail = math.ceil(min(num_draws / 5, 3 * math.sqrt(num_draws)))
+    num_tail = _num_tail(len(log_w))
     if num_tail < _MIN_TAIL:
         return log_w, math.inf
     ordered, order = torch.sort(log_w)
     # Weights below the smallest normal number are 0 beside the largest, which is 1.
     cutoff = ordered[-num_tail - 1].clamp(min=math.log(torch.finfo(log_w.dtype).tiny))
     if float(-cutoff) <= rounding:
-        return log_w, 0.0
+        # Differences too large to pass for rounding drown in it: nothing is known.
+        return log_w, 0.0 if rounding <= _LARGEST_ROUNDING else math.inf
     above = ordered > cutoff  # ties with the cutoff are not exceedances
     tail, where = ordered[above], order[above]
     if len(tail) < _MIN_TAIL:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,11 +56,21 @@ def nonfinite_sites(trace: Trace) -> list[str]:
     return found
 
 
-def check_data(trace: Trace, latent: LatentSpace) -> None:
+def check_data(
+    trace: Trace,
+    latent: LatentSpace,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> None:
     """Refuse NaN in the data, and say so if there is no data at all.
 
+    A density without data is a fair thing to fit (a funnel, a prior), so it is only warned about;
+    where an argument is None, the data has been forgotten.
+
     Raises:
-        ModelError: An observed value is NaN where it counts.
+        ModelError: An observed value is NaN where it counts, or there is no data and an argument
+            that could have brought it is None.
 
     Needs no log densities, since scoring NaN is already an error where Pyro validates.
     """
@@ -80,13 +91,41 @@ def check_data(trace: Trace, latent: LatentSpace) -> None:
             )
     if not observed:
         names = ", ".join(latent.sites)
+        forgotten = _missing_argument(model, args, kwargs)
+        if forgotten is not None:
+            raise ModelError(
+                f"There is no data: the model has no observed site, and its argument {forgotten} "
+                "is None. Pass the data, run(..., data); obs=None makes a site latent, so that "
+                f"{names} would be drawn from the prior. If the prior is what you want to fit, "
+                "give the arguments inside: NFVI(lambda: model(...)).run()."
+            )
         warnings.warn(
             "The model has no observed site, so the fit will be of the prior of "
             f"{names}. If that is not meant, pass the data: run(data), with "
-            "pyro.sample(..., obs=data) in the model (obs=None makes a site latent).",
+            "pyro.sample(..., obs=data) in the model (obs=None makes a site latent). If the "
+            "density is meant as it stands, pyro.factor('no_data', torch.zeros(())) says so.",
             NoDataWarning,
             stacklevel=4,
         )
+
+
+def _missing_argument(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> str | None:
+    """Name an argument of the model that is None, given or by default; None if there is none."""
+    call = model.forward if isinstance(model, torch.nn.Module) else model
+    try:
+        bound = inspect.signature(call).bind(*args, **kwargs)
+        bound.apply_defaults()
+        found = dict(bound.arguments)
+    except (TypeError, ValueError):
+        found = {f"number {index}": value for index, value in enumerate(args)} | dict(kwargs)
+    for name, value in [*found.items()]:
+        if isinstance(value, tuple):
+            found |= {f"{name}[{index}]": inner for index, inner in enumerate(value)}
+        elif isinstance(value, dict):
+            found |= value
+    return next((repr(name) for name, value in found.items() if value is None), None)
 
 
 def _nan_is_meant(site: Mapping[str, Any]) -> bool:

@@ -112,7 +112,7 @@ class LogJoint:
             #: Names of the discrete sites that are summed out.
             self.enumerated = enumerated
             check_structure(prototype, latent, enumerated)
-            check_data(prototype, latent)
+            check_data(prototype, latent, model, args, kwargs)
             nesting = self._nesting(prototype)
             self._run = ModelRun(
                 model, args, kwargs, latent, max_plate_nesting=nesting, enumerated=enumerated

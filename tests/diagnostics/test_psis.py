@@ -102,6 +102,20 @@ def test_too_few_draws_are_not_trusted(num_draws):
     torch.testing.assert_close(log_weights, torch.log_softmax(log_w, 0))
 
 
+def test_equality_by_coarse_rounding_is_not_trusted():
+    """At 1e7 nats neighbouring float32 numbers are one nat apart."""
+    noise = torch.randint(0, 2, (2000,), generator=generator()).float()
+    assert psis(1e7 + noise).khat == math.inf
+    assert psis(1e3 + 1e-4 * noise).khat == 0.0
+
+
+def test_one_bad_draw_does_not_hide_the_tail():
+    log_w = 2 * torch.randn(2000, generator=generator())
+    clean = psis(log_w).khat
+    log_w[7] = -1e7
+    assert psis(log_w).khat == pytest.approx(clean, abs=0.05)
+
+
 def test_a_handful_of_giants_is_not_trusted():
     log_w = torch.zeros(1000, dtype=torch.float64)
     log_w[:3] = torch.tensor([50.0, 60.0, 70.0], dtype=torch.float64)

@@ -162,6 +162,18 @@ def test_bad_models_are_named():
     with pytest.warns(NoDataWarning, match="prior of mu"):
         quick(lambda: pyro.sample("mu", dist.Normal(torch.tensor(0.0), 1.0)), max_steps=5).run()
 
+    def forgetful(x, y=None):
+        mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with pytest.raises(ModelError, match="argument 'y' is None"):
+        quick(forgetful).run(Y)
+    with pytest.raises(ModelError, match="argument 'y' is None"):
+        quick(forgetful).run(Y, y=None)
+    with pytest.warns(NoDataWarning, match="prior of mu, y"):
+        quick(lambda: forgetful(Y), max_steps=5).run()
+
     def poisson():
         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
         pyro.sample("k", dist.Poisson(rate))
