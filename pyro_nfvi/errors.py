@@ -14,6 +14,7 @@ __all__ = [
     "DataError",
     "DataWarning",
     "DivergedError",
+    "EngineWarning",
     "FileError",
     "ImproperWarning",
     "InverseError",
@@ -92,6 +93,10 @@ class MissingPackageError(NFVIError, ImportError):
 
 class ConversionWarning(UserWarning):
     """A group of an ArviZ conversion had to be left out; the message says why."""
+
+
+class EngineWarning(UserWarning):
+    """An engine gave other numbers than an eager step, and is not used."""
 
 
 class DivergedError(NFVIError, ArithmeticError):

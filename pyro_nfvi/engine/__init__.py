@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from pyro_nfvi.engine.capture import capture
 from pyro_nfvi.engine.program import BlockResult, OptimizerSpec, Program, Runner, Unsupported
+from pyro_nfvi.engine.python_loop import GraphRunner, StepResult, one_by_one
 
-__all__ = ["BlockResult", "OptimizerSpec", "Program", "Runner", "Unsupported"]
+__all__ = [
+    "BlockResult",
+    "GraphRunner",
+    "OptimizerSpec",
+    "Program",
+    "Runner",
+    "StepResult",
+    "Unsupported",
+    "capture",
+    "one_by_one",
+]

@@ -59,11 +59,11 @@ def undo_view(
     if name == "select":
         return call(aten.select_scatter.default, before, now, args[0], args[1])
     if name == "slice":
-        dim, start, end, step = (*args, *(0, None, None, 1)[len(args) :])
-        return call(aten.slice_scatter.default, before, now, dim, start, end, step)
+        given = [*args, *[0, None, None, 1][len(args) :]]
+        return call(aten.slice_scatter.default, before, now, *given)
     if name == "diagonal":
-        offset, first, second = (*args, *(0, 0, 1)[len(args) :])
-        return call(aten.diagonal_scatter.default, before, now, offset, first, second)
+        given = [*args, *[0, 0, 1][len(args) :]]
+        return call(aten.diagonal_scatter.default, before, now, *given)
     if name == "unbind":
         return call(aten.select_scatter.default, before, now, padded[0] or 0, place)
     if name in ("view", "_unsafe_view", "unsqueeze", "squeeze"):

@@ -116,11 +116,13 @@ class BlockResult:
         num_bad: Particles left out because their density or its gradient was not finite.
         ok: Whether the parameters were updated. Only the last entry can be False: a block ends
             with the first step that was skipped.
+        interrupted: Whether Ctrl-C ended the block.
     """
 
     bounds: Tensor
     num_bad: Tensor
     ok: Tensor
+    interrupted: bool = False
 
 
 class Runner(Protocol):

@@ -8,12 +8,9 @@ and branches on values are refused in words.
 
 from __future__ import annotations
 
-import math
 import operator
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +19,8 @@ from torch.fx import Graph, Node
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pyro_nfvi.engine.inplace import out_of_place, undo_view
+from pyro_nfvi.engine.leaves import frozen, meta, tensors, uniform
+from pyro_nfvi.engine.place import place_in_code
 from pyro_nfvi.engine.program import Unsupported
 from pyro_nfvi.engine.schema import Traits, traits_of
 
@@ -40,12 +39,6 @@ _LIKE = {
     "empty_like", "full_like", "new_empty", "new_empty_strided", "new_full", "new_ones",
     "new_zeros", "ones_like", "zeros_like",
 }  # fmt: skip
-#: Where the code of libraries lies, in which nobody looks for the cause of a refusal.
-_LIBRARIES = tuple(
-    str(Path(module.__file__).parent)
-    for name in ("torch", "pyro", "pyro_nfvi", "opt_einsum")
-    if (module := sys.modules.get(name)) is not None and module.__file__
-)
 
 
 @dataclass(frozen=True)
@@ -115,7 +108,7 @@ class Recorder(TorchDispatchMode):
         self._key = f"_nfvi_{id(self)}"
         for name, tensor in inputs.items():
             self._last = self.graph.placeholder(name)
-            self._last.meta["val"] = _meta(tensor)
+            self._last.meta["val"] = meta(tensor)
             self._outside[id(tensor)] = tensor, _Value(self._last, outside=True)
 
     @classmethod
@@ -133,7 +126,7 @@ class Recorder(TorchDispatchMode):
         values: list[_Value] = []
         if traits.name not in _LIKE:
             fresh = func is aten.lift_fresh.default
-            values = [self._value(x, fresh=fresh) for x in _tensors((args, kwargs))]
+            values = [self._value(x, fresh=fresh) for x in tensors((args, kwargs))]
         varying = any(value.varies for value in values)
         self._refuse(func, traits, varying=varying)
         if traits.writes:
@@ -171,14 +164,14 @@ class Recorder(TorchDispatchMode):
 
     def _node(self, func: Any, args: Any, kwargs: Any, out: Any) -> Node:
         """The node of an operation: an old one, if the same was computed before."""
-        key = func, _frozen(args), _frozen(kwargs)
+        key = func, frozen(args), frozen(kwargs)
         node = self._seen.get(key)
         if node is None:
             if len(self._seen) >= _LARGEST:
                 raise Unsupported(f"a step has more than {_LARGEST} operations")
             node = self.graph.call_function(func, args, kwargs)
             many = isinstance(out, (tuple, list))
-            node.meta["val"] = [_meta(x) for x in out] if many else _meta(out)
+            node.meta["val"] = [meta(x) for x in out] if many else meta(out)
             self._seen[key] = node
         return node
 
@@ -243,7 +236,7 @@ class Recorder(TorchDispatchMode):
         """Make a constant an input of the graph, or a number of it where it was one in the code."""
         if value.literal and tensor.numel() <= _LOOK:
             with _disable_current_modes():
-                number = _uniform(tensor)
+                number = uniform(tensor)
             if number is not None:
                 kwargs = {"dtype": tensor.dtype, "device": tensor.device}
                 out = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -253,7 +246,7 @@ class Recorder(TorchDispatchMode):
             self.consts.append(tensor.detach())
             with self.graph.inserting_after([self._last, *self._const_nodes][-1]):
                 node = self.graph.placeholder(f"const_{value.lifted}")
-            node.meta["val"] = _meta(tensor)
+            node.meta["val"] = meta(tensor)
             self._const_nodes.append(node)
         return self._const_nodes[value.lifted]
 
@@ -273,13 +266,13 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         """Give the tensor that is written to a new value, out of place."""
         if traits.writes != (0,):
-            raise Unsupported(f"{func} writes into an argument given as out={_where()}")
+            raise Unsupported(f"{func} writes into an argument given as out={place_in_code()}")
         target = args[0]
         value = self._value(target)
         root = value.base or value
         if root.outside:
             raise Unsupported(
-                f"the model writes in place into a tensor from outside of it{_where()}"
+                f"the model writes in place into a tensor from outside of it{place_in_code()}"
             )
         for member in (root, *root.family):
             if member.lifted is not None:  # what was lifted keeps the value it had
@@ -287,7 +280,7 @@ class Recorder(TorchDispatchMode):
                     self.consts[member.lifted] = self.consts[member.lifted].clone()
                 member.lifted = None
         if not varying:
-            root.literal = root.literal and all(self._value(x).literal for x in _tensors(args))
+            root.literal = root.literal and all(self._value(x).literal for x in tensors(args))
             for member in root.family:
                 member.literal = root.literal
             return func(*args, **kwargs)
@@ -316,7 +309,7 @@ class Recorder(TorchDispatchMode):
         target = args[0]
         if func is aten.copy_.default:
             source = args[1]
-            node, out = self._node_of(source), _meta(source)
+            node, out = self._node_of(source), meta(source)
             if source.dtype != target.dtype:
                 out = torch.empty(source.shape, dtype=target.dtype, device="meta")
                 node = self._node(aten._to_copy.default, (node,), {"dtype": target.dtype}, out)
@@ -332,11 +325,11 @@ class Recorder(TorchDispatchMode):
     @staticmethod
     def _refuse(func: Any, traits: Traits, *, varying: bool) -> None:
         if traits.random:
-            raise Unsupported(f"random numbers are drawn within the step ({func}){_where()}")
+            raise Unsupported(f"random numbers are drawn within the step ({func}){place_in_code()}")
         if varying and traits.reads:
             raise Unsupported(
                 f"Python reads a value that depends on latents or parameters ({func}; if, "
-                f"bool(), float() and .item() do){_where()}"
+                f"bool(), float() and .item() do){place_in_code()}"
             )
 
     def _plain_indices(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -350,62 +343,10 @@ class Recorder(TorchDispatchMode):
                 if self._value(index).varies:
                     raise Unsupported(
                         "a mask that depends on latents or parameters selects elements, so that "
-                        f"shapes change{_where()}"
+                        f"shapes change{place_in_code()}"
                     )
                 places = index.nonzero().unbind(1)
                 indices += places
             else:
                 indices.append(index)
         return (args[0], indices, *args[2:])
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    if isinstance(tree, Tensor):
-        return [tree]
-    if isinstance(tree, (tuple, list)):
-        return [leaf for part in tree for leaf in _tensors(part)]
-    if isinstance(tree, dict):
-        return [leaf for part in tree.values() for leaf in _tensors(part)]
-    return []
-
-
-def _frozen(tree: Any) -> Any:
-    if isinstance(tree, (tuple, list)):
-        return tuple(_frozen(x) for x in tree)
-    if isinstance(tree, dict):
-        return tuple((name, _frozen(x)) for name, x in tree.items())
-    # 1 == 1.0 == True, and 0.0 == -0.0: not the same number to an operation.
-    return (type(tree), repr(tree)) if isinstance(tree, (int, float)) else tree
-
-
-def _meta(value: Any) -> Any:
-    """A tensor without memory, of the same shape, strides and type."""
-    if not isinstance(value, Tensor):
-        return value
-    with _disable_current_modes():
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-
-
-def _uniform(tensor: Tensor) -> float | int | bool | None:
-    """The number that a tensor holds everywhere, if it does."""
-    if tensor.numel() == 0 or tensor.is_complex():
-        return None
-    with torch.no_grad():
-        first = tensor.reshape(-1)[0]
-        number: float | int | bool = first.item()
-        if isinstance(number, float) and math.isnan(number):
-            return number if bool(tensor.isnan().all()) else None
-        if number == 0 and tensor.is_floating_point() and bool(tensor.signbit().any()):
-            return number if bool(tensor.signbit().all()) and bool((tensor == 0).all()) else None
-        return number if bool((tensor == first).all()) else None
-
-
-def _where() -> str:
-    """Where in the user's code this happens."""
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith((*_LIBRARIES, "<")):
-            return f", in {frame.f_code.co_name} ({Path(name).name}, line {frame.f_lineno})"
-        frame = frame.f_back
-    return ""

@@ -45,6 +45,7 @@ class Checkpoint:
         """Write the state of a loop."""
         state = dataclasses.asdict(loop.state)
         losses = torch.tensor(state.pop("losses"), dtype=torch.float64)
+        rng, used = loop.noise.state()
         names = ("now", "good", "best")
         shots = (
             Snapshot.take(loop.state.step, loop.params, loop.optimizer),
@@ -53,14 +54,18 @@ class Checkpoint:
         )
         tensors = {
             "losses": losses,
-            "rng": (loop.generator.get_state() if loop.generator else torch.get_rng_state()),
+            "rng": rng,
             "snapshots": {
                 name: {"step": s.step, "values": list(s.values), "optimizer": s.optimizer}
                 for name, s in zip(names, shots, strict=True)
                 if s is not None
             },
         }
-        counts = {"bad_in_a_row": loop._bad_in_a_row, "since_kept": loop._since_kept}
+        counts = {
+            "bad_in_a_row": loop._bad_in_a_row,
+            "since_kept": loop._since_kept,
+            "noise_used": used,
+        }
         spec = {"identity": self.identity, "state": state, "counts": counts}
         write_file(self.path, _KIND, spec, tensors)
 
@@ -97,8 +102,5 @@ class Checkpoint:
         loop._good, loop.best = shots["good"], shots.get("best")
         loop._bad_in_a_row = spec["counts"]["bad_in_a_row"]
         loop._since_kept = spec["counts"]["since_kept"]
-        rng = tensors["rng"].cpu()
-        if loop.generator:
-            loop.generator.set_state(rng)
-        else:
-            torch.set_rng_state(rng)
+        # Files of earlier versions hold the state after the last step's own numbers.
+        loop.noise.restore(tensors["rng"].cpu(), spec["counts"].get("noise_used", 0))

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import DivergedError, FileError
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.blame import blame
 from pyro_nfvi.infer.checkpoint import Checkpoint
+from pyro_nfvi.infer.engines import Chosen
+from pyro_nfvi.infer.noise import Noise
 from pyro_nfvi.infer.progress import Bar, StepInfo
 from pyro_nfvi.infer.schedule import Schedule
 from pyro_nfvi.infer.snapshot import Snapshot
-from pyro_nfvi.infer.step import Step
 from pyro_nfvi.infer.stopping import Plateau, StopReason
 from pyro_nfvi.logjoint import LogJoint
 
@@ -31,6 +33,8 @@ _PATIENCE = 5
 _RESTORES = 5
 #: Good steps between two states to go back to.
 _KEEP_EVERY = 100
+#: Seconds that a block of steps takes at most, as far as that is known.
+_LONGEST = 0.2
 
 
 @dataclass
@@ -58,7 +62,7 @@ class Loop:
     """Runs steps until the schedule is over, and keeps the best state.
 
     Args:
-        step: One update of the parameters.
+        engine: What takes the steps.
         guide: The guide that is trained.
         log_joint: The model's log joint.
         params: All leaves that are trained.
@@ -74,7 +78,7 @@ class Loop:
 
     def __init__(
         self,
-        step: Step,
+        engine: Chosen,
         guide: AutoFlow,
         log_joint: LogJoint,
         params: Sequence[Tensor],
@@ -88,15 +92,20 @@ class Loop:
         checkpoint: Checkpoint | None,
         show: bool,
     ) -> None:
-        self.step, self.guide, self.log_joint = step, guide, log_joint
+        self.engine, self.runner = engine, engine.runner
+        self.guide, self.log_joint = guide, log_joint
         self.params, self.optimizer, self.schedule = list(params), optimizer, schedule
         self.num_particles, self.generator = num_particles, generator
         self.stop, self.callbacks, self.checkpoint = stop, callbacks, checkpoint
         self.show = show
         self.plateau = Plateau()
         self.state = LoopState()
-        self._rates = [group["lr"] for group in optimizer.param_groups]
-        self._noise = guide.density()  # for its base only
+        self._rates = torch.tensor(
+            [float(group["lr"]) for group in optimizer.param_groups], dtype=torch.float64
+        )
+        self.noise = Noise(guide.density(), log_joint, num_particles, generator)
+        self._true = True  # whether the live parameters are those of the runner
+        self._pace = math.inf  # seconds that a step takes
         self._bad_in_a_row = 0
         self._since_kept = 0
         self._good = Snapshot.take(0, self.params, optimizer)
@@ -113,54 +122,107 @@ class Loop:
         if self.checkpoint is not None and self.checkpoint.resume:
             self.checkpoint.load_into(self)
         self._begin = time.monotonic() - state.seconds
+        self.runner.push()
         word = ""
         with Bar(schedule.max_steps, state.step, show=self.show) as bar:
             try:
                 while not word and not schedule.finished(state.step, state.seconds):
-                    word = self._one(bar)
+                    word = self._block(bar)
             except KeyboardInterrupt:
                 word = "interrupted"
+            finally:
+                self._pull()
         self._write_checkpoint()
         return self._reason(word)
 
-    def _one(self, bar: Bar) -> str:
-        """Take one step; return a word to stop, or an empty string."""
+    def _block(self, bar: Bar) -> str:
+        """Take some steps; return a word to stop, or an empty string."""
         state, schedule = self.state, self.schedule
-        factor = schedule.advance(state.step, state.seconds) * state.rate
+        eps, streams = self.noise.look(self._length())
+        factors = torch.tensor(
+            schedule.block(state.step, len(eps), state.seconds), dtype=torch.float64
+        )
+        rates = (state.rate * factors).unsqueeze(-1) * self._rates
         state.decay = schedule.decay
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
-        eps = self._noise.sample_base(self.num_particles, generator=self.generator)
-        subsample = self.log_joint.draw_subsample(self.generator)
-        result = self.step(eps, subsample)
-        loss = -result.bound
-        state.losses.append(loss)
-        state.num_bad += result.num_bad
-        state.seconds = time.monotonic() - self._begin
-        self._recover(result.ok, eps, subsample)
+        begin = time.monotonic()
+        self._true = False
+        result = self.runner.run(eps, streams, rates)
+        count = len(result.bounds)
+        self.noise.use(count)
+        losses = (-result.bounds).tolist()
+        state.losses += losses
+        state.num_bad += int(result.num_bad.sum())
+        now = time.monotonic()
+        state.seconds, self._pace = now - self._begin, (now - begin) / count
+        for group, rate in zip(self.optimizer.param_groups, rates[count - 1].tolist()):
+            group["lr"] = rate
+        ok = bool(result.ok[-1])
+        self._recover(count, eps[count - 1], {name: x[count - 1] for name, x in streams.items()},
+                      ok=ok)  # fmt: skip
         self._look_back()
-        bar.update(state.step, loss, schedule)
+        bar.update(state.step, losses, schedule)
         if self.checkpoint is not None and self.checkpoint.due(state.step):
             self._write_checkpoint()
+        if not self.callbacks:
+            return "interrupted" if result.interrupted else ""
+        self._pull()
         rate = self.optimizer.param_groups[0]["lr"]
-        info = StepInfo(state.step, loss, rate, state.seconds, not result.ok, self.guide)
+        info = StepInfo(state.step, losses[-1], rate, state.seconds, not ok, self.guide)
         answers = [callback(info) for callback in self.callbacks]
+        self.runner.push()  # a callback may have changed a parameter
         return "callback" if any(answer is True for answer in answers) else ""
 
-    def _recover(self, ok: bool, eps: Tensor, subsample: Any) -> None:  # noqa: FBT001
-        """Skip, then go back and halve the rate, then give up."""
+    def _length(self) -> int:
+        """How many steps can be taken before something has to be done between two."""
+        if self.callbacks:
+            return 1
+        step, block = self.state.step, self.plateau.block
+        ends = [
+            self.noise.left,
+            self.schedule.ahead(step),
+            block - step % block,
+            _KEEP_EVERY - self._since_kept,
+            # Ctrl-C and the clock are looked at between blocks.
+            int(min(_LONGEST, 0.01 * (self.schedule.max_seconds or math.inf)) / self._pace),
+        ]
+        if self.checkpoint is not None:
+            ends.append(self.checkpoint.every - step % self.checkpoint.every)
+        return max(1, min(ends))
+
+    def _pull(self) -> None:
+        """Make the live parameters and the optimiser's state true."""
+        if not self._true:
+            self.runner.pull()
+            self._true = True
+
+    def _snapshot(self) -> Snapshot:
+        self._pull()
+        return Snapshot.take(self.state.step, self.params, self.optimizer)
+
+    def _recover(self, count: int, eps: Tensor, subsample: TensorDict, *, ok: bool) -> None:
+        """Skip, then go back and halve the rate, then give up.
+
+        Args:
+            count: Steps just taken, of which only the last may be a bad one.
+            eps: Noise of the last.
+            subsample: Its indices.
+            ok: Whether it was good.
+        """
         state = self.state
-        if ok:
+        good = count - (not ok)
+        if good:
             self._bad_in_a_row = 0
-            self._since_kept += 1
+            self._since_kept += good
+        if ok:
             if self._since_kept >= _KEEP_EVERY:
                 self._since_kept = 0
-                self._good = Snapshot.take(state.step, self.params, self.optimizer)
+                self._good = self._snapshot()
             return
         state.num_skipped += 1
         self._bad_in_a_row += 1
         if self._bad_in_a_row < _PATIENCE:
             return
+        self._pull()
         where = blame(self.guide, self.log_joint, eps, subsample)
         if len(state.restores) >= _RESTORES:
             self._good.put(self.params, self.optimizer)
@@ -172,6 +234,7 @@ class Loop:
                 "NFVI(..., optim=1e-3). The best fit until then is this error's .fit."
             )
         self._good.put(self.params, self.optimizer)
+        self.runner.push()
         state.rate *= 0.5
         state.restores.append(state.step)
         state.notes.append(
@@ -190,7 +253,7 @@ class Loop:
             mean = -math.fsum(recent) / len(recent)
             if mean >= state.best_block:
                 state.best_block = mean
-                self.best = Snapshot.take(state.step, self.params, self.optimizer)
+                self.best = self._snapshot()
         if self.stop and self.schedule.decay is None and plateau.flat(state.losses):
             state.converged = True
             self.schedule.begin_decay(state.step, state.seconds)
@@ -198,6 +261,7 @@ class Loop:
     def _write_checkpoint(self) -> None:
         if self.checkpoint is None:
             return
+        self._pull()
         try:
             self.checkpoint.save(self)
         except FileError as error:  # the fit itself is worth more than its checkpoint

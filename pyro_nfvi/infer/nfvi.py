@@ -20,6 +20,7 @@ from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.guides.start import prior_trace
 from pyro_nfvi.infer.checkpoint import Checkpoint
 from pyro_nfvi.infer.draws import weigh
+from pyro_nfvi.infer.engines import ENGINES, choose
 from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.loop import Loop
 from pyro_nfvi.infer.optim import OptimSpec, check_optim, make_optimizer
@@ -72,7 +73,9 @@ class NFVI:
         max_seconds: Most seconds of training, or None. With a limit, a fit is repeatable only as
             far as the machine's speed is.
         stop: Whether to stop when the bound is flat; False takes exactly ``max_steps``.
-        engine: ``"auto"`` or ``"svi"`` (ordinary PyTorch).
+        engine: What runs the steps: ``"auto"``, which falls back by itself and says why
+            (``fit.engine``, ``fit.engine_reason``), or one by name: ``"native"``,
+            ``"inductor"``, ``"graph"``, ``"svi"`` (ordinary PyTorch).
         seed: Same seed, same result; None draws one.
         progress: Show a bar with bound and rate.
         callbacks: Called with a :class:`StepInfo` after each step; one that returns True stops
@@ -131,11 +134,8 @@ class NFVI:
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise OptionError(f"{name} is a whole number of at least 1; got {value!r}.")
-        if engine not in ("auto", "svi"):
-            raise OptionError(
-                f"engine is 'auto' or 'svi' in this version, which has no compiled engine; got "
-                f"{engine!r}."
-            )
+        if engine not in ENGINES:
+            raise OptionError(f"engine is one of {', '.join(ENGINES)}; got {engine!r}.")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise OptionError(f"seed is a whole number or None; got {seed!r}.")
         if callable(callbacks) or not all(callable(callback) for callback in callbacks):
@@ -147,6 +147,7 @@ class NFVI:
         self.objective = make_objective("path" if objective is None else objective)
         self.num_particles, self.max_steps = num_particles, max_steps
         self.max_seconds, self.stop, self.seed = max_seconds, stop, seed
+        self.engine = engine
         self.progress, self.callbacks = progress, tuple(callbacks)
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
         self.resume = resume
@@ -209,6 +210,7 @@ class NFVI:
         rate = default_rate(guide.latent.dim)
         optimizer = make_optimizer(self.optim, [*inner, *models], outer, rate)
         step = EagerStep(guide, log_joint, self.objective, params, len(models), optimizer)
+        engine = choose(self.engine, step, self.num_particles, self.max_steps)
         device = guide.latent.init_loc.device
         # Another base draws from torch's own state, which is the fit's for this time.
         standard = guide.density().base is None
@@ -224,7 +226,7 @@ class NFVI:
             }
             checkpoint = Checkpoint(self.checkpoint, self.checkpoint_every, self.resume, identity)
         return Loop(
-            step,
+            engine,
             guide,
             log_joint,
             params,
@@ -273,6 +275,9 @@ class NFVI:
             "evaluate": end - trained,
             "total": end - begin,
             "steps_per_s": state.step / max(1e-9, trained - started),
+            "capture": loop.engine.seconds.get("capture", 0.0),
+            "compile": loop.engine.seconds.get("compile", 0.0),
+            "step": (trained - started) / max(1, state.step),
         }
         settings = {
             "flow": _flow_name(guide),
@@ -286,8 +291,8 @@ class NFVI:
         training = Training(
             torch.tensor(state.losses, dtype=torch.float64),
             reason,
-            "svi",
-            "this version has no compiled engine; each step runs in PyTorch",
+            loop.engine.name,
+            loop.engine.reason,
             timing,
             settings,
             tuple(notes),

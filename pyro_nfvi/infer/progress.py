@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -59,13 +60,14 @@ class Bar:
     ) -> None:
         self._bar.close()
 
-    def update(self, step: int, loss: float, schedule: Schedule) -> None:
-        """Count one step."""
-        if math.isfinite(loss):
-            self._recent.append(loss)
-        if step % 10 == 0 and self._recent and not self._bar.disable:
+    def update(self, step: int, losses: Sequence[float], schedule: Schedule) -> None:
+        """Count the steps of these losses, of which the last is number ``step``."""
+        if self._bar.disable:
+            return
+        self._recent.extend(loss for loss in losses if math.isfinite(loss))
+        if (step % 10 == 0 or len(losses) > 1) and self._recent:
             phase = "settling" if schedule.decay else "searching"
             self._bar.total = schedule.last
             mean = sum(self._recent) / len(self._recent)
             self._bar.set_postfix_str(f"bound {-mean:.2f} nats, {phase}", refresh=False)
-        self._bar.update()
+        self._bar.update(len(losses))

@@ -81,6 +81,22 @@ class Schedule:
         share = self._share(step, seconds)
         return warm * (_END + (1 - _END) * 0.5 * (1 + math.cos(math.pi * share)))
 
+    def block(self, step: int, count: int, seconds: float) -> list[float]:
+        """Return the factors of ``count`` steps that are taken at once, from ``step`` on.
+
+        At most :meth:`ahead` of them, so that the decay begins where it is due.
+        """
+        factors = [self.advance(step, seconds)]
+        if self.decay is None:
+            rest = range(step + 1, step + count)
+            return factors + [min(1.0, (place + 1) / _WARM_UP) for place in rest]
+        return factors + [self.advance(step + i, seconds) for i in range(1, count)]
+
+    def ahead(self, step: int) -> int:
+        """Steps from ``step`` on that nothing but time changes the course of, at least one."""
+        end = self.latest if self.decay is None and step < self.latest else self.last
+        return max(1, end - step)
+
     def finished(self, step: int, seconds: float) -> bool:
         """Whether no step is left: ``step`` is the number of steps taken."""
         timed_out = self.max_seconds is not None and seconds >= self.max_seconds

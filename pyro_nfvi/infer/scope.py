@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,9 @@ from pyro_nfvi.guides.start import prior_trace
 __all__ = ["own_params", "own_random_state", "random_seed"]
 
 
+_TURN = threading.RLock()
+
+
 def random_seed() -> int:
     """Draw a seed without touching any global random state."""
     return secrets.randbits(31)
@@ -23,7 +27,17 @@ def random_seed() -> int:
 
 @contextmanager
 def own_random_state(seed: int) -> Iterator[None]:
-    """Seed torch for the time of a fit; the caller's state comes back afterwards."""
+    """Seed torch for the time of a fit; the caller's state comes back afterwards.
+
+    Fits in several threads take turns: the random state, Pyro's stack of handlers and its param
+    store belong to the process.
+    """
+    with _TURN, _seeded(seed):
+        yield
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
     on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
     devices = list(range(torch.cuda.device_count())) if on_gpu else []
     with torch.random.fork_rng(devices=devices):

@@ -1,46 +1,23 @@
-"""One step of a fit, run by PyTorch as it stands: the seam at which other engines come in."""
+"""One step of a fit, run by PyTorch as it stands: what all engines reproduce."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from pyro_nfvi.engine import BlockResult, StepResult, one_by_one
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.objectives import Objective
 
-__all__ = ["EagerStep", "Step", "StepResult"]
+__all__ = ["CLIP", "EagerRunner", "EagerStep"]
 
 #: Numbers that one run of the model should hold at most, gradients not counted.
 _NUMBERS = 10_000_000
 #: Largest norm of the whole gradient.
-_CLIP = 1.0
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did.
-
-    Attributes:
-        bound: The bound before the update, in nats.
-        num_bad: Particles left out because their density or its gradient was not finite.
-        ok: Whether the parameters were updated.
-    """
-
-    bound: float
-    num_bad: int
-    ok: bool
-
-
-class Step(Protocol):
-    """What an engine supplies: one update of the parameters from given noise."""
-
-    def __call__(self, eps: Tensor, subsample: Mapping[str, Tensor]) -> StepResult:
-        """Update the parameters in place."""
+CLIP = 1.0
 
 
 class EagerStep:
@@ -73,12 +50,24 @@ class EagerStep:
         self.optimizer = optimizer
 
     def __call__(self, eps: Tensor, subsample: Mapping[str, Tensor]) -> StepResult:
+        result = self.gradient(eps, subsample)
+        if not result.ok:
+            return result
+        norm = torch.nn.utils.clip_grad_norm_(self.params, CLIP)
+        if not bool(torch.isfinite(norm)):
+            return StepResult(result.bound, result.num_bad, ok=False)
+        self.optimizer.step()
+        return result
+
+    def gradient(self, eps: Tensor, subsample: Mapping[str, Tensor]) -> StepResult:
+        """Leave the gradient in the parameters; ``ok`` is False if it should not be used."""
+
         def log_density(z: Tensor) -> Tensor:
             return self.log_joint(z, subsample)
 
         self.optimizer.zero_grad(set_to_none=True)
         bound, num_bad = 0.0, 0
-        for part in eps.split(self._rows(len(eps))):
+        for part in eps.split(self.rows(len(eps))):
             estimate = self.objective(self.guide.density(), log_density, part, self.model_params)
             share = len(part) / len(eps)
             bound += share * float(estimate.bound)
@@ -86,12 +75,33 @@ class EagerStep:
             if 2 * int(estimate.num_bad) > len(part):
                 return StepResult(bound, num_bad, ok=False)
             (estimate.surrogate * share).backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.params, _CLIP)
-        if not bool(torch.isfinite(norm)):
-            return StepResult(bound, num_bad, ok=False)
-        self.optimizer.step()
         return StepResult(bound, num_bad, ok=True)
 
-    def _rows(self, count: int) -> int:
+    def rows(self, count: int) -> int:
         """Particles that are run together: all of them, unless the model is very large."""
         return max(1, _NUMBERS // max(1, self.log_joint.size)) if self.objective.additive else count
+
+
+class EagerRunner:
+    """Runs blocks of :class:`EagerStep` one by one, on the live parameters.
+
+    Args:
+        step: The step.
+    """
+
+    def __init__(self, step: EagerStep) -> None:
+        self.step = step
+
+    def run(self, eps: Tensor, streams: Mapping[str, Tensor], rates: Tensor) -> BlockResult:
+        def one(place: int) -> StepResult:
+            for group, rate in zip(self.step.optimizer.param_groups, rates[place].tolist()):
+                group["lr"] = rate
+            return self.step(eps[place], {name: x[place] for name, x in streams.items()})
+
+        return one_by_one(one, len(eps))
+
+    def push(self) -> None:
+        """Nothing to do: the parameters are the live ones."""
+
+    def pull(self) -> None:
+        """Nothing to do: the parameters are the live ones."""

@@ -25,6 +25,7 @@ from pyro_nfvi.logjoint.checks import (
     quiet,
 )
 from pyro_nfvi.logjoint.run import DETERMINISTIC, LIKELIHOOD, NO_SITES, Evaluation, ModelRun
+from pyro_nfvi.logjoint.subsample import draw_without_replacement
 
 __all__ = ["LogJoint"]
 
@@ -171,6 +172,14 @@ class LogJoint:
         device = self.latent.init_loc.device
         return {
             name: torch.randperm(size, generator=generator, device=device)[:count]
+            for name, (size, count) in self.subsampled.items()
+        }
+
+    def draw_subsamples(self, num: int, generator: torch.Generator | None = None) -> TensorDict:
+        """Draw indices for ``num`` steps at once: ``(num, count)`` for each plate."""
+        device = self.latent.init_loc.device
+        return {
+            name: draw_without_replacement(num, size, count, generator=generator, device=device)
             for name, (size, count) in self.subsampled.items()
         }
 

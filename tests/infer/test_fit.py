@@ -91,7 +91,7 @@ def test_reweighting_mends_a_poor_fit():
     def wide(model):
         return AutoFlow(model, None, init_scale=3.0)
 
-    poor = quick(guide=wide, max_steps=1).run(Y)
+    poor = quick(guide=wide, max_steps=1, precondition=False).run(Y)
     mean, sd = posterior(Y)
     raw, mended = poor.summary()["mu"], poor.summary(reweighted=True)["mu"]
     assert abs(raw.sd / sd - 1) > 1
@@ -147,9 +147,11 @@ def test_report_and_repr(fit):
     for word in ("1 latents (mu)", "converged", "path", "64 particles", "seed 0", "khat", "plate"):
         assert word in text
     assert "khat" in repr(fit)
-    assert fit.engine == "svi"
+    assert fit.engine in ("native", "graph", "svi")
     assert fit.engine_reason
-    assert set(fit.timing) == {"setup", "fit", "evaluate", "total", "steps_per_s"}
+    assert set(fit.timing) == {
+        "setup", "fit", "evaluate", "total", "steps_per_s", "capture", "compile", "step",
+    }  # fmt: skip
     assert fit.elbo_se < 0.05
 
 

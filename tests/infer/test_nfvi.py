@@ -49,7 +49,7 @@ def test_objectives(objective):
 
 
 def test_losses_are_negative_bounds_in_nats_one_per_step():
-    fit = quick(stop=False, max_steps=200).run(Y)
+    fit = quick(stop=False, max_steps=200, precondition=False).run(Y)
     assert fit.losses.shape == (200,)
     assert fit.losses[0] > fit.losses[-20:].mean() + 1
     assert abs(fit.losses[-20:].mean() + fit.elbo) < 0.5
@@ -93,8 +93,11 @@ def test_a_guide_instance_is_trained_in_place_and_goes_on():
     nfvi = quick(guide=guide, max_steps=200, stop=False)
     first = nfvi.run(Y)
     assert first.guide is guide
+    with torch.no_grad():
+        guide.loc.add_(1.0)
     second = nfvi.run(Y)
-    assert second.losses[0] < first.losses[0] - 1
+    # It starts where it was left, not at a Gaussian fit.
+    assert second.losses[0] > first.losses[-1] + 0.1
 
 
 def test_a_flow_is_copied_so_that_each_run_starts_alike():
@@ -114,7 +117,7 @@ def test_a_flow_is_copied_so_that_each_run_starts_alike():
         ({"max_steps": 10.0}, "max_steps is a whole number"),
         ({"max_seconds": -1}, "max_seconds is a positive time"),
         ({"objective": "elbo"}, "'path', 'total'"),
-        ({"engine": "native"}, "engine is 'auto' or 'svi'"),
+        ({"engine": "jit"}, "engine is one of auto, native"),
         ({"seed": "a"}, "seed is a whole number"),
         ({"callbacks": print}, "callbacks is a sequence"),
         ({"optim": -1.0}, "positive learning rate"),

@@ -1,0 +1,295 @@
+"""Which engine runs a fit, and why: capture, build, check against an eager step, fall back."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.engine import (
+    BlockResult,
+    GraphRunner,
+    OptimizerSpec,
+    Program,
+    Runner,
+    Unsupported,
+    capture,
+)
+from pyro_nfvi.errors import EngineWarning, OptionError
+from pyro_nfvi.infer.snapshot import Snapshot
+from pyro_nfvi.infer.step import CLIP, EagerRunner, EagerStep
+
+__all__ = ["ENGINES", "Chosen", "choose"]
+
+#: What ``engine=`` takes.
+ENGINES = ("auto", "native", "inductor", "graph", "svi")
+#: Fewest steps of a fit for which capturing, and compiling, is worth its time.
+_CAPTURE, _COMPILE = 300, 1000
+#: How far a captured step may be from an eager one, relative to its size.
+_TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-8}
+#: Standard deviation of the noise on parameters at which they are compared: at its start a flow
+#: is the identity, and much of its gradient is zero.
+_AWAY = 0.02
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The engine of a fit.
+
+    Attributes:
+        name: One of :data:`ENGINES`, but not ``"auto"``.
+        reason: Why, in words.
+        runner: Runs its steps.
+        seconds: Time of ``capture`` and ``compile``.
+    """
+
+    name: str
+    reason: str
+    runner: Runner
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def choose(engine: str, step: EagerStep, num_particles: int, max_steps: int) -> Chosen:
+    """Choose and build the engine.
+
+    Args:
+        engine: ``"auto"`` or the name of one.
+        step: The eager step, by which all are measured.
+        num_particles: Rows of noise in each step.
+        max_steps: Most steps of the fit.
+
+    Raises:
+        OptionError: The engine asked for cannot run this fit; the message is the reason.
+    """
+    if engine == "svi":
+        return Chosen("svi", "asked for", EagerRunner(step))
+    if engine == "auto" and max_steps < _CAPTURE:
+        reason = f"a fit of fewer than {_CAPTURE} steps is over before a capture is paid back"
+        return Chosen("svi", reason, EagerRunner(step))
+    builder = _Builder(step, num_particles)
+    if engine != "auto":
+        try:
+            return builder.build(engine, "asked for")
+        except Unsupported as error:
+            raise OptionError(
+                f"engine={engine!r} cannot run this fit: {error}. engine='auto' takes what can."
+            ) from error
+    reasons = []
+    if max_steps >= _COMPILE:
+        try:
+            return builder.build("native", "the step is captured and compiled")
+        except Unsupported as error:
+            reasons.append(f"not native: {error}")
+    else:
+        reasons.append(
+            f"not native: a fit of fewer than {_COMPILE} steps is over before a compiler has run"
+        )
+    try:
+        return builder.build("graph", "; ".join(["the step is captured", *reasons]), faster=True)
+    except Unsupported as error:
+        if str(error) not in "; ".join(reasons):
+            reasons.append(f"not graph: {error}")
+    return Chosen("svi", "; ".join(reasons), EagerRunner(step), builder.seconds)
+
+
+class _Builder:
+    """Captures once and builds engines from it."""
+
+    def __init__(self, step: EagerStep, num_particles: int) -> None:
+        self.step = step
+        self.seconds: dict[str, float] = {}
+        self._program: Program | Unsupported | None = None
+        self._eps, self._streams = self._inputs(num_particles)
+
+    def build(self, name: str, reason: str, *, faster: bool = False) -> Chosen:
+        """Build one engine and check it.
+
+        Args:
+            name: Which.
+            reason: What to say of it.
+            faster: Take it only if it is faster than the eager step.
+        """
+        program = self._captured()
+        spec = OptimizerSpec.of(self.step.optimizer, program.params, CLIP)
+        begin = time.monotonic()
+        runner = _BUILD[name](program, spec)
+        if name != "graph":
+            self.seconds["compile"] = time.monotonic() - begin
+        eager, mine = self._check(name, runner)
+        if faster and mine > eager:
+            raise Unsupported(f"a step takes {1e3 * mine:.2g} ms, an eager one {1e3 * eager:.2g}")
+        return Chosen(name, reason, runner, self.seconds)
+
+    def _captured(self) -> Program:
+        if self._program is None:
+            begin, step = time.monotonic(), self.step
+            try:
+                self._program = self._capture()
+            except Unsupported as error:
+                self._program = error
+            step.optimizer.zero_grad(set_to_none=True)
+            self.seconds["capture"] = time.monotonic() - begin
+        if isinstance(self._program, Unsupported):
+            raise self._program
+        return self._program
+
+    def _capture(self) -> Program:
+        step, count = self.step, len(self._eps)
+        if step.rows(count) < count:
+            raise Unsupported("the model is so large that its particles are run in parts")
+        return capture(
+            step.guide,
+            step.log_joint,
+            step.objective,
+            step.params,
+            len(step.model_params),
+            self._eps,
+            self._streams,
+        )
+
+    def _inputs(self, count: int) -> tuple[Tensor, TensorDict]:
+        """Noise and indices of a step of no fit, from a seed of their own."""
+        density, log_joint = self.step.guide.density(), self.step.log_joint
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(11)
+            return density.sample_base(count), log_joint.draw_subsample()
+
+    def _check(self, name: str, runner: Runner) -> tuple[float, float]:
+        """Compare a step with an eager one from the same state; return the seconds of both.
+
+        Raises:
+            Unsupported: They differ.
+        """
+        step = self.step
+        params, optimizer = step.params, step.optimizer
+        start = Snapshot.take(0, params, optimizer)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        inputs = (
+            self._eps.unsqueeze(0),
+            {name: index.unsqueeze(0) for name, index in self._streams.items()},
+            torch.tensor([rates], dtype=torch.float64),
+        )
+        generator = torch.Generator(params[0].device).manual_seed(12)
+        with torch.no_grad():
+            for param in params:
+                noise = torch.randn(
+                    param.shape, generator=generator, dtype=param.dtype, device=param.device
+                )
+                param.add_(_AWAY * noise)
+        moved = Snapshot.take(0, params, optimizer)
+        try:
+            seconds, after = [], []
+            for one in (EagerRunner(step), runner):
+                moved.put(params, optimizer)
+                one.push()
+                one.run(*inputs)  # the first step of a kind pays for more than itself
+                moved.put(params, optimizer)
+                one.push()
+                begin = time.perf_counter()
+                result = one.run(*inputs)
+                seconds.append(time.perf_counter() - begin)
+                one.pull()
+                after.append(_After.take(result, step))
+            problem = _difference(moved, *after)
+        finally:
+            start.put(params, optimizer)
+            optimizer.zero_grad(set_to_none=True)
+            runner.push()
+        if problem is not None:
+            warnings.warn(
+                f"The {name} engine is not used: {problem}. This is a fault of the engine; the "
+                "fit goes on without it.",
+                EngineWarning,
+                stacklevel=2,
+            )
+            raise Unsupported(problem)
+        return seconds[0], seconds[1]
+
+
+@dataclass(frozen=True)
+class _After:
+    """Where one step led."""
+
+    result: BlockResult
+    values: list[Tensor]
+    states: list[dict[str, Tensor]]
+
+    @classmethod
+    def take(cls, result: BlockResult, step: EagerStep) -> _After:
+        states = [
+            {
+                key: value.detach().double().clone()
+                for key, value in step.optimizer.state.get(param, {}).items()
+                if torch.is_tensor(value)
+            }
+            for param in step.params
+        ]
+        return cls(result, [param.detach().double().clone() for param in step.params], states)
+
+
+def _difference(start: Snapshot, eager: _After, mine: _After) -> str | None:
+    """Say where two steps from one state differ by more than rounding, or None."""
+    one, other = eager.result, mine.result
+    if bool(one.ok[0]) != bool(other.ok[0]):
+        words = {True: "is taken", False: "is skipped"}
+        return f"its step {words[bool(other.ok[0])]}, an eager one {words[bool(one.ok[0])]}"
+    if int(one.num_bad[0]) != int(other.num_bad[0]):
+        return f"it leaves out {int(other.num_bad[0])} particles, not {int(one.num_bad[0])}"
+    tolerance = max(_TOLERANCE.get(value.dtype, 2e-2) for value in start.values)
+    expected, found = float(one.bounds[0]), float(other.bounds[0])
+    if expected == expected and not abs(expected - found) <= tolerance * (1 + abs(expected)):
+        return f"its bound is {found:.8g}, not {expected:.8g}"
+    # What is small beside the rest of its kind is rounding, and told apart from 0 by nobody.
+    largest: dict[str, float] = {}
+    for state in eager.states:
+        for key, value in state.items():
+            largest[key] = max(largest.get(key, 0.0), float(value.abs().max()))
+    for index, (theirs, own) in enumerate(zip(eager.states, mine.states, strict=True)):
+        name = f"parameter {index} of shape {tuple(start.values[index].shape)}"
+        if theirs.keys() != own.keys():
+            return f"the optimiser's state of {name} has {sorted(own)}, not {sorted(theirs)}"
+        for key, value in theirs.items():
+            if value.shape != own[key].shape:
+                return f"the optimiser's {key} of {name} has another shape"
+            slack = tolerance * max(float(value.abs().max()), 1e-3 * largest[key])
+            if not bool(((value - own[key]).abs() <= slack).all()):
+                return f"the optimiser's {key} of {name} differs"
+        moved = eager.values[index] - start.values[index].double()
+        apart = (eager.values[index] - mine.values[index]).abs()
+        if "exp_avg" in theirs:
+            # The first step of Adam is the sign of the gradient, which is noise where that is 0.
+            apart = apart[theirs["exp_avg"].abs() > 1e-3 * largest["exp_avg"]]
+        slack = 10 * tolerance * float(moved.abs().max()) + 1e-6 * float(apart.numel() > 0)
+        if not bool((apart <= slack).all()):
+            return f"the step of {name} differs"
+    return None
+
+
+def _graph(program: Program, spec: OptimizerSpec) -> Runner:
+    return GraphRunner(program, spec)
+
+
+def _native(program: Program, spec: OptimizerSpec) -> Runner:
+    try:
+        from pyro_nfvi.engine.native import build_native
+    except ImportError as error:
+        raise Unsupported("this version has no native engine") from error
+    return build_native(program, spec)
+
+
+def _inductor(program: Program, spec: OptimizerSpec) -> Runner:
+    from pyro_nfvi.engine.inductor import compiled
+
+    return GraphRunner(program, spec, compiled(program))
+
+
+_BUILD: Mapping[str, Callable[[Program, OptimizerSpec], Runner]] = {
+    "graph": _graph,
+    "native": _native,
+    "inductor": _inductor,
+}
