@@ -14,7 +14,16 @@ from pyro_nfvi.vae.likelihoods import (
 )
 from pyro_nfvi.vae.model import FlowVAE
 from pyro_nfvi.vae.nets import DenseDecoder, DenseEncoder
+from pyro_nfvi.vae.objectives import ELBOLoss, IWAELoss, Loss, VAELoss
 from pyro_nfvi.vae.posterior import Draws, Posterior
+from pyro_nfvi.vae.schedules import (
+    Constant,
+    Cyclic,
+    Linear,
+    Schedule,
+    Tempered,
+    schedule_from_spec,
+)
 from pyro_nfvi.vae.terms import ELBO
 
 __all__ = [
@@ -22,15 +31,25 @@ __all__ = [
     "NLL",
     "Bernoulli",
     "Categorical",
+    "Constant",
     "ConvDecoder",
     "ConvEncoder",
+    "Cyclic",
     "DenseDecoder",
     "DenseEncoder",
     "Draws",
+    "ELBOLoss",
     "FlowVAE",
     "Gaussian",
+    "IWAELoss",
     "Likelihood",
+    "Linear",
     "LogitNormal",
+    "Loss",
     "Posterior",
+    "Schedule",
+    "Tempered",
+    "VAELoss",
     "make_likelihood",
+    "schedule_from_spec",
 ]

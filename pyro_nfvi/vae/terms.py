@@ -75,15 +75,9 @@ class Joint:
         return self.log_likelihood + self.log_prior - self.log_q
 
 
-def joint_terms(
-    vae: FlowVAE,
-    x: Tensor,
-    c: Tensor | None,
-    draws: Draws,
-    z: Tensor | None = None,
-) -> Joint:
-    """Score draws under model and posterior; ``z`` replaces the draws where a graph is changed."""
-    point = draws.z if z is None else z
+def joint_terms(vae: FlowVAE, x: Tensor, c: Tensor | None, draws: Draws) -> Joint:
+    """Score draws under model and posterior."""
+    point = draws.z
     params = vae.decode(point, c)
     vae.likelihood.check_params(params.reshape(-1, *params.shape[point.dim() - 1 :]), x)
     log_likelihood = vae.likelihood.log_prob(params, x)

@@ -1,0 +1,257 @@
+"""What a training step of a VAE differentiates: ELBO and IWAE, with their gradient estimators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi.errors import OptionError
+from pyro_nfvi.vae.schedules import Constant, Schedule
+from pyro_nfvi.vae.terms import ELBO, Joint, joint_terms, terms_of
+
+if TYPE_CHECKING:
+    from pyro_nfvi.vae.model import FlowVAE
+
+__all__ = ["ELBOLoss", "IWAELoss", "Loss", "VAELoss"]
+
+_ESTIMATORS = ("total", "path")
+_IWAE_ESTIMATORS = ("total", "dreg")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a step differentiates, and what it reports: two names for two numbers.
+
+    Attributes:
+        surrogate: To be minimised, ``(B,)``: its gradient counts, its value need not mean anything.
+        bound: To be reported, ``(B,)``, in nats, without a graph: ELBO or IWAE bound, whatever
+            the weights of the schedules are.
+        terms: The plain ELBO of the same draws, in parts.
+        weight: Weight of the KL divergence in this step.
+    """
+
+    surrogate: Tensor
+    bound: Tensor
+    terms: ELBO
+    weight: float
+
+
+class VAELoss:
+    """Common part of the losses: how noise becomes log densities."""
+
+    num_samples: int
+
+    def __call__(
+        self,
+        vae: FlowVAE,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        eps: Tensor | None = None,
+        step: int = 0,
+        mean: Callable[[Tensor], Tensor] = torch.mean,
+    ) -> Loss:
+        """Return the loss of a batch.
+
+        Args:
+            vae: The VAE.
+            x: Images ``(B, *shape)``.
+            y: Labels of a conditional VAE.
+            eps: Base noise ``(S, B, D)``; drawn from torch's global state if None.
+            step: Steps taken so far, for the schedules.
+            mean: How a mean over the batch is taken; with several processes, over all of them.
+        """
+        raise NotImplementedError
+
+    def spec(self) -> dict[str, Any]:
+        """Describe the loss with what JSON can hold."""
+        raise NotImplementedError
+
+    @property
+    def settled(self) -> int:
+        """Step from which the weights stay as they are."""
+        return 0
+
+
+def _check_common(name: str, num_samples: Any, estimator: str, known: tuple[str, ...]) -> None:
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        raise OptionError(f"{name} needs num_samples of at least 1; got {num_samples!r}.")
+    if estimator not in known:
+        raise OptionError(f"{name}'s estimator is {' or '.join(known)}; got {estimator!r}.")
+
+
+@dataclass(frozen=True)
+class ELBOLoss(VAELoss):
+    r"""The negative ELBO, with weights.
+
+    .. math:: -\Bigl( b\,\mathbb{E}[\log p(x \mid z)] + \beta\,\mathbb{E}\bigl[b \log p(z)
+        - \log q(z \mid x)\bigr] \Bigr)
+
+    With the weights at 1 it is the plain ELBO. ``beta`` multiplies the KL divergence (warm-up,
+    beta-VAE); ``joint`` multiplies the log joint (Rezende and Mohamed's tempering).
+
+    Args:
+        num_samples: Draws S per image.
+        estimator: ``"total"``, the reparametrisation gradient; ``"path"``, without the term whose
+            mean is zero ("sticking the landing"), through all parameters of encoder and flow: its
+            noise vanishes where q is the posterior.
+        beta: Weight of the KL divergence.
+        joint: Weight of the log joint.
+        free_bits: Nats of KL divergence, in the mean over the batch, below which it is not pushed
+            down further. With a flow log q does not divide among coordinates, so this is one group.
+
+    Cost:
+        ``"path"`` pushes the score through the flow: cheap for planar, radial, Sylvester and
+        affine layers, a (D, D) solve per draw for autoregressive ones.
+
+    Source: Roeder et al. 2017, arXiv:1703.09194 (path); Kingma et al. 2016, arXiv:1606.04934,
+    appendix C.8 (free bits); Rezende and Mohamed 2015, arXiv:1505.05770, equation 20 (joint).
+
+    Example:
+        >>> from pyro_nfvi.vae import ELBOLoss, Linear
+        >>> loss = ELBOLoss(estimator="path", beta=Linear(steps=1000))
+        >>> loss.settled
+        1000
+    """
+
+    num_samples: int = 1
+    estimator: str = "total"
+    beta: Schedule = field(default_factory=Constant)
+    joint: Schedule = field(default_factory=Constant)
+    free_bits: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_common("ELBOLoss", self.num_samples, self.estimator, _ESTIMATORS)
+        if not 0 <= self.free_bits < math.inf:
+            raise OptionError(f"free_bits is a number of nats from 0 up; got {self.free_bits!r}.")
+
+    def __call__(
+        self,
+        vae: FlowVAE,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        eps: Tensor | None = None,
+        step: int = 0,
+        mean: Callable[[Tensor], Tensor] = torch.mean,
+    ) -> Loss:
+        path = self.estimator == "path"
+        joint = _joint(self.num_samples, vae, x, y, eps, score=path)
+        terms = _reported(joint)
+        log_q = joint.log_q
+        if path:
+            # Same value up to a constant in z, but only the path through z is differentiated.
+            assert joint.draws.score is not None
+            log_q = (joint.draws.score * joint.draws.z).sum(-1)
+        b, beta = self.joint(step), self.beta(step)
+        free = self.free_bits > 0 and float(mean(terms.kl)) < self.free_bits
+        weight = 0.0 if free else beta
+        objective = b * joint.log_likelihood.mean(0)
+        if weight:
+            objective = objective + weight * (b * joint.log_prior - log_q).mean(0)
+        return Loss(-objective, terms.bound, terms, weight)
+
+    @property
+    def settled(self) -> int:
+        return max(self.beta.settled, self.joint.settled)
+
+    def spec(self) -> dict[str, Any]:
+        return {
+            "kind": "ELBOLoss",
+            "num_samples": self.num_samples,
+            "estimator": self.estimator,
+            "beta": self.beta.spec(),
+            "joint": self.joint.spec(),
+            "free_bits": self.free_bits,
+        }
+
+
+@dataclass(frozen=True)
+class IWAELoss(VAELoss):
+    r"""The negative importance-weighted bound.
+
+    .. math:: -\mathbb{E}\Bigl[\log \tfrac1K \sum_k \tfrac{p(x, z_k)}{q(z_k \mid x)}\Bigr]
+
+    Args:
+        num_samples: K.
+        estimator: ``"total"``, or ``"dreg"``: the doubly reparametrised gradient for encoder and
+            flow, whose signal does not fade as K grows; decoder and prior get the usual one.
+
+    Source: Burda et al. 2016, arXiv:1509.00519; Tucker et al. 2019, arXiv:1810.04152, equation 8.
+
+    Example:
+        >>> from pyro_nfvi.vae import IWAELoss
+        >>> IWAELoss(num_samples=5, estimator="dreg").spec()["num_samples"]
+        5
+    """
+
+    num_samples: int = 5
+    estimator: str = "total"
+
+    def __post_init__(self) -> None:
+        _check_common("IWAELoss", self.num_samples, self.estimator, _IWAE_ESTIMATORS)
+
+    def __call__(
+        self,
+        vae: FlowVAE,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        eps: Tensor | None = None,
+        step: int = 0,
+        mean: Callable[[Tensor], Tensor] = torch.mean,
+    ) -> Loss:
+        offset = math.log(self.num_samples if eps is None else len(eps))
+        if self.estimator == "total":
+            joint = _joint(self.num_samples, vae, x, y, eps, score=False)
+            bound = torch.logsumexp(joint.log_w, 0) - offset
+            return Loss(-bound, bound.detach(), _reported(joint), 1.0)
+        late: dict[str, Tensor] = {}
+        joint = _joint(self.num_samples, vae, x, y, eps, score=True, late=late)
+        log_w = joint.log_w.detach()
+        late["weights"] = share = torch.softmax(log_w, 0)
+        assert joint.draws.score is not None
+        log_q = (joint.draws.score * joint.draws.z).sum(-1)
+        objective = (share * (joint.log_likelihood + joint.log_prior - log_q)).sum(0)
+        bound = torch.logsumexp(log_w, 0) - offset
+        return Loss(-objective, bound, _reported(joint), 1.0)
+
+    def spec(self) -> dict[str, Any]:
+        return {
+            "kind": "IWAELoss",
+            "num_samples": self.num_samples,
+            "estimator": self.estimator,
+        }
+
+
+def _joint(
+    num_samples: int,
+    vae: FlowVAE,
+    x: Tensor,
+    y: Tensor | None,
+    eps: Tensor | None,
+    *,
+    score: bool,
+    late: dict[str, Tensor] | None = None,
+) -> Joint:
+    posterior = vae.encode(x, y)
+    noise = posterior.noise(num_samples) if eps is None else eps
+    draws = posterior.push(noise if noise.dim() == 3 else noise.unsqueeze(0), score=score)
+    if late is not None and draws.z.requires_grad:
+        # The gradient that comes back through z is multiplied by the weights once more: squared
+        # for encoder and flow, single for decoder and prior. They are known after the decoder.
+        z = draws.z.view_as(draws.z)
+        z.register_hook(lambda grad: grad * late["weights"].unsqueeze(-1))
+        draws = type(draws)(z, draws.log_q0, draws.log_det, draws.score)
+    return joint_terms(vae, x, vae.condition(y, x), draws)
+
+
+def _reported(joint: Joint) -> ELBO:
+    """Terms of the plain ELBO, without a graph."""
+    with torch.no_grad():
+        return terms_of(joint)
