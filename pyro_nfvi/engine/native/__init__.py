@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyro_nfvi.engine.native.function import NativeFunction
 from pyro_nfvi.engine.native.runner import BuildInfo, NativeRunner, build_native
 
-__all__ = ["BuildInfo", "NativeRunner", "build_native"]
+__all__ = ["BuildInfo", "NativeFunction", "NativeRunner", "build_native"]

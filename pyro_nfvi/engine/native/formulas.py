@@ -67,7 +67,7 @@ def _threshold_backward(low: Lowering, grad: Vals, x: Vals, threshold: float) ->
 @lowers(aten.polygamma.default)
 def _polygamma(low: Lowering, n: int, x: Vals) -> LazyVal:
     if n == 0:
-        return unary("m_digamma({0})", 40, serial=True)(low, x)
+        return unary("m_digamma({0})", 40)(low, x)
     if n == 1:
         return unary("m_trigamma({0})", 40, serial=True)(low, x)
     return unary(f"m_polygamma({n},{{0}})", 60, serial=True)(low, x)

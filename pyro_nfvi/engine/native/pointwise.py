@@ -76,14 +76,15 @@ _UNARY: dict[Any, tuple[str, int]] = {
     aten.erf: ("m_erf({0})", 10),
     aten.erfc: ("m_erfc({0})", 10),
     aten.sigmoid: ("m_sigmoid({0})", 9),
+    aten.lgamma: ("m_lgamma({0})", 40),
+    aten.digamma: ("m_digamma({0})", 40),
+    aten.special_psi: ("m_digamma({0})", 40),
     aten.reciprocal: ("(1/{0})", 2),
-    aten.special_ndtri: ("m_ndtri({0})", 30),
 }
 #: The same, but the compiler cannot put them into vectors.
 _SERIAL: dict[Any, str] = {
-    aten.lgamma: "m_lgamma({0})",
-    aten.digamma: "m_digamma({0})",
     aten.erfinv: "m_erfinv({0})",
+    aten.special_ndtri: "m_ndtri({0})",
     aten.special_log_ndtr: "m_log_ndtr({0})",
     aten.special_i0: "m_i0({0})",
     aten.special_i1: "m_i1({0})",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyro_nfvi.engine.cache import Cache
-from pyro_nfvi.engine.native.compiler import find_compiler
 from pyro_nfvi.engine.native.constants import known_values
 from pyro_nfvi.engine.native.expr import ctype
 from pyro_nfvi.engine.native.library import (
@@ -24,6 +21,7 @@ from pyro_nfvi.engine.native.library import (
     load,
     pointers,
 )
+from pyro_nfvi.engine.native.objects import compile_text
 from pyro_nfvi.engine.native.optim import (
     KINDS,
     group_options,
@@ -35,7 +33,7 @@ from pyro_nfvi.engine.native.optim import (
 from pyro_nfvi.engine.native.source import Source, generate, header
 from pyro_nfvi.engine.program import BlockResult, OptimizerSpec, Program, Unsupported
 
-__all__ = ["BuildInfo", "NativeRunner", "build_native", "compile_text"]
+__all__ = ["BuildInfo", "NativeRunner", "build_native"]
 
 #: Numbers between the parameters in the flat vectors: each starts at a line of the cache.
 _ALIGN = 16
@@ -56,27 +54,6 @@ class BuildInfo:
     compile: float
     cached: bool
     loops: int
-
-
-def compile_text(text: str) -> tuple[Path, bool]:
-    """Compile a source or find it compiled; return the object and whether it was found.
-
-    Raises:
-        Unsupported: No compiler, or it fails.
-    """
-    compiler = find_compiler()
-    key = Cache.key(text, compiler.identity)
-    try:
-        cache = Cache()
-    except Unsupported:
-        # No folder to keep it in: build it for this process alone.
-        folder = Path(tempfile.mkdtemp(prefix="pyro_nfvi-"))
-        compiler.build(text, folder / "step.so")
-        return folder / "step.so", False
-    found = cache.find(key)
-    if found is not None:
-        return found, True
-    return cache.get(key, lambda target: compiler.build(text, target)), False
 
 
 def build_native(program: Program, optimizer_spec: OptimizerSpec) -> NativeRunner:
@@ -286,6 +263,17 @@ class NativeRunner:
                 parts = [self._part(row, k) for row in (2, 3, 4)]
                 taken = self._groups[number].steps
                 write_state(self._spec.optimizer, param, self._kind, names, parts, taken)
+
+    def keep(self) -> tuple[Tensor, list[float]]:
+        """Copy everything that steps change, for :meth:`put_back`; of use to this runner alone."""
+        return self._flat.clone(), [group.steps for group in self._groups]
+
+    def put_back(self, kept: tuple[Tensor, list[float]]) -> None:
+        """Go back to what was kept."""
+        flat, steps = kept
+        self._flat.copy_(flat)
+        for group, taken in zip(self._groups, steps):
+            group.steps = taken
 
 
 def _aligned(count: int, dtype: torch.dtype) -> Tensor:

@@ -37,9 +37,11 @@ def is_view(*targets: Any) -> Callable[[Rule], Rule]:
     return register
 
 
-def _axes(low: Lowering, x: Val, source: Sequence[int | None]) -> Val:
+def _axes(
+    low: Lowering, x: Val, source: Sequence[int | None], shape: Shape | None = None
+) -> Val:
     """Result whose axis d is the operand's axis ``source[d]``; None: repeated."""
-    shape = low.shape
+    shape = low.shape if shape is None else shape
     if isinstance(x, BufVal):
         strides = tuple(0 if s is None or x.shape[s] == 1 else x.strides[s] for s in source)
         return x.window(shape, strides)
@@ -89,7 +91,8 @@ def _squeeze(low: Lowering, x: Val, dim: Any = None) -> Val:
     every = range(len(x.shape))
     dims = every if dim is None else [dim] if isinstance(dim, int) else dim
     gone = {d % rank for d in dims}
-    return _axes(low, x, [d for d in every if not (d in gone and x.shape[d] == 1)])
+    kept = [d for d in every if not (d in gone and x.shape[d] == 1)]
+    return _axes(low, x, kept, tuple(x.shape[d] for d in kept))
 
 
 @is_view(aten.permute.default)
