@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pyro_nfvi.engine.capture import capture
-from pyro_nfvi.engine.program import BlockResult, OptimizerSpec, Program, Runner, Unsupported
+from pyro_nfvi.engine.program import (
+    BlockResult,
+    Keeper,
+    OptimizerSpec,
+    Program,
+    Runner,
+    Unsupported,
+)
 from pyro_nfvi.engine.python_loop import GraphRunner, StepResult, one_by_one
 
 __all__ = [
     "BlockResult",
     "GraphRunner",
+    "Keeper",
     "OptimizerSpec",
     "Program",
     "Runner",

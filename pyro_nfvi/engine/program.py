@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from pyro_nfvi.errors import NFVIError
 
-__all__ = ["BlockResult", "OptimizerSpec", "Program", "Runner", "Unsupported"]
+__all__ = ["BlockResult", "Keeper", "OptimizerSpec", "Program", "Runner", "Unsupported"]
 
 
 class Unsupported(NFVIError, NotImplementedError):
@@ -145,3 +145,14 @@ class Runner(Protocol):
 
     def pull(self) -> None:
         """Write parameters and optimiser state to the live tensors and the torch optimiser."""
+
+
+@runtime_checkable
+class Keeper(Runner, Protocol):
+    """A runner that copies its state by itself, in less time than through the live tensors."""
+
+    def keep(self) -> Any:
+        """Copy everything that steps change, for :meth:`put_back`."""
+
+    def put_back(self, kept: Any) -> None:
+        """Go back to what was kept, leaving the live tensors alone."""

@@ -49,7 +49,7 @@ class Checkpoint:
         names = ("now", "good", "best")
         shots = (
             Snapshot.take(loop.state.step, loop.params, loop.optimizer),
-            loop._good,
+            loop.good,
             loop.best,
         )
         tensors = {
@@ -99,7 +99,7 @@ class Checkpoint:
             for name, held in tensors["snapshots"].items()
         }
         shots["now"].put(loop.params, loop.optimizer)
-        loop._good, loop.best = shots["good"], shots.get("best")
+        loop.resume(shots["good"], shots.get("best"))
         loop._bad_in_a_row = spec["counts"]["bad_in_a_row"]
         loop._since_kept = spec["counts"]["since_kept"]
         # Files of earlier versions hold the state after the last step's own numbers.

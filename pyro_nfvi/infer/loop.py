@@ -7,12 +7,13 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.engine import Keeper
 from pyro_nfvi.errors import DivergedError, FileError
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.blame import blame
@@ -21,11 +22,13 @@ from pyro_nfvi.infer.engines import Chosen
 from pyro_nfvi.infer.noise import Noise
 from pyro_nfvi.infer.progress import Bar, StepInfo
 from pyro_nfvi.infer.schedule import Schedule
-from pyro_nfvi.infer.snapshot import Snapshot
+from pyro_nfvi.infer.snapshot import Kept, Snapshot
 from pyro_nfvi.infer.stopping import Plateau, StopReason
 from pyro_nfvi.logjoint import LogJoint
 
 __all__ = ["Loop", "LoopState"]
+
+AnyState = TypeVar("AnyState", Snapshot | Kept, Snapshot | Kept | None)
 
 #: Skipped steps in a row after which the last good state comes back at half the rate.
 _PATIENCE = 5
@@ -108,9 +111,24 @@ class Loop:
         self._pace = math.inf  # seconds that a step takes
         self._bad_in_a_row = 0
         self._since_kept = 0
-        self._good = Snapshot.take(0, self.params, optimizer)
-        #: The state at the end of the best block of steps, if it was not the last one.
-        self.best: Snapshot | None = None
+        self._good: Snapshot | Kept = Snapshot.take(0, self.params, optimizer)
+        self._best: Snapshot | Kept | None = None
+
+    @property
+    def good(self) -> Snapshot:
+        """The last state that is good to go back to, after :meth:`settle`."""
+        assert isinstance(self._good, Snapshot)
+        return self._good
+
+    @property
+    def best(self) -> Snapshot | None:
+        """The state at the end of the best block of steps, after :meth:`settle`."""
+        assert not isinstance(self._best, Kept)
+        return self._best
+
+    def resume(self, good: Snapshot, best: Snapshot | None) -> None:
+        """Take the states of an earlier run of this fit."""
+        self._good, self._best = good, best
 
     def run(self) -> StopReason:
         """Train; return why it stopped.
@@ -131,7 +149,7 @@ class Loop:
             except KeyboardInterrupt:
                 word = "interrupted"
             finally:
-                self._pull()
+                self.settle()
         self._write_checkpoint()
         return self._reason(word)
 
@@ -195,9 +213,36 @@ class Loop:
             self.runner.pull()
             self._true = True
 
-    def _snapshot(self) -> Snapshot:
+    def _keep(self) -> Snapshot | Kept:
+        """Copy the present state, in the runner's own form if it has one."""
+        if isinstance(self.runner, Keeper):
+            return Kept(self.state.step, self.runner.keep())
         self._pull()
         return Snapshot.take(self.state.step, self.params, self.optimizer)
+
+    def _go_back(self, kept: Snapshot | Kept) -> None:
+        """Put runner and live parameters into an earlier state."""
+        if isinstance(kept, Snapshot):
+            kept.put(self.params, self.optimizer)
+            self.runner.push()
+            return
+        assert isinstance(self.runner, Keeper)
+        self.runner.put_back(kept.state)
+        self.runner.pull()
+
+    def settle(self) -> None:
+        """Make the live parameters true, and snapshots of all states that are kept."""
+        now = self._keep()
+        self._good, self._best = self._settled(self._good), self._settled(self._best)
+        if isinstance(now, Kept):
+            self._go_back(now)
+        self._true = True
+
+    def _settled(self, kept: AnyState) -> AnyState:
+        if not isinstance(kept, Kept):
+            return kept
+        self._go_back(kept)
+        return Snapshot.take(kept.step, self.params, self.optimizer)
 
     def _recover(self, count: int, eps: Tensor, subsample: TensorDict, *, ok: bool) -> None:
         """Skip, then go back and halve the rate, then give up.
@@ -216,7 +261,7 @@ class Loop:
         if ok:
             if self._since_kept >= _KEEP_EVERY:
                 self._since_kept = 0
-                self._good = self._snapshot()
+                self._good = self._keep()
             return
         state.num_skipped += 1
         self._bad_in_a_row += 1
@@ -225,7 +270,7 @@ class Loop:
         self._pull()
         where = blame(self.guide, self.log_joint, eps, subsample)
         if len(state.restores) >= _RESTORES:
-            self._good.put(self.params, self.optimizer)
+            self._go_back(self._good)
             raise DivergedError(
                 f"The fit gave up at step {state.step}: {where}. It went back to an earlier state "
                 f"{_RESTORES} times, each time at half the learning rate. Look at that site's "
@@ -233,8 +278,7 @@ class Loop:
                 "start closer: AutoFlow(model, init_loc_fn=..., init_scale=0.01), "
                 "NFVI(..., optim=1e-3). The best fit until then is this error's .fit."
             )
-        self._good.put(self.params, self.optimizer)
-        self.runner.push()
+        self._go_back(self._good)
         state.rate *= 0.5
         state.restores.append(state.step)
         state.notes.append(
@@ -253,7 +297,7 @@ class Loop:
             mean = -math.fsum(recent) / len(recent)
             if mean >= state.best_block:
                 state.best_block = mean
-                self.best = self._snapshot()
+                self._best = self._keep()
         if self.stop and self.schedule.decay is None and plateau.flat(state.losses):
             state.converged = True
             self.schedule.begin_decay(state.step, state.seconds)
@@ -261,7 +305,7 @@ class Loop:
     def _write_checkpoint(self) -> None:
         if self.checkpoint is None:
             return
-        self._pull()
+        self.settle()
         try:
             self.checkpoint.save(self)
         except FileError as error:  # the fit itself is worth more than its checkpoint
