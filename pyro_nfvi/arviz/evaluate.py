@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.infer import config_enumerate
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from pyro_nfvi.arviz.simulate import Simulator, is_factor
 from pyro_nfvi.errors import NoDataWarning, OptionError
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint import Evaluation, LogJoint
+from pyro_nfvi.logjoint.enumeration import unmarked
 from pyro_nfvi.logjoint.run import SetSubsample, is_deterministic, is_observed
 
 __all__ = ["ModelView"]
@@ -54,6 +57,10 @@ class ModelView:
         ):
             warnings.simplefilter("ignore", NoDataWarning)
             prototype = poutine.trace(start).get_trace(*args, **kwargs)
+            if unmarked(prototype):  # as NUTS and NFVI do by themselves
+                model = config_enumerate(model)
+                start = SetSubsample(first)(model)
+                prototype = poutine.trace(start).get_trace(*args, **kwargs)
             self.latent = LatentSpace.from_trace(prototype)
             self.log_joint = LogJoint(model, args, kwargs, self.latent)
         missing = [name for name in self.latent.sites if name not in first]
@@ -103,8 +110,17 @@ class ModelView:
             n: s["value"] for n, s in nodes if is_deterministic(s) and torch.is_tensor(s["value"])
         }
 
+    def discrete(self) -> dict[str, Tensor]:
+        """Values of the discrete sites that are summed out, at one draw from their prior."""
+        return {name: self.trace.nodes[name]["value"] for name in sorted(self.log_joint.enumerated)}
+
     def evaluate(
-        self, values: TensorDict, *, deterministic: bool, log_likelihood: bool
+        self,
+        values: TensorDict,
+        *,
+        deterministic: bool,
+        log_likelihood: bool,
+        discrete: bool = False,
     ) -> Iterator[Evaluation]:
         """Evaluate draws ``(S, *shape)`` chunk by chunk; ``log_p`` in the sites' own measure.
 
@@ -117,10 +133,10 @@ class ModelView:
             z = self.latent.pack({n: values[n][start : start + rows] for n in self.latent.sites})
             with torch.no_grad():
                 _, ladj = self.latent.constrain(z)
-                if deterministic or log_likelihood:
+                if deterministic or log_likelihood or discrete:
                     found = self.log_joint.evaluate(
-                        z, self.subsample, log_likelihood=log_likelihood
+                        z, self.subsample, log_likelihood=log_likelihood, discrete=discrete
                     )
                 else:
                     found = Evaluation(self.log_joint(z, self.subsample))
-            yield Evaluation(found.log_p - ladj, found.deterministic, found.log_likelihood)
+            yield replace(found, log_p=found.log_p - ladj)

@@ -50,6 +50,8 @@ class Gatherer:
         self.labels = Labels(view.trace, view.subsample) if view else Labels(None)
         self.groups = Groups(coords=self.labels.coords())
         self.missing: dict[str, str] = {}
+        #: Draws of the discrete sites that are summed out, ``(draws, *shape)``.
+        self.discrete: TensorDict = {}
 
     def run(self, log_p: Tensor | None) -> Groups:
         """Make all groups; ``log_p (chain, draw)`` if it is known already."""
@@ -83,16 +85,22 @@ class Gatherer:
             if name not in self.draws.values and self._fits("posterior", name, value.numel())
         ]
         likelihood = self._likelihood_sites(view)
-        if log_p is not None and not deterministic and not likelihood:
+        discrete = self._discrete_sites(view)
+        if log_p is not None and not deterministic and not likelihood and not discrete:
             return log_p
         try:
-            keep = self._evaluate(view, deterministic, likelihood)
+            keep = self._evaluate(view, deterministic, likelihood, discrete)
         except ModelError as error:
             if not likelihood:
                 raise
             self.missing["log_likelihood"] = str(error).rstrip(".")
             likelihood = []
-            keep = self._evaluate(view, deterministic, likelihood)
+            keep = self._evaluate(view, deterministic, likelihood, discrete)
+        for name in discrete:
+            self.discrete[name] = torch.as_tensor(keep["discrete", name])
+            array = self._by_chain(keep["discrete", name])
+            if self._wants("posterior"):
+                self._add("posterior", name, self.labels.site(name, array.shape[2:]), array)
         for name in deterministic:
             array = self._by_chain(keep["deterministic", name])
             self._add("posterior", name, self.labels.site(name, array.shape[2:]), array)
@@ -102,17 +110,37 @@ class Gatherer:
         found = torch.as_tensor(self._by_chain(keep["log_p", ""]))
         return found if log_p is None else log_p
 
+    def _discrete_sites(self, view: ModelView) -> list[str]:
+        """Summed-out sites that are to be drawn, because a group shows them or rests on them."""
+        given = {name: self.flat[name] for name in view.discrete() if name in self.flat}
+        self.discrete.update(given)
+        names = [name for name in view.discrete() if name not in given]
+        if not (self._wants("posterior") or self._wants("posterior_predictive")):
+            return []
+        sizes = {name: self.count * view.discrete()[name].numel() for name in names}
+        large = [name for name in names if sizes[name] > _LARGEST]
+        if large and self.asked is None:
+            self.missing["posterior"] = (
+                f"draws of the discrete site {large[0]!r} would hold {sizes[large[0]]} values"
+            )
+            return []
+        return names
+
     def _evaluate(
-        self, view: ModelView, deterministic: list[str], likelihood: list[str]
+        self, view: ModelView, deterministic: list[str], likelihood: list[str], discrete: list[str]
     ) -> _Columns:
         keep = _Columns(self.count)
         parts = view.evaluate(
-            self.flat, deterministic=bool(deterministic), log_likelihood=bool(likelihood)
+            self.flat,
+            deterministic=bool(deterministic),
+            log_likelihood=bool(likelihood),
+            discrete=bool(discrete),
         )
         for part in parts:
             rows = {("log_p", ""): part.log_p}
             rows |= {("deterministic", name): part.deterministic[name] for name in deterministic}
             rows |= {("likelihood", name): part.log_likelihood[name] for name in likelihood}
+            rows |= {("discrete", name): part.discrete[name] for name in discrete}
             keep.append(rows)
         return keep
 
@@ -135,6 +163,11 @@ class Gatherer:
         if not wanted:
             return
         values = {name: self.flat[name].to(view.latent.init_loc) for name in view.latent.sites}
+        lacking = [name for name in view.discrete() if name not in self.discrete]
+        if lacking:  # drawn from its prior it would predict other data than that of its group
+            self.missing[group] = f"it needs draws of the discrete site {lacking[0]!r}"
+            return
+        values |= {name: one.to(view.latent.init_loc.device) for name, one in self.discrete.items()}
         self._simulate(view, {group: wanted}, values, self.count, self._by_chain)
 
     def _prior(self, view: ModelView) -> None:
@@ -143,7 +176,7 @@ class Gatherer:
         if self._wants("prior"):
             own = dict.fromkeys(view.latent.sites) | {
                 name: None
-                for name, value in view.deterministic().items()
+                for name, value in (view.discrete() | view.deterministic()).items()
                 if self._fits("prior", name, value.numel(), count)
             }
             wanted["prior"] = list(own)

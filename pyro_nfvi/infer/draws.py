@@ -98,5 +98,5 @@ def weigh(
     z, log_q = push_chunks(
         density, num, lambda rows: density.sample_base(rows, generator=generator)
     )
-    found = log_joint.evaluate(z, log_joint.draw_subsample(generator))
+    found = log_joint.evaluate(z, log_joint.draw_subsample(generator), generator=generator)
     return WeighedDraws(z, found.log_p, log_q, found.deterministic, not log_joint.subsampled)

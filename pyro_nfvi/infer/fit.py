@@ -178,7 +178,7 @@ class Fit:
         z, _ = push_chunks(
             density, num_samples, lambda rows: density.sample_base(rows, generator=generator)
         )
-        return self._sites(z, None)
+        return self._sites(z, None, generator)
 
     def resample(self, num_samples: int = 1000, *, seed: int | None = None) -> TensorDict:
         """Draw from the fit's draws by their smoothed importance weights.
@@ -285,13 +285,19 @@ class Fit:
         with pyro.get_param_store().scope(state):
             yield
 
-    def _sites(self, z: Tensor, deterministic: TensorDict | None) -> TensorDict:
+    def _sites(
+        self,
+        z: Tensor,
+        deterministic: TensorDict | None,
+        generator: torch.Generator | None = None,
+    ) -> TensorDict:
         """Constrained values, with deterministic sites given or made by the model."""
         with torch.no_grad():
             values, _ = self.latent.constrain(z)
         if deterministic is None and self.log_joint is not None and self.draws.deterministic:
             with self.model_scope(), torch.random.fork_rng(devices=[]):
-                deterministic = self.log_joint.evaluate(z).deterministic
+                found = self.log_joint.evaluate(z, generator=generator)
+                deterministic = found.deterministic
         return {**values, **(deterministic or {})}
 
     def _no_weights(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +15,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-__all__ = ["VmapEnum", "sum_out"]
+__all__ = ["VmapEnum", "ring_for", "sum_out", "unmarked"]
 
 
 class _ShapeOnly:
@@ -47,6 +47,30 @@ class _VmapRing(LogRing):
     _backend = "pyro_nfvi.logjoint.log_sum_exp"
 
 
+def unmarked(trace: Trace) -> bool:
+    """Whether a latent site of a trace can be enumerated and is not marked for it."""
+    return any(
+        site["type"] == "sample"
+        and not site["is_observed"]
+        and getattr(site["fn"], "has_enumerate_support", False)
+        and "enumerate" not in site["infer"]
+        for site in trace.nodes.values()
+    )
+
+
+def ring_for(
+    cache: dict[Any, Any], factors: Iterable[Tensor], *, under_vmap: bool = False
+) -> LogRing:
+    """Return the operations of log-sum-exp contractions, with the sizes of all dimensions.
+
+    Pyro's default knows no sizes and fails where a result has to be expanded along a plate.
+    """
+    sizes: dict[str, int] = defaultdict(lambda: 1)  # packing drops axes of length 1
+    for factor in factors:
+        sizes.update(zip(factor._pyro_dims, factor.shape))
+    return (_VmapRing if under_vmap else LogRing)(cache, dim_to_size=sizes)
+
+
 def sum_out(
     trace: Trace,
     sites: Iterable[dict[str, Any]],
@@ -75,7 +99,8 @@ def sum_out(
     kept = sorted((symbols[name] for name in keep), key=lambda s: trace.symbol_to_dim[s])
     sum_dims = set(trace.symbol_to_dim) - set(symbols.values())
     with shared_intermediates() as cache:
-        ring = _VmapRing(cache) if under_vmap else None
+        terms = [term for group in factors.values() for term in group]
+        ring = ring_for(cache, terms, under_vmap=under_vmap)
         found = contract_to_tensor(
             factors, sum_dims, target_ordinal=frozenset(kept), cache=cache, ring=ring
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError, OptionError, ShapeError
 from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.logjoint.assign import Assignment
 from pyro_nfvi.logjoint.checks import (
     check_data,
     check_finite,
@@ -24,7 +25,14 @@ from pyro_nfvi.logjoint.checks import (
     nonfinite_sites,
     quiet,
 )
-from pyro_nfvi.logjoint.run import DETERMINISTIC, LIKELIHOOD, NO_SITES, Evaluation, ModelRun
+from pyro_nfvi.logjoint.run import (
+    DETERMINISTIC,
+    LIKELIHOOD,
+    NO_SITES,
+    Evaluation,
+    ModelRun,
+    is_deterministic,
+)
 from pyro_nfvi.logjoint.subsample import draw_without_replacement
 
 __all__ = ["LogJoint"]
@@ -122,10 +130,11 @@ class LogJoint:
             first = self._check_model(subsample)
             #: Numbers that one run for one particle holds.
             self.size = sum(
-                site["value"].numel()
+                max(site["value"].numel(), site["log_prob"].numel())
                 for site in first.nodes.values()
                 if site["type"] == "sample" and torch.is_tensor(site["value"])
             )
+            self._has_deterministic = any(map(is_deterministic, first.nodes.values()))
             self._params = [name for name, site in first.nodes.items() if site["type"] == "param"]
             # As many check points as no axis of the model is long, so that a wrong broadcast shows.
             taken = {n for site in first.nodes.values() for n in _axes(site)}
@@ -133,6 +142,7 @@ class LogJoint:
             self.how, self.why = self._choose(way, subsample)
         self._way = way
         self._how_sites: dict[frozenset[str], Way] = {}
+        self._assignment: Assignment | None = None
 
     @property
     def max_plate_nesting(self) -> int:
@@ -193,11 +203,15 @@ class LogJoint:
         subsample: Mapping[str, Tensor] | None = None,
         *,
         log_likelihood: bool = False,
+        discrete: bool = False,
+        generator: torch.Generator | None = None,
     ) -> Evaluation:
         """Evaluate ``z (S, D)`` with the deterministic sites, without gradients.
 
         In chunks that bound the memory of one run. ``log_likelihood=True`` adds the log density
-        of every observation, ``(S, *batch_shape)``.
+        of every observation, ``(S, *batch_shape)``; ``discrete=True`` draws of the discrete sites
+        that are summed out, from their posterior given ``z`` (``generator`` is their source).
+        Deterministic sites are those of such draws.
 
         Raises:
             ModelError: The log likelihood does not split into observations, since they share a
@@ -205,7 +219,10 @@ class LogJoint:
         """
         if z.dim() != 2:
             raise ShapeError(f"evaluate needs z of shape (S, {self.latent.dim}); got {z.shape}.")
-        sites = frozenset({DETERMINISTIC, LIKELIHOOD} if log_likelihood else {DETERMINISTIC})
+        # Under enumeration a deterministic site may hold one value for each category.
+        fixed = frozenset() if self.enumerated else frozenset({DETERMINISTIC})
+        sites = fixed | {LIKELIHOOD} if log_likelihood else fixed
+        draws = bool(self.enumerated) and (discrete or self._has_deterministic)
         subsample = self.draw_subsample() if subsample is None else subsample
         rows = max(1, _CHUNK // max(1, self.size))
         with torch.no_grad():
@@ -213,8 +230,21 @@ class LogJoint:
                 # A way may give right totals and sites of a wrong shape.
                 self._how_sites[sites] = self._choose(self._way, subsample, sites)[0]
             how = self._how_sites[sites]
-            parts = [self._evaluate(chunk, subsample, how, sites) for chunk in z.split(rows)]
-        return Evaluation(*_merged(parts, torch.cat))
+            chunks = z.split(rows)
+            parts = [self._evaluate(chunk, subsample, how, sites) for chunk in chunks]
+            log_p, deterministic, likelihood = _merged(parts, torch.cat)
+            if not draws:
+                return Evaluation(log_p, deterministic, likelihood)
+            if self._assignment is None:
+                ways = _WAYS if self._way is None else (self._way,)
+                points = self._points(self._count)
+                self._assignment = Assignment(self._run, ways, points, subsample)
+            drawn = [self._assignment.draw(chunk, subsample, generator) for chunk in chunks]
+        found, deterministic = (
+            {name: torch.cat([part[place][name] for part in drawn]) for name in drawn[0][place]}
+            for place in (0, 1)
+        )
+        return Evaluation(log_p, deterministic, likelihood, found)
 
     def blame(self, z: Tensor) -> list[str]:
         """Name the sites at which ``z (D,)`` makes the model not finite."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.logjoint.discrete import draw_discrete
 from pyro_nfvi.logjoint.enumeration import VmapEnum, sum_out
 
 __all__ = ["Evaluation", "ModelRun", "SetSubsample", "is_deterministic", "is_observed"]
@@ -39,11 +40,14 @@ class Evaluation:
         log_p: The log joint with the Jacobian of the constraints, ``(S,)``, in nats.
         deterministic: Values of the deterministic sites, ``(S, *shape)``.
         log_likelihood: Log density of every observation, unscaled, ``(S, *batch_shape)``.
+        discrete: Draws of the discrete sites that are summed out in ``log_p``, from their
+            posterior given the continuous ones, ``(S, *shape)``.
     """
 
     log_p: Tensor
     deterministic: TensorDict = field(default_factory=dict)
     log_likelihood: TensorDict = field(default_factory=dict)
+    discrete: TensorDict = field(default_factory=dict)
 
 
 class SetSubsample(Messenger):
@@ -115,6 +119,7 @@ class ModelRun:
         subsample: Mapping[str, Tensor],
         *,
         particles: int | None = None,
+        enumerate_sites: bool = True,
     ) -> Trace:
         """Run the model once; with ``particles``, inside a plate left of all its dimensions."""
         nesting = self.max_plate_nesting + (particles is not None)
@@ -125,7 +130,7 @@ class ModelRun:
             if particles is not None:
                 stack.enter_context(pyro.plate(PARTICLES, particles, dim=-nesting))
             model = self.model
-            if self.enumerated:
+            if self.enumerated and enumerate_sites:
                 enum = VmapEnum if self.under_vmap else EnumMessenger
                 model = enum(first_available_dim=-1 - nesting)(model)
             held = poutine.condition(model, data=values)
@@ -146,14 +151,48 @@ class ModelRun:
         self, z: Tensor, subsample: Mapping[str, Tensor], sites: frozenset[str] = NO_SITES
     ) -> tuple[Tensor, TensorDict, TensorDict]:
         """Evaluate ``z (S, D)`` in one run, the particles as an outermost plate."""
-        count, nesting = z.shape[0], self.max_plate_nesting
+        count = z.shape[0]
         values, ladj = self.latent.constrain(z)
         for name, site in self.latent.sites.items():
-            ones = (1,) * (nesting - len(site.batch_shape))
-            values[name] = values[name].reshape((count, *ones, *site.shape))
+            values[name] = self._left(values[name], len(site.batch_shape))
         trace = self.trace(values, subsample, particles=count)
         log_p = self._total(trace, count) + ladj
         return (log_p, *self._details(trace, count, sites))
+
+    def discrete(
+        self,
+        z: Tensor,
+        subsample: Mapping[str, Tensor],
+        noise: Mapping[str, Tensor],
+        *,
+        together: bool,
+    ) -> tuple[TensorDict, TensorDict]:
+        """Draw the enumerated sites given ``z``; return them and the deterministic sites there.
+
+        ``z (S, D)`` in one run with noise ``(S, *batch_shape)`` if ``together``, else ``(D,)``.
+        """
+        particles = len(z) if together else None
+        values, _ = self.latent.constrain(z)
+        if together:
+            for name, site in self.latent.sites.items():
+                values[name] = self._left(values[name], len(site.batch_shape))
+            noise = {name: self._left(one, one.dim() - 1) for name, one in noise.items()}
+        trace = self.trace(values, subsample, particles=particles)
+        names = [name for name in trace.nodes if name in self.enumerated]
+        drawn = draw_discrete(trace, names, noise, under_vmap=self.under_vmap)
+        trace = self.trace(values | drawn, subsample, particles=particles, enumerate_sites=False)
+        deterministic, _ = self._details(trace, particles, frozenset({DETERMINISTIC}))
+        if particles is None:
+            self.shapes.update({name: tuple(value.shape) for name, value in drawn.items()})
+        return (
+            {name: self._rows(name, value, particles) for name, value in drawn.items()},
+            deterministic,
+        )
+
+    def _left(self, value: Tensor, batch_dims: int) -> Tensor:
+        """Insert axes between the particles and a site's own batch dimensions."""
+        ones = (1,) * (self.max_plate_nesting - batch_dims)
+        return value.reshape((value.shape[0], *ones, *value.shape[1:]))
 
     def _total(self, trace: Trace, particles: int | None) -> Tensor:
         """Sum the log probabilities of a trace, per particle, discrete sites summed out."""
