@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyro_nfvi.vae.conv import ConvDecoder, ConvEncoder
+from pyro_nfvi.vae.data import ImageData, load_data
 from pyro_nfvi.vae.importance import NLL
 from pyro_nfvi.vae.likelihoods import (
     Bernoulli,
@@ -15,6 +16,7 @@ from pyro_nfvi.vae.likelihoods import (
 from pyro_nfvi.vae.model import FlowVAE
 from pyro_nfvi.vae.nets import DenseDecoder, DenseEncoder
 from pyro_nfvi.vae.objectives import ELBOLoss, IWAELoss, Loss, VAELoss
+from pyro_nfvi.vae.pixels import Preparation, binarize, choose_preparation, dequantize
 from pyro_nfvi.vae.posterior import Draws, Posterior
 from pyro_nfvi.vae.schedules import (
     Constant,
@@ -42,14 +44,20 @@ __all__ = [
     "FlowVAE",
     "Gaussian",
     "IWAELoss",
+    "ImageData",
     "Likelihood",
     "Linear",
     "LogitNormal",
     "Loss",
     "Posterior",
+    "Preparation",
     "Schedule",
     "Tempered",
     "VAELoss",
+    "binarize",
+    "choose_preparation",
+    "dequantize",
+    "load_data",
     "make_likelihood",
     "schedule_from_spec",
 ]

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from pyro_nfvi.diagnostics import psis
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.vae.posterior import Posterior
+from pyro_nfvi.vae.streams import stream
 from pyro_nfvi.vae.terms import joint_terms
 
 if TYPE_CHECKING:
@@ -112,8 +113,8 @@ def importance_nll(
             part = x[start:stop]
             posterior = vae.encode(part, labels)
             c = vae.condition(labels, part)
-            keys = range(first + start, first + stop)
-            log_w = _weights(vae, part, c, posterior, keys, num_samples, samples, seed)
+            numbers = range(first + start, first + stop)
+            log_w = _weights(vae, part, c, posterior, numbers, num_samples, samples, seed)
             rows.append(torch.stack([_row(log_w[:, i]) for i in range(stop - start)]))
             bar.update(stop - start)
     value, se, ess, khat, bound = torch.cat(rows).unbind(-1)
@@ -125,7 +126,7 @@ def _weights(
     x: Tensor,
     c: Tensor | None,
     posterior: Posterior,
-    keys: range,
+    images: range,
     num_samples: int,
     chunk: int,
     seed: int,
@@ -133,30 +134,24 @@ def _weights(
     """Log weights ``(S, b)`` of a tile, in float64 on the CPU."""
     device = posterior.loc.device
     # A stream of noise per image: its value does not depend on its neighbours.
-    streams = [torch.Generator(device).manual_seed(_key(seed, key)) for key in keys]
+    streams = [stream(seed, image, device=device) for image in images]
     found: list[Tensor] = []
     for start in range(0, num_samples, chunk):
         count = min(chunk, num_samples - start)
-        eps = torch.stack([_noise(count, posterior.loc, stream) for stream in streams], 1)
+        eps = torch.stack([_noise(count, posterior.loc, g) for g in streams], 1)
         found.append(joint_terms(vae, x, c, posterior.push(eps)).log_w.double().cpu())
     return torch.cat(found)
 
 
-def _noise(count: int, like: Tensor, stream: torch.Generator) -> Tensor:
+def _noise(count: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """Rows of one image's noise ``(count, D)``, the last block cut."""
     blocks = [
-        torch.randn(_BLOCK, like.shape[-1], dtype=like.dtype, device=like.device, generator=stream)
+        torch.randn(
+            _BLOCK, like.shape[-1], dtype=like.dtype, device=like.device, generator=generator
+        )
         for _ in range(-(-count // _BLOCK))
     ]
     return torch.cat(blocks)[:count] if len(blocks) > 1 else blocks[0][:count]
-
-
-def _key(seed: int, image: int) -> int:
-    """Mix a seed and an image's number into a seed of its own (splitmix64)."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + image + 1) & 0xFFFFFFFFFFFFFFFF
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = ((mixed ^ (mixed >> shift)) * factor) & 0xFFFFFFFFFFFFFFFF
-    return (mixed ^ (mixed >> 31)) & 0x7FFFFFFFFFFFFFFF
 
 
 def _row(log_w: Tensor) -> Tensor:

@@ -197,7 +197,8 @@ class Categorical(Likelihood):
 
     def check(self, x: Tensor) -> None:
         whole = not x.is_floating_point() or bool((x == x.round()).all())
-        if not whole or bool(((x < 0) | (x >= self.levels)).any()):
+        # Compared as Python numbers: a uint8 tensor knows no 256.
+        if not whole or float(x.min()) < 0 or float(x.max()) >= self.levels:
             raise DataError(
                 f"The categorical likelihood needs integers from 0 to {self.levels - 1}; got "
                 f"{x.dtype} {_span(x)}. Scaled pixels go back with (x * {self.levels - 1}).round()."

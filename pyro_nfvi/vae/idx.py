@@ -1,0 +1,66 @@
+"""Reading idx files, the format in which MNIST is published."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from pyro_nfvi.errors import FileError
+
+__all__ = ["looks_like_idx", "read_idx"]
+
+_DTYPES = {
+    0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8",
+}  # fmt: skip
+
+
+def looks_like_idx(path: Path) -> bool:
+    """Whether a name is that of an idx file, packed or not."""
+    name = path.name.removesuffix(".gz")
+    return "idx" in name or name.endswith("ubyte")
+
+
+def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an idx file, packed with gzip or not.
+
+    Raises:
+        FileError: No such file, not an idx file, or truncated; the message says which.
+
+    Source: LeCun, Cortes and Burges, "The MNIST database", file formats.
+    """
+    source = Path(path)
+    try:
+        raw = source.read_bytes()
+        content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except FileNotFoundError as error:
+        raise FileError(f"There is no file {source}.") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise FileError(
+            f"{source} is truncated or damaged: it cannot be unpacked. Download it again."
+        ) from error
+    except OSError as error:
+        raise FileError(f"{source} cannot be read: {error.strerror or error}.") from error
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _DTYPES or not content[3]:
+        raise FileError(
+            f"{source} is no idx file: it starts with {content[:4]!r}, not with two zeros, a type "
+            "and a number of axes."
+        )
+    dtype, axes = np.dtype(_DTYPES[content[2]]), content[3]
+    start = 4 + 4 * axes
+    if len(content) < start:
+        raise FileError(f"{source} is truncated within its header. Download it again.")
+    shape = struct.unpack(f">{axes}I", content[4:start])
+    want = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if len(content) != want:
+        what = "truncated" if len(content) < want else "longer than its header says"
+        raise FileError(
+            f"{source} is {what}: {len(content)} bytes, {want} for shape {shape}. Download it "
+            "again."
+        )
+    values = np.frombuffer(content, dtype, offset=start).reshape(shape)
+    return values.astype(dtype.newbyteorder("="))

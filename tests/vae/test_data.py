@@ -1,0 +1,215 @@
+"""Data sets: files of every kind, files that are wrong, binarisation and dequantisation."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_nfvi.errors import DataError, FileError, OptionError
+from pyro_nfvi.vae import (
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    LogitNormal,
+    binarize,
+    choose_preparation,
+    dequantize,
+    load_data,
+)
+from pyro_nfvi.vae.idx import read_idx
+
+rng = np.random.RandomState(0)
+GREY = rng.randint(0, 256, (30, 4, 6)).astype(np.uint8)
+LABELS = rng.randint(0, 3, 30)
+
+
+def idx_bytes(array):
+    head = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    return head + array.astype(np.uint8).tobytes()
+
+
+def npz(path, **arrays):
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def test_digits_need_no_file():
+    data = load_data("digits")
+    assert data.shape == (8, 8)
+    assert data.levels == 17
+    assert (len(data.train), len(data.valid), len(data.test)) == (1297, 250, 250)
+    assert data.num_labels == 10
+    again = load_data("digits")
+    assert torch.equal(data.test, again.test)
+
+
+def test_npz_with_all_parts_and_labels(tmp_path):
+    path = npz(
+        tmp_path / "a.npz", x_train=GREY[:20], x_val=GREY[20:25], x_test=GREY[25:],
+        y_train=LABELS[:20], y_val=LABELS[20:25], y_test=LABELS[25:], meta="anything",
+    )  # fmt: skip
+    data = load_data(path)
+    assert torch.equal(data.valid, torch.from_numpy(GREY[20:25]))
+    assert data.labels is not None
+    assert data.labels[2].tolist() == LABELS[25:].tolist()
+    assert (data.levels, data.num_labels) == (256, 3)
+
+
+def test_missing_parts_are_split_off(tmp_path):
+    data = load_data(npz(tmp_path / "b.npz", x_train=GREY[:24], x_test=GREY[24:]))
+    assert torch.equal(data.valid, torch.from_numpy(GREY[20:24]))  # the last sixth
+    assert data.labels is None
+    whole = load_data(npz(tmp_path / "c.npz", x=GREY, y=LABELS))
+    parts = torch.cat([whole.train, whole.valid, whole.test])
+    assert sorted(map(bytes, parts.numpy())) == sorted(map(bytes, GREY))
+    assert whole.labels is not None
+    assert [len(y) for y in whole.labels] == [24, 3, 3]
+    other = load_data(tmp_path / "c.npz", seed=1)
+    assert not torch.equal(other.train, whole.train)
+
+
+def test_shapes_and_types_are_brought_into_one_form(tmp_path):
+    channel = load_data(npz(tmp_path / "d.npz", x=GREY[..., None]))
+    assert channel.shape == (4, 6)
+    flat = load_data(npz(tmp_path / "e.npz", x=GREY[:, :2, :2].reshape(30, 4)))
+    assert flat.shape == (2, 2)
+    assert load_data(npz(tmp_path / "f.npz", x=(GREY > 99).astype(float))).levels == 2
+    assert load_data(npz(tmp_path / "g.npz", x=GREY > 99)).levels == 2
+    assert load_data(npz(tmp_path / "h.npz", x=GREY.astype(float))).levels == 256
+    real = load_data(npz(tmp_path / "i.npz", x=GREY / 255))
+    assert real.levels == 0
+    assert real.train.dtype == torch.float32
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_idx_files_and_folders(tmp_path, pack):
+    suffix = ".gz" if pack is gzip.compress else ""
+    names = {
+        "train-images-idx3-ubyte": GREY[:24], "train-labels-idx1-ubyte": LABELS[:24],
+        "t10k-images-idx3-ubyte": GREY[24:], "t10k-labels-idx1-ubyte": LABELS[24:],
+    }  # fmt: skip
+    for name, values in names.items():
+        (tmp_path / (name + suffix)).write_bytes(pack(idx_bytes(values)))
+    data = load_data(tmp_path)
+    assert torch.equal(data.test, torch.from_numpy(GREY[24:]))
+    assert [len(part) for part in (data.train, data.valid, data.test)] == [20, 4, 6]
+    assert data.labels is not None
+    one = load_data(tmp_path / f"train-images-idx3-ubyte{suffix}")
+    assert len(one.train) + len(one.valid) + len(one.test) == 24
+
+
+def test_wrong_and_truncated_files_say_so(tmp_path):
+    good = npz(tmp_path / "good.npz", x=GREY)
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(good.read_bytes()[:-200])
+    harmed = bytearray(good.read_bytes())
+    harmed[200:400] = bytes(200)
+    (tmp_path / "harmed.npz").write_bytes(bytes(harmed))
+    (tmp_path / "text.npz").write_text("hello")
+    packed = gzip.compress(idx_bytes(GREY))
+    (tmp_path / "a-idx3-ubyte.gz").write_bytes(packed[:-30])
+    (tmp_path / "b-idx3-ubyte").write_bytes(idx_bytes(GREY)[:-5])
+    (tmp_path / "c-idx3-ubyte").write_bytes(b"GIF8")
+    (tmp_path / "d-idx3-ubyte").write_bytes(idx_bytes(GREY) + b"x")
+    (tmp_path / "e-idx3-ubyte").write_bytes(idx_bytes(GREY)[:9])
+    npz(tmp_path / "objects.npz", x=np.array([{"a": 1}], dtype=object))
+    cases = {
+        "missing.npz": "no file", "cut.npz": "truncated", "harmed.npz": "damaged",
+        "text.npz": "no npz", "a-idx3-ubyte.gz": "truncated", "b-idx3-ubyte": "truncated",
+        "c-idx3-ubyte": "no idx file", "d-idx3-ubyte": "longer", "e-idx3-ubyte": "header",
+        "objects.npz": "objects",
+    }  # fmt: skip
+    for name, hint in cases.items():
+        with pytest.raises(FileError, match=hint):
+            load_data(tmp_path / name)
+    with pytest.raises(FileError, match="no file"):
+        read_idx(tmp_path / "nothing-idx")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "hint"),
+    [
+        ({"foo": GREY}, "foo"),
+        ({"x": GREY[:0]}, "at least 3"),
+        ({"x_train": GREY[:0], "x_val": GREY, "x_test": GREY}, "empty"),
+        ({"x": np.full((9, 2, 2), np.nan)}, "not finite"),
+        ({"x": GREY.astype(np.int64) - 5}, "0 to 255"),
+        ({"x": np.full((9, 2, 2), "a")}, "not numbers"),
+        ({"x_train": GREY, "x_val": GREY[:, :2], "x_test": GREY}, "differ in shape"),
+        ({"x": GREY, "y": LABELS - 7}, "labels"),
+    ],
+)
+def test_images_that_cannot_be_used_are_refused(tmp_path, arrays, hint):
+    with pytest.raises(DataError, match=hint):
+        load_data(npz(tmp_path / "x.npz", **arrays))
+    with pytest.raises(DataError, match="idx"):
+        load_data(tmp_path)
+
+
+def test_fixed_binarisation_is_that_of_the_peers(tmp_path):
+    data = load_data(
+        npz(tmp_path / "g.npz", x_train=GREY[:20], x_val=GREY[20:25], x_test=GREY[25:])
+    )
+    np.random.seed(777)  # noqa: NPY002 (how the public codes do it)
+    valid = np.random.binomial(1, GREY[20:25] / 255)  # noqa: NPY002
+    test = np.random.binomial(1, GREY[25:] / 255)  # noqa: NPY002
+    for kind in ("dynamic", "static"):
+        preparation = choose_preparation(data, Bernoulli(), kind)
+        train, ours_valid, ours_test = preparation.images(data)
+        assert np.array_equal(ours_valid, valid)
+        assert np.array_equal(ours_test, test)
+        assert preparation.noisy == (kind == "dynamic")
+    assert set(train.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(binarize(data.valid), ours_valid)
+
+
+def test_dynamic_pixels_have_the_right_probability():
+    x = torch.tensor([0, 51, 128, 255], dtype=torch.uint8).expand(40_000, 4)
+    data = load_data("digits")
+    drawn = choose_preparation(data, Bernoulli())
+    values = type(drawn)("dynamic", 256).draw(x, torch.rand(x.shape)).mean(0)
+    assert values[0] == 0
+    assert values[3] == 1
+    # sd below 0.0025: 5 sigma on two numbers, false alarm < 2e-6.
+    torch.testing.assert_close(values[1:3], torch.tensor([0.2, 128 / 255]), atol=0.0125, rtol=0)
+
+
+def test_dequantised_pixels_stay_in_their_cell_and_inside():
+    x = torch.arange(256).expand(50, 256)
+    for margin in (0.0, 1e-4):
+        y = dequantize(x, 256, seed=3, margin=margin)
+        back = ((y - margin) / (1 - 2 * margin) * 256).floor()
+        assert float((back != x).double().mean()) < (1e-9 if margin == 0 else 2e-3)  # rounding
+        assert bool(((y >= margin) & (y < 1)).all())
+    digits = load_data("digits")
+    preparation = choose_preparation(digits, LogitNormal())
+    LogitNormal().check(preparation.images(digits)[1])
+    drawn = preparation.draw(digits.train, torch.rand(digits.train.shape))
+    LogitNormal().check(drawn)
+    # A uniform density has exactly the probability 1/17 per pixel.
+    uniform = choose_preparation(digits, Gaussian()).log_volume(64)
+    assert uniform == pytest.approx(-64 * np.log(17))
+
+
+def test_preparations_that_do_not_fit_are_refused(tmp_path):
+    digits = load_data("digits")
+    binary = load_data(npz(tmp_path / "b.npz", x=GREY > 99))
+    real = load_data(npz(tmp_path / "r.npz", x=GREY / 255))
+    assert choose_preparation(binary, Bernoulli()).kind == "as-is"
+    assert choose_preparation(digits, Categorical(17)).kind == "as-is"
+    assert choose_preparation(real, Gaussian()).kind == "as-is"
+    for data, likelihood, kind in (
+        (real, Bernoulli(), "auto"), (real, Categorical(17), "auto"),
+        (digits, Bernoulli(), "as-is"),
+        (binary, Gaussian(), "dynamic"), (digits, Bernoulli(), "sometimes"),
+    ):  # fmt: skip
+        with pytest.raises(OptionError):
+            choose_preparation(data, likelihood, kind)
+    with pytest.raises(DataError, match="integers"):
+        binarize(torch.rand(3, 2))
+    with pytest.raises(DataError, match="integers"):
+        dequantize(torch.tensor([[300]]))
