@@ -80,10 +80,10 @@ def log_z(name):
     return torch.logsumexp(values, 0).item() + 2 * math.log((t[1] - t[0]).item())
 
 
-def fit(name, flow, layers, steps):
-    torch.manual_seed(0)
+def fit(name, flow, layers, steps, seed=0, **options):
+    torch.manual_seed(seed)
     outer = DiagonalAffine(2)
-    density = FlowDensity(Chain(make_flow(f"{flow}*{layers}", 2), outer))
+    density = FlowDensity(Chain(make_flow(f"{flow}*{layers}", 2, **options), outer))
     target, objective = log_density(name), PathELBO()
     optimizer = torch.optim.Adam(density.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, 5e-5)

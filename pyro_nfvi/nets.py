@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,26 @@ from torch.nn import functional as F
 from pyro_nfvi._typing import Hidden
 from pyro_nfvi.errors import OptionError
 
-__all__ = ["MADE", "MLP", "hidden_widths"]
+__all__ = ["Activation", "MADE", "MLP", "hidden_widths"]
+
+#: What stands between the layers of a net.
+Activation = Literal["tanh", "relu", "elu", "silu"]
+
+_Function = Callable[[Tensor], Tensor]
+#: Each activation with its derivative; both take what comes in.
+_ACTIVATIONS: dict[str, tuple[_Function, _Function]] = {
+    "tanh": (torch.tanh, lambda t: 1 - torch.tanh(t).square()),
+    "relu": (torch.relu, lambda t: (t > 0).to(t.dtype)),
+    "elu": (F.elu, lambda t: t.clamp_max(0).exp()),
+    "silu": (F.silu, lambda t: torch.sigmoid(t) * (1 + t * torch.sigmoid(-t))),
+}
+
+
+def _activation(name: str) -> tuple[_Function, _Function]:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        known = ", ".join(repr(one) for one in get_args(Activation))
+        raise OptionError(f"activation needs to be one of {known}; got {name!r}.")
+    return _ACTIVATIONS[name]
 
 
 def hidden_widths(hidden_dim: Hidden, default: int) -> tuple[int, ...]:
@@ -30,12 +50,16 @@ def hidden_widths(hidden_dim: Hidden, default: int) -> tuple[int, ...]:
 
 
 class MLP(nn.Module):
-    """A tanh net with a linear skip beside its hidden layers; last layer and skip start at zero.
+    """A net with a linear skip beside its hidden layers; last layer and skip start at zero.
 
     Args:
         inputs: Size of the last axis of the input; 0 gives outputs that depend on nothing.
         outputs: Size of the last axis of the output.
         hidden: Widths of the hidden layers.
+        activation: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``.
+
+    Raises:
+        OptionError: An unknown activation.
 
     Example:
         >>> import torch
@@ -43,12 +67,21 @@ class MLP(nn.Module):
         True
     """
 
-    def __init__(self, inputs: int, outputs: int, *, hidden: Sequence[int] = (32,)) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        hidden: Sequence[int] = (32,),
+        activation: Activation = "tanh",
+    ) -> None:
         super().__init__()
+        _activation(activation)
+        between = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}[activation]
         layers: list[nn.Module] = []
         size = inputs
         for width in hidden:
-            layers += [nn.Linear(size, width), nn.Tanh()]
+            layers += [nn.Linear(size, width), between()]
             size = width
         last = nn.Linear(size, outputs)
         self.skip = nn.Linear(inputs, outputs, bias=False)
@@ -63,11 +96,14 @@ class MLP(nn.Module):
 
 
 class MADE(nn.Module):
-    r"""A tanh net whose output i depends on the inputs before i in the given order.
+    r"""A net whose output i depends on the inputs before i in the given order.
 
-    ``num_outputs`` numbers come out per input. A masked linear skip runs beside the hidden
-    layers. The last layer and the skip start at zero, so the net starts at zero whatever the
-    hidden weights are. A context of size C is seen by every output.
+    ``num_outputs`` numbers come out per input. The last layer starts at zero, so the net starts at
+    zero whatever the hidden weights are. A context of size C is seen by every output.
+
+    A masked linear skip, also zero at the start, runs beside the hidden layers: however narrow they
+    are, every input is seen. With tanh the net is linear far out, and holds still where data have
+    outliers; ReLU learns steep conditionals of few dimensions faster, and its gradient jumps.
 
     Args:
         dim: Number of inputs D.
@@ -75,9 +111,13 @@ class MADE(nn.Module):
         context_dim: Size C of the context.
         hidden: Widths of the hidden layers.
         reverse: Take the inputs from the last to the first.
+        activation: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``.
 
     Shape:
         ``x (*b, D)``, ``context (*b, C)`` -> ``(*b, D, num_outputs)``.
+
+    Raises:
+        OptionError: An unknown activation.
 
     Source: Germain et al. 2015, arXiv:1502.03509, section 4; the skip is its equation 16.
 
@@ -96,9 +136,12 @@ class MADE(nn.Module):
         context_dim: int = 0,
         hidden: Sequence[int] = (32,),
         reverse: bool = False,
+        activation: Activation = "tanh",
     ) -> None:
         super().__init__()
         self.dim, self.context_dim, self.num_outputs = dim, context_dim, num_outputs
+        self.activation, self.reverse = activation, reverse
+        _activation(activation)
         rank = torch.arange(dim).flip(0) if reverse else torch.arange(dim)
         inputs = torch.cat([rank, torch.full((context_dim,), -1)])
         # Hidden degrees run over those that some output can use. With a context the degree -1
@@ -126,9 +169,16 @@ class MADE(nn.Module):
         weight = torch.zeros(fan_out, fan_in)
         bias = torch.zeros(fan_out)
         if not zero:
-            # Scaled by the inputs that the mask leaves, so that pre-activations have unit size.
-            weight.normal_().div_(mask.sum(1, keepdim=True).clamp_min(1).sqrt())
-            bias.uniform_(-0.5, 0.5)
+            # Scaled by the inputs that the mask leaves.
+            seen = mask.sum(1, keepdim=True).clamp_min(1).sqrt()
+            if self.activation == "relu":
+                # Bias and weight of one size: the kinks lie all over the data.
+                weight.uniform_(-1, 1).div_(seen)
+                bias.uniform_(-1, 1).div_(seen.squeeze(1))
+            else:
+                # Pre-activations of unit size.
+                weight.normal_().div_(seen)
+                bias.uniform_(-0.5, 0.5)
         name = f"mask{len(self._masks)}"
         self.register_buffer(name, mask.to(weight.dtype), persistent=False)
         self._masks.append(name)
@@ -141,26 +191,66 @@ class MADE(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the outputs, the last axis over ``num_outputs``."""
-        inputs = x
-        if context is not None:
-            inputs = torch.cat([x, context.expand(*x.shape[:-1], self.context_dim)], -1)
+        inputs = self._join(x, context)
         *hidden, last = zip(self.masked_weights(), self.biases)
+        between, _ = _ACTIVATIONS[self.activation]
         h = inputs
         for weight, bias in hidden:
-            h = torch.tanh(F.linear(h, weight, bias))
-        out = F.linear(h, *last) + F.linear(inputs, self.skip * self.skip_mask)
+            h = between(F.linear(h, weight, bias))
+        out = F.linear(h, *last)
+        out = out + F.linear(inputs, self.skip * self.skip_mask)
         return out.unflatten(-1, (self.dim, self.num_outputs))
+
+    def solve(
+        self,
+        solve_one: Callable[[int, Tensor], Tensor],
+        start: Tensor,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Find the inputs one by one, each from the outputs that the earlier ones give.
+
+        Args:
+            solve_one: ``(i, outputs (*b, num_outputs)) -> x_i (*b,)``.
+            start: Zeros ``(*b, D)``.
+            context: As in ``forward``.
+
+        Returns:
+            ``x (*b, D)``.
+
+        Cost:
+            That of one pass and D passes through the hidden layers after the first: an input
+            that is found is added to what the first layer has summed up, and of the last layer
+            only the outputs in question are computed.
+        """
+        between, _ = _ACTIVATIONS[self.activation]
+        (first, *inner, last), (bias, *biases, last_bias) = self.masked_weights(), self.biases
+        skip = self.skip * self.skip_mask
+        inputs = self._join(start, context)
+        total = F.linear(inputs, first, bias)
+        beside = F.linear(inputs, skip)
+        found: dict[int, Tensor] = {}
+        order = range(self.dim)
+        for i in reversed(order) if self.reverse else order:
+            h = between(total)
+            for weight, more in zip(inner, biases):
+                h = between(F.linear(h, weight, more))
+            rows = slice(i * self.num_outputs, (i + 1) * self.num_outputs)
+            out = F.linear(h, last[rows], last_bias[rows])
+            found[i] = solve_one(i, out + beside[..., rows])
+            column = found[i].unsqueeze(-1)
+            total = total + column * first[:, i]
+            beside = beside + column * skip[:, i]
+        return torch.stack([found[i] for i in order], -1)
 
     def jacobian(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Jacobian of the outputs in ``x``: ``(*b, D, num_outputs, D)``, by matrix products."""
-        inputs = x
-        if context is not None:
-            inputs = torch.cat([x, context.expand(*x.shape[:-1], self.context_dim)], -1)
         weights = self.masked_weights()
-        h, slopes = inputs, []
+        between, slope_of = _ACTIVATIONS[self.activation]
+        h, slopes = self._join(x, context), []
         for weight, bias in itertools.islice(zip(weights, self.biases), len(weights) - 1):
-            h = torch.tanh(F.linear(h, weight, bias))
-            slopes.append(1 - h.square())
+            before = F.linear(h, weight, bias)
+            h = between(before)
+            slopes.append(slope_of(before))
         # From the last layer backwards: the free axis is the small first layer's input.
         product: Tensor = weights[-1].expand(*x.shape[:-1], *weights[-1].shape)
         for weight, slope in zip(reversed(weights[:-1]), reversed(slopes)):
@@ -168,6 +258,14 @@ class MADE(nn.Module):
         product = product + self.skip * self.skip_mask
         return product[..., : self.dim].unflatten(-2, (self.dim, self.num_outputs))
 
+    def _join(self, x: Tensor, context: Tensor | None) -> Tensor:
+        if context is None:
+            return x
+        return torch.cat([x, context.expand(*x.shape[:-1], self.context_dim)], -1)
+
     def extra_repr(self) -> str:
         widths = [len(bias) for bias in self.biases][:-1]
-        return f"dim={self.dim}, context_dim={self.context_dim}, hidden={widths}"
+        return (
+            f"dim={self.dim}, context_dim={self.context_dim}, hidden={widths}, "
+            f"activation={self.activation!r}"
+        )

@@ -112,6 +112,11 @@ FLOWS: dict[str, Case] = {
     "iaf_affine_reverse": Case(lambda d, c: iaf(d, c, hidden_dim=(8, 8), reverse=True)),
     "iaf_sigmoid": Case(lambda d, c: iaf(d, c, hidden_dim=16, gate="sigmoid")),
     "maf": Case(lambda d, c: maf(d, c, hidden_dim=16)),
+    "iaf_relu": Case(
+        lambda d, c: iaf(d, c, hidden_dim=(8, 8), activation="relu"), dims=(1, 3), slow=True
+    ),
+    "maf_elu": Case(lambda d, c: maf(d, c, hidden_dim=8, activation="elu"), dims=(1, 3), slow=True),
+    "coupling_silu": _coupling(activation="silu", slow=True),
     "diagonal_affine": Case(DiagonalAffine),
     "lower_triangular": Case(LowerTriangular),
     "affine": Case(

@@ -13,7 +13,7 @@ from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.flows.masks import make_mask
 from pyro_nfvi.flows.univariate import AffineKernel, Kernel
-from pyro_nfvi.nets import MLP, hidden_widths
+from pyro_nfvi.nets import MLP, Activation, hidden_widths
 
 __all__ = ["Coupling"]
 
@@ -40,6 +40,7 @@ class Coupling(Flow):
             to 200, 128 above.
         conditioner: Builds another conditioner, ``(inputs, outputs) -> nn.Module`` over the last
             axis. For the layer to start as the identity it has to start at zero.
+        activation: Of the conditioner: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``.
 
     Shape:
         ``x (*b, D)``, ``context (*b, C)`` or broadcastable -> ``y (*b, D)``, ``ladj (*b,)``.
@@ -72,6 +73,7 @@ class Coupling(Flow):
         reverse: bool = False,
         hidden_dim: Hidden = None,
         conditioner: Conditioner | None = None,
+        activation: Activation = "tanh",
     ) -> None:
         super().__init__(dim, context_dim)
         self.kernel: Kernel = AffineKernel() if kernel is None else kernel
@@ -88,9 +90,17 @@ class Coupling(Flow):
         inputs, outputs = len(self.kept) + context_dim, len(self.moved) * self.kernel.num_params
         if conditioner is None:
             default = 32 if dim <= 40 else 64 if dim <= 200 else 128
-            self.net: nn.Module = MLP(inputs, outputs, hidden=hidden_widths(hidden_dim, default))
-        elif hidden_dim is not None:
-            raise OptionError("Coupling takes hidden_dim or a conditioner, not both.")
+            self.net: nn.Module = MLP(
+                inputs,
+                outputs,
+                hidden=hidden_widths(hidden_dim, default),
+                activation=activation,
+            )
+        elif hidden_dim is not None or activation != "tanh":
+            raise OptionError(
+                "Coupling takes a conditioner, or hidden_dim and activation for one of its own, not "
+                "both."
+            )
         else:
             self.net = conditioner(inputs, outputs)
 

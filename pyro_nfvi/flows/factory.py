@@ -136,18 +136,18 @@ def _family(build: _Builder, count: int, *options: str) -> _Family:
     return _Family(build, count, frozenset({"hidden_dim", *options}))
 
 
-_COUPLING = ("mask", "conditioner")
+_COUPLING = ("mask", "conditioner", "activation")
 _FAMILIES: dict[str, _Family] = {
     "planar": _family(_planar, 8),
     "radial": _family(_repeat(Radial), 4),
     "sylvester": _family(_sylvester, 1, "rank", "kind", "num_reflections"),
-    "iaf": _family(_alternate(iaf), 2, "gate"),
-    "maf": _family(_alternate(maf), 2, "gate"),
+    "iaf": _family(_alternate(iaf), 2, "gate", "activation"),
+    "maf": _family(_alternate(maf), 2, "gate", "activation"),
     "nice": _family(_nice, 4, *_COUPLING),
     "realnvp": _family(_realnvp, 6, *_COUPLING),
     "nsf": _family(_nsf, 2, "bins", "bound", *_COUPLING),
-    "nsf-ar": _family(_nsf_ar, 2, "bins", "bound"),
-    "naf": _family(_naf, 1, "units"),
+    "nsf-ar": _family(_nsf_ar, 2, "bins", "bound", "activation"),
+    "naf": _family(_naf, 1, "units", "activation"),
     "bnaf": _Family(_alternate(BlockAutoregressive), 1, frozenset({"hidden_factor", "num_hidden"})),
     "glow": _family(_glow, 4, *_COUPLING),
     "relu": _family(_relu, 6),

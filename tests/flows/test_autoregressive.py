@@ -142,3 +142,34 @@ def test_scores_of_many_dimensions_equal_those_of_few(reverse):
     (-0.5 * back.square().sum() + ladj.sum()).backward()
     scale = 1 + point.grad.abs().max()
     torch.testing.assert_close(score / scale, point.grad / scale, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "elu", "silu"])
+def test_jacobian_of_the_net_is_that_of_autograd(activation):
+    flow = iaf(4, 2, hidden_dim=(9, 7), reverse=True, activation=activation).double()
+    perturb(flow, 0.5, seeded(5))
+    x, context = double(4), double(2, seed=1)
+    expected = torch.autograd.functional.jacobian(lambda point: flow.net(point, context), x)
+    torch.testing.assert_close(flow.net.jacobian(x, context), expected)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_solving_input_by_input_equals_whole_passes(reverse):
+    net = iaf(5, 2, hidden_dim=(9, 7), reverse=reverse).double().net
+    perturb(net, 0.5, seeded(6))
+    x, context, seen = double(3, 5), double(3, 2, seed=1), {}
+
+    def solve_one(i, outputs):
+        seen[i] = outputs
+        return x[:, i]
+
+    assert torch.equal(net.solve(solve_one, torch.zeros_like(x), context), x)
+    assert list(seen) == list(range(5))[:: -1 if reverse else 1]
+    outputs = torch.stack([seen[i] for i in range(5)], -2)
+    torch.testing.assert_close(outputs, net(x, context))
+
+
+@pytest.mark.parametrize("name", ["iaf", "maf", "nsf-ar", "naf", "realnvp", "nsf"])
+def test_an_unknown_activation_is_named(name):
+    with pytest.raises(OptionError, match="'tanh', 'relu'"):
+        make_flow(name, 3, activation="gelu")

@@ -83,6 +83,7 @@ def test_a_conditioner_of_ones_own():
         ({"dim": 3, "mask": [True] * 3}, "coordinates that do not"),
         ({"dim": 3, "mask": [False] * 3}, "coordinates that do not"),
         ({"dim": 3, "hidden_dim": 8, "conditioner": nn.Linear}, "not both"),
+        ({"dim": 3, "activation": "relu", "conditioner": nn.Linear}, "not both"),
     ],
 )
 def test_mistakes_are_named(options, words):
