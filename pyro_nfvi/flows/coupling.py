@@ -98,8 +98,7 @@ class Coupling(Flow):
             )
         elif hidden_dim is not None or activation != "tanh":
             raise OptionError(
-                "Coupling takes a conditioner, or hidden_dim and activation for one of its own, not "
-                "both."
+                "Coupling takes a conditioner, or hidden_dim and activation for its own, not both."
             )
         else:
             self.net = conditioner(inputs, outputs)
