@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_nfvi.arviz.chains import as_chains
 from pyro_nfvi.arviz.draws import Draws, read
 from pyro_nfvi.arviz.evaluate import ModelView
-from pyro_nfvi.arviz.gather import Gatherer, weight_attrs
+from pyro_nfvi.arviz.gather import Gatherer, report, weight_attrs
 from pyro_nfvi.arviz.tree import ORDER, Groups, build_tree, require_arviz
 from pyro_nfvi.diagnostics import psis, resample
 from pyro_nfvi.errors import OptionError
@@ -50,7 +51,8 @@ def to_arviz(
 
     Args:
         source: A fit, a guide (of ours or any of Pyro's), a Pyro ``MCMC`` after its run, a dict
-            ``{site: draws (S, *shape)}``, or a list of these, which become chains.
+            ``{site: draws (S, *shape)}``, or a list of these, which become chains. The model and
+            its arguments are those of the first; values of ``pyro.param`` are each fit's own.
         model: The model, where the source does not know it (a dict, a loaded fit), or another
             one with the same latent sites.
         args: Positional arguments of the model; those of the fit or MCMC run by default.
@@ -127,48 +129,52 @@ def collect(
     sources = list(source) if isinstance(source, (list, tuple)) else [source]
     if not sources:
         raise OptionError("to_arviz was given an empty list.")
-    # A fit holds the values that it trained for the model's own parameters.
-    scope = getattr(sources[0], "model_scope", nullcontext)
-    with scope():
-        return _collect(sources, model, args, kwargs, num_samples, reweighted, groups, coords)
-
-
-def _collect(
-    sources: Sequence[Any],
-    model: Callable[..., Any] | None,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None,
-    num_samples: int,
-    reweighted: bool,  # noqa: FBT001
-    groups: Sequence[str] | None,
-    coords: Mapping[str, Sequence[Any]] | None,
-) -> Groups:
-    count = num_samples * (_POOL if reweighted else 1)
     args = tuple(args) if isinstance(args, (list, tuple)) else (args,)
-    parts = [read(one, count, model=model, args=args, kwargs=dict(kwargs or {})) for one in sources]
+    count = num_samples * (_POOL if reweighted else 1)
+    parts = []
+    for one in sources:
+        with _scope(one):
+            parts.append(read(one, count, model=model, args=args, kwargs=dict(kwargs or {})))
     _check_alike(parts)
-    view, reason = _view(parts[0])
-    log_p = None
-    if reweighted:
-        if view is None:
-            raise OptionError(f"reweighted=True needs the model at work, but {reason}.")
-        weighed = [_reweight(part, view, num_samples) for part in parts]
-        parts = [part for part, _ in weighed]
-        log_p = torch.stack([scores for _, scores in weighed])
-    found = Gatherer(_merge(parts), view, reason, groups).run(log_p)
+    made: list[Groups] = []
+    missing: dict[str, str] = {}
+    subsample: Mapping[str, Tensor] | None = None
+    for one, part in zip(sources, parts):
+        # The first knows the model; each is evaluated with the parameters that it trained.
+        part.model, part.args, part.kwargs = parts[0].model, parts[0].args, parts[0].kwargs
+        with _scope(one):
+            view, reason = _view(part, subsample)
+            log_p = None
+            if reweighted:
+                if view is None:
+                    raise OptionError(f"reweighted=True needs the model at work, but {reason}.")
+                part, scores = _reweight(part, view, num_samples)
+                log_p = scores[None]
+            gatherer = Gatherer(part, view, reason, groups, parts=len(parts), prior=not made)
+            made.append(gatherer.run(log_p))
+        missing = {**gatherer.missing, **missing}
+        subsample = None if view is None else view.subsample
+    found = as_chains(made)
+    report(missing, groups, has_model=parts[0].model is not None)
     for dim, labels in (coords or {}).items():
         found.coords[dim] = np.asarray(labels)
     _check_coords(found, coords or {})
     return found
 
 
-def _view(draws: Draws) -> tuple[ModelView | None, str]:
+def _scope(source: Any) -> AbstractContextManager[None]:
+    """Let the model see what a fit trained for its own parameters."""
+    scope = getattr(source, "model_scope", None)
+    return nullcontext() if scope is None else scope()
+
+
+def _view(draws: Draws, subsample: Mapping[str, Tensor] | None) -> tuple[ModelView | None, str]:
     """The model at work, or why it is not."""
     if draws.model is None:
         return None, "there is no model; pass model=..., args=..., kwargs=..."
     first = {name: value[0, 0] for name, value in draws.values.items()}
     try:
-        return ModelView(draws.model, draws.args, draws.kwargs, first), ""
+        return ModelView(draws.model, draws.args, draws.kwargs, first, subsample), ""
     except Exception as error:  # whatever the user's model raises is a reason, not a crash
         lines = str(error).strip().splitlines() or [""]
         reason = f"the model could not be run at the draws: {type(error).__name__}: {lines[0]}"
@@ -186,33 +192,6 @@ def _check_alike(parts: Sequence[Draws]) -> None:
                 "Chains need the same sites with the same shapes and equally many draws; the first "
                 f"source has {first}, number {index + 1} has {other}."
             )
-
-
-def _merge(parts: Sequence[Draws]) -> Draws:
-    """Several sources as chains; what not all of them have is dropped."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    scored = all(part.log_q is not None for part in parts)
-    keys = [key for key in first.attrs if all(key in part.attrs for part in parts)]
-    attrs: dict[str, Any] = {}
-    for key in keys:
-        values = [part.attrs[key] for part in parts]
-        same = all(np.array_equal(value, values[0]) for value in values)
-        attrs[key] = values[0] if same and isinstance(values[0], str) else np.array(values)
-    return Draws(
-        {name: torch.cat([part.values[name] for part in parts]) for name in first.values},
-        torch.cat([part.log_q for part in parts]) if scored else None,  # type: ignore[misc]
-        first.model,
-        first.args,
-        first.kwargs,
-        {n: torch.cat([p.stats[n] for p in parts]) for n in _common([p.stats for p in parts])},
-        attrs,
-    )
-
-
-def _common(dicts: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [name for name in dicts[0] if all(name in one for one in dicts)]
 
 
 def _reweight(draws: Draws, view: ModelView, num_samples: int) -> tuple[Draws, Tensor]:

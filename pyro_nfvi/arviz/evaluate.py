@@ -37,6 +37,7 @@ class ModelView:
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         first: One draw of each latent site, constrained.
+        subsample: Indices of the plates that subsample; new ones are drawn without.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class ModelView:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         first: TensorDict,
+        subsample: Mapping[str, Tensor] | None = None,
     ) -> None:
         # Held at the draw, so that a prior need not be able to sample.
         start = SetSubsample(first)(model)
@@ -67,7 +69,7 @@ class ModelView:
         if missing:
             raise OptionError(f"there are no draws of the model's latent site {missing[0]!r}")
         first = {name: first[name] for name in self.latent.sites}
-        self.subsample = self.log_joint.draw_subsample()
+        self.subsample = dict(subsample or self.log_joint.draw_subsample())
         self.args, self.kwargs = args, dict(kwargs)
         with torch.no_grad(), poutine.block(), SetSubsample(self.subsample):
             #: A run at the first draw: shapes, plates, observed values.

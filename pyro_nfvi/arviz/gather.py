@@ -20,7 +20,7 @@ from pyro_nfvi.arviz.tree import Groups
 from pyro_nfvi.diagnostics import ess, log_evidence, psis
 from pyro_nfvi.errors import ConversionWarning, ModelError, WeightError
 
-__all__ = ["Gatherer"]
+__all__ = ["Gatherer", "report", "weight_attrs"]
 
 #: Most numbers that one variable may hold unless its group is asked for by name: 400 MB of float64.
 _LARGEST = 50_000_000
@@ -37,13 +37,22 @@ class Gatherer:
         reason: Why there is no view of the model.
         asked: Groups that the user asked for by name, which are made whatever their size; None
             for all that fit.
+        parts: How many sources there are, whose variables have to fit together.
+        prior: Whether the groups of the prior are to be made.
     """
 
     def __init__(
-        self, draws: Draws, view: ModelView | None, reason: str, asked: Collection[str] | None
+        self,
+        draws: Draws,
+        view: ModelView | None,
+        reason: str,
+        asked: Collection[str] | None,
+        *,
+        parts: int = 1,
+        prior: bool = True,
     ) -> None:
         self.draws, self.view, self.reason = draws, view, reason
-        self.asked = asked
+        self.asked, self.parts, self.prior = asked, parts, prior
         self.chains, self.length = next(iter(draws.values.values())).shape[:2]
         self.count = self.chains * self.length
         self.flat = {name: value.flatten(0, 1) for name, value in draws.values.items()}
@@ -62,10 +71,12 @@ class Gatherer:
         else:
             log_p = self._evaluation(self.view, log_p)
             self._predictive(self.view)
-            self._prior(self.view)
+            if self.prior:
+                self._prior(self.view)
             self._data(self.view)
         self._statistics(log_p)
-        self._report()
+        for group, why in self.missing.items():
+            self.groups.note("posterior", **{f"missing_{group}": why})
         return self.groups
 
     # ----------------------------------------------------------------------------- the groups
@@ -117,7 +128,7 @@ class Gatherer:
         names = [name for name in view.discrete() if name not in given]
         if not (self._wants("posterior") or self._wants("posterior_predictive")):
             return []
-        sizes = {name: self.count * view.discrete()[name].numel() for name in names}
+        sizes = {name: self.count * self.parts * view.discrete()[name].numel() for name in names}
         large = [name for name in names if sizes[name] > _LARGEST]
         if large and self.asked is None:
             self.missing["posterior"] = (
@@ -159,7 +170,7 @@ class Gatherer:
 
     def _predictive(self, view: ModelView) -> None:
         group = "posterior_predictive"
-        wanted = self._observed_that_fit(view, group, self.count)
+        wanted = self._observed_that_fit(view, group, self.count * self.parts)
         if not wanted:
             return
         values = {name: self.flat[name].to(view.latent.init_loc) for name in view.latent.sites}
@@ -238,18 +249,6 @@ class Gatherer:
             self.groups.note("sample_stats", **attrs)
         self.groups.note("posterior", **{k: v for k, v in attrs.items() if k == "khat"})
 
-    def _report(self) -> None:
-        """Say what is not there: in the attributes always, as a warning if it was meant to be."""
-        for group, why in self.missing.items():
-            self.groups.note("posterior", **{f"missing_{group}": why})
-        loud = set(self.asked or ()) | ({"log_likelihood"} if self.draws.model else set())
-        for group in sorted(loud & set(self.missing)):
-            warnings.warn(
-                f"The ArviZ result has no {group}, or not all of it: {self.missing[group]}.",
-                ConversionWarning,
-                stacklevel=4,
-            )
-
     # ------------------------------------------------------------------------------ the pieces
 
     def _wants(self, group: str) -> bool:
@@ -258,7 +257,7 @@ class Gatherer:
     def _fits(self, group: str, name: str, size: int, count: int | None = None) -> bool:
         if not self._wants(group):
             return False
-        count = count or self.count
+        count = count or self.count * self.parts
         if self.asked is not None or count * size <= _LARGEST:
             return True
         self.missing[group] = (
@@ -274,6 +273,17 @@ class Gatherer:
         self, group: str, name: str, dims: tuple[str, ...], value: Tensor | np.ndarray
     ) -> None:
         self.groups.add(group, name, dims, _array(value))
+
+
+def report(missing: Mapping[str, str], asked: Collection[str] | None, *, has_model: bool) -> None:
+    """Warn of what is not there and was meant to be; the attributes say it in any case."""
+    loud = set(asked or ()) | ({"log_likelihood"} if has_model else set())
+    for group in sorted(loud & set(missing)):
+        warnings.warn(
+            f"The ArviZ result has no {group}, or not all of it: {missing[group]}.",
+            ConversionWarning,
+            stacklevel=5,
+        )
 
 
 class _Columns:

@@ -92,3 +92,42 @@ def test_other_data_may_be_scored(fits):
     mu = torch.tensor(idata["posterior"]["mu"].values[0])[:, None]
     found = idata["log_likelihood"]["y"].values[0]
     np.testing.assert_allclose(found, dist.Normal(mu, 1.0).log_prob(new).numpy(), atol=1e-5)
+
+
+def test_each_chain_is_evaluated_with_the_parameters_that_its_fit_trained():
+    def scaled(y):
+        scale = pyro.param("scale", torch.tensor(3.0), constraint=dist.constraints.positive)
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.deterministic("wide", mu * scale)
+            pyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+    fits = [
+        nfvi.NFVI(scaled, "affine", seed=0, progress=False, max_steps=steps, stop=False).run(Y)
+        for steps in (5, 200)
+    ]
+    scales = [float(fit.params["scale"]) for fit in fits]
+    assert abs(scales[0] - scales[1]) > 0.1
+    idata = nfvi.to_arviz(fits, num_samples=20)
+    assert "scale" not in pyro.get_param_store()
+    for chain, scale in enumerate(scales):
+        mu = torch.tensor(idata["posterior"]["mu"].values[chain])
+        expected = dist.Normal(mu[:, None], scale).log_prob(Y).numpy()
+        found = idata["log_likelihood"]["y"].values[chain]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        total = dist.Normal(0.0, 1.0).log_prob(mu).numpy() + expected.sum(1)
+        np.testing.assert_allclose(idata["sample_stats"]["log_p"].values[chain], total, atol=1e-3)
+        wide = idata["posterior"]["wide"].values[chain]
+        np.testing.assert_allclose(wide, mu * scale, rtol=1e-5)
+    assert idata["sample_stats"].attrs["khat"].shape == (2,)
+    assert idata["prior"].sizes["chain"] == 1
+
+
+def test_a_fit_and_mcmc_draws_as_chains(fits):
+    """What one of them lacks is left out; what both have stands side by side."""
+    torch.manual_seed(0)
+    idata = nfvi.to_arviz([fits[0], {"mu": torch.randn(50)}], num_samples=50)
+    assert idata["posterior"]["mu"].shape == (2, 50)
+    assert idata["log_likelihood"]["y"].shape == (2, 50, 3)
+    assert list(idata["sample_stats"].data_vars) == ["log_p"]
+    assert "khat" not in idata["posterior"].attrs
