@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch.fx import Graph, Node
 
 from pyro_nfvi.engine.program import Unsupported
 
-__all__ = ["out_of_place", "undo_view"]
+__all__ = ["as_slices", "out_of_place", "undo_view"]
 
 aten = torch.ops.aten
 
@@ -76,3 +77,37 @@ def undo_view(
         dims = [dim % len(shape) for dim in args[0]]
         return call(aten.permute.default, now, [dims.index(i) for i in range(len(dims))])
     raise Unsupported(f"a value is written in place through {func}")
+
+
+def as_slices(
+    whole: torch.Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None
+) -> list[tuple[Any, tuple[Any, ...]]] | None:
+    """Write ``aten.as_strided`` of a contiguous tensor as selections and slices, if it is one.
+
+    That is how autograd looks at what was written to in part.
+
+    Example:
+        >>> import torch
+        >>> as_slices(torch.zeros(4, 3), [4], [3], 2)
+        [(<OpOverload(op='aten.select', overload='int')>, (1, 2))]
+    """
+    if not whole.is_contiguous() or 0 in whole.shape:
+        return None
+    own = int(whole.storage_offset())
+    rest = (own if offset is None else offset) - own
+    if rest < 0:
+        return None
+    steps: list[tuple[Any, tuple[Any, ...]]] = []
+    taken, dim = 0, 0
+    for length, jump in zip(whole.shape, map(int, whole.stride())):
+        start, rest = divmod(rest, jump)
+        if start >= length:
+            return None
+        here = taken < len(size) and stride[taken] == jump and start + size[taken] <= length
+        if here and not (size[taken] == 1 and len(size) - taken > whole.dim()):
+            if (start, size[taken]) != (0, length):
+                steps.append((aten.slice.Tensor, (dim, start, start + size[taken])))
+            taken, dim = taken + 1, dim + 1
+        else:
+            steps.append((aten.select.int, (dim, start)))
+    return steps if taken == len(size) and rest == 0 else None

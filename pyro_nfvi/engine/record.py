@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from pyro_nfvi.engine.inplace import out_of_place, undo_view
+from pyro_nfvi.engine.inplace import as_slices, out_of_place, undo_view
 from pyro_nfvi.engine.leaves import frozen, meta, tensors, uniform
 from pyro_nfvi.engine.place import place_in_code
 from pyro_nfvi.engine.program import Unsupported
@@ -144,8 +144,9 @@ class Recorder(TorchDispatchMode):
             place = index if many else None
             mine = node if node is None or place is None else self._item(node, place)
             if traits.view_of is not None:
-                view = None if func in _NOTHING else _View(func, args[1:], dict(kwargs), place)
-                self._look(tensor, args[traits.view_of], view, mine)
+                views = self._views(func, args, kwargs, place)
+                same = bool(views) and views[0].func is func
+                self._look(tensor, args[traits.view_of], views, mine if same else None)
             else:
                 literal = all(value.literal for value in values)
                 setattr(tensor, self._key, _Value(mine, literal and mine is None))
@@ -191,7 +192,20 @@ class Recorder(TorchDispatchMode):
             self._outside[id(tensor)] = tensor, found
         return found
 
-    def _look(self, out: Tensor, source: Tensor, view: _View | None, node: Node | None) -> None:
+    @staticmethod
+    def _views(func: Any, args: Any, kwargs: Any, place: int | None) -> tuple[_View, ...]:
+        """An operation that looks at memory, as one view or several simpler ones."""
+        if func in _NOTHING:
+            return ()
+        if func is aten.as_strided.default:
+            steps = as_slices(*args, *[None][len(args) - 3 :])
+            if steps is not None:
+                return tuple(_View(op, rest, {}, None) for op, rest in steps)
+        return (_View(func, args[1:], dict(kwargs), place),)
+
+    def _look(
+        self, out: Tensor, source: Tensor, views: tuple[_View, ...], node: Node | None
+    ) -> None:
         """Note that ``out`` looks at the memory of ``source``."""
         value = self._value(source)
         base = value.base or value
@@ -199,7 +213,9 @@ class Recorder(TorchDispatchMode):
             base.tensor = source
         if node is None and value.varies:
             node = self._current(value)
-        views = value.views if view is None else (*value.views, view)
+            for view in views:
+                node = self._repeat(view, node)
+        views = (*value.views, *views)
         made = _Value(node, value.literal, value.outside, base, views, base.version)
         base.family.append(made)
         setattr(out, self._key, made)

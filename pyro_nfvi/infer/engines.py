@@ -24,7 +24,7 @@ from pyro_nfvi.errors import EngineWarning, OptionError
 from pyro_nfvi.infer.snapshot import Snapshot
 from pyro_nfvi.infer.step import CLIP, EagerRunner, EagerStep
 
-__all__ = ["ENGINES", "Chosen", "choose"]
+__all__ = ["ENGINES", "Chosen", "Watch", "choose"]
 
 #: What ``engine=`` takes.
 ENGINES = ("auto", "native", "inductor", "graph", "svi")
@@ -45,13 +45,42 @@ class Chosen:
         name: One of :data:`ENGINES`, but not ``"auto"``.
         reason: Why, in words.
         runner: Runs its steps.
+        watch: Looks from time to time whether the model is still the one that was captured.
         seconds: Time of ``capture`` and ``compile``.
     """
 
     name: str
     reason: str
     runner: Runner
+    watch: Watch | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Watch:
+    """Looks whether a captured step still is the model's, which Python may change any time.
+
+    Args:
+        step: The eager step.
+    """
+
+    def __init__(self, step: EagerStep) -> None:
+        self.step = step
+
+    def bound(self, eps: Tensor, streams: TensorDict) -> float:
+        """The eager bound of one step at the live parameters, in nats."""
+        found = self.step.gradient(eps, streams).bound
+        self.step.optimizer.zero_grad(set_to_none=True)
+        return found
+
+    def changed(self, expected: float, found: float) -> str | None:
+        """Say that bounds of one step differ by more than rounding, or None."""
+        tolerance = max(_TOLERANCE.get(param.dtype, 2e-2) for param in self.step.params)
+        if expected != expected or abs(expected - found) <= tolerance * (1 + abs(expected)):
+            return None
+        return (
+            "the model changed after it was captured, as Python's own state can (the bound is "
+            f"{expected:.6g} nats, not {found:.6g})"
+        )
 
 
 def choose(engine: str, step: EagerStep, num_particles: int, max_steps: int) -> Chosen:
@@ -94,7 +123,7 @@ def choose(engine: str, step: EagerStep, num_particles: int, max_steps: int) -> 
     except Unsupported as error:
         if str(error) not in "; ".join(reasons):
             reasons.append(f"not graph: {error}")
-    return Chosen("svi", "; ".join(reasons), EagerRunner(step), builder.seconds)
+    return Chosen("svi", "; ".join(reasons), EagerRunner(step), seconds=builder.seconds)
 
 
 class _Builder:
@@ -123,7 +152,7 @@ class _Builder:
         eager, mine = self._check(name, runner)
         if faster and mine > eager:
             raise Unsupported(f"a step takes {1e3 * mine:.2g} ms, an eager one {1e3 * eager:.2g}")
-        return Chosen(name, reason, runner, self.seconds)
+        return Chosen(name, reason, runner, Watch(self.step), self.seconds)
 
     def _captured(self) -> Program:
         if self._program is None:

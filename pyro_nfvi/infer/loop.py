@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.engine import Keeper
-from pyro_nfvi.errors import DivergedError, FileError
+from pyro_nfvi.errors import DivergedError, EngineWarning, FileError
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.blame import blame
 from pyro_nfvi.infer.checkpoint import Checkpoint
@@ -23,6 +23,7 @@ from pyro_nfvi.infer.noise import Noise
 from pyro_nfvi.infer.progress import Bar, StepInfo
 from pyro_nfvi.infer.schedule import Schedule
 from pyro_nfvi.infer.snapshot import Kept, Snapshot
+from pyro_nfvi.infer.step import EagerRunner
 from pyro_nfvi.infer.stopping import Plateau, StopReason
 from pyro_nfvi.logjoint import LogJoint
 
@@ -157,6 +158,8 @@ class Loop:
         """Take some steps; return a word to stop, or an empty string."""
         state, schedule = self.state, self.schedule
         eps, streams = self.noise.look(self._length())
+        if self._to_check():
+            self._check(eps[0], {name: index[0] for name, index in streams.items()})
         factors = torch.tensor(
             schedule.block(state.step, len(eps), state.seconds), dtype=torch.float64
         )
@@ -189,6 +192,40 @@ class Loop:
         answers = [callback(info) for callback in self.callbacks]
         self.runner.push()  # a callback may have changed a parameter
         return "callback" if any(answer is True for answer in answers) else ""
+
+    def _to_check(self) -> bool:
+        """Whether to compare with the eager step now: rarely, unless callbacks might do things."""
+        if self.engine.watch is None or self.state.step % self.plateau.block:
+            return False
+        blocks = self.state.step // self.plateau.block
+        return blocks > 0 and (bool(self.callbacks) or blocks & (blocks - 1) == 0)
+
+    def _check(self, eps: Tensor, subsample: TensorDict) -> None:
+        """Go on with the eager step if the model is not the one that was captured."""
+        assert self.engine.watch is not None
+        self._pull()
+        expected = self.engine.watch.bound(eps, subsample)
+        now = self._keep()
+        rates = torch.zeros(1, len(self._rates), dtype=torch.float64)
+        inputs = eps.unsqueeze(0), {name: index.unsqueeze(0) for name, index in subsample.items()}
+        found = float(self.runner.run(*inputs, rates).bounds[0])
+        self._go_back(now)
+        problem = self.engine.watch.changed(expected, found)
+        if problem is None:
+            return
+        name, step = self.engine.name, self.state.step
+        warnings.warn(
+            f"The {name} engine ran {step} steps and is given up: {problem}. If the model is meant "
+            "to change, use engine='svi'.",
+            EngineWarning,
+            stacklevel=2,
+        )
+        self.settle()
+        reason = f"{name} until step {step}, then {problem}"
+        runner = EagerRunner(self.engine.watch.step)
+        self.engine = Chosen("svi", reason, runner, seconds=self.engine.seconds)
+        self.runner = runner
+        self.state.notes.append(f"step {step}: {problem}; went on with engine 'svi'")
 
     def _length(self) -> int:
         """How many steps can be taken before something has to be done between two."""
