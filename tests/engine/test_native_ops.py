@@ -21,9 +21,10 @@ def elementary(x, y, k, b):
         x.exp(), x.expm1(), y.log(), y.log1p(), y.log2(), y.log10(), y.sqrt(), y.rsqrt(),
         x.tanh(), x.sin(), x.cos(), x.tan(), x.sinh(), x.cosh(), (2 * p - 1).asin(), p.acos(),
         x.atan(), x.asinh(), (1 + y).acosh(), (p - 0.5).atanh(), x.erf(), x.erfc(), p,
-        x.reciprocal(), y.lgamma(), y.digamma(), (-y - 0.3).lgamma(), (-y - 0.3).digamma(), torch.polygamma(3, y),
-        (2 * p - 1).erfinv(), torch.special.ndtri(p), torch.special.log_ndtr(3 * x),
-        torch.special.i0e(x), torch.special.i1e(x), torch.special.i0(x), torch.special.i1(x),
+        x.reciprocal(), y.lgamma(), y.digamma(), (-y - 0.3).lgamma(), (-y - 0.3).digamma(),
+        torch.polygamma(3, y), (2 * p - 1).erfinv(), torch.special.ndtri(p),
+        torch.special.log_ndtr(3 * x), torch.special.i0e(x), torch.special.i1e(x),
+        torch.special.i0(x), torch.special.i1(x),
         x.abs(), x.floor(), x.ceil(), x.round(), x.trunc(), x.sign(), x.square(), x.relu(),
         F.softplus(x), F.softplus(30 * x), F.logsigmoid(x), F.logsigmoid(50 * x),
         x + y, x - y, x * y, x / y, 2 - x, 3 * x, x / 3, x - 1.5, torch.add(x, y, alpha=2),
@@ -90,8 +91,9 @@ def products(a, b, c, v):
     return [
         a @ b, a @ b[:, :3], a[:2] @ b, a[:1] @ b, b.t() @ a.t(), a.t() @ a, a @ a.t(),
         (a + 1) @ (b * 2), a.tanh().t() @ a[:, ::2], torch.addmm(b[0], a, b),
-        torch.addmm(a[:, :1], a, b), torch.addmm(a @ b, a, b, beta=0.5, alpha=2), a @ v, (v @ b).exp(),
-        v @ v, torch.addmv(a[:, 0], a, v, alpha=0.5), c @ b, c @ v, torch.bmm(c, c.transpose(1, 2)),
+        torch.addmm(a[:, :1], a, b), torch.addmm(a @ b, a, b, beta=0.5, alpha=2),
+        a @ v, (v @ b).exp(), v @ v, torch.addmv(a[:, 0], a, v, alpha=0.5), c @ b, c @ v,
+        torch.bmm(c, c.transpose(1, 2)),
         torch.baddbmm(c[:, :, :5], c, c.mT), a[:, :1] @ b[:1], torch.outer(v, v),
         (a @ b).t() @ a, F.linear(c, a, a[:, 0]), a[:, :4] @ b[:4],
         a[:, :3] @ a[:3, :5], (c @ b).sum(0) @ b.t(),
@@ -107,9 +109,11 @@ def gathers(x, i, j, m):
         x.index_select(1, i % 5), x.gather(1, up), z.gather(0, up),
         torch.zeros_like(x).index_put((i,), z[:4], accumulate=True),
         x.index_put((i[:1],), x[0]), x.index_put((i, i), x[0, 0], accumulate=True),
-        torch.zeros_like(x).scatter_add(1, up, z), x.scatter(1, up[:, :1], z), x.scatter(0, up, 2.0),
-        x.index_add(0, i % 5, z[:4]), F.embedding(i % 5, x), x.masked_fill(m, 0.0),
-        aten.embedding_dense_backward(x[:4], i % 5, 6, -1, False), torch.take_along_dim(x, up[:1], 1),
+        torch.zeros_like(x).scatter_add(1, up, z), x.scatter(1, up[:, :1], z),
+        x.scatter(0, up, 2.0), x.index_add(0, i % 5, z[:4]), F.embedding(i % 5, x),
+        x.masked_fill(m, 0.0),
+        aten.embedding_dense_backward(x[:4], i % 5, 6, -1, False),
+        torch.take_along_dim(x, up[:1], 1),
     ]  # fmt: skip
 
 
@@ -122,10 +126,12 @@ def factors(a, b, v):
         low, torch.linalg.cholesky_ex(spd[0], upper=True)[0], solve(low, b, upper=False),
         solve(low.mT, b, upper=True), solve(low, b.mT @ a, upper=False, left=False),
         solve(low[0], v.unsqueeze(-1), upper=False), solve(low[0].mT, a[0], upper=True),
-        solve(low[:1], b, upper=False), torch.cholesky_solve(b, low), torch.cholesky_inverse(low[0]),
-        torch.cholesky_solve(b, low.mT, upper=True), torch.linalg.inv_ex(a)[0],
+        solve(low[:1], b, upper=False), torch.cholesky_solve(b, low),
+        torch.cholesky_inverse(low[0]), torch.cholesky_solve(b, low.mT, upper=True),
+        torch.linalg.inv_ex(a)[0],
         torch.linalg.solve_ex(a, b)[0], torch.linalg.det(a), *torch.linalg.slogdet(a),
-        torch.linalg.solve_ex(a, b.mT, left=False)[0], solve(low, b, upper=False, unitriangular=True),
+        torch.linalg.solve_ex(a, b.mT, left=False)[0],
+        solve(low, b, upper=False, unitriangular=True),
     ]  # fmt: skip
 
 
@@ -172,7 +178,12 @@ def assert_same(found, expected, tolerance, what):
         assert torch.equal(found, expected), what
         return
     torch.testing.assert_close(
-        found, expected, rtol=tolerance, atol=tolerance, equal_nan=True, msg=lambda m: f"{what}: {m}"
+        found,
+        expected,
+        rtol=tolerance,
+        atol=tolerance,
+        equal_nan=True,
+        msg=lambda m: f"{what}: {m}",
     )
 
 

@@ -8,7 +8,7 @@ import torch
 
 from pyro_nfvi.engine.native.lower import Lowering, lowers
 from pyro_nfvi.engine.native.values import BufVal, Val
-from pyro_nfvi.engine.native.views import slice_of
+from pyro_nfvi.engine.native.views import reshape, slice_of
 from pyro_nfvi.engine.program import Unsupported
 
 __all__: list[str] = []
@@ -184,4 +184,19 @@ def _roll(low: Lowering, x: Val, shifts: Sequence[int], dims: Sequence[int] = ()
                 low, source, d, begin, 1, (*x.shape[:d], end - begin, *x.shape[d + 1 :])
             )
             _store_part(low, target, part, d, to)
+    return target
+
+
+@lowers(aten.block_diag.default)
+def _block_diag(low: Lowering, parts: Sequence[Val]) -> BufVal:
+    target = _filled(low)
+    row = column = 0
+    for part in parts:
+        rows, columns = (1, *part.shape)[-2:] if part.shape else (1, 1)
+        window = target.window(
+            (rows, columns), target.strides, row * target.strides[0] + column * target.strides[1]
+        )
+        wide = reshape(low, part, (rows, columns))
+        low.store(window, wide.load, partial=True)
+        row, column = row + rows, column + columns
     return target

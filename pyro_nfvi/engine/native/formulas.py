@@ -12,6 +12,7 @@ from pyro_nfvi.engine.native.expr import Expr, Ix
 from pyro_nfvi.engine.native.lower import Lowering, lowers
 from pyro_nfvi.engine.native.pointwise import lazy, unary
 from pyro_nfvi.engine.native.values import BufVal, LazyVal
+from pyro_nfvi.engine.program import Unsupported
 
 __all__: list[str] = []
 
@@ -117,3 +118,25 @@ def _nan_to_num(
         limits.max if posinf is None else posinf,
         limits.min if neginf is None else neginf,
     )
+
+
+@lowers(aten.binary_cross_entropy_with_logits.default)
+def _bernoulli(
+    low: Lowering,
+    x: Vals,
+    target: Vals,
+    weight: Vals | None = None,
+    pos_weight: Vals | None = None,
+    reduction: int = 1,
+) -> LazyVal:
+    if pos_weight is not None or reduction != 0:
+        raise Unsupported("weights of the positive class, or a reduction")
+    kind, pool = low.ctype, low.pool
+
+    def make(index: tuple[Ix, ...]) -> Expr:
+        logit, wanted = low.scalar(x, index, kind), low.scalar(target, index, kind)
+        rest = pool.op("m_softplus_all(-{0})", logit, kind=kind, cost=16)
+        loss = pool.add(pool.mul(pool.sub(pool.lit(1, kind), wanted), logit), rest)
+        return loss if weight is None else pool.mul(low.scalar(weight, index, kind), loss)
+
+    return lazy(low, make)

@@ -54,6 +54,11 @@ def _cholesky_ex(low: Lowering, x: Val, *, upper: bool = False, **_: Any) -> lis
     return [_cholesky(low, x, upper=upper), _no_error(low, x.shape[:-2])]
 
 
+@lowers(aten._linalg_check_errors.default)
+def _check_errors(low: Lowering, *_: Any, **__: Any) -> None:
+    """Skip it: a factor that does not exist is NaN, and the step is refused."""
+
+
 @lowers(aten.cholesky.default, aten.linalg_cholesky.default)
 def _cholesky_plain(low: Lowering, x: Val, upper: bool = False) -> BufVal:  # noqa: FBT001, FBT002
     return _cholesky(low, x, upper=upper)
@@ -249,3 +254,21 @@ def _slogdet(low: Lowering, a: Val) -> list[Val]:
     signs = _multiplied(low, lu, sign, "m_sign({0})", "prod")
     total = _multiplied(low, lu, sign, "m_log(m_abs({0}))", "sum")
     return [lazy(low, lambda i: low.pool.mul(signs.load(i), sign.load(i))), total, lu, pivots]
+
+
+@lowers(aten.linalg_qr.default)
+def _qr(low: Lowering, a: Val, mode: str = "reduced") -> list[Val]:
+    if mode == "r":
+        raise Unsupported("the mode 'r', which gives no Q")
+    n, k = a.shape[-2:]
+    m = n if mode == "complete" else min(n, k)
+    held = _copy(low, a)
+    tau = low.new((min(n, k),), a.ctype)
+    q, r = low.new((*a.shape[:-2], n, m), a.ctype), low.new((*a.shape[:-2], m, k), a.ctype)
+    low.call(
+        f"for(int64_t p=0;p<{_pages(held)[0]};p++) qr<{a.ctype}>({n},{k},{m},"
+        f"{held.pointer}+p*{n * k},{tau.pointer},{q.pointer}+p*{n * m},{r.pointer}+p*{m * k},{m});",
+        [held],
+        [held, tau, q, r],
+    )
+    return [q, r]

@@ -21,7 +21,7 @@ __all__ = ["RULES", "Lowering", "Rule", "lowers"]
 Rule = Callable[..., Any]
 RULES: dict[Any, Rule] = {}
 #: Formulas longer than this are computed once into memory, even if they are used once.
-_LONG = 400
+_LONG = 48
 
 
 def lowers(*targets: Any) -> Callable[[Rule], Rule]:
@@ -57,6 +57,7 @@ class Lowering:
         self.data: list[Tensor] = []
         self.values: dict[Node, Any] = {}
         self.buffers: list[Buffer] = []
+        self._packed: dict[Any, BufVal] = {}
         self.constants = constants
         self.node: Node | None = None
         self._dest: dict[Node, BufVal] = {}
@@ -213,9 +214,12 @@ class Lowering:
         value = self.realize(value)
         if value.dense:
             return value
-        made = self.new(value.shape, value.ctype)
-        self.store(made, value.load)
-        return made
+        # A value never changes once it is complete: one copy serves all who want it.
+        key = value.buffer, value.shape, value.strides, value.offset
+        if key not in self._packed:
+            self._packed[key] = self.new(value.shape, value.ctype)
+            self.store(self._packed[key], value.load)
+        return self._packed[key]
 
     def store(
         self, target: BufVal, load: Callable[[tuple[Ix, ...]], Expr], *, partial: bool = False

@@ -19,6 +19,7 @@ from pyro_nfvi.engine.native import (
     matmul,
     pointwise,
     reduce,
+    scans,
     views,
 )
 from pyro_nfvi.engine.native.emit import emit_group
@@ -26,11 +27,12 @@ from pyro_nfvi.engine.native.loops import Group, fuse
 from pyro_nfvi.engine.native.lower import Lowering
 from pyro_nfvi.engine.native.plan import Slot, place, unread
 from pyro_nfvi.engine.native.values import Buffer
+from pyro_nfvi.engine.program import Unsupported
 
 __all__ = ["Source", "generate", "header"]
 
 #: The rules register themselves.
-_RULES = (assemble, create, formulas, indexing, linalg, matmul, pointwise, reduce, views)
+_RULES = (assemble, create, formulas, indexing, linalg, matmul, pointwise, reduce, scans, views)
 #: Characters of a function, about, at which the next one begins: compilers slow down on long ones.
 _PART = 12_000
 
@@ -64,7 +66,10 @@ def generate(graph: GraphModule, constants: Mapping[Node, Tensor]) -> Source:
     Raises:
         Unsupported: An operation, or a use of one, has no rule.
     """
-    low = Lowering(graph, constants)
+    try:
+        low = Lowering(graph, constants)
+    except RecursionError as error:
+        raise Unsupported("a formula that is nested too deeply") from error
     groups = fuse(low.body)
     without = unread(groups, low.outputs)
     where, slots = place(groups, without)

@@ -37,9 +37,7 @@ def is_view(*targets: Any) -> Callable[[Rule], Rule]:
     return register
 
 
-def _axes(
-    low: Lowering, x: Val, source: Sequence[int | None], shape: Shape | None = None
-) -> Val:
+def _axes(low: Lowering, x: Val, source: Sequence[int | None], shape: Shape | None = None) -> Val:
     """Result whose axis d is the operand's axis ``source[d]``; None: repeated."""
     shape = low.shape if shape is None else shape
     if isinstance(x, BufVal):

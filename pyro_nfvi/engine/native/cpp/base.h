@@ -84,6 +84,9 @@ template <class T> static inline T m_softplus_backward(T g, T x, T beta, T thres
 template <class T> static inline T m_log_sigmoid(T x) {
   return m_min(x, (T)0) - m_log1p(m_exp(-m_abs(x)));
 }
+template <class T> static inline T m_softplus_all(T x) {
+  return m_max(x, (T)0) + m_log1p(m_exp(-m_abs(x)));
+}
 template <class T> static inline T m_logaddexp(T a, T b) {
   T gap = m_abs(a - b), top = m_max(a, b);
   return a == b ? a + (T)0.693147180559945309417 : top + m_log1p(m_exp(-gap));

@@ -113,3 +113,41 @@ static void lu_solve(int64_t n, int64_t m, const T* lu, const int32_t* pivots, b
     for (int64_t k = n - 1; k >= 0; k--) swap(k);
   }
 }
+
+// A = Q R by Householder reflections, with LAPACK's signs. A (n, k) is used up; q has m columns.
+template <class T>
+static void qr(int64_t n, int64_t k, int64_t m, T* a, T* tau, T* q, T* r, int64_t rows) {
+  const int64_t steps = n < k ? n : k;
+  for (int64_t j = 0; j < steps; j++) {
+    T square = 0;
+    for (int64_t i = j + 1; i < n; i++) square += a[i * k + j] * a[i * k + j];
+    const T alpha = a[j * k + j];
+    if (square == 0) {
+      tau[j] = 0;
+      continue;
+    }
+    const T length = m_sqrt(alpha * alpha + square), beta = alpha > 0 ? -length : length;
+    tau[j] = (beta - alpha) / beta;
+    for (int64_t i = j + 1; i < n; i++) a[i * k + j] /= alpha - beta;
+    a[j * k + j] = beta;
+    for (int64_t c = j + 1; c < k; c++) {
+      T dot = a[j * k + c];
+      for (int64_t i = j + 1; i < n; i++) dot += a[i * k + j] * a[i * k + c];
+      dot *= tau[j];
+      a[j * k + c] -= dot;
+      for (int64_t i = j + 1; i < n; i++) a[i * k + c] -= dot * a[i * k + j];
+    }
+  }
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t j = 0; j < k; j++) r[i * k + j] = i <= j ? a[i * k + j] : (T)0;
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t j = 0; j < m; j++) q[i * m + j] = i == j ? 1 : 0;
+  for (int64_t j = steps - 1; j >= 0; j--)
+    for (int64_t c = j; c < m; c++) {
+      T dot = q[j * m + c];
+      for (int64_t i = j + 1; i < n; i++) dot += a[i * k + j] * q[i * m + c];
+      dot *= tau[j];
+      q[j * m + c] -= dot;
+      for (int64_t i = j + 1; i < n; i++) q[i * m + c] -= dot * a[i * k + j];
+    }
+}
