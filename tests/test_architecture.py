@@ -29,6 +29,7 @@ STOREYS = {
         "dequantize",
         "diagnostics",
         "fitting",
+        "gaussian",
         "objectives",
         "path_sampler",
         "rows",

@@ -128,15 +128,17 @@ class LowerTriangular(ParamFlow):
 
 @final
 class Affine(Flow):
-    r"""An affine map whose numbers belong to somebody else: bound late, thrown away.
+    r"""An affine map with given numbers: :math:`y = \mu + \sigma x`, or :math:`\mu + L x`.
 
-    :math:`y = \mu + \sigma x`, or :math:`y = \mu + L x` with ``scale_tril``. It owns no
-    parameters and is built for one call, around tensors that a guide owns.
+    It trains nothing. By default its numbers belong to somebody else: it is built for one call,
+    around tensors that a guide owns, and thrown away. With ``own=True`` they are its own and
+    saved with its state, as of a whitening map.
 
     Args:
         loc: Shift, ``(D,)``.
         scale: Positive scale ``(D,)``, or None with ``scale_tril``.
         scale_tril: Lower triangular with a positive diagonal ``(D, D)``.
+        own: Whether the numbers are part of the ``state_dict``.
 
     Raises:
         OptionError: Both or none of ``scale`` and ``scale_tril`` are given.
@@ -150,20 +152,31 @@ class Affine(Flow):
     """
 
     def __init__(
-        self, loc: Tensor, scale: Tensor | None = None, *, scale_tril: Tensor | None = None
+        self,
+        loc: Tensor,
+        scale: Tensor | None = None,
+        *,
+        scale_tril: Tensor | None = None,
+        own: bool = False,
     ) -> None:
         if (scale is None) == (scale_tril is None):
             raise OptionError("Affine needs one of scale and scale_tril.")
         super().__init__(int(loc.shape[-1]))  # a tensor under torch.jit.trace
-        if scale_tril is not None:
-            scale = scale_tril.diagonal(dim1=-2, dim2=-1)
         # Buffers, not parameters: their owner trains them.
-        self.register_buffer("loc", loc, persistent=False)
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("scale_tril", scale_tril, persistent=False)
+        self.register_buffer("loc", loc, persistent=own)
+        self.register_buffer("diagonal", scale, persistent=own)
+        self.register_buffer("scale_tril", scale_tril, persistent=own)
         self.loc: Tensor
-        self.scale: Tensor
+        self.diagonal: Tensor | None
         self.scale_tril: Tensor | None
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale, or the diagonal of ``scale_tril``: ``(D,)``."""
+        if self.scale_tril is not None:
+            return self.scale_tril.diagonal(dim1=-2, dim2=-1)
+        assert self.diagonal is not None
+        return self.diagonal
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
         x, _ = self.enter(x, context)

@@ -17,7 +17,7 @@ from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Chain, Flow
 from pyro_nfvi.flows.linear import Affine
-from pyro_nfvi.guides.build import FlowSpec, Recipe
+from pyro_nfvi.guides.build import FlowSpec, Recipe, whiten_at
 from pyro_nfvi.guides.param_store import (
     check_store,
     release_entry,
@@ -55,8 +55,9 @@ class AutoFlow(VectorGuide):
         flow: A name or formula (:func:`pyro_nfvi.flows.make_flow`), a :class:`Flow`, a callable
             from the latent dimension to a flow (or to a transform, which is adapted), or None
             for no layers.
-        outer: ``"diagonal"``, ``"full"`` (a Cholesky factor; for correlated posteriors), or a
-            flow of your own in its place.
+        outer: ``"diagonal"``, ``"full"`` (a Cholesky factor; for correlated posteriors),
+            ``"whitened"`` (an affine map trained relative to a fixed one, which :class:`NFVI
+            <pyro_nfvi.NFVI>` takes from a Gaussian fit), or a flow of your own in its place.
         base: Base distribution over vectors of the latent dimension; standard normal by default.
         init_loc_fn: Pyro's per-site initialisation.
         init_scale: Initial standard deviation of each unconstrained coordinate.
@@ -176,6 +177,36 @@ class AutoFlow(VectorGuide):
             if own is not None and not adopt:
                 release_entry(self, full(name), own)
 
+    def start_at(self, loc: Tensor, factor: Tensor) -> None:
+        r"""Move the guide, with its flow as it is, to the Gaussian :math:`N(m, LL^\top)`.
+
+        A diagonal outer map takes the standard deviations of each coordinate given the others,
+        those of the best diagonal Gaussian; ``"full"`` and ``"whitened"`` take all of it.
+
+        Args:
+            loc: Mean ``(D,)``.
+            factor: L: lower triangular ``(D, D)``, or the diagonal alone ``(D,)``.
+
+        Raises:
+            OptionError: The outer map is a flow of your own.
+        """
+        self._require_setup()
+        full = factor if factor.dim() == 2 else torch.diag(factor)
+        scale = factor if factor.dim() == 1 else 1 / torch.linalg.inv(factor).norm(dim=-2)
+        like, kind = self._like(), self._outer_kind
+        if kind == "flow":
+            raise OptionError("start_at sets an outer map of the guide's own, not your flow.")
+        with torch.no_grad():
+            if kind == "whitened":
+                whiten_at(self._part("outer"), loc, full, scale)
+                return
+            self.loc.copy_(loc)
+            if kind == "diagonal":
+                self.scale = scale.to(like)
+            else:
+                self.scale = full.diagonal().to(like)
+                self.scale_tril = (full / full.diagonal().unsqueeze(-1)).to(like)
+
     # -------------------------------------------------------------------------- the density
 
     def transport(self) -> Flow:
@@ -207,7 +238,7 @@ class AutoFlow(VectorGuide):
 
     def _levels(self, levels: Tensor) -> TensorPair:
         transport, points = self.transport(), base_points(self._like(), self._base)
-        if self._outer_kind == "flow":
+        if self._outer_kind not in ("diagonal", "full"):
             return torch.zeros_like(points[0]), pushed_quantiles(points, None, transport, levels)
         loc: Tensor = self.loc
         centred, flow = self._affine(torch.zeros_like(loc)), self._part("flow")

@@ -15,9 +15,13 @@ from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.adapt import adapt
 from pyro_nfvi.flows.base import Chain, Flow
 from pyro_nfvi.flows.factory import check_formula, make_flow
+from pyro_nfvi.flows.linear import Affine, DiagonalAffine, LowerTriangular
 from pyro_nfvi.flows.permute import undo_permutations
 
-__all__ = ["FlowSpec", "Recipe"]
+__all__ = ["FULL_DIM", "FlowSpec", "Recipe", "whiten_at", "whitened"]
+
+#: Largest dimension at which a whitened outer map has a full matrix, trained and fixed.
+FULL_DIM = 256
 
 #: What users pass as ``flow``.
 FlowSpec: TypeAlias = str | Flow | Callable[[int], Any] | None
@@ -48,8 +52,10 @@ class Recipe:
                 f"{name} needs flow to be a name, a Flow, a callable of the latent dimension or "
                 f"None; got {type(flow).__name__}."
             )
-        if not (isinstance(outer, Flow) or outer in ("diagonal", "full")):
-            raise OptionError(f"{name} needs outer='diagonal', 'full' or a Flow; got {outer!r}.")
+        if not (isinstance(outer, Flow) or outer in ("diagonal", "full", "whitened")):
+            raise OptionError(
+                f"{name} needs outer='diagonal', 'full', 'whitened' or a Flow; got {outer!r}."
+            )
         if not (self.base is None or isinstance(self.base, Distribution)):
             raise OptionError(
                 f"{name} needs base to be a distribution over vectors or None; got "
@@ -81,6 +87,8 @@ class Recipe:
         with torch.random.fork_rng(devices=[]):
             flow = self._flow(dim)
         outer = self.outer if isinstance(self.outer, Flow) else None
+        if self.outer == "whitened":
+            outer = whitened(like, self.init_scale)
         for role, part in (("flow", flow), ("outer", outer)):
             if part is not None and (part.dim != dim or part.context_dim):
                 raise OptionError(
@@ -112,3 +120,32 @@ class Recipe:
         if isinstance(self.flow, str):
             return make_flow(self.flow, dim, **self.options)
         return adapt(self.flow(dim), dim)
+
+
+def whitened(loc: Tensor, scale: float) -> Chain:
+    """A trained affine map at the identity inside a fixed one: ``(trained, fixed)``.
+
+    Both are full up to ``FULL_DIM`` and diagonal above. What is trained is relative to the fixed
+    one, so that a step of Adam does the same whatever the units and correlations.
+    """
+    if len(loc) <= FULL_DIM:
+        tril = scale * torch.eye(len(loc), dtype=loc.dtype, device=loc.device)
+        fixed = Affine(loc.clone(), scale_tril=tril, own=True)
+        return Chain(LowerTriangular(len(loc)), fixed)
+    fixed = Affine(loc.clone(), torch.full_like(loc, scale), own=True)
+    return Chain(DiagonalAffine(len(loc)), fixed)
+
+
+def whiten_at(outer: Flow | None, loc: Tensor, full: Tensor, scale: Tensor) -> None:
+    """Set the fixed part of a whitened map, and what is trained back to the identity."""
+    assert isinstance(outer, Chain)
+    trained, fixed = outer.flows
+    assert isinstance(fixed, Affine)
+    assert isinstance(trained, LowerTriangular | DiagonalAffine)
+    start = type(trained)(trained.dim).state_dict()
+    trained.load_state_dict({name: value.to(loc) for name, value in start.items()})
+    fixed.loc.copy_(loc)
+    if fixed.scale_tril is not None:
+        fixed.scale_tril.copy_(full)
+    else:
+        fixed.scale.copy_(scale)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,21 +13,22 @@ import torch
 from pyro.infer import config_enumerate
 
 from pyro_nfvi.errors import DivergedError, ModelError, NFVIError, OptionError
-from pyro_nfvi.flows import Flow
-from pyro_nfvi.flows.factory import check_formula
+from pyro_nfvi.gaussian import GaussianFit
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.guides.start import prior_trace
 from pyro_nfvi.infer.checkpoint import Checkpoint
 from pyro_nfvi.infer.draws import weigh
 from pyro_nfvi.infer.engines import ENGINES, choose
 from pyro_nfvi.infer.fit import Fit, Training
+from pyro_nfvi.infer.guide_spec import GuideSpec, check_guide, flow_name, make_guide
+from pyro_nfvi.infer.keep import keep_better
 from pyro_nfvi.infer.loop import Loop
 from pyro_nfvi.infer.optim import OptimSpec, check_optim, make_optimizer
+from pyro_nfvi.infer.precondition import gaussian_stage
 from pyro_nfvi.infer.progress import StepInfo
 from pyro_nfvi.infer.runaway import blame_runaway, check_proper
 from pyro_nfvi.infer.schedule import Schedule, default_rate
 from pyro_nfvi.infer.scope import own_params, own_random_state, random_seed
-from pyro_nfvi.infer.snapshot import Snapshot
 from pyro_nfvi.infer.step import EagerStep
 from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.logjoint import LogJoint
@@ -36,22 +36,21 @@ from pyro_nfvi.objectives import Objective, make_objective
 
 __all__ = ["NFVI"]
 
-#: What ``guide="auto"`` means.
-AUTO = "iaf*2"
 #: Draws on which a fit is judged; fewer where one run of the model is very large, or where every
 #: draw takes a run of its own.
 _DRAWS, _LOOP_DRAWS, _FEWEST_DRAWS, _NUMBERS = 2000, 500, 200, 300_000_000
-#: Draws on which the last state and the best one are compared.
-_COMPARE = 512
-
-GuideSpec = str | AutoFlow | Flow | Callable[[Callable[..., Any]], AutoFlow]
+#: Fits of fewer steps than this take a shorter Gaussian stage.
+_WHOLE = 1000
 
 
 class NFVI:
     r"""Normalizing-flow variational inference: fits a flow guide to a Pyro model.
 
-    Training runs with many particles at once, Adam with clipped gradients, a warm-up, a constant
-    phase that ends when the smoothed bound stops rising, and a cosine down to 1 % of the rate.
+    A Gaussian is fitted first, from several starts, in a few hundred steps that need no tuning
+    (:func:`pyro_nfvi.gaussian.fit_gaussian`); the flow starts as the identity inside it and
+    learns what a Gaussian cannot be. It trains with many particles at once, Adam with clipped
+    gradients, a warm-up, a constant phase that ends when the smoothed bound stops rising, and a
+    cosine down to 1 % of the rate.
     A step whose gradient is not finite is skipped; after five in a row an earlier state comes
     back at half the rate. Ctrl-C ends training and returns the best fit so far. Discrete sites
     that can be enumerated are summed out.
@@ -72,6 +71,9 @@ class NFVI:
         max_steps: Most steps.
         max_seconds: Most seconds of training, or None. With a limit, a fit is repeatable only as
             far as the machine's speed is.
+        precondition: Whether a Gaussian is fitted first, for the flow to start from. An
+            ``AutoFlow`` that was trained before, or has an outer flow or a base of your own, is
+            left where it is.
         stop: Whether to stop when the bound is flat; False takes exactly ``max_steps``.
         engine: What runs the steps: ``"auto"``, which falls back by itself and says why
             (``fit.engine``, ``fit.engine_reason``), or one by name: ``"native"``,
@@ -116,6 +118,7 @@ class NFVI:
         max_steps: int = 3000,
         max_seconds: float | None = None,
         stop: bool = True,
+        precondition: bool = True,
         engine: str = "auto",
         seed: int | None = None,
         progress: bool = True,
@@ -126,7 +129,7 @@ class NFVI:
     ) -> None:
         if not callable(model):
             raise OptionError(f"NFVI needs a Pyro model to call; got {type(model).__name__}.")
-        _check_guide(guide)
+        check_guide(guide)
         check_optim(optim)
         for name, value in (
             ("num_particles", num_particles),
@@ -148,6 +151,7 @@ class NFVI:
         self.num_particles, self.max_steps = num_particles, max_steps
         self.max_seconds, self.stop, self.seed = max_seconds, stop, seed
         self.engine = engine
+        self.precondition = precondition
         self.progress, self.callbacks = progress, tuple(callbacks)
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
         self.resume = resume
@@ -171,10 +175,18 @@ class NFVI:
                 # The store's set-up ran the model; start from the seed whatever that drew.
                 torch.random.default_generator.manual_seed(seed)
                 model = _enumerated(self.model, args, kwargs)
-            guide = self._make_guide(model)
+            guide = make_guide(self.guide, model, "whitened" if self.precondition else "diagonal")
+            fresh = not guide.is_set_up
             guide.setup(*args, **kwargs)
             log_joint = LogJoint(model, args, kwargs, guide.latent)
-            loop = self._make_loop(guide, log_joint, seed)
+            gaussian = self._precondition(guide, log_joint, seed) if fresh else None
+            loop = self._make_loop(guide, log_joint, seed, travels=gaussian is None)
+            if gaussian is not None:
+                loop.state.notes.append(
+                    f"started at the best Gaussian of {len(gaussian.starts)} starts: ELBO "
+                    f"{gaussian.bound:.2f} ± {gaussian.bound_se:.2f} nats, condition number of "
+                    f"its correlations {gaussian.condition:.3g}"
+                )
             started = time.monotonic()
             try:
                 reason = loop.run()
@@ -183,32 +195,26 @@ class NFVI:
                 raise blame_runaway(error, saved) from error
             return check_proper(self._finish(loop, reason, names, seed, begin, started))
 
-    def _make_guide(self, model: Callable[..., Any]) -> AutoFlow:
-        guide = self.guide
-        if isinstance(guide, AutoFlow):
-            return guide
-        if isinstance(guide, str):
-            return AutoFlow(model, AUTO if guide == "auto" else guide)
-        if isinstance(guide, Flow):
-            # A copy, so that each run starts from the flow that was passed.
-            return AutoFlow(model, copy.deepcopy(guide))
-        made = guide(model)
-        if not isinstance(made, AutoFlow):
-            raise OptionError(
-                f"guide returned {type(made).__name__}; a callable guide takes the model and "
-                "returns an AutoFlow, such as lambda model: AutoPlanar(model, num_flows=16). "
-                "Other guides of Pyro train with pyro.infer.SVI."
-            )
-        return made
+    def _precondition(self, guide: AutoFlow, log_joint: LogJoint, seed: int) -> GaussianFit | None:
+        """Move a guide that was just built to the best Gaussian; None where that was not done."""
+        if not self.precondition or guide._outer_kind == "flow" or guide._base is not None:
+            return None
+        init_loc = guide.latent.init_loc
+        generator = torch.Generator(init_loc.device).manual_seed(seed + 3)
+        effort = min(1.0, self.max_steps / _WHOLE)
+        found = gaussian_stage(log_joint, init_loc, effort=effort, generator=generator)
+        if found is not None:
+            guide.start_at(found.loc, found.factor)
+        return found
 
-    def _make_loop(self, guide: AutoFlow, log_joint: LogJoint, seed: int) -> Loop:
+    def _make_loop(self, guide: AutoFlow, log_joint: LogJoint, seed: int, *, travels: bool) -> Loop:
         own = {name: p for name, p in guide.named_parameters() if p.requires_grad}
         outer = [p for name, p in own.items() if not name.startswith("flow.")]
         inner = [p for name, p in own.items() if name.startswith("flow.")]
         models = log_joint.parameters()
         params = [*inner, *outer, *models]
         rate = default_rate(guide.latent.dim)
-        optimizer = make_optimizer(self.optim, [*inner, *models], outer, rate)
+        optimizer = make_optimizer(self.optim, [*inner, *models], outer, rate, travels=travels)
         step = EagerStep(guide, log_joint, self.objective, params, len(models), optimizer)
         engine = choose(self.engine, step, self.num_particles, self.max_steps)
         device = guide.latent.init_loc.device
@@ -253,7 +259,7 @@ class NFVI:
         trained = time.monotonic()
         guide, log_joint, state = loop.guide, loop.log_joint, loop.state
         notes = list(state.notes)
-        if not _keep_better(loop, seed):
+        if not keep_better(loop, seed):
             notes.append("the state of an earlier step was better than the last one and is kept")
         if state.num_skipped:
             notes.append(f"{state.num_skipped} steps were skipped: gradients were not finite")
@@ -280,7 +286,7 @@ class NFVI:
             "step": (trained - started) / max(1, state.step),
         }
         settings = {
-            "flow": _flow_name(guide),
+            "flow": flow_name(guide),
             "objective": self.objective.name,
             "num_particles": self.num_particles,
             "max_steps": self.max_steps,
@@ -333,28 +339,6 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
-def _check_guide(guide: Any) -> None:
-    """Refuse a guide that cannot work, before any work is done."""
-    if isinstance(guide, str):
-        if guide != "auto":
-            check_formula(guide, {})
-    elif not callable(guide):  # AutoFlow and Flow are callable too
-        raise OptionError(
-            "guide is a flow's name or formula such as 'iaf*2', 'auto', a Flow, a callable of the "
-            f"model, or an AutoFlow; got {type(guide).__name__}."
-        )
-    elif isinstance(guide, pyro.infer.autoguide.AutoGuide) and not isinstance(guide, AutoFlow):
-        raise OptionError(
-            f"NFVI trains flow guides; {type(guide).__name__} trains with pyro.infer.SVI."
-        )
-
-
-def _flow_name(guide: AutoFlow) -> str:
-    """What a report calls the guide's flow."""
-    flow = None if guide._recipe is None else guide._recipe.flow
-    return flow if isinstance(flow, str) else "" if flow is None else type(flow).__name__
-
-
 def _enumerated(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Callable[..., Any]:
@@ -368,30 +352,3 @@ def _enumerated(
         for site in trace.nodes.values()
     )
     return config_enumerate(model) if unmarked else model
-
-
-def _keep_better(loop: Loop, seed: int) -> bool:
-    """Leave the better of the last and the best state in place; say whether it is the last."""
-    best, state = loop.best, loop.state
-    if best is None or best.step == state.step:
-        return True
-    last = Snapshot.take(state.step, loop.params, loop.optimizer)
-    generator = None
-    if loop.generator is not None:
-        generator = torch.Generator(loop.generator.device).manual_seed(seed + 2)
-    eps = loop.guide.density().sample_base(_COMPARE, generator=generator)
-    subsample = loop.log_joint.draw_subsample(generator)
-
-    def log_w() -> torch.Tensor:
-        with torch.no_grad():
-            z, log_q = loop.guide.density().push(eps)
-            found = loop.log_joint(z, subsample) - log_q
-        return torch.where(torch.isfinite(found), found, torch.full_like(found, -1e10)).double()
-
-    now = log_w()
-    best.put_values(loop.params)
-    rise = log_w() - now  # on the same noise, so that little of it is noise
-    if rise.mean() > 2 * rise.std() / len(rise) ** 0.5:
-        return False
-    last.put_values(loop.params)
-    return True

@@ -46,7 +46,12 @@ def check_optim(optim: Any) -> None:
 
 
 def make_optimizer(
-    optim: OptimSpec, inner: Sequence[Tensor], outer: Sequence[Tensor], rate: float
+    optim: OptimSpec,
+    inner: Sequence[Tensor],
+    outer: Sequence[Tensor],
+    rate: float,
+    *,
+    travels: bool = True,
 ) -> torch.optim.Optimizer:
     """Build the optimiser.
 
@@ -54,9 +59,10 @@ def make_optimizer(
         optim: What the user passed; a callable and Pyro's optimisers get all parameters at one
             rate, their own.
         inner: Parameters of the flow and of the model.
-        outer: Location and scale outside the flow. They have to travel to the posterior from
-            wherever they start, so Adam's own rate for them is five times as high.
+        outer: Location and scale outside the flow.
         rate: Used where the user gave none.
+        travels: Whether the outer ones have to travel to the posterior from wherever they start;
+            Adam's own rate for them is then five times as high.
 
     Raises:
         OptionError: The callable returned something else.
@@ -64,7 +70,10 @@ def make_optimizer(
     leaves = [*inner, *outer]
     if optim is None or isinstance(optim, (int, float)):
         rate = rate if optim is None else float(optim)
-        groups = [{"params": list(inner), "lr": rate}, {"params": list(outer), "lr": _OUTER * rate}]
+        groups = [
+            {"params": list(inner), "lr": rate},
+            {"params": list(outer), "lr": (_OUTER if travels else 1.0) * rate},
+        ]
         fused = all(leaf.is_floating_point() and leaf.device.type != "mps" for leaf in leaves)
         return torch.optim.Adam([group for group in groups if group["params"]], fused=fused)
     if isinstance(optim, PyroOptim):

@@ -30,6 +30,8 @@ _FAR = 30.0
 _MIXED_REACH = {torch.float32: 1e5, torch.float64: 1e9}
 #: Where the logarithm of a positive number is beyond this, it has run away already.
 _BEYOND = 25.0
+#: Draws that are spread further than this say little of where lines should be straight.
+_WIDE = 1e3
 #: A density that can be integrated falls by more than a nat per e-fold of the distance (half of
 #: that, to be sure), and its shells hold less and less; this one holds e^2 times the middle.
 _FALL, _SHELL = 0.5, 2.0
@@ -175,7 +177,7 @@ def _usable(latent: LatentSpace, z: Tensor) -> Tensor:
     bent = _bent(latent)
     if len(z) and not bool((z[:, bent].median(0).values.abs() > _BEYOND).any()):
         held = z[_held(latent, z, 1.0)]
-        if len(held) >= max(10, len(z) // 2):
+        if len(held) >= max(10, len(z) // 2) and float(held.std(0).max()) < _WIDE:
             return held
     start = latent.init_loc.detach()
     generator = torch.Generator().manual_seed(20)

@@ -176,7 +176,10 @@ BAD_OPTIONS = {
     "unknown option": (lambda: AutoFlow(linear, "planar", hiden=3), "no option hiden"),
     "option without a name": (lambda: AutoFlow(linear, None, hidden_dim=3), "named flow"),
     "option with an object": (lambda: AutoFlow(linear, Planar(3), gate="affine"), "named flow"),
-    "outer": (lambda: AutoFlow(linear, outer="diag"), "outer='diagonal', 'full' or a Flow"),
+    "outer": (
+        lambda: AutoFlow(linear, outer="diag"),
+        "'full', 'whitened' or a Flow",
+    ),
     "init_scale 0": (lambda: AutoFlow(linear, init_scale=0), "init_scale > 0"),
     "init_scale -1": (lambda: AutoPlanar(linear, init_scale=-1.0), "init_scale > 0"),
     "init_scale nan": (lambda: AutoPlanar(linear, init_scale=float("nan")), "init_scale > 0"),

@@ -1,0 +1,13 @@
+"""Gaussian approximations of an unnormalised density, fitted without tuning.
+
+What a flow starts from: :func:`fit_gaussian` runs several starts at once, by batch and match
+(:func:`match`) and by whitened natural-gradient ascent of the bound (:func:`whiten`).
+"""
+
+from pyro_nfvi.gaussian.batch_match import match
+from pyro_nfvi.gaussian.fit import GaussianFit, fit_gaussian
+from pyro_nfvi.gaussian.normals import Normals
+from pyro_nfvi.gaussian.target import Target
+from pyro_nfvi.gaussian.whiten import whiten
+
+__all__ = ["GaussianFit", "Normals", "Target", "fit_gaussian", "match", "whiten"]

@@ -1,0 +1,140 @@
+"""The Gaussian stage: where the posterior is and how wide, before the flow learns its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_nfvi.errors import WeightError
+from pyro_nfvi.gaussian import GaussianFit, Normals, Target, fit_gaussian
+from pyro_nfvi.guides.build import FULL_DIM
+from pyro_nfvi.guides.start import prior_trace
+from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.logjoint import LogJoint
+
+__all__ = ["gaussian_stage", "prior_points"]
+
+#: Most starts, and rows of the model's numbers that one call of the model may hold.
+_STARTS, _NUMBERS = 8, 2_000_000
+#: Most steps of each climb to a mode, and how much of the rise a start on the way has.
+_CLIMB, _SHARE = 80, 0.9
+#: A Gaussian this far out or this wide has run away along a direction without a posterior.
+_RUN_AWAY = 1e7
+#: Draws from the prior that are tried for each start.
+_TRIES = 20
+
+
+def gaussian_stage(
+    log_joint: LogJoint,
+    like: Tensor,
+    *,
+    effort: float,
+    generator: torch.Generator,
+) -> GaussianFit | None:
+    """Fit a Gaussian to the model's posterior.
+
+    None if no start can be evaluated, or if it runs away along a direction in which the density
+    does not fall.
+
+    The starts are the guide's initial point, wide and narrow, a draw from the prior, and points
+    on climbs from these to a mode.
+
+    Args:
+        log_joint: The model.
+        like: A tensor of the guide's dtype and device.
+        effort: 1 for the whole stage; a fraction for a fit of few steps.
+        generator: Source of the noise.
+    """
+    target = Target(log_joint, like)
+    most = max(1, min(_STARTS, _NUMBERS // (16 * max(1, log_joint.size))))
+    if log_joint.how == "loop":
+        most = 1
+    starts = _starts(log_joint, target, most, effort, generator)
+    try:
+        found = fit_gaussian(
+            target,
+            starts,
+            effort=effort,
+            num_particles=8 if log_joint.how == "loop" else None,
+            noisy=bool(log_joint.subsampled),
+            generator=generator,
+        )
+    except WeightError:
+        return None
+    far = torch.maximum(found.scale, (found.loc - log_joint.latent.init_loc).abs())
+    # Whether there is a posterior at all is told after the fit, from where it can be seen.
+    return found if bool((far < _RUN_AWAY).all()) else None
+
+
+def _starts(
+    log_joint: LogJoint, target: Target, most: int, effort: float, generator: torch.Generator
+) -> Normals:
+    init = log_joint.latent.init_loc.detach().double()
+    diagonal = len(init) > FULL_DIM
+    if most == 1:
+        return Normals.around(init[None], 0.1, diagonal=diagonal)
+    drawn = prior_points(log_joint, target, 2)
+    steps = max(1, round(_CLIMB * effort))
+    climbed = [point for row in [init, *drawn] for point in _climb(target, row, steps)]
+    centres = torch.stack([init, init, *drawn[:1], *climbed])[:most]
+    scales = torch.tensor([1.0] + [0.1] * (len(centres) - 1)).to(centres)
+    return Normals.around(centres, scales, diagonal=diagonal)
+
+
+def prior_points(log_joint: LogJoint, target: Target, num: int) -> Tensor:
+    """Draw latents from the prior, as unconstrained points at which the model can be scored.
+
+    Fewer than ``num`` come back, possibly none, where the prior cannot be drawn from.
+    """
+    latent = log_joint.latent
+    found: list[Tensor] = []
+    for _ in range(_TRIES * num):
+        if len(found) == num:
+            break
+        try:
+            found.append(_prior_draw(log_joint.model, log_joint.args, log_joint.kwargs, latent))
+        except Exception:  # a draw on which the model fails
+            continue
+        if not bool(target(found[-1][None])[2]):
+            found.pop()
+    return torch.stack(found) if found else latent.init_loc.new_zeros(0, latent.dim).double()
+
+
+def _prior_draw(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], latent: LatentSpace
+) -> Tensor:
+    with pyro.validation_enabled(False):
+        trace = prior_trace(model, args, kwargs)
+    return latent.pack({name: trace.nodes[name]["value"] for name in latent.sites}).double()
+
+
+def _climb(target: Target, start: Tensor, steps: int) -> list[Tensor]:
+    """Climb by L-BFGS; return the top, and a point on the way.
+
+    The point on the way is what counts where the density has a singular top, as a funnel has.
+    """
+    point = start.clone().requires_grad_()
+    path: list[tuple[float, Tensor]] = []
+
+    def descent() -> Tensor:
+        log_p, score, ok = target(point.detach()[None])
+        point.grad = -score[0]
+        if bool(ok):
+            path.append((float(log_p), point.detach().clone()))
+            return -log_p[0]
+        return torch.full((), 1e30, dtype=log_p.dtype)
+
+    optimizer = torch.optim.LBFGS([point], max_iter=steps, line_search_fn="strong_wolfe")
+    optimizer.step(descent)
+    if not path:
+        return []
+    top = max(height for height, _ in path)
+    enough = path[0][0] + _SHARE * (top - path[0][0])
+    return [
+        next(here for height, here in path if height == top),
+        next(here for height, here in path if height >= enough),
+    ]
