@@ -37,10 +37,10 @@ def whiten(
         L \leftarrow L\,\bigl(I + \eta\,\mathrm{tril}\,\overline{G\varepsilon^\top}\bigr)
 
     (the diagonal as an exponential; for Gaussians without correlations, the diagonal alone).
-    Steps do not change under affine maps of the coordinates:
-    condition numbers of 1e8 take no more of them. Both are limited to a trust region of radius
-    :math:`\sqrt D`, which grows while the mean keeps its direction, and the rate :math:`\eta = \min(0.1, 0.5/(1+\sqrt{D/B})^2)` keeps the noise
-    of B draws stable; it falls by a cosine in the second half.
+    Steps do not change under affine maps of the coordinates: condition numbers of 1e8 take no
+    more of them. Both are limited to a trust region of radius :math:`\sqrt D`, which grows while
+    the mean keeps its direction. The rate :math:`\eta = \min(0.1, 0.5/(1+\sqrt{D/B})^2)` keeps
+    the noise of B draws stable; it falls by a cosine in the second half.
 
     A Gaussian at half of whose draws the density cannot be evaluated shrinks to half its width.
 
