@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pyro_nfvi.vae.architecture import Architecture
+from pyro_nfvi.vae.checkpoint import load_vae
 from pyro_nfvi.vae.conv import ConvDecoder, ConvEncoder
 from pyro_nfvi.vae.data import ImageData, load_data
+from pyro_nfvi.vae.evaluate import Evaluation, active_units, collapse_warning, evaluate
 from pyro_nfvi.vae.importance import NLL
 from pyro_nfvi.vae.likelihoods import (
     Bernoulli,
@@ -16,6 +19,13 @@ from pyro_nfvi.vae.likelihoods import (
 from pyro_nfvi.vae.model import FlowVAE
 from pyro_nfvi.vae.nets import DenseDecoder, DenseEncoder
 from pyro_nfvi.vae.objectives import ELBOLoss, IWAELoss, Loss, VAELoss
+from pyro_nfvi.vae.pictures import (
+    plot_curves,
+    plot_interpolation,
+    plot_posterior,
+    plot_reconstructions,
+    plot_samples,
+)
 from pyro_nfvi.vae.pixels import Preparation, binarize, choose_preparation, dequantize
 from pyro_nfvi.vae.posterior import Draws, Posterior
 from pyro_nfvi.vae.schedules import (
@@ -31,6 +41,7 @@ from pyro_nfvi.vae.terms import ELBO
 __all__ = [
     "ELBO",
     "NLL",
+    "Architecture",
     "Bernoulli",
     "Categorical",
     "Constant",
@@ -41,6 +52,7 @@ __all__ = [
     "DenseEncoder",
     "Draws",
     "ELBOLoss",
+    "Evaluation",
     "FlowVAE",
     "Gaussian",
     "IWAELoss",
@@ -54,10 +66,19 @@ __all__ = [
     "Schedule",
     "Tempered",
     "VAELoss",
+    "active_units",
     "binarize",
     "choose_preparation",
+    "collapse_warning",
     "dequantize",
+    "evaluate",
     "load_data",
+    "load_vae",
     "make_likelihood",
+    "plot_curves",
+    "plot_interpolation",
+    "plot_posterior",
+    "plot_reconstructions",
+    "plot_samples",
     "schedule_from_spec",
 ]

@@ -1,0 +1,203 @@
+"""Files of a training run: checkpoints that are whole or not there, and a log in step with them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_nfvi.errors import FileError
+from pyro_nfvi.infer.files import read_file, write_file
+from pyro_nfvi.vae.architecture import Architecture
+from pyro_nfvi.vae.model import FlowVAE
+
+__all__ = ["Progress", "RunFolder", "load_vae"]
+
+_KIND = "VAE"
+
+
+@dataclass
+class Progress:
+    """Where a run is: all of it that is not a tensor.
+
+    Attributes:
+        epoch: Epochs completed.
+        batch: Batches of the present epoch that are done: the sampler's position.
+        step: Steps taken.
+        best: Lowest negative ELBO of the validation images; infinite before the first.
+        best_epoch: Epoch of it.
+        stale: Epochs after the warm-up without a better one.
+        skipped: Steps skipped because a gradient was not finite.
+        bad_in_a_row: Of them, the last ones in a row.
+        sums: Sums of the present epoch: bound, reconstruction, KL, number of images.
+        done: Why the run ended; empty while it goes on.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best: float = float("inf")
+    best_epoch: int = 0
+    stale: int = 0
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    sums: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    done: str = ""
+
+
+class RunFolder:
+    """The folder of a run: ``last.pt``, ``best.pt``, ``log.jsonl``, ``config.json``.
+
+    Args:
+        path: The folder; made if it is not there.
+
+    Raises:
+        FileError: The folder cannot be made.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(
+                f"The folder {self.path} cannot be made: {error.strerror}. Take another --out."
+            ) from error
+
+    @property
+    def last(self) -> Path:
+        """The newest state, to go on from."""
+        return self.path / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The parameters that were best on the validation images."""
+        return self.path / "best.pt"
+
+    @property
+    def log(self) -> Path:
+        """One line of JSON per epoch."""
+        return self.path / "log.jsonl"
+
+    def save_best(self, vae: FlowVAE, spec: dict[str, Any]) -> None:
+        """Write the parameters."""
+        write_file(self.best, _KIND, spec, {"vae": vae.state_dict()})
+
+    def save_last(
+        self,
+        vae: FlowVAE,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        spec: dict[str, Any],
+    ) -> None:
+        """Write everything that is needed to go on as if nothing had happened."""
+        tensors = {
+            "vae": vae.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        write_file(self.last, _KIND, {**spec, "progress": asdict(progress)}, tensors)
+
+    def load_last(
+        self,
+        vae: FlowVAE,
+        optimizer: torch.optim.Optimizer,
+        spec: dict[str, Any],
+        device: torch.device,
+    ) -> Progress:
+        """Put VAE and optimiser into the state of ``last.pt``; return where the run was.
+
+        Raises:
+            FileError: The file is damaged, or of another run; the message says what differs.
+        """
+        try:
+            theirs, tensors = read_file(self.last, _KIND, device)
+        except FileError as error:
+            kept = f" {self.best} is still there." if self.best.exists() else ""
+            raise FileError(
+                f"{error}{kept} To train anew in this folder: --overwrite instead of --resume."
+            ) from error
+        for part in ("architecture", "options", "data"):
+            ours, other = spec[part], theirs.get(part)
+            if ours != other:
+                raise FileError(
+                    f"{self.last} is of another run: {_difference(part, ours, other)}. Give the "
+                    "options of that run, or another --out."
+                )
+        try:
+            vae.load_state_dict(tensors["vae"])
+            optimizer.load_state_dict(tensors["optimizer"])
+            torch.set_rng_state(tensors["rng"].cpu())
+            known = {one.name for one in fields(Progress)}
+            held = {key: value for key, value in theirs["progress"].items() if key in known}
+            held["sums"] = tuple(held["sums"])
+            return Progress(**held)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise FileError(f"{self.last} does not fit this VAE: {error}") from error
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line to the log."""
+        try:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise FileError(f"{self.log} cannot be written: {error.strerror}.") from error
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Read the log; a line that was cut off is left out."""
+        found = []
+        text = self.log.read_text("utf-8") if self.log.exists() else ""
+        for line in text.splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+        return found
+
+    def rewind(self, epoch: int) -> None:
+        """Drop lines of epochs that the checkpoint does not know; all of them with 0."""
+        kept = [json.dumps(line) for line in self.lines() if line["epoch"] <= epoch]
+        self.write("log.jsonl", "".join(line + "\n" for line in kept))
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a small text file, whole or not at all."""
+        target, beside = self.path / name, self.path / f".{name}.new"
+        try:
+            beside.write_text(text, "utf-8")
+            os.replace(beside, target)
+        except OSError as error:
+            raise FileError(f"{target} cannot be written: {error.strerror}.") from error
+        return target
+
+
+def _difference(part: str, ours: Any, theirs: Any) -> str:
+    if not isinstance(ours, dict) or not isinstance(theirs, dict):
+        return f"its {part} is {theirs!r}, not {ours!r}"
+    keys = [key for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)]
+    return ", ".join(f"its {key} is {theirs.get(key)!r}, not {ours.get(key)!r}" for key in keys[:3])
+
+
+def load_vae(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> FlowVAE:
+    """Bring back a VAE that ``python -m pyro_nfvi.vae.train`` wrote.
+
+    Args:
+        path: ``best.pt`` or ``last.pt``, or the run's folder, whose ``best.pt`` is taken.
+        map_location: Device for its tensors.
+
+    Raises:
+        FileError: No such file, truncated, or something else.
+    """
+    target = Path(path)
+    spec, tensors = read_file(
+        target / "best.pt" if target.is_dir() else target, _KIND, map_location
+    )
+    try:
+        vae = Architecture(**spec["architecture"]).build(seed=0)
+        vae.load_state_dict(tensors["vae"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise FileError(f"{target} does not describe a VAE of this version: {error}") from error
+    return vae.to(map_location)

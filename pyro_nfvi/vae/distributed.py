@@ -1,0 +1,119 @@
+"""Several processes as one: gradients and sums over all of them, started by torchrun."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pyro_nfvi.errors import OptionError
+
+__all__ = ["Team", "close_team", "open_team"]
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a run, and which of them this one is.
+
+    Attributes:
+        rank: Number of this process.
+        size: Number of processes.
+        device: Device of this process.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+    def part(self, count: int) -> slice:
+        """Which of ``count`` rows are this process's: neighbouring ones, sizes differ by one."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the processes."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over all rows of all processes."""
+        total = torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
+        total = self.sum(total)
+        return total[0] / total[1]
+
+    def sum_gradients(self, params: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by the sum over the processes, in one message."""
+        if self.size == 1:
+            return
+        leaves = list(params)
+        for leaf in leaves:
+            if leaf.grad is None:
+                leaf.grad = torch.zeros_like(leaf)
+        flat = torch.cat([leaf.grad.reshape(-1) for leaf in leaves if leaf.grad is not None])
+        dist.all_reduce(flat)
+        place = 0
+        for leaf in leaves:
+            assert leaf.grad is not None
+            leaf.grad.copy_(flat[place : place + leaf.numel()].view_as(leaf))
+            place += leaf.numel()
+
+    def share(self, module: nn.Module) -> None:
+        """Give every process the leader's parameters and buffers."""
+        if self.size > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)
+
+    def any(self, flag: bool) -> bool:  # noqa: FBT001
+        """Whether the flag holds in any process."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum(torch.tensor([float(flag)], device=self.device)) > 0)
+
+    def wait(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def open_team(device: str = "auto") -> Team:
+    """Join the processes that torchrun started; alone without it.
+
+    Args:
+        device: ``"auto"`` takes a GPU where there is one.
+
+    Raises:
+        OptionError: A device that is not there.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise OptionError(f"--device {device} is not known: {error}") from error
+    if where.type == "cuda":
+        if not torch.cuda.is_available():
+            raise OptionError("--device cuda: torch finds no GPU. Take --device cpu.")
+        where = torch.device("cuda", local if size > 1 else where.index or 0)
+        torch.cuda.set_device(where)
+    if size > 1:
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    return Team(rank, size, where)
+
+
+def close_team(team: Team) -> None:
+    """Leave the processes."""
+    if team.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,297 @@
+"""Train a flow VAE: ``python -m pyro_nfvi.vae.train --data digits --flow planar*16``.
+
+Checkpoints, log, numbers and pictures go to one folder. A run that was killed goes on with
+--resume and ends as if nothing had happened. Several processes: torchrun --nproc-per-node 2 -m
+pyro_nfvi.vae.train ...
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from types import FrameType
+from typing import Any
+
+import torch
+
+from pyro_nfvi._version import __version__
+from pyro_nfvi.errors import FileError, NFVIError, OptionError
+from pyro_nfvi.vae.architecture import Architecture
+from pyro_nfvi.vae.checkpoint import Progress, RunFolder, load_vae
+from pyro_nfvi.vae.data import ImageData, load_data
+from pyro_nfvi.vae.distributed import Team, close_team, open_team
+from pyro_nfvi.vae.evaluate import Evaluation, evaluate
+from pyro_nfvi.vae.likelihoods import make_likelihood
+from pyro_nfvi.vae.model import FlowVAE
+from pyro_nfvi.vae.objectives import ELBOLoss, IWAELoss, VAELoss
+from pyro_nfvi.vae.options import IDENTITY, Options, parse
+from pyro_nfvi.vae.pixels import Preparation, choose_preparation
+from pyro_nfvi.vae.schedules import Constant, Cyclic, Linear, Schedule, Tempered
+from pyro_nfvi.vae.trainer import Feed, Plan, Trainer
+
+__all__ = ["Run", "main", "train"]
+
+#: What a shell is told of a run that a signal ended: 128 + SIGTERM.
+_TERMINATED = 143
+
+
+class Run:
+    """What a training run left behind.
+
+    Attributes:
+        vae: The VAE with its best parameters.
+        progress: Where training came to.
+        evaluation: Numbers on the test images; None in processes that do not lead, and for a run
+            that a signal ended.
+        folder: The run's folder.
+    """
+
+    def __init__(
+        self, vae: FlowVAE, progress: Progress, evaluation: Evaluation | None, folder: RunFolder
+    ) -> None:
+        self.vae, self.progress, self.evaluation = vae, progress, evaluation
+        self.folder = folder
+
+
+def architecture_of(options: Options, data: ImageData) -> Architecture:
+    """Say what the VAE of a run is made of."""
+    likelihood: dict[str, Any] = {"name": options.likelihood}
+    if options.likelihood == "categorical":
+        likelihood["levels"] = max(data.levels, 2)
+    if options.conditional and not data.num_labels:
+        raise OptionError(f"--conditional needs labels; {data.name} has none.")
+    return Architecture(
+        shape=data.shape,
+        latent_dim=options.latent_dim,
+        flow=options.flow,
+        flow_options=options.flow_options if options.flow != "none" else {},
+        nets=options.nets,
+        hidden=options.widths,
+        context_dim=None if options.context_dim < 0 else options.context_dim,
+        likelihood=make_likelihood(likelihood.pop("name"), **likelihood).spec(),
+        prior=options.prior,
+        condition_dim=data.num_labels if options.conditional else 0,
+        amortize=options.amortize,
+    )
+
+
+def loss_of(options: Options, steps_per_epoch: int) -> VAELoss:
+    """Build the loss and its schedules; epochs become steps."""
+    if options.objective == "iwae":
+        return IWAELoss(options.num_samples, options.estimator)
+    steps = math.ceil(options.warmup * steps_per_epoch)
+    beta: Schedule = Constant(options.beta)
+    if steps and options.cycles > 1:
+        beta = Cyclic(2 * steps, options.cycles, 0.5, 0.0, options.beta)
+    elif steps and not options.tempered:
+        beta = Linear(steps, 0.0, options.beta)
+    joint: Schedule = Tempered(options.tempered) if options.tempered else Constant()
+    return ELBOLoss(options.num_samples, options.estimator, beta, joint, options.free_bits)
+
+
+def train(options: Options, *, say: Any = print) -> Run:
+    """Train as told; what ``python -m pyro_nfvi.vae.train`` does.
+
+    Args:
+        options: The options.
+        say: What lines of text are given to.
+
+    Raises:
+        NFVIError: Data, options or files that cannot be used; the message says what to do.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    team = open_team(options.device)
+    try:
+        return _train(options, team, say if team.leads else lambda *_: None)
+    finally:
+        close_team(team)
+
+
+def _train(options: Options, team: Team, say: Any) -> Run:
+    data = load_data(options.data, seed=options.seed)
+    architecture = architecture_of(options, data)
+    vae = architecture.build(seed=options.seed).to(team.device)
+    preparation = choose_preparation(data, vae.likelihood, options.binarize)
+    images = preparation.images(data)
+    labels = data.labels if options.conditional else None
+    feed = Feed(images[0], images[1], preparation, None if labels is None else labels[:2])
+    say(data)
+    size = sum(p.numel() for p in vae.parameters())
+    say(
+        f"FlowVAE: {architecture.nets} nets, latent size {options.latent_dim}, flow {options.flow}"
+        f" (context {architecture.context_size}), {size:,} parameters; pixels {preparation.kind}, "
+        f"{vae.likelihood.name}; {team.size} process{'es' * (team.size > 1)} on {team.device}"
+    )
+    loss = loss_of(options, math.ceil(len(feed.train) / options.batch_size))
+    spec = {
+        "architecture": json.loads(json.dumps(architecture.spec())),
+        "options": {name: getattr(options, name) for name in IDENTITY},
+        "data": f"{data.name}, {data.shape}, {len(data.train)}/{len(data.valid)}/{len(data.test)}",
+        "loss": loss.spec(),  # type: ignore[attr-defined]
+        "preparation": preparation.spec(),
+        "version": __version__,
+    }
+    folder = _open_folder(options, team, spec)
+    team.share(vae)
+    optimizer = _optimizer(options, vae)
+    if options.compile:
+        vae.encoder.compile()
+        vae.decoder.compile()
+    plan = Plan(
+        loss, options.epochs, options.batch_size, options.lr, options.decay,
+        options.clip_norm, options.patience, options.save_steps, options.seed,
+    )  # fmt: skip
+    signals = _Signals()
+    trainer = Trainer(
+        vae, feed, plan, optimizer, folder=folder, spec=spec, team=team,
+        show=not options.quiet, stop=signals.came,
+    )  # fmt: skip
+    _begin(options, trainer, folder, say)
+    with signals:
+        progress = trainer.run()
+    if progress.done == "interrupted":
+        say(f"Stopped by a signal at step {progress.step}; --resume goes on from {folder.last}.")
+        return Run(vae, progress, None, folder)
+    say(
+        f"Trained {progress.epoch} epochs ({progress.done}); best validation ELBO "
+        f"{-progress.best:.2f} nats in epoch {progress.best_epoch}."
+    )
+    team.wait()
+    if not team.leads:
+        return Run(vae, progress, None, folder)
+    best = load_vae(folder.best, map_location=team.device)
+    result = _report(options, best, images, labels, preparation, folder, team, say)
+    return Run(best, progress, result, folder)
+
+
+def _open_folder(options: Options, team: Team, spec: dict[str, Any]) -> RunFolder:
+    folder = RunFolder(options.out)
+    there = folder.last.exists() or folder.log.exists()
+    if there and not (options.resume or options.overwrite):
+        raise FileError(
+            f"{folder.path} holds a run already. Go on with it: --resume. Start anew: --overwrite, "
+            "or another --out."
+        )
+    team.wait()  # everybody has looked before anybody writes
+    if team.leads and not (options.resume and folder.last.exists()):
+        for old in (folder.last, folder.best, folder.log):
+            old.unlink(missing_ok=True)
+    if team.leads:
+        folder.write("config.json", json.dumps(asdict(options), indent=1) + "\n")
+    team.wait()
+    return folder
+
+
+def _begin(options: Options, trainer: Trainer, folder: RunFolder, say: Any) -> None:
+    if not options.resume:
+        return
+    if not folder.last.exists():
+        say(f"Nothing to resume: there is no {folder.last}. Starting fresh.")
+        return
+    trainer.resume()
+    at = trainer.progress
+    say(f"Resuming from {folder.last}: epoch {at.epoch + 1}, step {at.step}.")
+
+
+def _optimizer(options: Options, vae: FlowVAE) -> torch.optim.Optimizer:
+    if options.optimizer == "adam":
+        return torch.optim.Adam(vae.parameters(), lr=options.lr)
+    return torch.optim.Adamax(vae.parameters(), lr=options.lr, eps=1e-7)
+
+
+def _report(
+    options: Options,
+    vae: FlowVAE,
+    images: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    labels: tuple[torch.Tensor, ...] | None,
+    preparation: Preparation,
+    folder: RunFolder,
+    team: Team,
+    say: Any,
+) -> Evaluation:
+    x = images[2].to(team.device)
+    y = None if labels is None else labels[2].to(team.device)
+    result = evaluate(
+        vae, x, y,
+        nll_samples=options.nll_samples,
+        nll_images=options.nll_images or None,
+        seed=options.seed,
+        log_volume=preparation.log_volume(math.prod(x.shape[1:])),
+        progress=not options.quiet,
+    )  # fmt: skip
+    say(f"Test images, parameters of the best epoch:\n{result}")
+    folder.write("results.json", json.dumps(result.record(), indent=1) + "\n")
+    if options.pictures and x.dim() == 3:
+        _draw(vae, x, y, folder, say)
+    say(f"Everything is in {folder.path}.")
+    return result
+
+
+def _draw(
+    vae: FlowVAE, x: torch.Tensor, y: torch.Tensor | None, folder: RunFolder, say: Any
+) -> None:
+    from pyro_nfvi.vae import pictures
+
+    try:
+        pictures.pyplot()
+    except ImportError as error:
+        say(f"No pictures: {error}")
+        return
+    few = slice(0, 30)
+    labels = None if y is None else y[few]
+    made = {
+        "reconstructions": pictures.plot_reconstructions(vae, x[few], labels),
+        "samples": pictures.plot_samples(vae),
+        "interpolation": pictures.plot_interpolation(vae, x[:12], None if y is None else y[:12]),
+        "curves": pictures.plot_curves(folder.lines()),
+    }
+    if vae.latent_dim == 2:
+        made["posteriors"] = pictures.plot_posterior(vae, x[:8], None if y is None else y[:8])
+    for name, figure in made.items():
+        figure.savefig(folder.path / f"{name}.png")
+        pictures.pyplot().close(figure)
+
+
+class _Signals:
+    """Remembers SIGTERM and Ctrl-C, so that a step is finished before a run ends."""
+
+    def __init__(self) -> None:
+        self._came = False
+        self._before: dict[int, Any] = {}
+
+    def came(self) -> bool:
+        return self._came
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._came = True
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread
+                pass
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the status for the shell."""
+    try:
+        run = train(parse(arguments, __doc__ or ""))
+    except NFVIError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return _TERMINATED if run.progress.done == "interrupted" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,366 @@
+"""Training: exact resume, signals, several processes, refusal of what cannot be gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from vae.cases import make, spread
+
+from pyro_nfvi.errors import DataError, DivergedError, FileError, NFVIError, OptionError
+from pyro_nfvi.vae import ELBOLoss, Linear, load_vae
+from pyro_nfvi.vae.checkpoint import RunFolder
+from pyro_nfvi.vae.distributed import Team
+from pyro_nfvi.vae.options import Options, parse
+from pyro_nfvi.vae.pixels import Preparation
+from pyro_nfvi.vae.train import main, train
+from pyro_nfvi.vae.trainer import Feed, Plan, Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def grey(tmp_path):
+    """A small data set of grey images whose pixels depend on one another."""
+    rng = np.random.RandomState(0)
+    z = rng.randn(90, 2)
+    x = 255 / (1 + np.exp(-3 * z @ rng.randn(2, 16)))
+    path = tmp_path / "grey.npz"
+    np.savez_compressed(path, x=x.reshape(90, 4, 4).astype(np.uint8), y=(z[:, 0] > 0).astype(int))
+    return path
+
+
+def options(data, out, **more):
+    given = {
+        "flow": "planar*2", "latent_dim": 2, "hidden": "8", "epochs": 3, "batch_size": 20,
+        "warmup": 1.0, "quiet": True, "nll_samples": 20, "pictures": False, "threads": 1,
+        "device": "cpu", "lr": 5e-3,
+    }  # fmt: skip
+    return Options(data=str(data), out=str(out), **{**given, **more})
+
+
+def silent(*_):
+    pass
+
+
+def parameters(path):
+    return load_vae(path).state_dict()
+
+
+def equal(one, two):
+    assert one.keys() == two.keys()
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_leaves_everything_behind(grey, tmp_path):
+    run = train(options(grey, tmp_path / "run", pictures=True), say=silent)
+    names = {path.name for path in run.folder.path.iterdir()}
+    assert names == {
+        "last.pt", "best.pt", "log.jsonl", "config.json", "results.json", "curves.png",
+        "interpolation.png", "posteriors.png", "reconstructions.png", "samples.png",
+    }  # fmt: skip
+    lines = run.folder.lines()
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert lines[-1]["valid"]["elbo"] > lines[0]["valid"]["elbo"]
+    for part in ("train", "valid"):
+        terms = lines[0][part]
+        assert terms["elbo"] == pytest.approx(terms["reconstruction"] - terms["kl"], abs=1e-5)
+    found = json.loads((run.folder.path / "results.json").read_text())
+    assert found["nll_samples"] == 20
+    assert equal(parameters(run.folder.path), run.vae.state_dict())
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(grey, tmp_path):
+    runs = [
+        train(options(grey, tmp_path / str(i), seed=seed), say=silent)
+        for i, seed in enumerate((1, 1, 2))
+    ]
+    states = [parameters(run.folder.last) for run in runs]
+    assert equal(states[0], states[1])
+    assert not equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamax"])
+@pytest.mark.parametrize("at", [1, 5, 7])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(at, optimizer):
+    x = torch.randint(0, 3, (33, 3, 2), generator=torch.Generator().manual_seed(0))
+    feed = Feed(x.to(torch.uint8), (x[:9] > 0).float(), Preparation("dynamic", 3))
+    plan = Plan(ELBOLoss(beta=Linear(9)), 3, 10, 1e-2, decay="cosine", seed=3)
+
+    def build(folder, stop=lambda: False):
+        vae = make("iaf*1", seed=4)
+        kind = torch.optim.Adam if optimizer == "adam" else torch.optim.Adamax
+        step = kind(vae.parameters(), lr=1e-2)
+        spec = {"architecture": {}, "options": {}, "data": "x"}
+        return Trainer(vae, feed, plan, step, folder=folder, spec=spec, stop=stop)
+
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as place:
+        whole = build(RunFolder(f"{place}/a"))
+        whole.run()
+        steps = iter(range(1, 100))
+        first = build(RunFolder(f"{place}/b"), stop=lambda: next(steps) == at)
+        assert first.run().done == "interrupted"
+        torch.rand(17)  # whatever else happens in the process
+        second = build(RunFolder(f"{place}/b"))
+        second.resume()
+        assert second.progress.step == at
+        second.run()
+        assert equal(whole.vae.state_dict(), second.vae.state_dict())
+        ours, theirs = whole.optimizer.state_dict(), second.optimizer.state_dict()
+        assert str(ours) == str(theirs)
+        logs = [RunFolder(f"{place}/{name}").lines() for name in "ab"]
+        for one, two in zip(*logs, strict=True):
+            one.pop("time"), two.pop("time")
+            assert one == two
+
+
+def test_resume_without_a_checkpoint_starts_fresh_and_says_so(grey, tmp_path):
+    said = []
+    run = train(
+        options(grey, tmp_path / "new", resume=True), say=lambda text: said.append(str(text))
+    )
+    assert run.progress.epoch == 3
+    assert any("Nothing to resume" in text for text in said)
+
+
+def test_resume_goes_on_with_more_epochs(grey, tmp_path):
+    train(options(grey, tmp_path / "a", epochs=4), say=silent)
+    train(options(grey, tmp_path / "b", epochs=2), say=silent)
+    run = train(options(grey, tmp_path / "b", epochs=4, resume=True), say=silent)
+    assert run.progress.epoch == 4
+    assert equal(parameters(tmp_path / "a/last.pt"), parameters(tmp_path / "b/last.pt"))
+
+
+def test_what_cannot_be_gone_on_with_is_refused_and_left_alone(grey, tmp_path):
+    out = tmp_path / "run"
+    train(options(grey, out), say=silent)
+    with pytest.raises(FileError, match="--resume"):
+        train(options(grey, out), say=silent)
+    good = (out / "last.pt").read_bytes()
+    for change, hint in (
+        ({"flow": "planar*3"}, "its flow is 'planar\\*2'"),
+        ({"seed": 5}, "its seed is 0, not 5"),
+        ({"lr": 1.0}, "lr"),
+        ({"conditional": True}, "condition_dim"),
+    ):
+        with pytest.raises(FileError, match=hint):
+            train(options(grey, out, resume=True, **change), say=silent)
+    assert (out / "last.pt").read_bytes() == good
+    best = (out / "best.pt").read_bytes()
+    for harm in (good[: len(good) // 2], b"", b"hello", good[:1000] + bytes(500) + good[1500:]):
+        (out / "last.pt").write_bytes(harm)
+        with pytest.raises(FileError, match="best.pt is still there"):
+            train(options(grey, out, resume=True), say=silent)
+        assert (out / "best.pt").read_bytes() == best
+    train(options(grey, out, overwrite=True), say=silent)
+    assert equal(parameters(out / "last.pt"), parameters(out / "last.pt"))
+
+
+def test_a_disk_that_is_full_leaves_the_last_checkpoint(grey, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    train(options(grey, out, epochs=2), say=silent)
+    good = (out / "last.pt").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError, match="No space left"):
+        train(options(grey, out, epochs=3, resume=True), say=silent)
+    assert (out / "last.pt").read_bytes() == good
+    monkeypatch.undo()
+    assert train(options(grey, out, epochs=3, resume=True), say=silent).progress.epoch == 3
+
+
+def test_early_stopping_waits_for_the_warm_up(grey, tmp_path):
+    run = train(
+        options(grey, tmp_path / "a", epochs=40, lr=1e-9, warmup=6.0, patience=3), say=silent
+    )
+    assert "no improvement" in run.progress.done
+    # Warm over after epoch 6; a rate of 1e-9 changes nothing that could count as better for long.
+    assert run.progress.epoch >= 8
+    again = train(
+        options(grey, tmp_path / "a", epochs=40, lr=1e-9, warmup=6.0, patience=3, resume=True),
+        say=silent,
+    )
+    assert again.progress.epoch == run.progress.epoch
+
+
+@pytest.mark.parametrize(
+    ("part", "hint"),
+    [
+        ("encoder.head.gaussian.bias", "encoder.head.gaussian.bias is not finite"),
+        ("flow.params.linear.bias", "flow.params.linear.bias is not finite"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_traced_to_their_source(part, hint):
+    x = torch.bernoulli(torch.full((20, 3, 2), 0.5))
+    vae = make("planar*2")
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    with torch.no_grad():
+        dict(vae.named_parameters())[part][0] = torch.nan
+    feed = Feed(x, x, Preparation("as-is", 2))
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3)
+    trainer = Trainer(vae, feed, Plan(ELBOLoss(), 9, 10, 1e-3), optimizer)
+    with pytest.raises(DivergedError, match=hint):
+        trainer.run()
+    after = vae.state_dict()  # no step was taken with such a gradient
+    assert all(torch.equal(after[n], before[n]) for n in before if n != part)
+
+
+def test_a_layer_that_overflows_is_named():
+    x = torch.bernoulli(torch.full((20, 3, 2), 0.5))
+    vae = make("radial*1|affine")
+    with torch.no_grad():
+        vae.flow.flows[1].params.linear.bias.fill_(1e38)
+    feed = Feed(x, x, Preparation("as-is", 2))
+    trainer = Trainer(vae, feed, Plan(ELBOLoss(), 9, 10, 1e-3), torch.optim.Adam(vae.parameters()))
+    with pytest.raises(DivergedError, match=r"layer 1 \(DiagonalAffine\)|log density|decoder"):
+        trainer.run()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"likelihood": "categorical"},
+        {"likelihood": "gaussian"},
+        {"likelihood": "logit-normal", "flow": "none"},
+        {"binarize": "static", "flow": "sylvester*2", "kind": "householder"},
+        {"conditional": True, "prior": "maf*1", "flow": "iaf*1", "gate": "sigmoid"},
+        {"objective": "iwae", "estimator": "dreg", "num_samples": 3},
+        {"estimator": "path", "free_bits": 0.5, "cycles": 2, "decay": "cosine"},
+        {"tempered": 10, "nets": "conv", "context_dim": 0},
+        {"nets": "mlp", "amortize": "mlp", "context_dim": 5, "optimizer": "adam"},
+    ],
+    ids=str,
+)
+def test_every_option_trains(grey, tmp_path, change):
+    run = train(options(grey, tmp_path / "run", epochs=2, **change), say=silent)
+    assert run.evaluation is not None
+    assert np.isfinite(run.evaluation.elbo)
+    assert equal(parameters(tmp_path / "run"), run.vae.state_dict())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"likelihood": "bernoulli", "binarize": "as-is"},
+        {"data": "nowhere.npz"},
+        {"flow": "planr"},
+        {"hidden": "8,x"},
+        {"device": "nonsense"},
+    ],
+)
+def test_wrong_options_are_refused(grey, tmp_path, change):
+    with pytest.raises(NFVIError):
+        train(options(change.pop("data", grey), tmp_path / "run", **change), say=silent)
+    for bad in ({"epochs": 0}, {"lr": 0.0}, {"estimator": "dreg"}, {"likelihood": "normal"}):
+        with pytest.raises(OptionError):
+            Options(**bad)
+    with pytest.raises(DataError):
+        Feed(torch.zeros(0, 2), torch.zeros(1, 2), Preparation("as-is", 2))
+
+
+def test_command_line_and_configuration(tmp_path, capsys):
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps({"flow": "radial*2", "epochs": 7}))
+    found = parse(["--config", str(config), "--epochs", "9", "--no-pictures"])
+    assert (found.flow, found.epochs, found.pictures) == ("radial*2", 9, False)
+    config.write_text('{"flw": 1}')
+    with pytest.raises(OptionError, match="flw"):
+        parse(["--config", str(config)])
+    config.write_text("{")
+    with pytest.raises(FileError, match="not JSON"):
+        parse(["--config", str(config)])
+    assert main(["--data", str(tmp_path / "no.npz"), "--out", str(tmp_path / "o")]) == 1
+    assert "error: There is no file" in capsys.readouterr().err
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient():
+    x = torch.bernoulli(torch.full((7, 3, 2), 0.5))
+    eps = torch.randn(2, 7, 3)
+    whole, parts = (spread(make("iaf*2"), 0.3) for _ in range(2))
+    (ELBOLoss()(whole, x, eps=eps).surrogate.sum() / 7).backward()
+    covered = []
+    for rank in range(3):
+        mine = Team(rank, 3, torch.device("cpu")).part(7)
+        covered += range(*mine.indices(7))
+        loss = ELBOLoss()(parts, x[mine], eps=eps[:, mine])
+        (loss.surrogate.sum() / 7).backward()
+    assert covered == list(range(7))
+    for one, two in zip(whole.parameters(), parts.parameters()):
+        torch.testing.assert_close(one.grad, two.grad, atol=1e-6, rtol=1e-5)
+
+
+def command(data, out, *more, processes=0):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [
+        sys.executable, *(torchrun if processes else []), "-m", "pyro_nfvi.vae.train",
+        "--data", str(data), "--out", str(out), "--flow", "planar*2", "--latent-dim", "2",
+        "--hidden", "16", "--batch-size", "10", "--warmup", "1", "--quiet", "--no-pictures",
+        "--threads", "1", "--nll-samples", "20", "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+def run(*arguments, **more):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command(*arguments, **more), capture_output=True, text=True, env=environment, check=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_at_any_time_and_resumed_it_ends_bit_identical(grey, tmp_path, number):
+    more = ("--epochs", "60", "--save-steps", "3")
+    whole = run(grey, tmp_path / "a", *more)
+    assert whole.returncode == 0, whole.stderr
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    kills = 0
+    for attempt in range(20):
+        process = subprocess.Popen(
+            command(grey, tmp_path / "b", *more, "--resume"),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        log = tmp_path / "b" / "log.jsonl"
+        before = log.stat().st_size if log.exists() else 0
+        while process.poll() is None and kills < 3:
+            # Not at once: three kills, each after some progress, at different moments.
+            if log.exists() and log.stat().st_size > before + 200 * (attempt + 1):
+                time.sleep(0.013 * attempt)
+                process.send_signal(number)
+                break
+            time.sleep(0.005)
+        process.communicate()
+        if process.returncode == 0:
+            break
+        kills += 1
+        assert process.returncode in (-number, 143)
+    assert kills >= 2
+    assert equal(parameters(tmp_path / "a/last.pt"), parameters(tmp_path / "b/last.pt"))
+    results = [(tmp_path / name / "results.json").read_text() for name in "ab"]
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_two_processes_end_where_one_does(grey, tmp_path):
+    more = ("--epochs", "4", "--free-bits", "0.1", "--clip-norm", "5")
+    one = run(grey, tmp_path / "one", *more)
+    two = run(grey, tmp_path / "two", *more, processes=2)
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    assert "2 processes" in two.stdout
+    ours, theirs = (parameters(tmp_path / name / "last.pt") for name in ("one", "two"))
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, atol=1e-6, rtol=0)
+    assert two.stdout.count("Trained 4 epochs") == 1  # one process talks
