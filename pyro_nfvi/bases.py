@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_nfvi.errors import OptionError
+from pyro_nfvi.flows.base import Flow
+from pyro_nfvi.flows.linear import DiagonalAffine, LowerTriangular
 from pyro_nfvi.numerics import soft_clamp
 
 __all__ = [
@@ -45,6 +48,9 @@ class Base(nn.Module, ABC):
         OptionError: ``dim`` is not an integer of at least 1.
     """
 
+    #: Whether it is known to be symmetric about its location.
+    symmetric = False
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
@@ -71,6 +77,14 @@ class Base(nn.Module, ABC):
         with torch.no_grad():
             return self.rsample(shape, generator=generator)
 
+    def divide(self) -> tuple[Flow | None, Base | None]:
+        """Return ``(map, noise)``: a map that trains, behind noise whose shape is held; both new.
+
+        Location, scale and correlations are the map; degrees of freedom and mixtures, which
+        cannot be one, stay in the noise. None stands for the identity and the standard normal.
+        """
+        return None, _held(self)
+
     # So that functional_call can score with other parameters.
     def forward(self, value: Tensor) -> Tensor:
         """Score a value, as ``log_prob`` does."""
@@ -82,6 +96,8 @@ class Base(nn.Module, ABC):
 
 class _LocationScale(Base):
     """Location and bounded scale per coordinate around a standard distribution."""
+
+    symmetric = True
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
@@ -96,6 +112,15 @@ class _LocationScale(Base):
     @abstractmethod
     def _standard_log_prob(self, t: Tensor) -> Tensor:
         """Log density per coordinate."""
+
+    def divide(self) -> tuple[Flow | None, Base | None]:
+        place = DiagonalAffine(self.dim).to(self.loc)
+        with torch.no_grad():
+            place.set_affine(self.loc, _bounded(self.log_scale).exp())
+        noise = _held(self)
+        for name in ("loc", "log_scale"):
+            noise.get_buffer(name).zero_()
+        return place, noise
 
     def rsample(self, shape: Shape = (), *, generator: torch.Generator | None = None) -> Tensor:
         standard = self._standard_sample((*_size(shape), self.dim), generator)
@@ -125,6 +150,9 @@ class DiagonalNormal(_LocationScale):
         >>> round(float(DiagonalNormal(2).log_prob(torch.zeros(2)).detach()), 4)
         -1.8379
     """
+
+    def divide(self) -> tuple[Flow | None, Base | None]:
+        return super().divide()[0], None
 
     def _standard_sample(self, size: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         return _randn(size, self.loc, generator)
@@ -255,6 +283,12 @@ class FullRankNormal(Base):
         """The Cholesky factor L, ``(D, D)``."""
         return self.lower.tril(-1) + torch.diag_embed(_bounded(self.log_diagonal).exp())
 
+    def divide(self) -> tuple[Flow | None, Base | None]:
+        place = LowerTriangular(self.dim).to(self.loc)
+        with torch.no_grad():
+            place.set_affine(self.loc, self.scale_tril)
+        return place, None
+
     def rsample(self, shape: Shape = (), *, generator: torch.Generator | None = None) -> Tensor:
         standard = _randn((*_size(shape), self.dim), self.loc, generator)
         return self.loc + standard @ self.scale_tril.mT
@@ -340,6 +374,17 @@ class GaussianMixture(Base):
 
 def _size(shape: Shape) -> tuple[int, ...]:
     return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
+def _held(base: Base) -> Base:
+    """Return a copy whose parameters are buffers: saved with its state, trained by nobody."""
+    copied = copy.deepcopy(base)
+    for part in copied.modules():
+        for name, parameter in list(part._parameters.items()):
+            if parameter is not None:
+                del part._parameters[name]
+                part.register_buffer(name, parameter.detach())
+    return copied
 
 
 def _bounded(log_scale: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from pyro_nfvi._typing import TensorDict, TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Flow
-from pyro_nfvi.flows.params import ParamFlow
+from pyro_nfvi.flows.params import FreeParams, ParamFlow
+from pyro_nfvi.numerics import softplus_inverse
 
 __all__ = ["Affine", "DiagonalAffine", "LowerTriangular"]
 
@@ -71,6 +72,13 @@ class DiagonalAffine(ParamFlow):
     def _forward(self, x: Tensor, theta: TensorDict) -> TensorPair:
         return _forward(x, theta["loc"], _positive(theta["scale"]), None)
 
+    @torch.no_grad()
+    def set_affine(self, loc: Tensor, scale: Tensor) -> None:
+        """Set shift and positive scale ``(D,)``; not with a context, whose net gives them."""
+        numbers = free_numbers(self)
+        numbers["loc"].copy_(loc)
+        numbers["scale"].copy_(_free(scale))
+
     def _inverse(self, y: Tensor, theta: TensorDict) -> TensorPair:
         return _inverse(y, theta["loc"], _positive(theta["scale"]), None)
 
@@ -110,6 +118,14 @@ class LowerTriangular(ParamFlow):
             "scale": torch.zeros(self.dim),
             "tril": torch.zeros(self.dim, self.dim),
         }
+
+    @torch.no_grad()
+    def set_affine(self, loc: Tensor, scale_tril: Tensor) -> None:
+        """Set shift ``(D,)`` and factor ``(D, D)``; not with a context, whose net gives them."""
+        numbers, scale = free_numbers(self), scale_tril.diagonal()
+        numbers["loc"].copy_(loc)
+        numbers["scale"].copy_(_free(scale))
+        numbers["tril"].copy_((scale_tril / scale.unsqueeze(-1)).tril(-1))
 
     def _matrix(self, theta: TensorDict) -> tuple[Tensor, Tensor]:
         scale = _positive(theta["scale"])
@@ -192,6 +208,19 @@ class Affine(Flow):
         y, ladj = self(x, context)
         with torch.no_grad():
             return y, ladj, _pull(score.expand_as(y), self.scale, self.scale_tril)
+
+
+def free_numbers(flow: ParamFlow) -> TensorDict:
+    """Return the free parameters of a flow without context."""
+    if not isinstance(flow.params, FreeParams):
+        raise OptionError("A flow with a context has no numbers of its own to set.")
+    return flow.params()
+
+
+def _free(scale: Tensor) -> Tensor:
+    """Invert :func:`_positive`; exactly 0 at 1."""
+    one = F.softplus(scale.new_full((), _START))
+    return torch.where(scale == 1, torch.zeros_like(scale), softplus_inverse(scale * one) - _START)
 
 
 def _positive(raw: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_nfvi._typing import TensorPair
+from pyro_nfvi.bases import Base
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Chain, Flow
 from pyro_nfvi.flows.linear import Affine
-from pyro_nfvi.guides.build import FlowSpec, Recipe, whiten_at
+from pyro_nfvi.guides.build import BaseSpec, FlowSpec, Recipe, whiten_at
 from pyro_nfvi.guides.param_store import (
     check_store,
     release_entry,
@@ -58,7 +59,11 @@ class AutoFlow(VectorGuide):
         outer: ``"diagonal"``, ``"full"`` (a Cholesky factor; for correlated posteriors),
             ``"whitened"`` (an affine map trained relative to a fixed one, which :class:`NFVI
             <pyro_nfvi.NFVI>` takes from a Gaussian fit), or a flow of your own in its place.
-        base: Base distribution over vectors of the latent dimension; standard normal by default.
+        base: Where the noise comes from; the standard normal by default. One of
+            :mod:`pyro_nfvi.bases`, or a callable of the latent dimension such as ``StudentT``:
+            its location, scale and correlations are trained as a map in front of the flow, while
+            degrees of freedom and mixtures keep their shape, since draws carry no gradient to
+            them. Or a distribution over vectors of the latent dimension, which is fixed.
         init_loc_fn: Pyro's per-site initialisation.
         init_scale: Initial standard deviation of each unconstrained coordinate.
         **flow_options: Options of the named flow, such as ``hidden_dim``.
@@ -105,7 +110,7 @@ class AutoFlow(VectorGuide):
         flow: FlowSpec = "iaf*2",
         *,
         outer: str | Flow = "diagonal",
-        base: Distribution | None = None,
+        base: BaseSpec = None,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         **flow_options: Any,
@@ -114,7 +119,9 @@ class AutoFlow(VectorGuide):
         if not callable(model):
             raise OptionError(f"{name} needs a Pyro model to call; got {type(model).__name__}.")
         recipe = Recipe(name, flow, outer, flow_options, init_scale, base)
-        super().__init__(model, init_loc_fn, base)
+        super().__init__(model, init_loc_fn, base if isinstance(base, Distribution) else None)
+        # Past registration, as the flow below; a guide that has one is not the standard one's.
+        self.__dict__["_base"] = base
         # Holds the flow until set-up: registering it earlier would confuse AutoGuideList.
         self._recipe: Recipe | None = recipe
         self._outer_kind = outer if isinstance(outer, str) else "flow"
@@ -131,9 +138,14 @@ class AutoFlow(VectorGuide):
         assert recipe is not None  # set-up does not run on a guide loaded from a file
         loc, dim = self.latent.init_loc, self.latent.dim
         flow, outer = recipe.build(loc)
-        self._check_store(flow, outer)
+        base = recipe.build_base(loc)
+        place, noise = base.divide() if isinstance(base, Base) else (None, None)
+        self._check_store(flow, outer, place)
         self.flow = flow
         self.outer = outer
+        if isinstance(base, Base):
+            self.__dict__["_base"] = base
+            self.place, self.noise = place, noise
         if outer is None:
             scale = torch.full_like(loc, float(recipe.init_scale))
             self.loc = nn.Parameter(loc.clone())
@@ -146,13 +158,13 @@ class AutoFlow(VectorGuide):
     def _uses_store(self) -> bool:
         return bool(self._pyro_context.active) and not pyro.settings.get("module_local_params")
 
-    def _check_store(self, flow: Flow | None, outer: Flow | None) -> None:
+    def _check_store(self, flow: Flow | None, outer: Flow | None, place: Flow | None) -> None:
         if not self._uses_store():
             return
         full = self._pyro_get_fullname
         expected = {
             name: parameter.shape
-            for part, module in (("flow", flow), ("outer", outer))
+            for part, module in (("flow", flow), ("outer", outer), ("place", place))
             for name, parameter in stored_names(full(part), module)
         }
         size = torch.Size([self.latent_dim])
@@ -161,14 +173,15 @@ class AutoFlow(VectorGuide):
         if self._outer_kind == "full":
             expected[full("scale_tril")] = size + size
         check_store(
-            expected, [full(part) for part in ("flow", "outer", "loc", "scale", "scale_tril")]
+            expected,
+            [full(part) for part in ("flow", "outer", "place", "loc", "scale", "scale_tril")],
         )
 
     def _sync(self, *, adopt: bool = False) -> None:
         if not self._uses_store():
             return
         full = self._pyro_get_fullname
-        for part in ("flow", "outer"):
+        for part in ("flow", "outer", "place"):
             sync_module(self, full(part), self._part(part), adopt=adopt)
         if "loc" in self._parameters:
             sync_parameter(self, full("loc"), self, "loc", adopt=adopt)
@@ -213,10 +226,23 @@ class AutoFlow(VectorGuide):
         """Return the whole map, from base noise to the unconstrained vector, for one call."""
         self._require_setup()
         self._sync()
-        flow, outer = self._part("flow"), self._part("outer")
+        flow, outer = self._inner(), self._part("outer")
         if outer is None:
             outer = self._affine(self.loc)
         return outer if flow is None else Chain(flow, outer)
+
+    def _inner(self) -> Flow | None:
+        """Return all that stands before the outer map: the base's own map, then the flow."""
+        place, flow = self._part("place"), self._part("flow")
+        if place is None or flow is None:
+            return flow if place is None else place
+        return Chain(place, flow)
+
+    def _noise(self) -> Distribution | Base | None:
+        if isinstance(self._base, Distribution):
+            return self._base
+        noise = self._modules.get("noise")
+        return noise if isinstance(noise, Base) else None
 
     def _part(self, name: str) -> Flow | None:
         # Past PyroModule's attribute access, which would register the module once more.
@@ -237,9 +263,9 @@ class AutoFlow(VectorGuide):
         return (owned[0] if owned else self.latent.init_loc).new_zeros(self.latent_dim)
 
     def _levels(self, levels: Tensor) -> TensorPair:
-        transport, points = self.transport(), base_points(self._like(), self._base)
+        transport, points = self.transport(), base_points(self._like(), self._noise())
         if self._outer_kind not in ("diagonal", "full"):
             return torch.zeros_like(points[0]), pushed_quantiles(points, None, transport, levels)
         loc: Tensor = self.loc
-        centred, flow = self._affine(torch.zeros_like(loc)), self._part("flow")
+        centred, flow = self._affine(torch.zeros_like(loc)), self._inner()
         return loc, pushed_quantiles(points, flow, centred, levels)

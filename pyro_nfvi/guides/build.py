@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_nfvi.bases import Base
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.adapt import adapt
 from pyro_nfvi.flows.base import Chain, Flow
@@ -18,13 +20,15 @@ from pyro_nfvi.flows.factory import check_formula, make_flow
 from pyro_nfvi.flows.linear import Affine, DiagonalAffine, LowerTriangular
 from pyro_nfvi.flows.permute import undo_permutations
 
-__all__ = ["FULL_DIM", "FlowSpec", "Recipe", "whiten_at", "whitened"]
+__all__ = ["FULL_DIM", "BaseSpec", "FlowSpec", "Recipe", "whiten_at", "whitened"]
 
 #: Largest dimension at which a whitened outer map has a full matrix, trained and fixed.
 FULL_DIM = 256
 
 #: What users pass as ``flow``.
 FlowSpec: TypeAlias = str | Flow | Callable[[int], Any] | None
+#: What users pass as ``base``.
+BaseSpec: TypeAlias = Distribution | Base | Callable[[int], Base] | None
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Recipe:
     outer: str | Flow
     options: Mapping[str, Any]
     init_scale: float
-    base: Distribution | None
+    base: BaseSpec
 
     def __post_init__(self) -> None:
         name, flow, outer, scale = self.name, self.flow, self.outer, self.init_scale
@@ -56,10 +60,10 @@ class Recipe:
             raise OptionError(
                 f"{name} needs outer='diagonal', 'full', 'whitened' or a Flow; got {outer!r}."
             )
-        if not (self.base is None or isinstance(self.base, Distribution)):
+        if not (self.base is None or isinstance(self.base, Distribution) or callable(self.base)):
             raise OptionError(
-                f"{name} needs base to be a distribution over vectors or None; got "
-                f"{type(self.base).__name__}."
+                f"{name} needs base to be a distribution over vectors, a base of pyro_nfvi.bases, "
+                f"a callable of the latent dimension or None; got {type(self.base).__name__}."
             )
         number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
         if not (number and 0 < scale < math.inf):
@@ -67,11 +71,13 @@ class Recipe:
 
     def described(self) -> Recipe:
         """What of the recipe a copy or a file keeps once the flow is built: names, no callables."""
+        base = self.base if isinstance(self.base, Distribution) else None
         if isinstance(self.flow, str) and isinstance(self.outer, str):
-            return self
+            return replace(self, base=base)
         named = isinstance(self.flow, str)
         return replace(
             self,
+            base=base,
             flow=self.flow if named else None,
             options=self.options if named else {},
             outer=self.outer if isinstance(self.outer, str) else "diagonal",
@@ -96,23 +102,38 @@ class Recipe:
                     f"got dim={part.dim}, context_dim={part.context_dim}. Pass a callable of the "
                     "latent dimension."
                 )
-        if self.base is not None and tuple(self.base.event_shape) != (dim,):
-            raise OptionError(
-                f"{self.name} needs a base over vectors of size {dim} for this model; got "
-                f"event_shape {tuple(self.base.event_shape)}."
-            )
-        if self.base is not None:
-            with torch.random.fork_rng(devices=[]):
-                noise = self.base.sample()
-            if (noise.dtype, noise.device) != (like.dtype, like.device):
-                raise OptionError(
-                    f"{self.name} needs a base of {like.dtype} on {like.device}, as the model's "
-                    f"latents; got {noise.dtype} on {noise.device}."
-                )
         if flow is not None:
             undo = undo_permutations(flow)
             flow = (flow if undo is None else Chain(flow, undo)).to(like)
         return flow, None if outer is None else outer.to(like)
+
+    def build_base(self, like: Tensor) -> Distribution | Base | None:
+        """Make the base, or check the given one, for vectors like ``like (D,)``."""
+        base, dim = self.base, len(like)
+        if base is None:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            if not isinstance(base, Distribution | Base):
+                base = base(dim)
+            if not isinstance(base, Distribution | Base):
+                raise OptionError(
+                    f"{self.name}: base returned {type(base).__name__}; a callable base takes the "
+                    "latent dimension and returns a base of pyro_nfvi.bases."
+                )
+            if tuple(base.event_shape) != (dim,):
+                raise OptionError(
+                    f"{self.name} needs a base over vectors of size {dim} for this model; got "
+                    f"event_shape {tuple(base.event_shape)}."
+                )
+            if isinstance(base, Base):
+                return copy.deepcopy(base).to(like)
+            noise = base.sample()
+        if (noise.dtype, noise.device) != (like.dtype, like.device):
+            raise OptionError(
+                f"{self.name} needs a base of {like.dtype} on {like.device}, as the model's "
+                f"latents; got {noise.dtype} on {noise.device}."
+            )
+        return base
 
     def _flow(self, dim: int) -> Flow | None:
         if self.flow is None or isinstance(self.flow, Flow):

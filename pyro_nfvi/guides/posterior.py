@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
+from torch.distributions import constraints
 
-__all__ = ["FlowPosterior"]
+from pyro_nfvi.bases import Base
+
+__all__ = ["BaseNoise", "FlowPosterior"]
+
+
+class BaseNoise(dist.TorchDistribution):
+    """A base of :mod:`pyro_nfvi.bases` as a Pyro distribution over vectors, for one call."""
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, base: Base, batch_shape: torch.Size | None = None) -> None:
+        self.base = base
+        super().__init__(batch_shape or torch.Size(), base.event_shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> BaseNoise:
+        return BaseNoise(self.base, torch.Size(batch_shape))
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self.base.rsample((*sample_shape, *self.batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        found = self.base.log_prob(value)
+        return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
 
 
 class FlowPosterior(dist.TransformedDistribution):

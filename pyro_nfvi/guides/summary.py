@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, StudentT
 from torch.quasirandom import SobolEngine
 
+from pyro_nfvi.bases import Base
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.guides.draws import chunk_rows
 
@@ -23,7 +24,7 @@ _SEED = 20150521
 _SYMMETRIC = (MultivariateNormal, StudentT)
 
 
-def base_points(like: Tensor, base: Distribution | None = None) -> Tensor:
+def base_points(like: Tensor, base: Distribution | Base | None = None) -> Tensor:
     """Return 4097 standard normal points ``(4097, D)``: symmetric, with 0 among them.
 
     They are the same at every call and use no global random state: scrambled Sobol points
@@ -52,7 +53,9 @@ def _uniform(dim: int) -> Tensor:
     return uniform.clamp(1e-9, 1 - 1e-9)
 
 
-def _points_of(base: Distribution, dim: int) -> Tensor:
+def _points_of(base: Distribution | Base, dim: int) -> Tensor:
+    if isinstance(base, Base):
+        return _points_of_base(base)
     inner = base
     while isinstance(inner, Independent):
         inner = inner.base_dist
@@ -70,6 +73,17 @@ def _points_of(base: Distribution, dim: int) -> Tensor:
         return draws
     half, centre = draws[:_PAIRS], inner.loc.expand(1, dim)
     return torch.cat([half, centre, 2 * centre - half])
+
+
+def _points_of_base(base: Base) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        draws = base.sample(2 * _PAIRS + 1)
+    if not base.symmetric:
+        return draws
+    # Held noise is centred at 0.
+    half = draws[:_PAIRS]
+    return torch.cat([half, torch.zeros_like(half[:1]), -half])
 
 
 def column_quantiles(points: Tensor, levels: Tensor) -> Tensor:

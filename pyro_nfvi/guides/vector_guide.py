@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_nfvi._typing import TensorDict, TensorPair
+from pyro_nfvi.bases import Base
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError, ParamStoreError
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.guides.draws import chunk_rows, deterministic_sites, draws_shape
-from pyro_nfvi.guides.posterior import FlowPosterior
+from pyro_nfvi.guides.posterior import BaseNoise, FlowPosterior
 from pyro_nfvi.guides.start import feasible
 from pyro_nfvi.guides.structure import StructureWatch
 from pyro_nfvi.guides.summary import ONE_SD, base_points
@@ -75,6 +76,10 @@ class VectorGuide(AutoContinuous):
     def _like(self) -> Tensor:
         """Return a vector of size D with the parameters' dtype and device."""
         raise NotImplementedError
+
+    def _noise(self) -> Distribution | Base | None:
+        """Return where the noise comes from; None is the standard normal."""
+        return self._base
 
     def _levels(self, levels: Tensor) -> TensorPair:
         """Return quantiles of the unconstrained coordinates: ``(D,)`` plus ``(q, D)``.
@@ -200,12 +205,13 @@ class VectorGuide(AutoContinuous):
 
     def density(self) -> FlowDensity:
         """Return the density of the unconstrained vector, for one call."""
-        return FlowDensity(self.transport(), self._base)
+        return FlowDensity(self.transport(), self._noise())
 
     def get_base_dist(self) -> Distribution:
         self._require_setup()
-        if self._base is not None:
-            return self._base
+        noise = self._noise()
+        if noise is not None:
+            return BaseNoise(noise) if isinstance(noise, Base) else noise
         zeros = torch.zeros_like(self._like())
         return dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
 
@@ -337,7 +343,7 @@ class VectorGuide(AutoContinuous):
     def mean(self, *args: Any, **kwargs: Any) -> TensorDict:
         """Return the posterior mean of each constrained site, over the fixed base points."""
         self._summary_setup(args, kwargs)
-        transport, points = self.transport(), base_points(self._like(), self._base)
+        transport, points = self.transport(), base_points(self._like(), self._noise())
         totals: TensorDict = {}
         for part in points.split(chunk_rows(self.latent_dim)):
             for name, value in self.latent.constrain(transport(part)[0])[0].items():

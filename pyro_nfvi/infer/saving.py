@@ -15,6 +15,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import transform_to
 
+from pyro_nfvi import bases
 from pyro_nfvi.errors import FileError, ModelError, ParamStoreError
 from pyro_nfvi.flows import Flow
 from pyro_nfvi.guides import AutoFlow
@@ -173,6 +174,7 @@ def _guide_spec(guide: AutoFlow) -> dict[str, Any]:
         "layers": not no_flow,
         "outer": guide._outer_kind,
         "standard_base": guide._base is None,
+        "base": _base_spec(guide),
     }
 
 
@@ -192,7 +194,9 @@ def _unbuilt_guide(
     if spec["outer"] == "flow" and not isinstance(outer, Flow):
         raise FileError("The fit used an outer flow of your own: load(path, outer=...).")
     if not spec["standard_base"] and base is None:
-        raise FileError("The fit used a base distribution of your own: load(path, base=...).")
+        base = _named_base(spec.get("base"))
+        if base is None:
+            raise FileError("The fit used a base distribution of your own: load(path, base=...).")
     chosen = flow if flow is not None else spec["flow"] if spec["layers"] else None
     return AutoFlow(
         _no_model if model is None else model,
@@ -201,6 +205,25 @@ def _unbuilt_guide(
         base=base,
         **(spec["options"] if flow is None else {}),
     )
+
+
+def _base_spec(guide: AutoFlow) -> dict[str, Any] | None:
+    """Describe a base of the package's: its class and sizes; its numbers are in the state."""
+    base = guide._base
+    if not isinstance(base, bases.Base) or type(base).__name__ not in bases.__all__:
+        return None
+    options = {}
+    if isinstance(base, bases.GaussianMixture):
+        options["num_components"] = base.num_components
+    return {"class": type(base).__name__, "dim": base.dim, "options": options}
+
+
+def _named_base(spec: dict[str, Any] | None) -> Any:
+    if spec is None:
+        return None
+    if spec["class"] not in bases.__all__:
+        raise FileError(f"The file names an unknown base {spec['class']!r}.")
+    return getattr(bases, spec["class"])(spec["dim"], **spec["options"])
 
 
 def _adopt(guide: AutoFlow, latent: LatentSpace) -> None:
