@@ -1,0 +1,246 @@
+"""Many runs, one table: ``python -m pyro_nfvi.vae.sweep --flows none,planar*4 --seeds 0,1,2``.
+
+Takes all options of pyro_nfvi.vae.train. Each flow and seed is a run in a folder of its own; runs
+that are done are not repeated, one that was cut off goes on. Writes table.md, table.csv and
+sweep.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pyro_nfvi.errors import NFVIError, OptionError
+from pyro_nfvi.plots.style import FIT, REFERENCE, STYLE, pyplot
+from pyro_nfvi.vae.checkpoint import RunFolder
+from pyro_nfvi.vae.options import Options, parse
+from pyro_nfvi.vae.papers import Published, published_for
+from pyro_nfvi.vae.train import train
+
+__all__ = ["Row", "main", "sweep", "table", "write_tables"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one flow.
+
+    Attributes:
+        flow: Its formula.
+        seeds: Seeds of the runs.
+        results: What each run's ``results.json`` holds.
+        parameters: Number of parameters.
+    """
+
+    flow: str
+    seeds: tuple[int, ...]
+    results: tuple[dict[str, Any], ...]
+    parameters: int
+
+    def mean_sd(self, key: str, sign: float = 1.0) -> tuple[float, float]:
+        """Mean over seeds and standard deviation between them (NaN for one seed)."""
+        values = [sign * result[key] for result in self.results]
+        mean = sum(values) / len(values)
+        if len(values) < 2:
+            return mean, math.nan
+        return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def _slug(flow: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in flow)
+
+
+def sweep(
+    options: Options, flows: Sequence[str], seeds: Sequence[int], *, say: Any = print
+) -> list[Row]:
+    """Train every flow with every seed; return their numbers.
+
+    Args:
+        options: Options of each run, but flow, seed and folder.
+        flows: Formulas; options of a flow follow a colon: ``"sylvester*4:rank=8"``.
+        seeds: Seeds.
+        say: What lines of text are given to.
+    """
+    rows = []
+    for flow in flows:
+        results, size = [], 0
+        for seed in seeds:
+            place = Path(options.out) / f"{_slug(flow)}-seed{seed}"
+            done = place / "results.json"
+            if not done.exists():
+                say(f"== {flow}, seed {seed}")
+                one = replace(
+                    _with_flow(options, flow), seed=seed, out=str(place), resume=True,
+                    overwrite=False,
+                )  # fmt: skip
+                run = train(one, say=say)
+                if run.progress.done == "interrupted":
+                    raise KeyboardInterrupt
+            results.append(json.loads(done.read_text("utf-8")))
+            size = size or _size(place)
+        rows.append(Row(flow, tuple(seeds), tuple(results), size))
+    return rows
+
+
+def _size(place: Path) -> int:
+    from pyro_nfvi.vae.checkpoint import load_vae
+
+    return sum(p.numel() for p in load_vae(place).parameters())
+
+
+def _with_flow(options: Options, flow: str) -> Options:
+    """Read ``formula:name=value,...``."""
+    formula, _, text = flow.partition(":")
+    names = {"hidden_dim": "flow_hidden", "gate": "gate", "rank": "rank", "kind": "kind"}
+    changes: dict[str, Any] = {"flow": formula}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name not in names:
+            raise OptionError(f"{flow!r}: a flow takes {', '.join(names)} here; got {name!r}.")
+        changes[names[name]] = value if name in ("gate", "kind") else int(value)
+    return replace(options, **changes)
+
+
+def table(rows: Sequence[Row], published: Sequence[Published] = ()) -> list[dict[str, str]]:
+    """Return lines with the same columns for ours and the papers'; numbers name their quantity."""
+    lines = []
+    for row in rows:
+        elbo, elbo_sd = row.mean_sd("elbo", -1.0)
+        first = row.results[0]
+        line = {
+            "model": row.flow,
+            "-ELBO": _pair(elbo, elbo_sd),
+            "NLL": "",
+            "quantity": "-ELBO",
+            "KL": f"{row.mean_sd('kl')[0]:.2f}",
+            "active": f"{row.mean_sd('active')[0]:.0f}/{first['latent_dim']}",
+            "parameters": f"{row.parameters:,}",
+            "seeds": ",".join(map(str, row.seeds)),
+            "source": "this run",
+        }
+        if "nll" in first:
+            nll, nll_sd = row.mean_sd("nll")
+            line["NLL"] = _pair(nll, nll_sd)
+            line["quantity"] = f"-ELBO; NLL({first['nll_samples']}), {first['nll_images']} images"
+        lines.append(line)
+    for one in published:
+        elbo = one.quantity.startswith("-ELBO")
+        number = _pair(one.value, math.nan if one.spread is None else one.spread)
+        lines.append({
+            "model": one.model, "-ELBO": number if elbo else "", "NLL": "" if elbo else number,
+            "quantity": one.quantity, "KL": "", "active": "", "parameters": "", "seeds": "",
+            "source": f"{one.source}: {one.data}, {one.settings}",
+        })  # fmt: skip
+    return lines
+
+
+def _pair(value: float, spread: float) -> str:
+    return f"{value:.2f}" if math.isnan(spread) else f"{value:.2f} ± {spread:.2f}"
+
+
+def _markdown(lines: Sequence[dict[str, str]]) -> str:
+    keys = list(lines[0])
+    body = [keys, ["---"] * len(keys), *([line[key] for key in keys] for line in lines)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in body) + "\n"
+
+
+def write_tables(
+    folder: RunFolder, rows: Sequence[Row], published: Sequence[Published] = ()
+) -> None:
+    """Write ``table.md``, ``table.csv`` and, where matplotlib is there, ``sweep.png``."""
+    lines = table(rows, published)
+    note = (
+        "Nats per image. -ELBO and NLL(S) are different quantities: compare like with like. "
+        "± is the standard deviation between seeds (for papers, what they give).\n"
+    )
+    folder.write("table.md", f"{_markdown(lines)}\n{note}")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    folder.write("table.csv", text.getvalue())
+    try:
+        plt = pyplot()
+    except NFVIError:
+        return
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 0.4 * len(rows) + 1.2), layout="constrained")
+        for place, row in enumerate(rows):
+            for key, colour, sign in (("elbo", REFERENCE, -1.0), ("nll", FIT, 1.0)):
+                if key not in row.results[0]:
+                    continue
+                mean, sd = row.mean_sd(key, sign)
+                bar = None if math.isnan(sd) else sd
+                what = "-ELBO" if key == "elbo" else f"NLL({row.results[0]['nll_samples']})"
+                axes.errorbar(
+                    mean, place, xerr=bar, fmt="o", color=colour, capsize=3,
+                    label=what if place == 0 else None,
+                )  # fmt: skip
+        axes.set_yticks(range(len(rows)), [row.flow for row in rows])
+        axes.invert_yaxis()
+        axes.set_xlabel("nats per test image")
+        axes.legend(loc="best")
+        figure.savefig(folder.path / "sweep.png")
+        plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the status for the shell."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pyro_nfvi.vae.sweep", description=__doc__, add_help=False
+    )
+    parser.add_argument("--flows", default="none,planar*4,iaf*2")
+    parser.add_argument("--seeds", default="0,1,2")
+    own, rest = parser.parse_known_args(arguments)
+    try:
+        options = parse(rest, __doc__ or "")
+        seeds = _seeds(own.seeds)
+        rows = sweep(options, _split(own.flows), seeds)
+        folder = RunFolder(options.out)
+        first = folder.path / f"{_slug(rows[0].flow)}-seed{seeds[0]}"
+        write_tables(folder, rows, _published(first))
+    except NFVIError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 143
+    print((folder.path / "table.md").read_text("utf-8"))
+    print(f"Everything is in {folder.path}.")
+    return 0
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise OptionError(f"--seeds is a list such as 0,1,2; got {text!r}.") from error
+
+
+def _split(text: str) -> list[str]:
+    """Divide at commas, but not at those between a flow's options."""
+    found: list[str] = []
+    for part in text.split(","):
+        if "=" in part and ":" not in part and found:
+            found[-1] += f",{part}"
+        else:
+            found.append(part.strip())
+    return found
+
+
+def _published(place: Path) -> tuple[Published, ...]:
+    from pyro_nfvi.infer.files import read_file
+
+    spec, _ = read_file(place / "best.pt", "VAE")
+    shape = tuple(spec["architecture"]["shape"])
+    return published_for(shape, spec["preparation"]["kind"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
