@@ -48,6 +48,7 @@ class FitStruct(ctypes.Structure):
         ("stride", _P),
         ("bound", _P),
         ("bad", _P),
+        ("done", _I),
     ]
 
 

@@ -94,9 +94,9 @@ def build_native(program: Program, optimizer_spec: OptimizerSpec) -> NativeRunne
             source.text,
             header("runtime.h"),
             "NFVI_API int64_t nfvi_work(){return NFVI_WORK;}",
-            "NFVI_API int64_t nfvi_run(Fit* f,const void* const* from,const double* rates,"
+            "NFVI_API void nfvi_run(Fit* f,const void* const* from,const double* rates,"
             "int64_t n,double* bounds,int64_t* bad,uint8_t* ok)"
-            f"{{return run<{real}>(f,from,rates,n,bounds,bad,ok);}}",
+            f"{{run<{real}>(f,from,rates,n,bounds,bad,ok);}}",
         ]
     )
     middle = time.perf_counter()
@@ -129,7 +129,7 @@ class NativeRunner:
         self._program, self._spec, self._kind = program, spec, kind
         self._library = load(path)
         self._library.nfvi_work.restype = ctypes.c_int64
-        self._library.nfvi_run.restype = ctypes.c_int64
+        self._library.nfvi_run.restype = None
         self._lay_out()
         self._connect(source)
         self.push()
@@ -204,6 +204,7 @@ class NativeRunner:
             ctypes.addressof(self._arrays[3]),
             self._bound.data_ptr(),
             self._bad.data_ptr(),
+            0,
         )
 
     # --------------------------------------------------------------------------- the runner
@@ -225,13 +226,32 @@ class NativeRunner:
         bounds = torch.empty(n, dtype=torch.float64)
         bad = torch.empty(n, dtype=torch.int64)
         ok = torch.empty(n, dtype=torch.bool)
-        done = self._library.nfvi_run(
-            ctypes.byref(self._fit),
-            pointers([tensor.data_ptr() for tensor in held]),
-            *(ctypes.c_void_p(rates.data_ptr()), ctypes.c_int64(n)),
-            *(ctypes.c_void_p(x.data_ptr()) for x in (bounds, bad, ok)),
-        )
-        return BlockResult(bounds[:done], bad[:done], ok[:done])
+        interrupted = False
+        self._fit.done = 0
+        try:
+            self._library.nfvi_run(
+                ctypes.byref(self._fit),
+                pointers([tensor.data_ptr() for tensor in held]),
+                *(ctypes.c_void_p(rates.data_ptr()), ctypes.c_int64(n)),
+                *(ctypes.c_void_p(x.data_ptr()) for x in (bounds, bad, ok)),
+            )
+        except KeyboardInterrupt:  # it came while the block ran, which took its course
+            if not self._fit.done:
+                raise
+            interrupted = True
+        done = self._fit.done
+        return BlockResult(bounds[:done], bad[:done], ok[:done], interrupted)
+
+    def keep(self) -> tuple[Tensor, list[float]]:
+        """Copy everything that steps change, for :meth:`put_back`."""
+        return self._flat[[0, 2, 3, 4]], [group.steps for group in self._groups]
+
+    def put_back(self, kept: tuple[Tensor, list[float]]) -> None:
+        """Go back to what was kept, leaving the live tensors alone."""
+        values, steps = kept
+        self._flat[[0, 2, 3, 4]] = values
+        for group, taken in zip(self._groups, steps):
+            group.steps = taken
 
     def push(self) -> None:
         """Take parameters and optimiser state from the live tensors.

@@ -19,6 +19,7 @@ struct Fit {
   const int64_t* stride; // bytes that each advances
   void* bound;           // where a step leaves its bound, and its count of bad particles
   int64_t* bad;
+  int64_t done;          // steps tried in this block
 };
 
 static void step(Ctx* cx);
@@ -138,9 +139,9 @@ template <class T> static void update(Fit* f, const double* rate, double length)
   }
 }
 
-// Up to n steps; returns how many were tried. Only the last one may be refused.
+// Up to n steps; only the last one may be refused.
 template <class T>
-static int64_t run(Fit* f, const void* const* from, const double* rates, int64_t n, double* bounds,
+static void run(Fit* f, const void* const* from, const double* rates, int64_t n, double* bounds,
     int64_t* bad, uint8_t* ok) {
   for (int64_t s = 0; s < n; s++) {
     for (int64_t k = 0; k < f->streams; k++)
@@ -152,10 +153,10 @@ static int64_t run(Fit* f, const void* const* from, const double* rates, int64_t
     const double length = norm((const T*)f->grd, f->size);
     const bool fine = 2 * bad[s] <= f->particles && length <= (double)std::numeric_limits<T>::max();
     ok[s] = fine;
-    if (!fine) return s + 1;
+    f->done = s + 1;
+    if (!fine) return;
     update<T>(f, rates + s * f->groups, length);
   }
-  return n;
 }
 
 #define NFVI_API extern "C" __attribute__((visibility("default")))
