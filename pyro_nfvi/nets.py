@@ -191,15 +191,23 @@ class MADE(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the outputs, the last axis over ``num_outputs``."""
-        inputs = self._join(x, context)
-        *hidden, last = zip(self.masked_weights(), self.biases)
+        first, *hidden, last = zip(self.masked_weights(), self.biases)
         between, _ = _ACTIVATIONS[self.activation]
-        h = inputs
+        h = between(self._both(x, context, *first))
         for weight, bias in hidden:
             h = between(F.linear(h, weight, bias))
         out = F.linear(h, *last)
-        out = out + F.linear(inputs, self.skip * self.skip_mask)
+        out = out + self._both(x, context, self.skip * self.skip_mask)
         return out.unflatten(-1, (self.dim, self.num_outputs))
+
+    def _both(
+        self, x: Tensor, context: Tensor | None, weight: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """Apply a layer to point and context apart: points that share a context pay for it once."""
+        if context is None:
+            return F.linear(x, weight, bias)
+        beside = F.linear(context, weight[:, self.dim :], bias)
+        return F.linear(x, weight[:, : self.dim]) + beside
 
     def solve(
         self,
@@ -242,15 +250,87 @@ class MADE(nn.Module):
             beside = beside + column * skip[:, i]
         return torch.stack([found[i] for i in order], -1)
 
-    def jacobian(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Jacobian of the outputs in ``x``: ``(*b, D, num_outputs, D)``, by matrix products."""
-        weights = self.masked_weights()
+    def solve_transposed(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        target: Tensor,
+        dx: Tensor,
+        dparams: Tensor,
+        extra: Tensor,
+        *,
+        block: int,
+    ) -> Tensor:
+        r"""Solve :math:`J^\top u = v - N^\top e`, J the Jacobian of a layer with this net in it.
+
+        With N the net's own Jacobian in ``x``, :math:`J = \mathrm{diag}(dx) + dp\,N`: triangular
+        in the order of the masks, so that u comes from the last input to the first. What the
+        later ones pull through the net is summed up in its last hidden layer.
+
+        Args:
+            x: Where, ``(*b, D)``.
+            context: As in ``forward``.
+            target: v, ``(*b, D)``.
+            dx: Derivative of each result in its own x, ``(*b, D)``.
+            dparams: Its derivatives in its outputs of the net, ``(*b, D, num_outputs)``.
+            extra: e, ``(*b, D, num_outputs)``.
+            block: Inputs that are solved for at once, by their explicit Jacobian.
+
+        Returns:
+            ``u (*b, D)``.
+
+        Cost:
+            Of the full Jacobian, the share ``block / D``; with several hidden layers, one pass
+            through them for each block.
+        """
+        count = self.num_outputs
+        weights, skip = self.masked_weights(), self.skip * self.skip_mask
+        first, last = weights[0], weights[-1]
+        slopes = self._slopes(x, context, weights)
+        pulled, beside = x.new_zeros(*x.shape[:-1], last.shape[-1]), torch.zeros_like(x)
+        found: dict[int, Tensor] = {}
+
+        def pull(rows: Tensor, columns: slice, *, batch: bool) -> Tensor:
+            for k in range(len(slopes) - 1, -1, -1):
+                slope = slopes[k].unsqueeze(-2) if batch else slopes[k]
+                rows = (rows * slope) @ (weights[k] if k else first[:, columns])
+            return rows
+
+        for start in reversed(range(0, self.dim, block)):
+            end = min(start + block, self.dim)
+            here = slice(self.dim - end, self.dim - start) if self.reverse else slice(start, end)
+            outputs = slice(here.start * count, here.stop * count)
+            net = pull(last[outputs].expand(*x.shape[:-1], -1, -1), here, batch=True)
+            net = (net + skip[outputs, here]).unflatten(-2, (-1, count))
+            right = target[..., here] - pull(pulled, here, batch=False) - beside[..., here]
+            right = right - torch.einsum("...ip,...ipj->...j", extra[..., here, :], net)
+            jacobian = torch.einsum("...ip,...ipj->...ij", dparams[..., here, :], net)
+            jacobian = jacobian + torch.diag_embed(dx[..., here])
+            # Lower triangular in the order of the masks; reversed order makes it upper.
+            u = torch.linalg.solve_triangular(
+                jacobian.mT, right.unsqueeze(-1), upper=not self.reverse
+            )
+            found[here.start] = u.squeeze(-1)
+            if end - start < self.dim:
+                moved = (extra[..., here, :] + dparams[..., here, :] * u).flatten(-2)
+                pulled = pulled + moved @ last[outputs]
+                beside = beside + moved @ skip[outputs, : self.dim]
+        return torch.cat([found[begin] for begin in sorted(found)], -1)
+
+    def _slopes(self, x: Tensor, context: Tensor | None, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Derivatives of the activations in each hidden layer."""
         between, slope_of = _ACTIVATIONS[self.activation]
         h, slopes = self._join(x, context), []
         for weight, bias in itertools.islice(zip(weights, self.biases), len(weights) - 1):
             before = F.linear(h, weight, bias)
             h = between(before)
             slopes.append(slope_of(before))
+        return slopes
+
+    def jacobian(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Jacobian of the outputs in ``x``: ``(*b, D, num_outputs, D)``, by matrix products."""
+        weights = self.masked_weights()
+        slopes = self._slopes(x, context, weights)
         # From the last layer backwards: the free axis is the small first layer's input.
         product: Tensor = weights[-1].expand(*x.shape[:-1], *weights[-1].shape)
         for weight, slope in zip(reversed(weights[:-1]), reversed(slopes)):
