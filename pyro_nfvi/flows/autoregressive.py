@@ -13,14 +13,14 @@ from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.flows.univariate import AffineKernel, GatedKernel, Kernel
 from pyro_nfvi.nets import MADE, Activation, hidden_widths
-from pyro_nfvi.numerics import holds_everywhere
 
 __all__ = ["Autoregressive", "iaf", "maf"]
 
 Gate = Literal["affine", "sigmoid"]
 
-#: Above this D the Jacobian for path gradients (rows x D x D) is not formed.
-_EXPLICIT_JACOBIAN_DIM = 64
+#: Above this D the Jacobian for path gradients (rows x D x D) is not formed at once, but in this
+#: many blocks on its diagonal.
+_EXPLICIT_JACOBIAN_DIM, _BLOCKS = 64, 32
 #: Hidden width unless told otherwise: enough for D, capped where D^2 weights would hurt.
 _MIN_HIDDEN, _MAX_HIDDEN = 32, 512
 #: A conditioner with more weights than this is announced.
@@ -50,8 +50,7 @@ class Autoregressive(Flow):
 
     Cost:
         One net pass forward, D passes inverse; weights grow as (2D + 2C) H. The score's
-        recursion forms a (D, D) Jacobian per row up to D = 64, above it takes at most D
-        vector-Jacobian products, ending when they are exact.
+        recursion forms a (D, D) Jacobian per row up to D = 64, above it 32 blocks on its diagonal.
 
     Raises:
         OptionError: ``hidden_dim`` is not a positive integer or a sequence of them, or an unknown
@@ -128,52 +127,13 @@ class Autoregressive(Flow):
         with torch.no_grad():
             dx, dparams, dladj_dx, dladj_dparams = self.kernel.slopes(x, params)
         score = score.detach().expand_as(x)
-        if self.dim <= _EXPLICIT_JACOBIAN_DIM:
-            with torch.no_grad():
-                pushed = self._solve(x, context, score, dx, dparams, dladj_dx, dladj_dparams)
-        else:
-            pushed = self._iterate(x, context, score, dx, dparams, dladj_dx, dladj_dparams)
-        return y, ladj.sum(-1), pushed
-
-    def _solve(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        score: Tensor,
-        dx: Tensor,
-        dparams: Tensor,
-        dladj_dx: Tensor,
-        dladj_dparams: Tensor,
-    ) -> Tensor:
-        net = self.net.jacobian(x, context)
-        score = score - dladj_dx - torch.einsum("...ip,...ipj->...j", dladj_dparams, net)
-        jacobian = torch.einsum("...ip,...ipj->...ij", dparams, net) + torch.diag_embed(dx)
-        # Lower triangular in the order of the masks; reversed order makes it upper.
-        return torch.linalg.solve_triangular(
-            jacobian.mT, score.unsqueeze(-1), upper=not self.reverse
-        ).squeeze(-1)
-
-    def _iterate(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        score: Tensor,
-        dx: Tensor,
-        dparams: Tensor,
-        dladj_dx: Tensor,
-        dladj_dparams: Tensor,
-    ) -> Tensor:
-        """Jacobi sweeps on ``J^T u = v``: the strict part is nilpotent, so D sweeps are exact."""
-        held = None if context is None else context.detach()
+        # All at once up to here; beyond, the explicit Jacobian of every row would be too much work.
+        block = self.dim if self.dim <= _EXPLICIT_JACOBIAN_DIM else -(-self.dim // _BLOCKS)
         with torch.no_grad():
-            vjp = torch.func.vjp(lambda point: self.net(point, held), x.detach())[1]
-            target = score - dladj_dx - vjp(dladj_dparams)[0]
-            u = target / dx
-            for _ in range(self.dim):
-                previous, u = u, (target - vjp(dparams * u.unsqueeze(-1))[0]) / dx
-                if holds_everywhere(previous == u):
-                    break
-        return u
+            pushed = self.net.solve_transposed(
+                x, context, score - dladj_dx, dx, dparams, dladj_dparams, block=block
+            )
+        return y, ladj.sum(-1), pushed
 
     def extra_repr(self) -> str:
         kernel = type(self.kernel).__name__

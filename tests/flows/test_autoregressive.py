@@ -131,14 +131,16 @@ def test_unknown_gate():
         iaf(3, gate="tanh")
 
 
+@pytest.mark.parametrize(("context_dim", "hidden_dim"), [(0, 80), (2, (80, 75))])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_scores_of_many_dimensions_equal_those_of_few(reverse):
-    # Above D = 64 the triangular system is solved by sweeps instead of a formed Jacobian.
-    flow = perturb(iaf(70, hidden_dim=80, reverse=reverse).double(), 0.3, seeded(8))
-    x = double(4, 70)
-    y, _, score = flow.forward_with_score(x, -x)
+def test_scores_of_many_dimensions_equal_those_of_few(reverse, context_dim, hidden_dim):
+    # Above D = 64 the triangular system is solved block by block; here the last block is shorter.
+    flow = iaf(70, context_dim, hidden_dim=hidden_dim, reverse=reverse).double()
+    perturb(flow, 0.3, seeded(8))
+    x, context = double(4, 70), double(4, 2, seed=1) if context_dim else None
+    y, _, score = flow.forward_with_score(x, -x, context)
     point = y.detach().requires_grad_()
-    back, ladj = flow.inverse(point)
+    back, ladj = flow.inverse(point, context)
     (-0.5 * back.square().sum() + ladj.sum()).backward()
     scale = 1 + point.grad.abs().max()
     torch.testing.assert_close(score / scale, point.grad / scale, rtol=0, atol=1e-8)
