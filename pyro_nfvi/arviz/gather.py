@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import warnings
@@ -327,22 +328,41 @@ def _arguments(view: ModelView, observed: list[Tensor]) -> dict[str, Any]:
     """Numeric arguments of the model that are not its observed data, by name."""
     model = view.log_joint.model
     try:
-        bound = inspect.signature(model).bind(*view.args, **view.kwargs).arguments
+        call = model.forward if isinstance(model, torch.nn.Module) else model
+        bound = inspect.signature(call).bind(*view.args, **view.kwargs).arguments
     except (TypeError, ValueError):
         bound = {f"arg_{index}": value for index, value in enumerate(view.args)} | view.kwargs
     flat: dict[str, Any] = {}
     for name, value in bound.items():
-        if isinstance(value, dict):
-            flat |= value
-        elif isinstance(value, tuple):
-            flat |= {f"{name}_{index}": inner for index, inner in enumerate(value)}
-        else:
-            flat[name] = value
+        flat |= _opened(str(name), value)
     return {
-        str(name): value
+        name: value
         for name, value in flat.items()
-        if isinstance(value, (Tensor, np.ndarray, int, float)) and not _among(value, observed)
+        if _is_numeric(value) and not _among(value, observed)
     }
+
+
+def _opened(name: str, value: Any) -> dict[str, Any]:
+    """Look into what holds arrays: mappings, tuples, data frames, data classes; no deeper."""
+    if hasattr(value, "columns") and hasattr(value, "to_dict"):  # a pandas data frame
+        return {str(column): np.asarray(value[column]) for column in value.columns}
+    if isinstance(value, Mapping):
+        return {str(key): inner for key, inner in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return {f"{name}_{index}": inner for index, inner in enumerate(value)}
+    if hasattr(value, "to_numpy"):  # a pandas series
+        return {name: value.to_numpy()}
+    if isinstance(value, list) and value and all(isinstance(one, (int, float)) for one in value):
+        return {name: np.asarray(value)}
+    return {name: value}
+
+
+def _is_numeric(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biufc"
+    return isinstance(value, (Tensor, bool, int, float))
 
 
 def _among(value: Any, observed: list[Tensor]) -> bool:

@@ -87,19 +87,34 @@ def build_tree(groups: Groups) -> Any:
     return xarray.DataTree.from_dict(datasets)
 
 
+def _plain(name: str) -> str:
+    """Name without the slash, which DataTree and netCDF keep for groups."""
+    return name.replace("/", "|")
+
+
 def _dataset(xarray: Any, group: str, variables: Mapping[str, Variable], groups: Groups) -> Any:
     sampled = ("chain", "draw") if group in SAMPLED else ()
-    data, coords = {}, {}
+    data, coords, renamed = {}, {}, {}
+    labels_of = {_plain(dim): labels for dim, labels in groups.coords.items()}
+    taken = {*sampled, *(_plain(dim) for dims, _ in variables.values() for dim in dims)}
     for name, (dims, array) in variables.items():
-        full = (*sampled, *dims)
-        data[name] = (full, array)
+        own = _plain(name)
+        if own in taken:  # xarray would take a variable of a dimension's name for its labels
+            own = f"{own}_site"
+        while own in data:
+            own = f"{own}_"
+        if own != name:
+            renamed[own] = name
+        full = (*sampled, *map(_plain, dims))
+        data[own] = (full, array)
         for dim, size in zip(full, array.shape):
-            labels = groups.coords.get(dim)
+            labels = labels_of.get(dim)
             coords[dim] = labels if labels is not None and len(labels) == size else np.arange(size)
     attrs = {
         "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(),
         "inference_library": "pyro_nfvi",
         "sample_dims": list(sampled),
         **groups.attrs.get(group, {}),
+        **{f"site_of_{own}": name for own, name in renamed.items()},
     }
     return xarray.Dataset(data, coords=coords, attrs=attrs)

@@ -11,6 +11,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.infer import config_enumerate
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import transform_to
@@ -19,6 +20,7 @@ from pyro_nfvi import bases
 from pyro_nfvi.errors import FileError, ModelError, ParamStoreError
 from pyro_nfvi.flows import Flow
 from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.guides.start import prior_trace
 from pyro_nfvi.infer.draws import WeighedDraws
 from pyro_nfvi.infer.files import read_file, write_file
 from pyro_nfvi.infer.fit import Fit, Training
@@ -26,6 +28,7 @@ from pyro_nfvi.infer.scope import own_params, own_random_state
 from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi.logjoint.enumeration import unmarked
 
 __all__ = ["load", "save"]
 
@@ -122,6 +125,9 @@ def load(
         return Fit(guide, draws, made, params)
     call = (args, dict(kwargs or {}))
     with own_random_state(0), own_params(model, *call) as names:
+        if unmarked(prior_trace(model, *call)):  # as the fit did
+            model = config_enumerate(model)
+            guide._model = (model,)
         guide.setup(*call[0], **call[1])
         _check_same(latent, guide.latent, params, names)
         _fill(guide, state)

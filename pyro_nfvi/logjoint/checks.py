@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_nfvi.errors import ModelError, NoDataWarning
 from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.logjoint.missing import mask_of
 from pyro_nfvi.logjoint.run import is_deterministic, is_observed
 from pyro_nfvi.supports import frozen, support_spec
 
@@ -130,12 +131,9 @@ def _missing_argument(
 
 def _nan_is_meant(site: Mapping[str, Any]) -> bool:
     """NaN under a mask, or in a distribution that can score it, is no fault."""
-    bad = torch.isnan(site["value"])
-    if site["mask"] is not None:
-        seen = torch.as_tensor(site["mask"]).reshape(
-            (*torch.as_tensor(site["mask"]).shape, *(1,) * site["fn"].event_dim)
-        )
-        return not bool((bad & seen).any())
+    mask = mask_of(site)
+    if mask is not None:
+        return not bool((torch.isnan(site["value"]) & mask).any())
     try:
         return bool(torch.isfinite(site["fn"].log_prob(site["value"])).all())
     except ValueError:  # the distribution validates, and NaN is in no support

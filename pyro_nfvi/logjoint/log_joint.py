@@ -25,6 +25,7 @@ from pyro_nfvi.logjoint.checks import (
     nonfinite_sites,
     quiet,
 )
+from pyro_nfvi.logjoint.missing import fillings
 from pyro_nfvi.logjoint.run import (
     DETERMINISTIC,
     LIKELIHOOD,
@@ -124,7 +125,13 @@ class LogJoint:
             check_data(prototype, latent, model, args, kwargs)
             nesting = self._nesting(prototype)
             self._run = ModelRun(
-                model, args, kwargs, latent, max_plate_nesting=nesting, enumerated=enumerated
+                model,
+                args,
+                kwargs,
+                latent,
+                max_plate_nesting=nesting,
+                enumerated=enumerated,
+                missing=fillings(prototype),
             )
             subsample = self.draw_subsample()
             first = self._check_model(subsample)

@@ -22,6 +22,7 @@ from pyro_nfvi.errors import ModelError
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint.discrete import draw_discrete
 from pyro_nfvi.logjoint.enumeration import VmapEnum, sum_out
+from pyro_nfvi.logjoint.missing import Complete
 
 __all__ = ["Evaluation", "ModelRun", "SetSubsample", "is_deterministic", "is_observed"]
 
@@ -92,6 +93,7 @@ class ModelRun:
         latent: The latent space.
         max_plate_nesting: Dimensions that plates and batch shapes take, from the right.
         enumerated: Names of the discrete sites to sum out.
+        missing: Values for observations that are NaN under a mask, by site.
     """
 
     def __init__(
@@ -103,11 +105,13 @@ class ModelRun:
         *,
         max_plate_nesting: int,
         enumerated: frozenset[str] = frozenset(),
+        missing: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model, self.args, self.kwargs = model, args, dict(kwargs)
         self.latent = latent
         self.max_plate_nesting = max_plate_nesting
         self.enumerated = enumerated
+        self.missing = dict(missing or {})
         #: Whether it is run under ``torch.vmap``.
         self.under_vmap = False
         #: Shapes of one particle's outputs, known after the first scalar run.
@@ -127,6 +131,7 @@ class ModelRun:
             # Handlers of the caller (a scale, a plate) are no part of this model.
             stack.enter_context(poutine.block())
             stack.enter_context(SetSubsample(subsample))
+            stack.enter_context(Complete(self.missing))
             if particles is not None:
                 stack.enter_context(pyro.plate(PARTICLES, particles, dim=-nesting))
             model = self.model

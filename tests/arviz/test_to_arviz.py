@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import sys
 
 import numpy as np
@@ -130,6 +131,46 @@ def test_a_plate_may_be_called_draw():
     y = torch.zeros(2)
     idata = to_arviz(AutoFlow(renamed).setup(y), args=(y,), num_samples=5)
     assert idata["log_likelihood"]["y"].dims == ("chain", "draw", "draw_plate")
+
+
+def test_names_that_the_format_keeps_for_itself(tmp_path):
+    def odd(y):
+        mu = pyro.sample("μ [log] / day", dist.Normal(0.0, 1.0))
+        pyro.sample("chain", dist.Normal(0.0, 1.0))
+        with pyro.plate("group/1", 2):
+            pyro.sample("y/x", dist.Normal(mu, 1.0), obs=y)
+
+    y = torch.zeros(2)
+    idata = to_arviz(AutoFlow(odd).setup(y), args=(y,), num_samples=5)
+    assert set(idata["posterior"].data_vars) == {"μ [log] | day", "chain_site"}
+    assert idata["posterior"].attrs["site_of_chain_site"] == "chain"
+    assert idata["log_likelihood"]["y|x"].dims == ("chain", "draw", "group|1")
+    idata.to_netcdf(str(tmp_path / "odd.nc"))
+
+
+@dataclasses.dataclass
+class Survey:
+    y: torch.Tensor
+    age: torch.Tensor
+    title: str = "no number"
+
+
+def test_constant_data_is_found_inside_of_arguments():
+    def model(data, table, levels, column=None, missing=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("cases", 3):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=data.y)
+
+    pd = pytest.importorskip("pandas")
+    table = pd.DataFrame({"income": [1.0, 2.0, 3.0], "region": ["a", "b", "a"]})
+    args = (Survey(torch.ones(3), torch.arange(3)), table, [4, 5])
+    kwargs = {"column": pd.Series([7.0, 8.0, 9.0])}
+    guide = AutoFlow(model).setup(*args, **kwargs)
+    idata = to_arviz(guide, args=args, kwargs=kwargs, num_samples=5)
+    data = idata["constant_data"]
+    assert set(data.data_vars) == {"age", "income", "levels", "column"}
+    assert data["income"].dims == ("cases",)
+    np.testing.assert_array_equal(data["column"], [7.0, 8.0, 9.0])
 
 
 def test_coords_can_be_labelled():

@@ -111,6 +111,20 @@ def test_written_and_read_again(tree, tmp_path):
     np.testing.assert_array_equal(again["posterior"]["theta"], tree["posterior"]["theta"])
 
 
+def test_names_that_the_format_keeps_for_itself(tmp_path):
+    from pyro_nfvi.arviz.tree import Groups, build_tree
+
+    groups = Groups(coords={"rows / all": np.array(["a", "b", "c"])})
+    groups.add("posterior", "y/x", ("rows / all",), np.zeros((1, 5, 3)))
+    groups.add("posterior", "draw", (), np.ones((1, 5)))
+    tree = build_tree(groups)
+    assert tree["posterior"]["y|x"].dims == ("chain", "draw", "rows | all")
+    assert list(tree["posterior"]["rows | all"].values) == ["a", "b", "c"]
+    assert tree["posterior"]["draw_site"].values.sum() == 5
+    assert tree["posterior"].attrs["site_of_y|x"] == "y/x"
+    tree.to_netcdf(tmp_path / "names.nc", engine="h5netcdf")
+
+
 def test_without_arviz_the_cure_is_named(monkeypatch):
     import builtins
 

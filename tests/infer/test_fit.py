@@ -409,3 +409,25 @@ def test_arviz_of_a_model_with_parameters_sees_the_trained_ones_and_leaks_nothin
     found = torch.tensor(idata.log_likelihood["y"].values[0])
     torch.testing.assert_close(found.to(expected), expected, rtol=1e-4, atol=1e-4)
     assert list(pyro.get_param_store()) == []
+
+
+def test_a_fit_with_discrete_sites_loads_with_its_model(tmp_path):
+    """The model does not mark its site; NFVI did, and load has to."""
+
+    def mixture(y):
+        loc = pyro.sample("loc", dist.Normal(torch.tensor([-1.0, 1.0]), 3.0).to_event(1))
+        with pyro.plate("data", len(y)):
+            which = pyro.sample("which", dist.Categorical(torch.ones(2) / 2))
+            pyro.deterministic("own", loc[which], event_dim=0)
+            pyro.sample("y", dist.Normal(loc[which], 1.0), obs=y)
+
+    y = torch.tensor([-2.0, 2.0, 2.5])
+    fit = quick(mixture, max_steps=100).run(y)
+    draws = fit.sample(6, seed=0)
+    assert draws["own"].shape == (6, 3)
+    assert bool((draws["own"].unsqueeze(-1) == draws["loc"].unsqueeze(-2)).any(-1).all())
+    assert torch.equal(draws["own"], fit.sample(6, seed=0)["own"])
+    fit.save(tmp_path / "fit")
+    again = load(tmp_path / "fit", model=mixture, args=(y,))
+    assert torch.equal(again.sample(6, seed=0)["loc"], draws["loc"])
+    assert again.sample(6)["own"].shape == (6, 3)
