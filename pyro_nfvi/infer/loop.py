@@ -37,6 +37,8 @@ _PATIENCE = 5
 _RESTORES = 5
 #: Good steps between two states to go back to.
 _KEEP_EVERY = 100
+#: Blocks after which a captured step is compared with the model as it is then.
+_CHECKS = {1, 16, 256, 4096}
 #: Seconds that a block of steps takes at most, as far as that is known.
 _LONGEST = 0.2
 
@@ -198,7 +200,7 @@ class Loop:
         if self.engine.watch is None or self.state.step % self.plateau.block:
             return False
         blocks = self.state.step // self.plateau.block
-        return blocks > 0 and (bool(self.callbacks) or blocks & (blocks - 1) == 0)
+        return blocks > 0 and (bool(self.callbacks) or blocks in _CHECKS)
 
     def _check(self, eps: Tensor, subsample: TensorDict) -> None:
         """Go on with the eager step if the model is not the one that was captured."""
