@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pyro_nfvi._typing import Hidden
 from pyro_nfvi.errors import OptionError
+from pyro_nfvi.masked_solve import solve_transposed
 
 __all__ = ["Activation", "MADE", "MLP", "hidden_widths"]
 
@@ -261,61 +262,17 @@ class MADE(nn.Module):
         *,
         block: int,
     ) -> Tensor:
-        r"""Solve :math:`J^\top u = v - N^\top e`, J the Jacobian of a layer with this net in it.
+        r"""Solve :math:`J^\top u = v - N^\top e` at x, J the Jacobian of a layer with this net.
 
-        With N the net's own Jacobian in ``x``, :math:`J = \mathrm{diag}(dx) + dp\,N`: triangular
-        in the order of the masks, so that u comes from the last input to the first. What the
-        later ones pull through the net is summed up in its last hidden layer.
-
-        Args:
-            x: Where, ``(*b, D)``.
-            context: As in ``forward``.
-            target: v, ``(*b, D)``.
-            dx: Derivative of each result in its own x, ``(*b, D)``.
-            dparams: Its derivatives in its outputs of the net, ``(*b, D, num_outputs)``.
-            extra: e, ``(*b, D, num_outputs)``.
-            block: Inputs that are solved for at once, by their explicit Jacobian.
-
-        Returns:
-            ``u (*b, D)``.
-
-        Cost:
-            Of the full Jacobian, the share ``block / D``; with several hidden layers, one pass
-            through them for each block.
+        The rest as in :func:`pyro_nfvi.masked_solve.solve_transposed`.
         """
-        count = self.num_outputs
         weights, skip = self.masked_weights(), self.skip * self.skip_mask
-        first, last = weights[0], weights[-1]
         slopes = self._slopes(x, context, weights)
-        pulled, beside = x.new_zeros(*x.shape[:-1], last.shape[-1]), torch.zeros_like(x)
-        found: dict[int, Tensor] = {}
-
-        def pull(rows: Tensor, columns: slice, *, batch: bool) -> Tensor:
-            for k in range(len(slopes) - 1, -1, -1):
-                slope = slopes[k].unsqueeze(-2) if batch else slopes[k]
-                rows = (rows * slope) @ (weights[k] if k else first[:, columns])
-            return rows
-
-        for start in reversed(range(0, self.dim, block)):
-            end = min(start + block, self.dim)
-            here = slice(self.dim - end, self.dim - start) if self.reverse else slice(start, end)
-            outputs = slice(here.start * count, here.stop * count)
-            net = pull(last[outputs].expand(*x.shape[:-1], -1, -1), here, batch=True)
-            net = (net + skip[outputs, here]).unflatten(-2, (-1, count))
-            right = target[..., here] - pull(pulled, here, batch=False) - beside[..., here]
-            right = right - torch.einsum("...ip,...ipj->...j", extra[..., here, :], net)
-            jacobian = torch.einsum("...ip,...ipj->...ij", dparams[..., here, :], net)
-            jacobian = jacobian + torch.diag_embed(dx[..., here])
-            # Lower triangular in the order of the masks; reversed order makes it upper.
-            u = torch.linalg.solve_triangular(
-                jacobian.mT, right.unsqueeze(-1), upper=not self.reverse
-            )
-            found[here.start] = u.squeeze(-1)
-            if end - start < self.dim:
-                moved = (extra[..., here, :] + dparams[..., here, :] * u).flatten(-2)
-                pulled = pulled + moved @ last[outputs]
-                beside = beside + moved @ skip[outputs, : self.dim]
-        return torch.cat([found[begin] for begin in sorted(found)], -1)
+        if self.context_dim:
+            weights, skip = [weights[0][:, : self.dim], *weights[1:]], skip[:, : self.dim]
+        return solve_transposed(
+            weights, skip, slopes, target, dx, dparams, extra, reverse=self.reverse, block=block
+        )
 
     def _slopes(self, x: Tensor, context: Tensor | None, weights: Sequence[Tensor]) -> list[Tensor]:
         """Derivatives of the activations in each hidden layer."""

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows import iaf, maf, make_flow
@@ -175,3 +176,13 @@ def test_solving_input_by_input_equals_whole_passes(reverse):
 def test_an_unknown_activation_is_named(name):
     with pytest.raises(OptionError, match="'tanh', 'relu'"):
         make_flow(name, 3, activation="gelu")
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_solve_as_one_operation_equals_the_blocks(reverse):
+    flow = perturb(iaf(9, hidden_dim=11, reverse=reverse).double(), 0.3, seeded(8))
+    x = double(4, 9)
+    expected = flow.forward_with_score(x, -x)[2]
+    graph = make_fx(lambda point: flow.forward_with_score(point, -point)[2])(x)
+    assert any("solve_masked" in str(node.target) for node in graph.graph.nodes)
+    torch.testing.assert_close(graph(x), expected)

@@ -284,17 +284,6 @@ class NativeRunner:
                 taken = self._groups[number].steps
                 write_state(self._spec.optimizer, param, self._kind, names, parts, taken)
 
-    def keep(self) -> tuple[Tensor, list[float]]:
-        """Copy everything that steps change, for :meth:`put_back`; of use to this runner alone."""
-        return self._flat.clone(), [group.steps for group in self._groups]
-
-    def put_back(self, kept: tuple[Tensor, list[float]]) -> None:
-        """Go back to what was kept."""
-        flat, steps = kept
-        self._flat.copy_(flat)
-        for group, taken in zip(self._groups, steps):
-            group.steps = taken
-
 
 def _aligned(count: int, dtype: torch.dtype) -> Tensor:
     """Return uninitialised numbers that start at a line of the cache."""

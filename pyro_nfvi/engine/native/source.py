@@ -16,6 +16,7 @@ from pyro_nfvi.engine.native import (
     formulas,
     indexing,
     linalg,
+    masked,
     matmul,
     pointwise,
     reduce,
@@ -32,7 +33,19 @@ from pyro_nfvi.engine.program import Unsupported
 __all__ = ["Source", "generate", "header"]
 
 #: The rules register themselves.
-_RULES = (assemble, create, formulas, indexing, linalg, matmul, pointwise, reduce, scans, views)
+_RULES = (
+    assemble,
+    create,
+    formulas,
+    indexing,
+    linalg,
+    masked,
+    matmul,
+    pointwise,
+    reduce,
+    scans,
+    views,
+)
 #: Characters of a function, about, at which the next one begins: compilers slow down on long ones.
 _PART = 12_000
 
@@ -86,6 +99,7 @@ def generate(graph: GraphModule, constants: Mapping[Node, Tensor]) -> Source:
             header("special.h"),
             header("gemm.h"),
             header("linalg.h"),
+            header("masked.h"),
             _work(slots),
             *parts,
             f"static void step(Ctx* cx){{Work& w=*(Work*)cx->work;{calls}}}",
