@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from pyro_nfvi.errors import DivergedError, OptionError
 from pyro_nfvi.flows.actnorm import ActNorm, BatchNorm
 from pyro_nfvi.flows.base import Chain, Flow
-from pyro_nfvi.rows import Rows, split_rows
+from pyro_nfvi.rows import Rows, log_density_ceiling, split_rows
 
 if TYPE_CHECKING:
     from pyro_nfvi.density import FlowDensity
@@ -113,7 +113,8 @@ def fit_density(
         DataError: Data that are empty, not finite, constant in a column, not of the right shape,
             of integer type (without ``dequantize``) or of half precision.
         ContextError: A context is missing, superfluous or of another length.
-        DivergedError: Gradients were not finite again and again.
+        DivergedError: Gradients were not finite again and again, or the density of rounded data
+            grows without bound (:func:`pyro_nfvi.rows.log_density_ceiling`).
 
     Source: Papamakarios et al. 2021, arXiv:1912.02762, section 2.3.2; Papamakarios et al. 2017,
     arXiv:1705.07057, appendix D (early stopping).
@@ -173,6 +174,7 @@ class _Loop:
         self.density, self.dequantize = density, dequantize
         self.train, self.held = train, held
         self.module, self.params, self.generator = module, params, generator
+        self.ceiling = math.inf if dequantize is not None else log_density_ceiling(train[0])
         self.normalises = any(isinstance(part, BatchNorm) for part in density.flow.modules())
         # Every look sees the same noise.
         self.look_seed = generator.initial_seed() + 1
@@ -257,6 +259,8 @@ class _Loop:
                     continue
                 report.train.append(math.fsum(recent) / len(recent))
                 recent = []
+                if -report.train[-1] > self.ceiling:
+                    raise _unbounded(report, self.ceiling)
                 if self.held is not None:
                     report.valid.append(self.look(batch_size))
                 now = report.train[-1] if self.held is None else report.valid[-1]
@@ -312,6 +316,17 @@ class _Loop:
             if bool(x.isfinite().all()):
                 _normalise(self.density.flow, x, context, "update")
         return saved
+
+
+def _unbounded(report: DensityFit, ceiling: float) -> DivergedError:
+    error = DivergedError(
+        f"After {report.steps} steps the mean log density is {-report.train[-1]:.1f} nats; data "
+        f"rounded as these are can have {ceiling:.1f} at most. The density grows at the points "
+        "without bound, and its likelihood means nothing: pass the integers with "
+        "dequantize=UniformDequantize(levels, dim), or add noise of the size of the rounding."
+    )
+    error.fit = report
+    return error
 
 
 def _gave_up(report: DensityFit) -> DivergedError:

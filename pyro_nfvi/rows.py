@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -11,11 +12,15 @@ from pyro_nfvi.errors import ContextError, DataError, DataWarning, OptionError
 from pyro_nfvi.flows.actnorm import ActNorm, BatchNorm
 from pyro_nfvi.flows.base import Flow
 
-__all__ = ["Rows", "split_rows"]
+__all__ = ["Rows", "log_density_ceiling", "split_rows"]
 
 #: Data and their context.
 Rows = tuple[Tensor, Tensor | None]
 
+#: Rows below which nothing is said about ties.
+_FEW = 100
+#: Rows per distinct value from which a column is taken for a rounded one.
+_TIES = 2
 #: Means and deviations, in units of the base, beyond which a column is announced.
 _FAR, _WIDE, _NARROW = 20.0, 20.0, 0.05
 
@@ -123,7 +128,8 @@ def _check_columns(x: Tensor, flow: Flow) -> None:
     if bool(constant.any()):
         raise DataError(
             f"Column {int(constant.nonzero()[0])} is constant: no density describes it. Leave it "
-            "out, or add noise of the size of its rounding error."
+            "out, or add noise of the size of its rounding error; integers, such as pixels, go in "
+            "as they are with dequantize=UniformDequantize(levels, dim)."
         )
     _warn_of_ties(x)
     if any(isinstance(part, (ActNorm, BatchNorm)) for part in flow.modules()):
@@ -143,10 +149,10 @@ def _check_columns(x: Tensor, flow: Flow) -> None:
 
 def _warn_of_ties(x: Tensor) -> None:
     """Tell where a column holds few values many times: its density grows without bound."""
-    if len(x) < 100:
+    if len(x) < _FEW:
         return
     values = torch.stack([(column[1:] != column[:-1]).sum() + 1 for column in x.sort(0)[0].T])
-    tied = values * 10 < len(x)
+    tied = values * _TIES < len(x)
     if bool(tied.any()):
         i = int(tied.nonzero()[0])
         warnings.warn(
@@ -157,3 +163,34 @@ def _warn_of_ties(x: Tensor) -> None:
             DataWarning,
             stacklevel=6,
         )
+
+
+def log_density_ceiling(x: Tensor) -> float:
+    r"""Largest mean log density, in nats, that rounded data can have under any density of theirs.
+
+    .. math:: \mathbb{E}[\log q(x)] \le -\sum_i \log \delta_i
+
+    for the smallest distance :math:`\delta_i` of two values of column i: a cell of that size holds
+    a probability of at most 1. A mean above it tells that the density grows at the points without
+    bound. Infinite where some column is not rounded.
+
+    Args:
+        x: Data ``(n, D)``.
+
+    Source: Theis et al. 2016, arXiv:1511.01844, section 3.1.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.rows import log_density_ceiling
+        >>> bits = torch.tensor([0.0, 1.0]).repeat(100).unsqueeze(-1)
+        >>> log_density_ceiling(bits / 2)  # -log(1/2)
+        0.693...
+    """
+    total = 0.0
+    for column in x.double().sort(0)[0].T:
+        gaps = column.diff()
+        gaps = gaps[gaps > 0]
+        if len(x) < _FEW or len(gaps) == 0 or (len(gaps) + 1) * _TIES >= len(x):
+            return math.inf
+        total -= math.log(float(gaps.min()))
+    return total

@@ -12,6 +12,7 @@ from torch.distributions import Normal
 from pyro_nfvi import FlowDensity
 from pyro_nfvi.errors import ContextError, DataError, DataWarning, DivergedError, OptionError
 from pyro_nfvi.flows import ActNorm, BatchNorm, Chain, Flow, make_flow
+from pyro_nfvi.rows import log_density_ceiling
 
 QUICK = {"progress": False, "seed": 0, "max_steps": 300}
 
@@ -253,6 +254,23 @@ def test_ties_are_announced():
     x = torch.randint(0, 5, (500, 2), generator=torch.Generator().manual_seed(0)).float()
     with pytest.warns(DataWarning, match="UniformDequantize"):
         FlowDensity(make_flow("affine", 2)).fit(x, **{**QUICK, "max_steps": 1})
+
+
+def rounded_rows(levels=8, n=600):
+    return (torch.rand(n, 2, generator=torch.Generator().manual_seed(0)) * levels).floor() / levels
+
+
+@pytest.mark.parametrize("levels", [2, 256])
+def test_rounded_data_are_announced_at_any_number_of_levels(levels):
+    with pytest.warns(DataWarning, match="UniformDequantize"):
+        FlowDensity(make_flow("affine", 2)).fit(rounded_rows(levels), **{**QUICK, "max_steps": 1})
+
+
+def test_ceiling_of_rounded_data_is_infinite_where_a_column_is_not_rounded():
+    assert log_density_ceiling(rounded_rows(4)) == pytest.approx(2 * math.log(4))
+    x = torch.stack([rounded_rows()[:, 0], normal_rows()[:, 0]], -1)
+    assert log_density_ceiling(x) == math.inf
+    assert log_density_ceiling(rounded_rows(n=50)) == math.inf
 
 
 def test_ordinary_data_give_no_warning():
