@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyro_nfvi.engine.cache import clear_cache
 from pyro_nfvi.engine.capture import capture
 from pyro_nfvi.engine.program import (
     BlockResult,
@@ -23,5 +24,6 @@ __all__ = [
     "StepResult",
     "Unsupported",
     "capture",
+    "clear_cache",
     "one_by_one",
 ]
