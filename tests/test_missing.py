@@ -1,4 +1,4 @@
-"""Missing observations: masked NaN, obs_mask and its stand-ins give the evidence of what was seen."""
+"""Missing observations: masked NaN and obs_mask give the evidence of what was seen."""
 
 import pyro
 import pyro.distributions as dist
