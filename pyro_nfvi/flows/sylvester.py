@@ -138,13 +138,13 @@ class Sylvester(ParamFlow):
             # The sign of the diagonal makes the factor unique, hence smooth in the matrix.
             return q * torch.sign(r.diagonal(dim1=-2, dim2=-1)).unsqueeze(-2)
         if self.kind == "householder":
-            vectors = theta["q"]
-            basis = torch.eye(self.dim, self.rank, dtype=vectors.dtype, device=vectors.device)
-            basis = basis.expand(*vectors.shape[:-2], self.dim, self.rank)
-            for v in vectors.unbind(-2):
-                v = v.unsqueeze(-1)
-                basis = basis - 2 * v * ((v.mT @ basis) / (v.mT @ v))
-            return basis
+            # All reflections at once: I - V^T L^-1 V, L the lower triangle of V V^T with half its
+            # diagonal (the compact form of a product; Schreiber and Van Loan 1989).
+            v = theta["q"]
+            gram = v @ v.mT
+            lower = gram.tril(-1) + torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1) / 2)
+            inner = torch.linalg.solve_triangular(lower, v[..., : self.rank], upper=False)
+            return torch.eye(self.dim, self.rank, dtype=v.dtype, device=v.device) - v.mT @ inner
         return None
 
     def _effective(self, theta: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
