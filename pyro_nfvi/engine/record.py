@@ -131,11 +131,12 @@ class Recorder(TorchDispatchMode):
         self._refuse(func, traits, varying=varying)
         if traits.writes:
             return self._write(func, traits, args, kwargs, varying=varying)
-        if varying and func not in _NOTHING:
+        node = self._masked(func, args) if varying else None
+        to_record = varying and node is None and func not in _NOTHING
+        if to_record:
             args = self._plain_indices(func, args)
         out = func(*args, **kwargs)
-        node = None
-        if varying and func not in _NOTHING:
+        if to_record:
             node = self._node(func, self._as_nodes(args), self._as_nodes(kwargs), out)
         many = isinstance(out, (tuple, list))
         for index, tensor in enumerate(out if many else [out]):
@@ -306,8 +307,10 @@ class Recorder(TorchDispatchMode):
                 whole = whole.clone()  # as it was before the write
             root.node = self._lift(whole, root)
             root.lifted, root.tensor = None, None
-        args = self._plain_indices(func, args)
-        node = self._written(func, args, kwargs)
+        node = self._masked(func, args)
+        if node is None:
+            args = self._plain_indices(func, args)
+            node = self._written(func, args, kwargs)
         out = func(*args, **kwargs)
         for place in range(len(value.views) - 1, -1, -1):
             inner = root.node
@@ -319,6 +322,22 @@ class Recorder(TorchDispatchMode):
         root.node = node
         root.version += 1
         return out
+
+    def _masked(self, func: Any, args: tuple[Any, ...]) -> Node | None:
+        """One number written where a mask is true, as a choice between two values."""
+        if func.__name__.split(".")[0] not in ("index_put", "index_put_", "_index_put_impl_"):
+            return None
+        target, indices, value, *rest = args
+        mask = indices[0]
+        if len(indices) > 1 or mask.dtype != torch.bool or value.numel() > 1 or any(rest[:1]):
+            return None
+        mask_node, out = self._node_of(mask), meta(mask)
+        ones = target.dim() - mask.dim()
+        if ones:
+            shape = [*mask.shape, *(1,) * ones]
+            mask_node = self._node(aten.reshape.default, (mask_node, shape), {}, out.reshape(shape))
+        new = (mask_node, self._node_of(value), self._node_of(target))
+        return self._node(aten.where.self, new, {}, target)
 
     def _written(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Node:
         """The node of what an operation in place writes."""

@@ -158,6 +158,17 @@ def handlers():
     return model, (y, keep, group)
 
 
+def counts():
+    """Multinomial, whose density writes where a mask of latents is true."""
+    seen = torch.tensor([3.0, 1.0, 0.0])
+
+    def model(seen):
+        p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+        pyro.sample("n", dist.Multinomial(4, probs=p, validate_args=False), obs=seen)
+
+    return model, (seen,)
+
+
 def params():
     """A constrained parameter and a module of the model's own; both train."""
     x, y = torch.randn(20, 2), torch.randn(20)
@@ -191,7 +202,7 @@ ZOO = {
     make.__name__: make
     for make in (
         schools, logistic, minibatch, constrained, simplex, covariance, process, mixture,
-        in_place, handlers, params, timeseries,
+        in_place, handlers, counts, params, timeseries,
     )
 }  # fmt: skip
 
