@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from pyro_nfvi.arviz.convert import to_arviz
+from pyro_nfvi.arviz.loo import LOO, loo_approximate
 
-__all__ = ["to_arviz"]
+__all__ = ["LOO", "loo_approximate", "to_arviz"]

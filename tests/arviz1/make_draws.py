@@ -20,6 +20,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 
 from pyro_nfvi.arviz.convert import collect
+from pyro_nfvi.arviz.loo import loo_approximate
 from pyro_nfvi.arviz.tree import build_tree
 from pyro_nfvi.guides import AutoIAF
 
@@ -77,6 +78,8 @@ def main(folder: Path) -> None:
         "mean": {
             n: idata.posterior[n].mean(("chain", "draw")).values.tolist() for n in ("mu", "theta")
         },
+        "approximate_elpd": loo_approximate(idata).elpd,
+        "approximate_k": loo_approximate(idata).pareto_k.tolist(),
         "rhat_mu": float(az.rhat(idata.posterior)["mu"]),
     }
     (folder / "expected.json").write_text(json.dumps(expected))
