@@ -98,7 +98,7 @@ class Loop:
         checkpoint: Checkpoint | None,
         show: bool,
     ) -> None:
-        self.engine, self.runner = engine, engine.runner
+        self._use(engine)
         self.guide, self.log_joint = guide, log_joint
         self.params, self.optimizer, self.schedule = list(params), optimizer, schedule
         self.num_particles, self.generator = num_particles, generator
@@ -116,6 +116,10 @@ class Loop:
         self._since_kept = 0
         self._good: Snapshot | Kept = Snapshot.take(0, self.params, optimizer)
         self._best: Snapshot | Kept | None = None
+
+    def _use(self, engine: Chosen) -> None:
+        self.engine, self.runner = engine, engine.runner
+        self._keeper = self.runner if isinstance(self.runner, Keeper) else None
 
     @property
     def good(self) -> Snapshot:
@@ -225,8 +229,7 @@ class Loop:
         self.settle()
         reason = f"{name} until step {step}, then {problem}"
         runner = EagerRunner(self.engine.watch.step)
-        self.engine = Chosen("svi", reason, runner, seconds=self.engine.seconds)
-        self.runner = runner
+        self._use(Chosen("svi", reason, runner, seconds=self.engine.seconds))
         self.state.notes.append(f"step {step}: {problem}; went on with engine 'svi'")
 
     def _length(self) -> int:
@@ -254,8 +257,8 @@ class Loop:
 
     def _keep(self) -> Snapshot | Kept:
         """Copy the present state, in the runner's own form if it has one."""
-        if isinstance(self.runner, Keeper):
-            return Kept(self.state.step, self.runner.keep())
+        if self._keeper is not None:
+            return Kept(self.state.step, self._keeper.keep())
         self._pull()
         return Snapshot.take(self.state.step, self.params, self.optimizer)
 
@@ -265,8 +268,8 @@ class Loop:
             kept.put(self.params, self.optimizer)
             self.runner.push()
             return
-        assert isinstance(self.runner, Keeper)
-        self.runner.put_back(kept.state)
+        assert self._keeper is not None
+        self._keeper.put_back(kept.state)
         self.runner.pull()
 
     def settle(self) -> None:

@@ -86,11 +86,19 @@ class Schedule:
 
         At most :meth:`ahead` of them, so that the decay begins where it is due.
         """
-        factors = [self.advance(step, seconds)]
+        first = self.advance(step, seconds)
+        rest = range(step + 1, step + count)
         if self.decay is None:
-            rest = range(step + 1, step + count)
-            return factors + [min(1.0, (place + 1) / _WARM_UP) for place in rest]
-        return factors + [self.advance(step + i, seconds) for i in range(1, count)]
+            return [first, *(min(1.0, (place + 1) / _WARM_UP) for place in rest)]
+        begin, _, length = self.decay
+        least = self._time_share(seconds)
+        # The formula of advance, without its calls: a step may take a few microseconds.
+        cos, pi, half = math.cos, math.pi, (1 - _END) * 0.5
+        return [first] + [
+            min(1.0, (place + 1) / _WARM_UP)
+            * (_END + half * (1 + cos(pi * min(1.0, max((place - begin) / length, least)))))
+            for place in rest
+        ]
 
     def ahead(self, step: int) -> int:
         """Steps from ``step`` on that nothing but time changes the course of, at least one."""
@@ -110,8 +118,13 @@ class Schedule:
     def _share(self, step: int, seconds: float) -> float:
         """How much of the decay is over, by steps or by time, whichever is further."""
         assert self.decay is not None
-        begin, began, length = self.decay
-        share = (step - begin) / length
-        if self.max_seconds is not None and self.max_seconds > began:
-            share = max(share, (seconds - began) / (self.max_seconds - began))
-        return min(1.0, share)
+        begin, _, length = self.decay
+        return min(1.0, max((step - begin) / length, self._time_share(seconds)))
+
+    def _time_share(self, seconds: float) -> float:
+        """How much of the decay is over by time."""
+        assert self.decay is not None
+        _, began, _ = self.decay
+        if self.max_seconds is None or self.max_seconds <= began:
+            return 0.0
+        return (seconds - began) / (self.max_seconds - began)
