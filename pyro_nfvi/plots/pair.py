@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from pyro_nfvi.plots.draws import column, draws_of
-from pyro_nfvi.plots.style import FIT, GREY, INK, STYLE, levels_holding, limits, pyplot
+from pyro_nfvi.plots.style import FIT, GREY, INK, STYLE, limits, pyplot
 
 __all__ = ["plot_pair"]
+
+#: Cells of the grid on which contours are drawn, in each direction.
+_BINS = 110
 
 
 def plot_pair(
@@ -81,16 +84,22 @@ def plot_pair(
 
 
 def _contours(axes: Any, x: np.ndarray, y: np.ndarray, ends: Sequence[tuple[float, float]]) -> None:
-    """Lines that hold 50 and 90 % of the points."""
-    size = 60
-    counts, one, two = np.histogram2d(x, y, bins=size, range=ends)
-    width = np.arange(-6, 7) / 2.2
+    """Lines within which 50 and 90 % of the points lie."""
+    # Beyond the axes, so that lines close outside of the picture and not at its edge.
+    wide = [(low - 0.1 * (high - low), high + 0.1 * (high - low)) for low, high in ends]
+    density, one, two = np.histogram2d(x, y, bins=_BINS, range=wide)
+    width = np.arange(-6, 7) / 1.7
     kernel = np.exp(-(width**2) / 2)
     kernel /= kernel.sum()
     for axis in (0, 1):
-        counts = np.apply_along_axis(np.convolve, axis, counts, kernel, mode="same")
-    if counts.max() <= 0:
+        density = np.apply_along_axis(np.convolve, axis, density, kernel, mode="same")
+    places = [
+        np.clip(np.digitize(values, edges) - 1, 0, _BINS - 1)
+        for values, edges in ((x, one), (y, two))
+    ]
+    # Smoothing spreads mass into empty space: the points themselves say which line holds how many.
+    levels = np.unique(np.quantile(density[places[0], places[1]], [0.1, 0.5]))
+    if levels[0] <= 0:
         return
-    levels = levels_holding(counts, (0.9, 0.5))
     centres = [(edges[1:] + edges[:-1]) / 2 for edges in (one, two)]
-    axes.contour(*centres, counts.T, levels=levels, colors=INK, linewidths=0.9, alpha=0.8)
+    axes.contour(*centres, density.T, levels=levels, colors=INK, linewidths=0.9, alpha=0.8)
