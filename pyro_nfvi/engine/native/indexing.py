@@ -10,7 +10,7 @@ import torch
 
 from pyro_nfvi.engine.native.expr import Expr, Ix
 from pyro_nfvi.engine.native.lower import Lowering, lowers
-from pyro_nfvi.engine.native.values import BufVal, LazyVal, Shape, Val, contiguous, remembered
+from pyro_nfvi.engine.native.values import BufVal, LazyVal, Shape, Val, remembered
 from pyro_nfvi.engine.program import Unsupported
 
 __all__: list[str] = []
@@ -106,8 +106,9 @@ def _scatter_loop(
     low: Lowering, target: BufVal, shape: Shape, value: Val, at: Any, *, add: bool
 ) -> None:
     """Emit ``target[at(index)] (+)= value[index]`` one after the other."""
-    values = low.dense(value) if value.shape == shape else None
-    if values is None:
+    if value.shape == shape:
+        values = low.realize(value)
+    else:
         source = value
         values = low.realize(
             LazyVal(shape, value.ctype, lambda i: source.load(low.index(source, i)))
@@ -116,14 +117,37 @@ def _scatter_loop(
     place = target.at(at(index))
     read: list[BufVal] = [values]
     text = _written(place, read)
-    flat = "+".join(f"j{d}*{s}" for d, (n, s) in enumerate(zip(shape, contiguous(shape))) if n != 1)
-    loops = "".join(f"for(int64_t j{d}=0;j{d}<{n};j{d}++) " for d, n in enumerate(shape) if n != 1)
+    where = _written(values.at(index), [])
+    # Axes that enter as they are hit different places each: they may run in vectors, innermost.
+    apart = [d for d, n in enumerate(shape) if n != 1 and place.coefficient(f"j{d}")]
+    mixed = {name for a, _ in place.terms if not isinstance(a, str) for name in _variables(a)}
+    apart = [d for d in apart if f"j{d}" not in mixed]
+    best = min(apart, key=lambda d: place.coefficient(f"j{d}"), default=None)
+    order = [d for d, n in enumerate(shape) if n != 1 and d != best]
+    order += [] if best is None else [best]
+    loops = "".join(
+        ("\n#pragma omp simd\n" if d == best else "")
+        + f"for(int64_t j{d}=0;j{d}<{shape[d]};j{d}++) "
+        for d in order
+    )
     sign = "+=" if add else "="
     low.call(
-        f"{loops}{target.buffer.name}[{text}]{sign}{values.pointer}[{flat or 0}];",
+        f"{loops}{target.buffer.name}[{text}]{sign}{values.buffer.name}[{where}];",
         [*read, target],
         [target],
     )
+
+
+def _variables(one: Expr) -> set[str]:
+    """Return the loop variables inside an expression."""
+    found: set[str] = set()
+    stack = [one]
+    while stack:
+        e = stack.pop()
+        if e.op in ("load", "ix"):
+            found |= {a for a, _ in e.args[-1].terms if isinstance(a, str)}
+        stack.extend(e.inputs)
+    return found
 
 
 def _written(place: Ix, read: list[BufVal]) -> str:
@@ -150,7 +174,7 @@ def _text(one: Any, read: list[BufVal]) -> str:
 
 
 def _start(low: Lowering, x: Val) -> BufVal:
-    target = low.new(x.shape, low.ctype)
+    target = low.fresh(x.shape, low.ctype)
     low.store(target, x.load)
     return target
 

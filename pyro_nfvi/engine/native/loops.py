@@ -10,6 +10,8 @@ from pyro_nfvi.engine.native.values import Buffer
 
 __all__ = ["Call", "Group", "Statement", "fuse"]
 
+#: From this length on a loop is worth keeping free of jumps through memory.
+_WIDE = 8
 #: Statements that one loop takes at most.
 _MOST = 40
 
@@ -39,7 +41,16 @@ class Statement:
     @property
     def serial(self) -> bool:
         """Whether its loop cannot be vectorised."""
-        return self.value.serial or self.how not in ("store", "sum")
+        return self.value.serial or self.how not in ("store", "sum", "all", "any")
+
+    @property
+    def apart(self) -> bool:
+        """Whether it jumps through memory, which would slow down those it shares a loop with."""
+        if not self.sizes or self.sizes[-1] < _WIDE:
+            return False
+        inner = f"i{len(self.sizes) - 1}"
+        steps = [load.args[1] for load in loads(self.value)] + [self.place]
+        return any(abs(step.coefficient(inner)) > 1 for step in steps)
 
 
 @dataclass(eq=False)
@@ -58,6 +69,7 @@ class Group:
     sizes: tuple[int, ...]
     body: list[Statement | Call] = field(default_factory=list)
     serial: bool = False
+    apart: bool = False
     reads: set[Buffer] = field(default_factory=set)
     writes: set[Buffer] = field(default_factory=set)
 
@@ -88,7 +100,12 @@ def loads(value: Expr, seen: set[int] | None = None) -> Iterable[Expr]:
 
 def _fits(group: Group, new: Statement, needed: dict[Buffer, list[Ix]]) -> bool:
     """Whether the statement may join: all it reads of the group's results is at its own index."""
-    if group.sizes != new.sizes or len(group.body) >= _MOST or group.serial != new.serial:
+    if (
+        group.sizes != new.sizes
+        or len(group.body) >= _MOST
+        or group.serial != new.serial
+        or group.apart != new.apart
+    ):
         return False
     for old in group.statements:
         if old.target in needed:
@@ -109,7 +126,7 @@ def fuse(body: Sequence[Statement | Call]) -> list[Group]:
     by_sizes: dict[tuple[int, ...], list[int]] = {}
     for new in body:
         if isinstance(new, Call):
-            group = Group((), [new], True, set(new.reads), set(new.writes))
+            group = Group((), [new], True, False, set(new.reads), set(new.writes))
             groups.append(group)
             for buffer in new.writes:
                 writer[buffer] = filler[buffer] = len(groups) - 1
@@ -132,7 +149,7 @@ def fuse(body: Sequence[Statement | Call]) -> list[Group]:
                 break
         if chosen < 0:
             chosen = len(groups)
-            groups.append(Group(new.sizes, [], new.serial))
+            groups.append(Group(new.sizes, [], new.serial, new.apart))
             by_sizes.setdefault(new.sizes, []).append(chosen)
         group = groups[chosen]
         group.body.append(new)

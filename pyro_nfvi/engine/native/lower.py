@@ -41,7 +41,9 @@ class Lowering:
     Args:
         graph: A functional graph with the meta values of every node.
         constants: Values of the nodes that are known when the code is generated.
-        real: The type of floating numbers.
+        rows: Length of the first axis of what is computed for each particle. Such values lie in
+            memory with that axis innermost if it fills vectors: loops over it have no remainder,
+            and matrix products read weights as they are.
 
     Attributes:
         body: Statements in order.
@@ -49,7 +51,10 @@ class Lowering:
         data: Known tensors that the code reads, in the order of their buffers.
     """
 
-    def __init__(self, graph: GraphModule, constants: Mapping[Node, Tensor]) -> None:
+    def __init__(
+        self, graph: GraphModule, constants: Mapping[Node, Tensor], rows: int | None = None
+    ) -> None:
+        self._rows = rows
         self.pool = Pool()
         self.body: list[Statement | Call] = []
         self.inputs: list[Buffer] = []
@@ -78,7 +83,13 @@ class Lowering:
             meta = n.meta["val"]
             buffer.size, buffer.ctype = meta.numel(), ctype(meta.dtype)
             shape = tuple(meta.shape)
-            self.values[n] = BufVal(buffer, shape, contiguous(shape), 0, self.pool)
+            given = BufVal(buffer, shape, contiguous(shape), 0, self.pool)
+            self.values[n] = given
+            if shape and self._strides(shape, buffer.ctype) != given.strides and n.users:
+                turned = self.realize(LazyVal(shape, buffer.ctype, given.load))
+                key = turned.buffer, turned.shape, turned.strides, turned.offset
+                self._packed[key] = given
+                self.values[n] = turned
         results: list[Node] = list(output.args[0])
         for k, node in enumerate(results):
             meta = node.meta["val"]
@@ -139,7 +150,21 @@ class Lowering:
         if not prod(value.shape):
             return False
         cost = value.probe().cost
-        return cost > _LONG or (self.uses(node) > 1 and cost > CHEAP)
+        if cost > _LONG or (self.uses(node) > 1 and cost > CHEAP):
+            return True
+        # One copy for all products that it enters, however they turn it (thin ones are loops).
+        thick = self._rows is None or self._rows > 2
+        return cost > 0 and len(value.shape) > 1 and thick and self._is_factor(node)
+
+    def _is_factor(self, node: Node) -> bool:
+        """Whether a matrix product reads a node, perhaps through views."""
+        for user in node.users:
+            rule = RULES.get(user.target) if user.op == "call_function" else None
+            if getattr(rule, "product", False):
+                return True
+            if getattr(rule, "view", False) and self._is_factor(user):
+                return True
+        return False
 
     def uses(self, node: Node) -> int:
         """Count the operations that read a node, through views."""
@@ -195,17 +220,28 @@ class Lowering:
         self.buffers.append(buffer)
         return BufVal(buffer, shape, contiguous(shape), 0, self.pool)
 
+    def fresh(self, shape: Sequence[int], kind: str) -> BufVal:
+        """Return fresh memory, laid out as suits the loops over it."""
+        made = self.new(shape, kind)
+        return made.window(made.shape, self._strides(made.shape, kind))
+
+    def _strides(self, shape: Shape, kind: str) -> Shape:
+        rows, width = self._rows, {"float": 4, "double": 8}.get(kind, 4)
+        if rows is None or len(shape) < 2 or shape[0] != rows or rows * width % 32 or rows < 8:
+            return contiguous(shape)
+        return (1, *(rows * step for step in contiguous(shape[1:])))
+
     def result(self) -> BufVal:
         """Return memory for the node at hand: where an output goes, or fresh."""
         if self.node in self._dest:
             return self._dest[self.node]
-        return self.new(self.shape, self.ctype)
+        return self.fresh(self.shape, self.ctype)
 
     def realize(self, value: Val) -> BufVal:
         """Compute a formula into memory; what is there already stays."""
         if isinstance(value, BufVal):
             return value
-        made = self.new(value.shape, value.ctype)
+        made = self.fresh(value.shape, value.ctype)
         self.store(made, value.load)
         return made
 

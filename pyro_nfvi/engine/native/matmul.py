@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pyro_nfvi.engine.native.expr import CHEAP, Expr, Ix
-from pyro_nfvi.engine.native.lower import Lowering, lowers
+from pyro_nfvi.engine.native.lower import Lowering, Rule, lowers
 from pyro_nfvi.engine.native.pointwise import lazy
 from pyro_nfvi.engine.native.values import BufVal, LazyVal, Val
 from pyro_nfvi.engine.native.views import reshape
@@ -18,6 +18,8 @@ __all__ = ["BLAS_FROM"]
 aten = torch.ops.aten
 #: Products with more multiplications than this go to BLAS.
 BLAS_FROM = 200_000
+#: ... unless the right side has as few numbers as this: then it stays in the cache.
+_NEAR = 32_768
 #: Products with fewer rows or columns than this are loops.
 _THIN = 3
 
@@ -63,7 +65,7 @@ def _thin(low: Lowering, a: Val, b: Val, bias: Val | None) -> Val:
         made = low.result()
         low.statement((m, n, k), load, made, reduced=frozenset({2}), how="sum")
         return made
-    total = low.new((m, n), kind)
+    total = low.fresh((m, n), kind)
     low.statement((m, n, k), load, total, reduced=frozenset({2}), how="sum")
     return lazy(low, lambda i: pool.add(total.load(i), low.scalar(bias, i, kind)))
 
@@ -95,7 +97,8 @@ def _multiply(low: Lowering, a: BufVal, b: BufVal, add: BufVal | None, c: BufVal
     """Emit ``c = a b + add`` where c has dense rows."""
     (m, k), n = a.shape, b.shape[1]
     kind = c.ctype
-    if prod((m, n, k)) >= BLAS_FROM and _usable(a) and _usable(b):
+    near = k * n <= _NEAR
+    if prod((m, n, k)) >= BLAS_FROM and not near and _usable(a) and _usable(b):
         if add is not None:
             low.store(c, add.load)
         beta = 0 if add is None else 1
@@ -106,13 +109,16 @@ def _multiply(low: Lowering, a: BufVal, b: BufVal, add: BufVal | None, c: BufVal
             [c],
         )
         return
+    rows = -1 if add is None else add.strides[0]
     if n > 1 and b.strides[1] != 1:
         b = low.dense(BufVal(b.buffer, b.shape, b.strides, b.offset, low.pool))
-    if add is not None and add.strides[1] != 1:
+    if add is not None and add.strides[1] == 0 and add.strides[0] == 1:
+        rows = -2  # one number for each row
+    elif add is not None and add.strides[1] != 1:
         packed = low.new((1 if add.strides[0] == 0 else m, n), kind)
         low.store(packed, add.window(packed.shape, add.strides).load)
         add = packed.window((m, n), (0 if packed.shape[0] == 1 else n, 1))
-    rows = -1 if add is None else add.strides[0]
+        rows = add.strides[0]
     source = "nullptr" if add is None else add.pointer
     low.call(
         f"small_gemm<{kind},{m},{n},{k},{a.strides[0]},{a.strides[1]},{b.strides[0]},"
@@ -133,12 +139,19 @@ def _leading(x: BufVal) -> str:
     return f"false,{rows}" if columns == 1 and rows >= x.shape[1] else f"true,{columns}"
 
 
+def _is_product(rule: Rule) -> Rule:
+    rule.product = True  # type: ignore[attr-defined]
+    return rule
+
+
 @lowers(aten.mm.default)
+@_is_product
 def _mm(low: Lowering, a: Val, b: Val) -> Val:
     return _product(low, a, b)
 
 
 @lowers(aten.addmm.default)
+@_is_product
 def _addmm(low: Lowering, bias: Val, a: Val, b: Val, *, beta: Any = 1, alpha: Any = 1) -> Val:
     pool, kind = low.pool, low.ctype
     if alpha != 1:

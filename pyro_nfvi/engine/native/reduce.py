@@ -33,7 +33,7 @@ def reduction(
 ) -> BufVal:
     """Reduce axes of a value; the result has none of them."""
     shape = tuple(n for d, n in enumerate(x.shape) if d not in dims)
-    made = low.new(shape, kind) if target is None else target
+    made = low.fresh(shape, kind) if target is None else target
     if not prod(x.shape):
         empty = {"sum": 0, "prod": 1, "all": 1, "any": 0}
         if how not in empty:
@@ -193,7 +193,7 @@ def _logsumexp(low: Lowering, x: Val, dim: Any, keepdim: bool = False) -> Val:  
         logarithm = pool.op("m_log({0})", total.load(full), kind=kind, cost=8)
         return pool.add(logarithm, top.load(full))
 
-    made = low.new(shape, kind)
+    made = low.fresh(shape, kind)
     low.store(made, make)
     return reshape(low, made, low.shape)
 

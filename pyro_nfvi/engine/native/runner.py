@@ -84,7 +84,7 @@ def build_native(program: Program, optimizer_spec: OptimizerSpec) -> NativeRunne
     holders = [node for node in program.graph.graph.nodes if node.op == "placeholder"]
     consts = holders[len(holders) - len(program.consts) :] if program.consts else []
     known = known_values(program.graph, dict(zip(consts, program.consts)))
-    source = generate(program.graph, known)
+    source = generate(program.graph, known, program.eps.shape[0])
     real = ctype(program.params[0].dtype)
     bound, bad = source.outputs[-2:]
     if bound[0] != real or bad[0] != "int64_t":

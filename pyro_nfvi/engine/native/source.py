@@ -73,14 +73,21 @@ def header(name: str) -> str:
     return (files("pyro_nfvi.engine.native") / "cpp" / name).read_text("utf-8")
 
 
-def generate(graph: GraphModule, constants: Mapping[Node, Tensor]) -> Source:
+def generate(
+    graph: GraphModule, constants: Mapping[Node, Tensor], rows: int | None = None
+) -> Source:
     """Generate ``static void step(Ctx*)`` from a graph.
+
+    Args:
+        graph: A functional graph.
+        constants: Values of the nodes that are known.
+        rows: Number of particles, for which memory is laid out.
 
     Raises:
         Unsupported: An operation, or a use of one, has no rule.
     """
     try:
-        low = Lowering(graph, constants)
+        low = Lowering(graph, constants, rows)
     except RecursionError as error:
         raise Unsupported("a formula that is nested too deeply") from error
     groups = fuse(low.body)

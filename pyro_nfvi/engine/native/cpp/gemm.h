@@ -1,19 +1,21 @@
 // Products of matrices whose sizes are known: C[M,N] = A[M,K] B[K,N] (+ D), B, C, D with dense rows.
 template <class T, int B> struct Vec;
-template <> struct Vec<float, 32> {
-  typedef float type __attribute__((vector_size(32), aligned(4), may_alias));
-};
-template <> struct Vec<double, 32> {
-  typedef double type __attribute__((vector_size(32), aligned(8), may_alias));
-};
-template <> struct Vec<float, 16> {
-  typedef float type __attribute__((vector_size(16), aligned(4), may_alias));
-};
-template <> struct Vec<double, 16> {
-  typedef double type __attribute__((vector_size(16), aligned(8), may_alias));
-};
+#define NFVI_VEC(T, B) \
+  template <> struct Vec<T, B> { \
+    typedef T type __attribute__((vector_size(B), aligned(sizeof(T)), may_alias)); \
+  };
+NFVI_VEC(float, 64) NFVI_VEC(float, 32) NFVI_VEC(float, 16)
+NFVI_VEC(double, 64) NFVI_VEC(double, 32) NFVI_VEC(double, 16)
 
-// One tile: MR rows, NV vectors of W numbers. LDD < 0: nothing is added.
+#ifdef __AVX512F__
+#define NFVI_BYTES 64
+#define NFVI_ROWS 8
+#else
+#define NFVI_BYTES 32
+#define NFVI_ROWS 4
+#endif
+
+// One tile: MR rows, NV vectors of W numbers. LDD: -1 nothing is added, -2 a number for each row.
 template <class T, int BYTES, int MR, int NV, int K, int SA0, int SA1, int LDB, int LDC, int LDD>
 static inline __attribute__((always_inline)) void tile(
     const T* a, const T* b, const T* d, T* c) {
@@ -24,7 +26,8 @@ static inline __attribute__((always_inline)) void tile(
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++)
-      if constexpr (LDD < 0) acc[i][j] = V{};
+      if constexpr (LDD == -1) acc[i][j] = V{};
+      else if constexpr (LDD == -2) acc[i][j] = V{} + d[i];
       else acc[i][j] = *(const V*)(d + (int64_t)i * LDD + W * j);
 #pragma GCC unroll 1
   for (int k = 0; k < K; k++) {
@@ -44,30 +47,37 @@ static inline __attribute__((always_inline)) void tile(
     for (int j = 0; j < NV; j++) *(V*)(c + (int64_t)i * LDC + W * j) = acc[i][j];
 }
 
+// The longest vector that N numbers fill.
+template <class T, int N> constexpr int nfvi_bytes() {
+  return N * (int)sizeof(T) >= NFVI_BYTES ? NFVI_BYTES
+      : N * (int)sizeof(T) >= 32 ? 32
+      : N * (int)sizeof(T) >= 16 ? 16 : 0;
+}
+
 template <class T, int MR, int N, int K, int SA0, int SA1, int LDB, int LDC, int LDD>
 static inline __attribute__((always_inline)) void strip(
     const T* a, const T* b, const T* d, T* c) {
-  constexpr int W = 32 / sizeof(T), H = W / 2;
-  if constexpr (N >= W) {
-    constexpr int two = N / (2 * W) * (2 * W);
+  constexpr int BYTES = nfvi_bytes<T, N>();
+  if constexpr (BYTES > 0) {
+    constexpr int W = BYTES / sizeof(T), two = N / (2 * W) * (2 * W), one = N / W * W;
     for (int j = 0; j < two; j += 2 * W)
-      tile<T, 32, MR, 2, K, SA0, SA1, LDB, LDC, LDD>(a, b + j, d + j, c + j);
-    if constexpr (N - two >= W)
-      tile<T, 32, MR, 1, K, SA0, SA1, LDB, LDC, LDD>(a, b + two, d + two, c + two);
-    // The last columns once more with those before them: the sums start afresh, so nothing is
-    // added twice.
-    constexpr int last = N - W;
-    if constexpr (N % W != 0)
-      tile<T, 32, MR, 1, K, SA0, SA1, LDB, LDC, LDD>(a, b + last, d + last, c + last);
-  } else if constexpr (N >= H) {
-    tile<T, 16, MR, 1, K, SA0, SA1, LDB, LDC, LDD>(a, b, d, c);
-    constexpr int last = N - H;
-    if constexpr (N > H)
-      tile<T, 16, MR, 1, K, SA0, SA1, LDB, LDC, LDD>(a, b + last, d + last, c + last);
+      tile<T, BYTES, MR, 2, K, SA0, SA1, LDB, LDC, LDD>(a, b + j, LDD < 0 ? d : d + j, c + j);
+    if constexpr (one > two)
+      tile<T, BYTES, MR, 1, K, SA0, SA1, LDB, LDC, LDD>(
+          a, b + two, LDD < 0 ? d : d + two, c + two);
+    if constexpr (N > one) {
+      // The last columns with some of those before them: the sums start afresh, so nothing is
+      // added twice.
+      constexpr int part = N - one, wide = part * (int)sizeof(T);
+      constexpr int bytes = wide > 32 && BYTES == 64 ? 64 : wide > 16 && BYTES >= 32 ? 32 : 16;
+      constexpr int last = N - bytes / (int)sizeof(T);
+      tile<T, bytes, MR, 1, K, SA0, SA1, LDB, LDC, LDD>(
+          a, b + last, LDD < 0 ? d : d + last, c + last);
+    }
   } else {
     T acc[MR][N];
     for (int i = 0; i < MR; i++)
-      for (int j = 0; j < N; j++) acc[i][j] = LDD < 0 ? (T)0 : d[(int64_t)i * LDD + j];
+      for (int j = 0; j < N; j++) acc[i][j] = LDD == -1 ? (T)0 : LDD == -2 ? d[i] : d[(int64_t)i * LDD + j];
     for (int k = 0; k < K; k++)
       for (int i = 0; i < MR; i++)
         for (int j = 0; j < N; j++)
@@ -77,16 +87,19 @@ static inline __attribute__((always_inline)) void strip(
   }
 }
 
+template <int LDD, class T> static inline const T* nfvi_row(const T* d, int64_t i) {
+  return LDD == -1 ? d : LDD == -2 ? d + i : d + i * LDD;
+}
+
 template <class T, int M, int N, int K, int SA0, int SA1, int LDB, int LDC, int LDD>
 static __attribute__((noinline)) void small_gemm(const T* a, const T* b, const T* d, T* c) {
-  constexpr int MR = 4;
-  int i = 0;
-  for (; i + MR <= M; i += MR)
+  constexpr int MR = M < NFVI_ROWS ? M : NFVI_ROWS, FULL = M / MR * MR, REST = M % MR;
+  for (int i = 0; i < FULL; i += MR)
     strip<T, MR, N, K, SA0, SA1, LDB, LDC, LDD>(
-        a + (int64_t)i * SA0, b, LDD < 0 ? d : d + (int64_t)i * LDD, c + (int64_t)i * LDC);
-  if constexpr (M % MR != 0)
-    strip<T, M % MR, N, K, SA0, SA1, LDB, LDC, LDD>(
-        a + (int64_t)i * SA0, b, LDD < 0 ? d : d + (int64_t)i * LDD, c + (int64_t)i * LDC);
+        a + (int64_t)i * SA0, b, nfvi_row<LDD>(d, i), c + (int64_t)i * LDC);
+  if constexpr (REST != 0)
+    strip<T, REST, N, K, SA0, SA1, LDB, LDC, LDD>(a + (int64_t)FULL * SA0, b,
+        nfvi_row<LDD>(d, FULL), c + (int64_t)FULL * LDC);
 }
 
 template <class T>
