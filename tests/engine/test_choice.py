@@ -201,14 +201,14 @@ def test_a_model_that_changes_during_the_fit_is_noticed(engine):
 
 
 def test_fits_in_two_threads_are_the_fits_of_one():
-    expected = {
-        name: fit(name, engine="auto", max_steps=120) for name in ("schools", "in_place_fixed")
-    }
+    # Data first: they are drawn from the random state that a running fit has borrowed.
+    cases = {name: ZOO[name]() for name in ("schools", "in_place")}
+    expected = {name: fit(case, engine="svi", max_steps=120) for name, case in cases.items()}
     found, errors = {}, []
 
     def run(name):
         try:
-            found[name] = fit(name, engine="graph", max_steps=120)
+            found[name] = fit(cases[name], engine="graph", max_steps=120)
         except Exception as error:
             errors.append(error)
 
@@ -233,7 +233,7 @@ def _fixed(name):
     return make
 
 
-ZOO_FIXED = {f"{name}_fixed": _fixed(name) for name in ("minibatch", "in_place")}
+ZOO_FIXED = {f"{name}_fixed": _fixed(name) for name in ("minibatch",)}
 
 
 @pytest.fixture(autouse=True)
