@@ -19,6 +19,7 @@ PAGES = [
     "docs/extending.md",
     "docs/getting_started.md",
     "docs/trust.md",
+    "docs/vae.md",
 ]
 
 

@@ -190,6 +190,16 @@ def load_vae(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> Flow
 
     Raises:
         FileError: No such file, truncated, or something else.
+
+    Example:
+        >>> import tempfile
+        >>> from pyro_nfvi.vae import Architecture, load_vae
+        >>> from pyro_nfvi.vae.checkpoint import RunFolder
+        >>> architecture = Architecture((4, 4), latent_dim=2, flow="planar*2", hidden=(8,))
+        >>> folder = RunFolder(tempfile.mkdtemp())
+        >>> folder.save_best(architecture.build(seed=0), {"architecture": architecture.spec()})
+        >>> load_vae(folder.path).latent_dim
+        2
     """
     target = Path(path)
     spec, tensors = read_file(

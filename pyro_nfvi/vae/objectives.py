@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -41,11 +42,12 @@ class Loss:
     weight: float
 
 
-class VAELoss:
-    """Common part of the losses: how noise becomes log densities."""
+class VAELoss(ABC):
+    """What a training step asks of a loss; one of your own defines ``__call__`` and ``spec``."""
 
     num_samples: int
 
+    @abstractmethod
     def __call__(
         self,
         vae: FlowVAE,
@@ -66,11 +68,10 @@ class VAELoss:
             step: Steps taken so far, for the schedules.
             mean: How a mean over the batch is taken; with several processes, over all of them.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def spec(self) -> dict[str, Any]:
         """Describe the loss with what JSON can hold."""
-        raise NotImplementedError
 
     @property
     def settled(self) -> int:

@@ -132,7 +132,7 @@ def _train(options: Options, team: Team, say: Any) -> Run:
         "architecture": json.loads(json.dumps(architecture.spec())),
         "options": {name: getattr(options, name) for name in IDENTITY},
         "data": f"{data.name}, {data.shape}, {len(data.train)}/{len(data.valid)}/{len(data.test)}",
-        "loss": loss.spec(),  # type: ignore[attr-defined]
+        "loss": loss.spec(),
         "preparation": preparation.spec(),
         "version": __version__,
     }
