@@ -92,12 +92,18 @@ class OptimizerSpec:
     def of(
         cls, optimizer: torch.optim.Optimizer, params: Sequence[Tensor], clip: float
     ) -> OptimizerSpec:
-        """Describe an optimiser that holds ``params``."""
+        """Describe an optimiser that holds ``params``.
+
+        Raises:
+            Unsupported: It does not hold all of them.
+        """
         where = {
             id(param): index
             for index, group in enumerate(optimizer.param_groups)
             for param in group["params"]
         }
+        if any(id(param) not in where for param in params):
+            raise Unsupported("the optimiser does not hold every parameter")
         options = tuple(
             {key: value for key, value in group.items() if key not in ("params", "lr")}
             for group in optimizer.param_groups

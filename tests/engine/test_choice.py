@@ -106,6 +106,14 @@ def test_an_optimiser_that_is_not_known_falls_back():
     assert "not native" in found.engine_reason
 
 
+def test_an_optimiser_of_a_part_of_the_parameters_falls_back():
+    found = fit(
+        "schools", engine="auto", max_steps=300, optim=lambda leaves: torch.optim.Adam(leaves[1:])
+    )
+    assert found.engine == "svi"
+    assert "does not hold every parameter" in found.engine_reason
+
+
 def test_a_wrong_engine_is_not_used(monkeypatch):
     from pyro_nfvi.engine import GraphRunner
 
