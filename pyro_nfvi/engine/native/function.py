@@ -23,6 +23,8 @@ class NativeFunction:
     Args:
         graph: A functional graph of static shapes whose nodes have tensors in ``meta["val"]``.
         constants: Values of its last inputs, which are not passed then.
+        rows: Number of particles: length of the first axis of most values, for which memory is
+            laid out.
 
     Raises:
         Unsupported: An operation has no rule, or nothing can be compiled here.
@@ -37,12 +39,14 @@ class NativeFunction:
         [tensor(5.)]
     """
 
-    def __init__(self, graph: GraphModule, constants: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self, graph: GraphModule, constants: Sequence[Tensor] = (), rows: int | None = None
+    ) -> None:
         nodes = list(graph.graph.nodes)
         holders = [node for node in nodes if node.op == "placeholder"]
         self._inputs = holders[: len(holders) - len(constants)]
         known = known_values(graph, dict(zip(holders[len(self._inputs) :], constants)))
-        self._source = generate(graph, known)
+        self._source = generate(graph, known, rows)
         self._results = [node.meta["val"] for node in nodes[-1].args[0]]
         text = (
             f"{self._source.text}\n"

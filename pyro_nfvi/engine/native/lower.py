@@ -20,6 +20,8 @@ __all__ = ["RULES", "Lowering", "Rule", "lowers"]
 #: A rule makes the values of one node; ``args`` hold values where the node has inputs.
 Rule = Callable[..., Any]
 RULES: dict[Any, Rule] = {}
+#: Sums of more numbers than this are taken in double: one by one, float would lose digits.
+_MANY = 8192
 #: Formulas longer than this are computed once into memory, even if they are used once.
 _LONG = 48
 
@@ -281,6 +283,12 @@ class Lowering:
             return
         if not prod(shape):
             raise Unsupported("a reduction of nothing")
+        long = prod(shape[d] for d in reduced) >= _MANY
+        if how == "sum" and target.ctype == "float" and long:
+            wide = self.fresh(target.shape, "double")
+            self.statement(shape, load, wide, reduced=reduced, how=how)
+            self.store(target, lambda index: self.pool.cast(wide.load(index), "float"))
+            return
         axes = [d for d, n in enumerate(shape) if n != 1]
         axes = _order_of_loops(axes, shape, load, target, reduced)
         names = {d: f"i{k}" for k, d in enumerate(axes)}

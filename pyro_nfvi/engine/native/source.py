@@ -46,6 +46,8 @@ _RULES = (
     scans,
     views,
 )
+#: Loops of a step at most; a compiler takes some 6 ms for each.
+_MOST = 6000
 #: Characters of a function, about, at which the next one begins: compilers slow down on long ones.
 _PART = 12_000
 
@@ -91,6 +93,8 @@ def generate(
     except RecursionError as error:
         raise Unsupported("a formula that is nested too deeply") from error
     groups = fuse(low.body)
+    if len(groups) > _MOST:
+        raise Unsupported(f"a step of {len(groups)} loops, which would take minutes to compile")
     without = unread(groups, low.outputs)
     where, slots = place(groups, without)
     names = {buffer: f"w.{slot.name}" for buffer, slot in where.items()}
