@@ -152,9 +152,11 @@ def particles(x, y, w, i):
         torch.zeros_like(h).index_add(1, i[0], y[:, :4]), h.var(1), h.mean(0), h.std(0),
         torch.linalg.solve_triangular(low, x, upper=False), torch.bmm(z.mT, x), z @ x[0].t(),
         (x @ x.mT).diagonal(dim1=1, dim2=2), torch.diag_embed(h), (h > 0).all(1), (h > 2).any(0),
-        torch.linalg.inv_ex(spd)[0], torch.linalg.slogdet(spd)[1], h.unsqueeze(1) * z[:, :1, :1],
-        y[:, :1] @ w[:1], torch.addmm(w[0], y, w), torch.addmm(h, y, w), h.repeat(1, 2),
-        h.roll(1, 0), h.expand(2, 8, 7).sum(0), x.new_zeros(8, 2).slice_scatter(y[:, :1], 1, 1), h.tril(),
+        torch.linalg.inv_ex(spd)[0], torch.linalg.slogdet(spd)[1],
+        h.unsqueeze(1) * z[:, :1, :1], y[:, :1] @ w[:1], torch.addmm(w[0], y, w),
+        torch.addmm(h, y, w), h.repeat(1, 2),
+        h.roll(1, 0), h.expand(2, 8, 7).sum(0), h.tril(),
+        x.new_zeros(8, 2).slice_scatter(y[:, :1], 1, 1),
         h.unfold(1, 3, 2).exp(), torch.outer(h[:, 0], h[:, 1]), h.select_scatter(h[0], 0, 3),
     ]  # fmt: skip
 
