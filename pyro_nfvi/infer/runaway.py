@@ -15,6 +15,7 @@ from pyro_nfvi.errors import DivergedError, ImproperWarning
 from pyro_nfvi.infer.fit import Fit
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi.logjoint.terms import largest_terms
 from pyro_nfvi.supports import bijection
 
 __all__ = ["Runaway", "blame_runaway", "check_proper", "find_runaway"]
@@ -269,6 +270,14 @@ def _escapes(
     for place in range(len(lines.ways)):
         for end, sign in enumerate((1, -1)):
             rises = _rises(log_p[place, end] - middle, held[place, end], rounding)
+            if rises is not None:
+                # Large terms may have cancelled, and what is left be their rounding.
+                terms = largest_terms(log_joint, points[place, end], subsample).double()
+                doubt = rounding * terms
+                sure = doubt <= torch.maximum(
+                    torch.full_like(doubt, _FALL), 1e-3 * (log_p[place, end] - middle).abs()
+                )
+                rises = _rises(log_p[place, end] - middle, held[place, end] & sure, rounding)
             # Where a mixture of coordinates rises, the fit may just be far from the mode.
             if rises is not None and not (rises and bool(lines.mixed[place])):
                 found[place, sign] = rises

@@ -104,13 +104,22 @@ def flat_and_enough_data():
     observed(loc, scale)
 
 
+def cancelled():
+    """The prior is taken away again by a factor, which puts another one in its place."""
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.factor("other", dist.Cauchy(0.0, 1.0).log_prob(x) - dist.Normal(0.0, 1.0).log_prob(x))
+    observed(pyro.sample("a", dist.Normal(0.0, 1.0)))
+
+
 def funnel():
     v = pyro.sample("v", dist.Normal(0.0, 3.0))
     pyro.sample("x", dist.Normal(torch.zeros(9), torch.exp(v / 2).unsqueeze(-1)).to_event(1))
     observed(v)
 
 
-@pytest.mark.parametrize("model", [heavy_tails, wide, flat_and_enough_data, funnel, eight_schools])
+@pytest.mark.parametrize(
+    "model", [heavy_tails, wide, flat_and_enough_data, cancelled, funnel, eight_schools]
+)
 @pytest.mark.parametrize("double", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_no_false_alarm(model, double):
     """Heavy tails, wide priors and funnels are proper."""
