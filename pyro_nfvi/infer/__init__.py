@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.nfvi import NFVI
+from pyro_nfvi.infer.nuts import NutsRun
 from pyro_nfvi.infer.progress import StepInfo
 from pyro_nfvi.infer.saving import load
 from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.infer.summary import Row, Summary
 
-__all__ = ["NFVI", "Fit", "Row", "StepInfo", "StopReason", "Summary", "Training", "load"]
+__all__ = ["NFVI", "Fit", "NutsRun", "Row", "StepInfo", "StopReason", "Summary", "Training", "load"]

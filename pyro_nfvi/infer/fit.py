@@ -25,6 +25,8 @@ from pyro_nfvi.logjoint import LogJoint
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyro_nfvi.infer.nuts import NutsRun
+
 __all__ = ["Fit", "Training"]
 
 
@@ -250,6 +252,47 @@ class Fit:
         from pyro_nfvi.arviz import to_arviz
 
         return to_arviz(self, **options)
+
+    def to_nuts(
+        self,
+        *,
+        num_samples: int = 500,
+        warmup_steps: int = 300,
+        num_chains: int = 2,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> NutsRun:
+        """Hand over to NUTS, which runs in the space that the flow has made nearly Gaussian.
+
+        What the flow got wrong, NUTS corrects, where chains get to; the flow spares it narrow
+        necks and correlations. ``run.khat`` judges the fit from draws that are not its own.
+
+        Args:
+            num_samples: Draws of each chain.
+            warmup_steps: Steps in which step size and mass are adapted.
+            num_chains: Chains, one after the other, each from a draw of the fit.
+            seed: Same seed, same draws; None draws one.
+            progress: Show a bar for each chain.
+
+        Cost:
+            Some ten to hundred gradients of model and flow per draw.
+
+        Raises:
+            NotSetUpError: The fit was loaded without its model.
+            ModelError: The model subsamples its data, or gives density 0 to the fit's draws.
+
+        Source: Hoffman et al. 2019, arXiv:1903.03704 (NeuTra).
+        """
+        from pyro_nfvi.infer.nuts import to_nuts
+
+        return to_nuts(
+            self,
+            num_samples=num_samples,
+            warmup_steps=warmup_steps,
+            num_chains=num_chains,
+            seed=seed,
+            progress=progress,
+        )
 
     def plot_loss(self, **options: Any) -> Any:
         """Plot the bound against the steps; see :mod:`pyro_nfvi.plots`."""
