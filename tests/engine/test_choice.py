@@ -248,3 +248,12 @@ ZOO_FIXED = {f"{name}_fixed": _fixed(name) for name in ("minibatch",)}
 def _more(monkeypatch):
     for name, make in ZOO_FIXED.items():
         monkeypatch.setitem(ZOO, name, make)
+
+
+@pytest.mark.slow
+def test_inductor_by_name():
+    expected = fit("schools", engine="svi", max_steps=20)
+    found = fit("schools", engine="inductor", max_steps=20)
+    assert found.engine == "inductor"
+    assert found.timing["compile"] > 0
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-4, atol=1e-4)
