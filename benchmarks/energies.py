@@ -102,21 +102,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="few steps")
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--most", type=int, default=32, help="largest K of iaf and nsf")
+    parser.add_argument("--most", type=int, default=32, help="largest K")
     options = parser.parse_args()
     torch.set_num_threads(1)
     steps = 20 if options.smoke else options.steps
     found, fitted, last = [], {}, {}
     for flow, counts in FAMILIES.items():
-        if flow in ("iaf", "nsf"):
-            counts = tuple(layers for layers in counts if layers <= options.most)
-        for layers in counts:
+        for layers in (count for count in counts if count <= options.most):
             kls = {}
             for name in ENERGIES:
                 density, kls[name] = fit(name, flow, layers, steps)
-                if layers == counts[-1]:
-                    fitted[flow, name] = density
-                    last[flow] = layers
+                # The deepest of each family is shown.
+                fitted[flow, name], last[flow] = density, layers
             found.append({"flow": flow, "layers": layers, "kl": kls})
             print(f"{flow}*{layers:<3d}", {k: round(v, 3) for k, v in kls.items()}, flush=True)
     folder = ROOT / "out" / "benchmarks" if options.smoke else DOCS

@@ -256,6 +256,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="one short round at D = 10")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dims", nargs="+", type=int, default=list(DIMS))
     parser.add_argument("--flows", nargs="+", choices=FLOWS, default=list(FLOWS))
     parser.add_argument("--serve", choices=PEERS, help="used by the script itself")
     options = parser.parse_args()
@@ -265,7 +266,9 @@ def main():
     from benchmarks._report import ROOT, environment, in_words, table, write
 
     torch.set_num_threads(1)
-    rounds, seconds, dims = (1, 0.01, (10,)) if options.smoke else (options.rounds, 0.1, DIMS)
+    rounds, seconds, dims = (
+        (1, 0.01, (10,)) if options.smoke else (options.rounds, 0.1, options.dims)
+    )
     peers = [peer for peer in PEERS if peer != "Zuko" or importlib.util.find_spec("zuko")]
     workers = {peer: worker(peer) for peer in peers}
     found = []

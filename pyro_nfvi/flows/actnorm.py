@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nfvi._typing import TensorPair, TensorTriple
-from pyro_nfvi.errors import ShapeError
+from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows.base import Flow
 
 __all__ = ["ActNorm", "BatchNorm"]
@@ -134,6 +134,8 @@ class BatchNorm(Flow):
 
     def __init__(self, dim: int, *, momentum: float = 0.1) -> None:
         super().__init__(dim)
+        if not isinstance(momentum, int | float) or not 0 < momentum <= 1:
+            raise OptionError(f"BatchNorm needs a momentum in (0, 1]; got {momentum!r}.")
         self.momentum = momentum
         self.beta = nn.Parameter(torch.zeros(dim))
         self.gamma = nn.Parameter(torch.zeros(dim))

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_nfvi._typing import Hidden, TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Flow
-from pyro_nfvi.flows.univariate import AffineKernel, GatedKernel, Kernel
+from pyro_nfvi.flows.univariate import AffineKernel, GatedKernel, Kernel, check_kernel
 from pyro_nfvi.nets import MADE, Activation, hidden_widths
 
 __all__ = ["Autoregressive", "iaf", "maf"]
@@ -82,7 +82,7 @@ class Autoregressive(Flow):
         activation: Activation = "tanh",
     ) -> None:
         super().__init__(dim, context_dim)
-        self.kernel: Kernel = AffineKernel() if kernel is None else kernel
+        self.kernel = check_kernel(kernel)
         self.reverse = reverse
         hidden = hidden_widths(hidden_dim, min(max(_MIN_HIDDEN, 2 * dim), _MAX_HIDDEN))
         self.net = MADE(

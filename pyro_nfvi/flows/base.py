@@ -14,9 +14,27 @@ from pyro_nfvi.errors import ContextError, OptionError, ShapeError
 if TYPE_CHECKING:
     from pyro_nfvi.flows.transform import FlowTransform
 
-__all__ = ["Chain", "Flow", "Inverse"]
+__all__ = ["Chain", "Flow", "Inverse", "check_dim"]
 
 InverseKind = Literal["exact", "sequential", "numeric"]
+
+
+def check_dim(name: str, dim: int) -> None:
+    """Raise unless ``dim`` is an event size."""
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+        raise OptionError(f"{name} needs dim, an integer of at least 1; got {dim!r}.")
+
+
+def _first_parameter(module: nn.Module) -> Tensor | None:
+    """Return a module's first parameter; ``parameters()`` takes ten times as long."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    for part in module._modules.values():
+        found = None if part is None else _first_parameter(part)
+        if found is not None:
+            return found
+    return None
 
 
 class Flow(nn.Module, ABC):
@@ -52,8 +70,7 @@ class Flow(nn.Module, ABC):
     def __init__(self, dim: int, context_dim: int = 0) -> None:
         super().__init__()
         name = type(self).__name__
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise OptionError(f"{name} needs dim, an integer of at least 1; got {dim!r}.")
+        check_dim(name, dim)
         if isinstance(context_dim, bool) or not isinstance(context_dim, int) or context_dim < 0:
             raise OptionError(
                 f"{name} needs context_dim, an integer of at least 0; got {context_dim!r}."
@@ -114,6 +131,10 @@ class Flow(nn.Module, ABC):
     def enter(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Check a point and a context at the door and broadcast the point to the context."""
         name = f"{type(self).__name__}(dim={self.dim}, context_dim={self.context_dim})"
+        if not isinstance(x, Tensor):
+            raise ShapeError(
+                f"{name} needs a tensor; got {type(x).__name__}. Convert it with torch.as_tensor."
+            )
         if not x.is_floating_point():
             raise ShapeError(
                 f"{name} needs a floating-point tensor; got {x.dtype}. Convert it with .to(dtype)."
@@ -121,6 +142,17 @@ class Flow(nn.Module, ABC):
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ShapeError(
                 f"{name} needs a point of shape (*b, {self.dim}); got {tuple(x.shape)}."
+            )
+        own = _first_parameter(self)
+        if own is not None and x.dtype != own.dtype:
+            raise ShapeError(
+                f"{name} has parameters of {own.dtype}; got a point of {x.dtype}. Convert the "
+                "point with .to(dtype), or the flow with .double() or .float()."
+            )
+        if not (context is None or isinstance(context, Tensor)):
+            raise ContextError(
+                f"{name} needs a tensor as context; got {type(context).__name__}. Convert it with "
+                "torch.as_tensor."
             )
         if self.context_dim == 0:
             if context is not None:
@@ -138,6 +170,11 @@ class Flow(nn.Module, ABC):
             raise ContextError(
                 f"{name} needs a context of shape (*b, {self.context_dim}); "
                 f"got {tuple(context.shape)}."
+            )
+        if context.dtype != x.dtype:
+            raise ContextError(
+                f"{name} needs a context of {x.dtype}, as the point; got {context.dtype}. Convert "
+                "it with .to(dtype)."
             )
         try:
             batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
@@ -166,6 +203,11 @@ class Inverse(Flow):
     """
 
     def __init__(self, flow: Flow) -> None:
+        if not isinstance(flow, Flow):
+            raise OptionError(
+                f"Inverse takes a Flow; got {type(flow).__name__}. Wrap transforms of Pyro or Zuko "
+                "with flows.adapt."
+            )
         super().__init__(flow.dim, flow.context_dim)
         self.flow = flow
         self.inverse_kind = "exact"

@@ -128,7 +128,7 @@ class Continuous(Flow):
             )
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise OptionError(f"Continuous needs steps of at least 1; got {steps!r}.")
-        if not 0 < tolerance < 1:
+        if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
             raise OptionError(f"Continuous needs a tolerance between 0 and 1; got {tolerance!r}.")
         self.solver, self.steps, self.tolerance, self.trace = solver, steps, tolerance, trace
         if solver == "dopri5":

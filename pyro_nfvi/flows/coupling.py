@@ -12,7 +12,7 @@ from pyro_nfvi._typing import Hidden, TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.flows.masks import make_mask
-from pyro_nfvi.flows.univariate import AffineKernel, Kernel
+from pyro_nfvi.flows.univariate import Kernel, check_kernel
 from pyro_nfvi.nets import MLP, Activation, hidden_widths
 
 __all__ = ["Coupling"]
@@ -76,7 +76,7 @@ class Coupling(Flow):
         activation: Activation = "tanh",
     ) -> None:
         super().__init__(dim, context_dim)
-        self.kernel: Kernel = AffineKernel() if kernel is None else kernel
+        self.kernel = check_kernel(kernel)
         moved = make_mask(mask, dim)
         if reverse:
             moved = ~moved

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.flows.params import ParamFlow
-from pyro_nfvi.flows.univariate import AffineKernel, Kernel
+from pyro_nfvi.flows.univariate import Kernel, check_kernel
 
 __all__ = ["Elementwise"]
 
@@ -49,7 +49,7 @@ class Elementwise(ParamFlow):
         kernel: Kernel | None = None,
         hidden_dim: int = 32,
     ) -> None:
-        self.kernel: Kernel = AffineKernel() if kernel is None else kernel
+        self.kernel = check_kernel(kernel)
         super().__init__(dim, context_dim, hidden_dim=hidden_dim)
 
     def init_params(self) -> TensorDict:

@@ -12,7 +12,7 @@ from typing import Any
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.actnorm import ActNorm
 from pyro_nfvi.flows.autoregressive import Autoregressive, iaf, maf
-from pyro_nfvi.flows.base import Chain, Flow, Inverse
+from pyro_nfvi.flows.base import Chain, Flow, Inverse, check_dim
 from pyro_nfvi.flows.block import BlockAutoregressive
 from pyro_nfvi.flows.continuous import Continuous
 from pyro_nfvi.flows.coupling import Coupling
@@ -187,6 +187,7 @@ def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> F
         (torch.Size([5, 3]), torch.Size([5]))
     """
     terms = check_formula(formula, options)
+    check_dim(f"The flow {formula!r}", dim)
     flows: list[Flow] = []
     for name, count in terms:
         family = _FAMILIES[name]

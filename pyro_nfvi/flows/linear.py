@@ -177,6 +177,13 @@ class Affine(Flow):
     ) -> None:
         if (scale is None) == (scale_tril is None):
             raise OptionError("Affine needs one of scale and scale_tril.")
+        given = scale if scale_tril is None else scale_tril
+        size = tuple(loc.shape) * (1 if scale_tril is None else 2)
+        if loc.dim() != 1 or given is None or tuple(given.shape) != size:
+            raise OptionError(
+                f"Affine needs loc (D,) and scale (D,) or scale_tril (D, D); got {tuple(loc.shape)}"
+                f" and {None if given is None else tuple(given.shape)}."
+            )
         super().__init__(int(loc.shape[-1]))  # a tensor under torch.jit.trace
         # Buffers, not parameters: their owner trains them.
         self.register_buffer("loc", loc, persistent=own)

@@ -44,8 +44,9 @@ class MonotoneKernel(Kernel):
     units: int = 8
 
     def __post_init__(self) -> None:
-        if self.units < 1:
-            raise OptionError(f"MonotoneKernel needs at least 1 unit; got {self.units}.")
+        whole = isinstance(self.units, int) and not isinstance(self.units, bool)
+        if not whole or self.units < 1:
+            raise OptionError(f"MonotoneKernel needs at least 1 unit; got {self.units!r}.")
 
     @property
     def num_params(self) -> int:  # type: ignore[override]

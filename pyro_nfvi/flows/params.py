@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nfvi._typing import TensorDict, TensorPair, TensorTriple
+from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Flow
 
 __all__ = ["FreeParams", "HyperNet", "ParamFlow"]
@@ -89,6 +90,11 @@ class ParamFlow(Flow):
 
     def __init__(self, dim: int, context_dim: int = 0, *, hidden_dim: int = 32) -> None:
         super().__init__(dim, context_dim)
+        if isinstance(hidden_dim, bool) or not isinstance(hidden_dim, int) or hidden_dim < 1:
+            raise OptionError(
+                f"{type(self).__name__} needs hidden_dim, an integer of at least 1: the width of "
+                f"the net that a context drives; got {hidden_dim!r}."
+            )
         initial = self.init_params()
         self.params: nn.Module = (
             HyperNet(initial, context_dim, hidden_dim) if context_dim else FreeParams(initial)

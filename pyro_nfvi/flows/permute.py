@@ -36,8 +36,9 @@ class Permute(Flow):
     """
 
     def __init__(self, order: Sequence[int]) -> None:
-        order = [int(index) for index in order]
-        if sorted(order) != list(range(len(order))):
+        given = order
+        order = [int(index) for index in given]
+        if any(a != b for a, b in zip(order, given)) or sorted(order) != list(range(len(order))):
             raise OptionError(
                 f"Permute needs each of 0 .. {len(order) - 1} once; got {order[:20]}."
             )

@@ -49,10 +49,12 @@ class SplineKernel(Kernel):
     bound: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.bins < 2 or self.bins * _MIN_BIN >= 1 or not 0 < self.bound < math.inf:
+        whole = isinstance(self.bins, int) and not isinstance(self.bins, bool)
+        number = isinstance(self.bound, int | float) and not isinstance(self.bound, bool)
+        if not (whole and 2 <= self.bins < 1 / _MIN_BIN and number and 0 < self.bound < math.inf):
             raise OptionError(
                 "A spline needs between 2 and 999 bins and a positive bound; got "
-                f"bins={self.bins}, bound={self.bound}."
+                f"bins={self.bins!r}, bound={self.bound!r}."
             )
 
     @property

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.errors import OptionError
+from pyro_nfvi.flows.base import check_dim
 from pyro_nfvi.flows.params import ParamFlow
 from pyro_nfvi.numerics import (
     log_tanh_slope,
@@ -90,6 +91,7 @@ class Sylvester(ParamFlow):
         reverse: bool = False,
         hidden_dim: int = 32,
     ) -> None:
+        check_dim("Sylvester", dim)
         if kind not in get_args(Kind):
             raise OptionError(
                 f"Sylvester needs kind to be one of {', '.join(get_args(Kind))}; got {kind!r}."
@@ -108,7 +110,7 @@ class Sylvester(ParamFlow):
             raise OptionError("Sylvester takes reverse=True with kind='triangular' only.")
         if num_reflections is None:
             num_reflections = min(dim, _DEFAULT_REFLECTIONS)
-        if num_reflections < 1:
+        if not isinstance(num_reflections, int) or num_reflections < 1:
             raise OptionError(
                 f"Sylvester needs num_reflections of at least 1; got {num_reflections}."
             )

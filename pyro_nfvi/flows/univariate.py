@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_nfvi._typing import TensorPair
+from pyro_nfvi.errors import OptionError
 from pyro_nfvi.numerics import soft_clamp, soft_clamp_slope
 
-__all__ = ["AffineKernel", "GatedKernel", "Kernel", "ReLUKernel", "ShiftKernel"]
+__all__ = ["AffineKernel", "GatedKernel", "Kernel", "ReLUKernel", "ShiftKernel", "check_kernel"]
 
 #: Bound of the log-scale of a layer: a funnel's scale e^(v/2) needs about 4.5.
 LOG_SCALE_BOUND = 5.0
@@ -99,6 +100,17 @@ class AffineKernel(Kernel):
         dparams = torch.stack([torch.ones_like(x), x * scale * inner], -1)
         dladj = torch.stack([torch.zeros_like(x), inner], -1)
         return scale, dparams, torch.zeros_like(x), dladj
+
+
+def check_kernel(kernel: Kernel | None) -> Kernel:
+    """Return a kernel, the affine one for None; raise for anything else."""
+    if kernel is None:
+        return AffineKernel()
+    if not isinstance(kernel, Kernel):
+        raise OptionError(
+            f"kernel needs to be a Kernel, such as SplineKernel(bins=8); got {kernel!r}."
+        )
+    return kernel
 
 
 @dataclass(frozen=True)

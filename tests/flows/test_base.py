@@ -7,7 +7,22 @@ import torch
 from torch import nn
 
 from pyro_nfvi.errors import ContextError, OptionError, ShapeError
-from pyro_nfvi.flows import Chain, DiagonalAffine, Planar, Radial, iaf, maf
+from pyro_nfvi.flows import (
+    Affine,
+    Autoregressive,
+    BatchNorm,
+    Chain,
+    Coupling,
+    DiagonalAffine,
+    Elementwise,
+    Inverse,
+    Permute,
+    Planar,
+    Radial,
+    iaf,
+    maf,
+    make_flow,
+)
 from pyro_nfvi.testing import perturb
 
 
@@ -93,3 +108,52 @@ def test_messages_say_what_came_and_what_to_do():
         Planar(2, 3)(torch.zeros(5, 2))
     with pytest.raises(ContextError, match=r"\(5, 2\).*\(4, 3\).*do not broadcast"):
         Planar(2, 3)(torch.zeros(5, 2), torch.zeros(4, 3))
+
+
+WRONG = {
+    "dtype": (lambda x: x.double(), None, ShapeError, "parameters of torch.float32"),
+    "half": (lambda x: x.half(), None, ShapeError, "parameters of torch.float32"),
+    "list": (lambda x: x.tolist(), None, ShapeError, "as_tensor"),
+    "integers": (lambda x: x.long(), None, ShapeError, "floating-point"),
+    "context list": (lambda x: x, [[1.0, 2.0]], ContextError, "as_tensor"),
+    "context dtype": (lambda x: x, torch.ones(4, 2).double(), ContextError, "torch.float64"),
+    "context integers": (lambda x: x, torch.ones(4, 2).long(), ContextError, "torch.int64"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("name", ["iaf", "realnvp", "nsf", "planar", "bnaf", "ffjord", "affine"])
+def test_wrong_points_and_contexts_are_named(name, wrong):
+    change, context, error, words = WRONG[wrong]
+    flow = make_flow(name, 3, 0 if context is None else 2)
+    for call in (flow, flow.inverse):
+        with pytest.raises(error, match=words):
+            call(change(torch.randn(4, 3)), context)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: make_flow("sylvester", "3"),
+        lambda: make_flow("relu", 0),
+        lambda: make_flow("planar", 3, 2, hidden_dim=0),
+        lambda: make_flow("radial", 3, 2, hidden_dim=2.5),
+        lambda: make_flow("nsf-ar", 2, bins=2.5),
+        lambda: make_flow("nsf-ar", 2, bins=1),
+        lambda: make_flow("nsf", 2, bound="5"),
+        lambda: make_flow("nsf", 2, bound=0.0),
+        lambda: make_flow("naf", 2, units=1.5),
+        lambda: make_flow("ffjord", 2, tolerance="small"),
+        lambda: BatchNorm(2, momentum=0.0),
+        lambda: BatchNorm(2, momentum=2.0),
+        lambda: Permute([0.5, 1.0]),
+        lambda: Inverse(torch.nn.Linear(2, 2)),
+        lambda: Affine(torch.zeros(2), torch.ones(3)),
+        lambda: Elementwise(2, kernel="spline"),
+        lambda: Autoregressive(2, kernel="spline"),
+        lambda: Coupling(2, kernel="spline"),
+    ],
+)
+def test_wrong_options_are_named(make):
+    with pytest.raises(OptionError, match=r"need|takes"):
+        make()
