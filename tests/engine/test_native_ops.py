@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import platform
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from pyro_nfvi.engine.native import NativeFunction
+from pyro_nfvi.engine.native import NativeFunction, compiler, objects
 from pyro_nfvi.engine.record import Recorder
 
 aten = torch.ops.aten
@@ -238,3 +240,17 @@ def test_long_sums_of_float32_keep_their_digits():
     # Added one by one in float32 the first is off by about 1e-4.
     for one, other in zip(found, exact):
         torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["elementary", "sums", "products", "particles"])
+@pytest.mark.parametrize("flags", ["-march=native", "-march=x86-64-v3", "-march=x86-64", "-O0"])
+def test_other_processors_and_no_vector_functions(name, flags, monkeypatch):
+    """What another compiler or processor would make of the code, as far as this one can tell."""
+    if platform.machine() != "x86_64":
+        pytest.skip("options of x86-64")
+    found = compiler.find_compiler()
+    kept = [one for one in found.flags if one not in ("-march=native", "-DNFVI_LIBMVEC")]
+    other = dataclasses.replace(found, flags=(*kept, flags))
+    monkeypatch.setattr(objects, "find_compiler", lambda: other)
+    test_operations_equal_torch(name, torch.float32)
