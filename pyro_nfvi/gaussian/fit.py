@@ -36,6 +36,7 @@ class GaussianFit:
         bound_se: Standard error of ``bound``.
         starts: What each start reached in the race: :class:`Normals`, R of them.
         start_bounds: Their bounds ``(R,)`` in nats; -inf where nothing could be evaluated.
+        losses: Negative bound at each step of the last ascent, in nats.
         num_rows: Gradients of the density that it took.
     """
 
@@ -45,6 +46,7 @@ class GaussianFit:
     bound_se: float
     starts: Normals
     start_bounds: Tensor
+    losses: Tensor
     num_rows: int
 
     @property
@@ -111,7 +113,7 @@ def fit_gaussian(
     if starts.is_full and starts.dim <= _MATCH_DIM and not noisy:
         matched = match(target, race, num_steps=_steps(_MATCH, effort), generator=generator)
         race = _better(target, race, matched, generator)
-    ran = whiten(
+    ran, _ = whiten(
         target,
         race,
         num_steps=_steps(_RACE, effort),
@@ -127,7 +129,7 @@ def fit_gaussian(
             "start where it is finite."
         )
     first = ran.take(int(bounds.argmax()))
-    last = whiten(
+    last, path = whiten(
         target,
         first,
         num_steps=_steps(_LAST, effort),
@@ -144,6 +146,7 @@ def fit_gaussian(
         float(errors[best]),
         ran,
         bounds,
+        -path[:, 0],
         target.num_rows - before,
     )
 

@@ -100,10 +100,12 @@ class Normals:
 
     def log_weights(self, target: Target, eps: Tensor) -> Tensor:
         """Log p - log q at the draws of ``eps (R, B, D)``: ``(R, B)`` in nats, -inf where bad."""
-        log_p, _, _ = target(self.points(eps))
+        return target(self.points(eps))[0] - self.log_q(eps)
+
+    def log_q(self, eps: Tensor) -> Tensor:
+        """Log densities of the draws of ``eps (R, B, D)``: ``(R, B)``, in nats."""
         log_det = self.scales.log().sum(-1, keepdim=True)
-        log_q = -0.5 * (eps.square().sum(-1) + self.dim * math.log(2 * math.pi)) - log_det
-        return log_p - log_q
+        return -0.5 * (eps.square().sum(-1) + self.dim * math.log(2 * math.pi)) - log_det
 
     def bounds(self, target: Target, num: int, generator: torch.Generator | None) -> TensorPair:
         """Evidence lower bounds and their standard errors, ``(R,)`` each, in nats.

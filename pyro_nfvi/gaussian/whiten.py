@@ -25,7 +25,7 @@ def whiten(
     num_steps: int = 300,
     num_particles: int | None = None,
     generator: torch.Generator | None = None,
-) -> Normals:
+) -> tuple[Normals, Tensor]:
     r"""Raise the evidence lower bound of each Gaussian by whitened path gradients.
 
     With :math:`z = m + L\varepsilon` and :math:`g = \nabla\log p(z)`, the whitened path gradient
@@ -51,6 +51,10 @@ def whiten(
         num_particles: Draws B for each Gaussian and step; ``max(32, min(D, 128))`` by default.
         generator: Source of the noise.
 
+    Returns:
+        The Gaussians, and the bound at each step ``(num_steps, R)`` in nats, NaN where no draw
+        could be evaluated.
+
     Cost:
         ``num_steps * R * B`` gradients, and O(R (B + D) D^2) a step for the rest; O(R B D)
         without correlations.
@@ -63,7 +67,7 @@ def whiten(
         >>> from pyro_nfvi.gaussian import Normals, Target, whiten
         >>> x = torch.zeros(2, dtype=torch.float64)
         >>> target = Target(lambda z: -0.5 * ((z - 3.0) / 1e-3).square().sum(-1), x)
-        >>> found = whiten(target, Normals.around(torch.zeros(1, 2), 1.0))
+        >>> found, bounds = whiten(target, Normals.around(torch.zeros(1, 2), 1.0))
         >>> bool((found.loc - 3).abs().max() < 1e-4)
         True
     """
@@ -73,10 +77,13 @@ def whiten(
     noise = math.sqrt(dim / rows) if start.is_full else 0.0
     rate = min(0.1, 0.5 / (1 + noise) ** 2)
     reach, before = torch.ones_like(start.loc[:, :1]), torch.zeros_like(start.loc)
+    bounds = []
     for step in range(num_steps):
         eps = now.noise(rows, generator)
-        _, score, ok = target(now.points(eps))
+        log_p, score, ok = target(now.points(eps))
         good = ok.sum(-1)
+        log_w = torch.where(ok, log_p - now.log_q(eps), torch.zeros_like(log_p))
+        bounds.append(log_w.sum(-1) / good)
         weight = ok.unsqueeze(-1) / good.clamp_min(1)[:, None, None]
         path = now.pull(score) + eps
         mean = (weight * path).sum(1)
@@ -92,7 +99,7 @@ def whiten(
         before = ahead
         moved = _moved(now, mean, turn, rate * _factor(step, num_steps), reach)
         now = moved.where(2 * good >= rows, now.shrunk())
-    return now
+    return now, torch.stack(bounds)
 
 
 def _moved(now: Normals, step: Tensor, turn: Tensor, eta: float, reach: Tensor) -> Normals:

@@ -8,39 +8,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import pyro
 import torch
 from pyro.infer import config_enumerate
 
-from pyro_nfvi.errors import DivergedError, ModelError, NFVIError, OptionError
-from pyro_nfvi.gaussian import GaussianFit
-from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.errors import ModelError, NFVIError, OptionError
 from pyro_nfvi.guides.start import prior_trace
-from pyro_nfvi.infer.checkpoint import Checkpoint
-from pyro_nfvi.infer.draws import weigh
-from pyro_nfvi.infer.engines import ENGINES, choose
-from pyro_nfvi.infer.fit import Fit, Training
-from pyro_nfvi.infer.guide_spec import GuideSpec, check_guide, flow_name, make_guide
-from pyro_nfvi.infer.keep import keep_better
-from pyro_nfvi.infer.loop import Loop
-from pyro_nfvi.infer.optim import OptimSpec, check_optim, make_optimizer
-from pyro_nfvi.infer.precondition import gaussian_stage
+from pyro_nfvi.infer.engines import ENGINES
+from pyro_nfvi.infer.fit import Fit
+from pyro_nfvi.infer.guide_spec import GuideSpec, check_guide
+from pyro_nfvi.infer.ladder import climb
+from pyro_nfvi.infer.optim import OptimSpec, check_optim
 from pyro_nfvi.infer.progress import StepInfo
-from pyro_nfvi.infer.runaway import blame_runaway, check_proper
-from pyro_nfvi.infer.schedule import Schedule, default_rate
+from pyro_nfvi.infer.run import FitRun
+from pyro_nfvi.infer.schedule import Schedule
 from pyro_nfvi.infer.scope import own_params, own_random_state, random_seed
-from pyro_nfvi.infer.step import EagerStep
-from pyro_nfvi.infer.stopping import StopReason
-from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.objectives import Objective, make_objective
 
 __all__ = ["NFVI"]
-
-#: Draws on which a fit is judged; fewer where one run of the model is very large, or where every
-#: draw takes a run of its own.
-_DRAWS, _LOOP_DRAWS, _FEWEST_DRAWS, _NUMBERS = 2000, 500, 200, 300_000_000
-#: Fits of fewer steps than this take a shorter Gaussian stage.
-_WHOLE = 1000
 
 
 class NFVI:
@@ -175,154 +159,9 @@ class NFVI:
                 # The store's set-up ran the model; start from the seed whatever that drew.
                 torch.random.default_generator.manual_seed(seed)
                 model = _enumerated(self.model, args, kwargs)
-            guide = make_guide(self.guide, model, "whitened" if self.precondition else "diagonal")
-            fresh = not guide.is_set_up
-            guide.setup(*args, **kwargs)
-            log_joint = LogJoint(model, args, kwargs, guide.latent)
-            gaussian = self._precondition(guide, log_joint, seed) if fresh else None
-            loop = self._make_loop(guide, log_joint, seed, travels=gaussian is None)
-            if gaussian is not None:
-                loop.state.notes.append(
-                    f"started at the best Gaussian of {len(gaussian.starts)} starts: ELBO "
-                    f"{gaussian.bound:.2f} ± {gaussian.bound_se:.2f} nats, condition number of "
-                    f"its correlations {gaussian.condition:.3g}"
-                )
-            started = time.monotonic()
-            try:
-                reason = loop.run()
-            except DivergedError as error:
-                saved = self._salvage(loop, names, seed, begin, started)
-                raise blame_runaway(error, saved) from error
-            return check_proper(self._finish(loop, reason, names, seed, begin, started))
-
-    def _precondition(self, guide: AutoFlow, log_joint: LogJoint, seed: int) -> GaussianFit | None:
-        """Move a guide that was just built to the best Gaussian; None where that was not done."""
-        if not self.precondition or guide._outer_kind == "flow" or guide._base is not None:
-            return None
-        init_loc = guide.latent.init_loc
-        generator = torch.Generator(init_loc.device).manual_seed(seed + 3)
-        effort = min(1.0, self.max_steps / _WHOLE)
-        found = gaussian_stage(log_joint, init_loc, effort=effort, generator=generator)
-        if found is not None:
-            guide.start_at(found.loc, found.factor)
-        return found
-
-    def _make_loop(self, guide: AutoFlow, log_joint: LogJoint, seed: int, *, travels: bool) -> Loop:
-        own = {name: p for name, p in guide.named_parameters() if p.requires_grad}
-        outer = [p for name, p in own.items() if not name.startswith("flow.")]
-        inner = [p for name, p in own.items() if name.startswith("flow.")]
-        models = log_joint.parameters()
-        params = [*inner, *outer, *models]
-        rate = default_rate(guide.latent.dim)
-        optimizer = make_optimizer(self.optim, [*inner, *models], outer, rate, travels=travels)
-        step = EagerStep(guide, log_joint, self.objective, params, len(models), optimizer)
-        engine = choose(self.engine, step, self.num_particles, self.max_steps)
-        device = guide.latent.init_loc.device
-        # Another base draws from torch's own state, which is the fit's for this time.
-        standard = guide.density().base is None
-        generator = torch.Generator(device).manual_seed(seed) if standard else None
-        checkpoint = None
-        if self.checkpoint is not None:
-            identity = {
-                "latent space": guide.latent.spec(),
-                "guide": {name: list(p.shape) for name, p in guide.named_parameters()},
-                "objective": self.objective.name,
-                "num_particles": self.num_particles,
-                "seed": self.seed,
-            }
-            checkpoint = Checkpoint(self.checkpoint, self.checkpoint_every, self.resume, identity)
-        return Loop(
-            engine,
-            guide,
-            log_joint,
-            params,
-            optimizer,
-            Schedule(self.max_steps, early=self.stop, max_seconds=self.max_seconds),
-            num_particles=self.num_particles,
-            generator=generator,
-            stop=self.stop,
-            callbacks=self.callbacks,
-            checkpoint=checkpoint,
-            show=self.progress,
-        )
-
-    def _finish(
-        self,
-        loop: Loop,
-        reason: StopReason,
-        names: frozenset[str],
-        seed: int,
-        begin: float,
-        started: float,
-    ) -> Fit:
-        """Keep the better of the last and the best state, judge it, and wrap it up."""
-        trained = time.monotonic()
-        guide, log_joint, state = loop.guide, loop.log_joint, loop.state
-        notes = list(state.notes)
-        if not keep_better(loop, seed):
-            notes.append("the state of an earlier step was better than the last one and is kept")
-        if state.num_skipped:
-            notes.append(f"{state.num_skipped} steps were skipped: gradients were not finite")
-        if state.num_bad:
-            notes.append(f"{state.num_bad} particles were left out: not finite")
-        most = _LOOP_DRAWS if log_joint.how == "loop" else _DRAWS
-        count = max(_FEWEST_DRAWS, min(most, _NUMBERS // max(1, log_joint.size)))
-        generator = None
-        if loop.generator is not None:
-            generator = torch.Generator(loop.generator.device).manual_seed(seed + 1)
-        with torch.no_grad():
-            draws = weigh(guide.density(), log_joint, count, generator)
-        end = time.monotonic()
-        store = pyro.get_param_store()
-        held = store.get_state()
-        timing = {
-            "setup": started - begin,
-            "fit": trained - started,
-            "evaluate": end - trained,
-            "total": end - begin,
-            "steps_per_s": state.step / max(1e-9, trained - started),
-            "capture": loop.engine.seconds.get("capture", 0.0),
-            "compile": loop.engine.seconds.get("compile", 0.0),
-            "step": (trained - started) / max(1, state.step),
-        }
-        settings = {
-            "flow": flow_name(guide),
-            "objective": self.objective.name,
-            "num_particles": self.num_particles,
-            "max_steps": self.max_steps,
-            "seed": seed,
-            "particles_by": log_joint.how,
-            "particles_why": log_joint.why,
-        }
-        training = Training(
-            torch.tensor(state.losses, dtype=torch.float64),
-            reason,
-            loop.engine.name,
-            loop.engine.reason,
-            timing,
-            settings,
-            tuple(notes),
-        )
-        return Fit(
-            guide,
-            draws,
-            training,
-            {name: store[name].detach().clone() for name in sorted(names)},
-            log_joint,
-            {
-                "params": {name: held["params"][name] for name in names},
-                "constraints": {name: held["constraints"][name] for name in names},
-            },
-        )
-
-    def _salvage(
-        self, loop: Loop, names: frozenset[str], seed: int, begin: float, started: float
-    ) -> Fit | None:
-        """The best fit of a run that diverged, if it took any good step."""
-        if loop.state.num_skipped == loop.state.step:
-            return None
-        reason = StopReason("diverged", f"Gave up after {loop.state.step} steps.")
-        return self._finish(loop, reason, names, seed, begin, started)
+            run = FitRun(self, model, args, kwargs, names, seed, begin)
+            climbs = self.guide == "auto" and self.precondition and self.stop
+            return climb(run) if climbs else run.whole()
 
 
 @contextmanager

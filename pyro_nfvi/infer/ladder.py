@@ -1,0 +1,246 @@
+"""``guide="auto"``: a Gaussian, then flows, for as long as more of them gain."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from pyro_nfvi.diagnostics import iw_gap
+from pyro_nfvi.errors import DivergedError, WeightError
+from pyro_nfvi.flows import Chain, Flow
+from pyro_nfvi.gaussian import GaussianFit
+from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.infer.fit import Fit, Training
+from pyro_nfvi.infer.run import FitRun, started_at
+from pyro_nfvi.infer.runaway import check_proper
+from pyro_nfvi.infer.stopping import StopReason
+from pyro_nfvi.logjoint import LogJoint
+
+__all__ = ["Rung", "climb", "good_enough", "rungs"]
+
+#: Largest dimension for autoregressive layers, whose path gradient costs O(D^2) a particle.
+_IAF_DIM = 40
+#: A flow is good where the tail of its weights is this light and the gap this small, or where
+#: the gap is so small and the weights so even that the tail does not matter.
+_KHAT, _GAP, _SMALL_GAP, _ESS = 0.5, 0.1, 0.02, 0.9
+#: Fewest steps with which one more flow is begun.
+_FEWEST = 300
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What one stage of the ladder came to.
+
+    Attributes:
+        flow: Its formula; empty for the Gaussian.
+        elbo: Its bound, in nats, and standard error ``elbo_se``.
+        khat: Tail of its weights.
+        ess: Effective share of its draws.
+        steps: Steps that it took.
+        seconds: Time that it took.
+        kept: Whether it was better than the one before.
+    """
+
+    flow: str
+    elbo: float
+    elbo_se: float
+    khat: float
+    ess: float
+    steps: int
+    seconds: float
+    kept: bool
+
+    def __str__(self) -> str:
+        return (
+            f"{self.flow or 'Gaussian'}: ELBO {self.elbo:.3f} ± {self.elbo_se:.3f} nats, khat "
+            f"{self.khat:.2f}, ESS {100 * self.ess:.0f} %, {self.steps} steps, "
+            f"{self.seconds:.1f} s{'' if self.kept else '; no better, not kept'}"
+        )
+
+
+def rungs(dim: int) -> tuple[str, ...]:
+    """Formulas of the flows to try, each the one before with layers in front of it.
+
+    Example:
+        >>> rungs(10)
+        ('iaf*2', 'nsf*2|iaf*2')
+    """
+    if dim == 1:
+        return ("nsf-ar", "nsf-ar|nsf-ar")
+    if dim <= _IAF_DIM:
+        return ("iaf*2", "nsf*2|iaf*2")
+    return ("realnvp*6", "realnvp*6|realnvp*6")
+
+
+def good_enough(fit: Fit) -> bool:
+    """Whether more layers have little left to gain.
+
+    Nothing that is computed from a fit's own draws sees a mode that it lost.
+    """
+    draws = fit.draws
+    if not draws.exact:
+        return False
+    try:
+        gap = iw_gap(draws.log_w)
+    except WeightError:
+        return False
+    even = fit.ess > _ESS * len(draws.z)
+    return (fit.khat < _KHAT and gap < _GAP) or (gap < _SMALL_GAP and even)
+
+
+def climb(run: FitRun) -> Fit:
+    """Fit a Gaussian; put a flow inside it; put more layers in front of that.
+
+    A stage is left out when the one before is good enough, and its result is not kept when its
+    bound is lower. All share the steps and the seconds of the options.
+    """
+    guide = AutoFlow(run.model, None, outer="whitened")
+    log_joint = run.set_up(guide)
+    gaussian = run.precondition(guide, log_joint)
+    notes = [] if gaussian is None else [started_at(gaussian)]
+    best: Fit | None = None
+    tried: list[Rung] = []
+    if gaussian is not None and not run.names:
+        best = _gaussian_fit(run, guide, log_joint, gaussian, notes)
+        tried.append(_rung("", best, time.monotonic() - run.begin, kept=True))
+    steps = run.options.max_steps
+    flows = rungs(guide.latent.dim)
+    for stage, formula in enumerate(flows, start=1):
+        left = _seconds_left(run)
+        if best is not None and (good_enough(best) or steps < _FEWEST or left == 0.0):
+            break
+        begun = time.monotonic()
+        # The first flow leaves a third of the steps to the next, if there will be one.
+        share = steps if stage == len(flows) else max(min(steps, _FEWEST), 2 * steps // 3)
+        try:
+            with run.own_names():
+                larger = AutoFlow(run.model, formula, outer="whitened")
+                larger.setup(*run.args, **run.kwargs)
+                _grow(guide if best is None else best.guide, larger)
+                fit = run.train(
+                    larger,
+                    log_joint,
+                    travels=gaussian is None,
+                    notes=notes if stage == 1 else [],
+                    max_steps=share,
+                    max_seconds=left,
+                    stage=stage,
+                )
+        except DivergedError as error:
+            if best is None:
+                raise
+            notes = [*notes, f"{formula} diverged: {error}"]
+            break
+        steps -= len(fit.losses)
+        gained = best is None or _gain(fit, best) > 0
+        tried.append(_rung(formula, fit, time.monotonic() - begun, kept=gained))
+        if not gained:
+            break
+        best = fit if best is None or not best.training.settings["flow"] else _joined(best, fit)
+        if fit.why_stopped in ("interrupted", "callback", "max_seconds"):
+            break
+    assert best is not None
+    return check_proper(_told(best, tried, notes, time.monotonic() - run.begin))
+
+
+def _gaussian_fit(
+    run: FitRun, guide: AutoFlow, log_joint: LogJoint, gaussian: GaussianFit, notes: list[str]
+) -> Fit:
+    seconds = time.monotonic() - run.begin
+    timing = dict.fromkeys(("fit", "evaluate", "total", "capture", "compile"), 0.0)
+    timing |= {
+        "setup": seconds,
+        "step": 0.0,
+        "steps_per_s": len(gaussian.losses) / max(1e-9, seconds),
+    }
+    reason = StopReason(
+        "converged", f"The Gaussian stage took all of its {len(gaussian.losses)} last steps."
+    )
+    training = Training(
+        gaussian.losses,
+        reason,
+        "svi",
+        "the Gaussian stage runs in PyTorch",
+        timing,
+        run.settings(guide, log_joint),
+        tuple(notes),
+    )
+    return run.judge(guide, log_joint, training)
+
+
+def _grow(old: AutoFlow, new: AutoFlow) -> None:
+    """Copy all of the old guide into the last layers of the new one, which starts where it is."""
+    new_outer, old_outer = new._modules["outer"], old._modules["outer"]
+    assert new_outer is not None
+    assert old_outer is not None
+    new_outer.load_state_dict(old_outer.state_dict())
+    layers, before = _layers(new), _layers(old)
+    for layer, given in zip(layers[len(layers) - len(before) :], before, strict=True):
+        layer.load_state_dict(given.state_dict())
+
+
+def _layers(guide: AutoFlow) -> list[Flow]:
+    flow = guide._modules.get("flow")
+    if flow is None:
+        return []
+    return list(_flat(flow)) if isinstance(flow, Flow) else []
+
+
+def _flat(flow: Flow) -> list[Flow]:
+    if isinstance(flow, Chain):
+        return [leaf for part in flow.flows for leaf in _flat(part)]  # type: ignore[arg-type]
+    return [flow]
+
+
+def _gain(new: Fit, old: Fit) -> float:
+    """Rise of the bound in nats; what noise may have made of it counts for the new one.
+
+    Where draws have no finite weight the bound is minus infinity, and never a gain.
+    """
+    if not math.isfinite(new.elbo):
+        return -math.inf
+    if not math.isfinite(old.elbo):
+        return math.inf
+    return new.elbo - old.elbo + 2 * math.hypot(new.elbo_se, old.elbo_se)
+
+
+def _seconds_left(run: FitRun) -> float | None:
+    limit = run.options.max_seconds
+    return None if limit is None else max(0.0, limit - (time.monotonic() - run.begin))
+
+
+def _rung(flow: str, fit: Fit, seconds: float, *, kept: bool) -> Rung:
+    share = fit.ess / max(1, len(fit.draws.z))
+    return Rung(flow, fit.elbo, fit.elbo_se, fit.khat, share, len(fit.losses), seconds, kept)
+
+
+def _joined(before: Fit, after: Fit) -> Fit:
+    """The later fit, with the losses of both trainings."""
+    losses = torch.cat([before.training.losses, after.training.losses])
+    notes = (*before.training.notes, *after.training.notes)
+    timing = dict(after.training.timing)
+    for name in ("fit", "capture", "compile"):
+        timing[name] += before.training.timing[name]
+    timing["steps_per_s"] = len(losses) / max(1e-9, timing["fit"])
+    timing["step"] = timing["fit"] / max(1, len(losses))
+    training = dataclasses.replace(after.training, losses=losses, notes=notes, timing=timing)
+    return dataclasses.replace(after, training=training)
+
+
+def _told(fit: Fit, tried: list[Rung], notes: list[str], total: float) -> Fit:
+    """Write down what was tried, and what of it was kept."""
+    kept = fit.training.settings["flow"] or "the Gaussian alone"
+    lines = [*dict.fromkeys([*notes, *fit.training.notes])]
+    lines += [f"auto: {rung}" for rung in tried]
+    why = "good enough" if good_enough(fit) else "the best of what was tried"
+    lines.append(f"auto: {kept} is kept, {why}")
+    timing = {**fit.training.timing, "total": total}
+    settings = {**fit.training.settings, "tried": [dataclasses.asdict(rung) for rung in tried]}
+    training = dataclasses.replace(
+        fit.training, notes=tuple(lines), timing=timing, settings=settings
+    )
+    return dataclasses.replace(fit, training=training)

@@ -1,0 +1,293 @@
+"""One call of ``NFVI.run``: what its stages share, and how each of them is run and judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_nfvi.errors import DivergedError
+from pyro_nfvi.gaussian import GaussianFit
+from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.infer.checkpoint import Checkpoint
+from pyro_nfvi.infer.draws import weigh
+from pyro_nfvi.infer.engines import choose
+from pyro_nfvi.infer.fit import Fit, Training
+from pyro_nfvi.infer.guide_spec import flow_name, make_guide
+from pyro_nfvi.infer.keep import keep_better
+from pyro_nfvi.infer.loop import Loop
+from pyro_nfvi.infer.optim import make_optimizer
+from pyro_nfvi.infer.precondition import gaussian_stage
+from pyro_nfvi.infer.runaway import blame_runaway, check_proper
+from pyro_nfvi.infer.schedule import Schedule, default_rate
+from pyro_nfvi.infer.step import EagerStep
+from pyro_nfvi.infer.stopping import StopReason
+from pyro_nfvi.logjoint import LogJoint
+
+if TYPE_CHECKING:
+    from pyro_nfvi.infer.nfvi import NFVI
+
+__all__ = ["FitRun", "started_at"]
+
+#: Draws on which a fit is judged; fewer where one run of the model is very large, or where every
+#: draw takes a run of its own.
+_DRAWS, _LOOP_DRAWS, _FEWEST_DRAWS, _NUMBERS = 2000, 500, 200, 300_000_000
+#: Fits of fewer steps than this take a shorter Gaussian stage.
+_WHOLE = 1000
+
+
+class FitRun:
+    """The model with its arguments, the options, and the clock of one call of ``NFVI.run``.
+
+    Args:
+        options: The :class:`NFVI` that runs.
+        model: Its model, with discrete sites marked.
+        args: The model's positional arguments.
+        kwargs: The model's keyword arguments.
+        names: The ``pyro.param`` names of the model.
+        seed: Seed of all noise.
+        begin: When the call began, in seconds of the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        options: NFVI,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        names: frozenset[str],
+        seed: int,
+        begin: float,
+    ) -> None:
+        self.options, self.model, self.args, self.kwargs = options, model, args, kwargs
+        self.names, self.seed, self.begin = names, seed, begin
+
+    @contextmanager
+    def own_names(self) -> Iterator[None]:
+        """Hide the guides built so far from Pyro's param store, so that one more can be built.
+
+        The model's own parameters stay, and go on training.
+        """
+        store = pyro.get_param_store()
+        held = store.get_state()
+        models = {
+            key: {name: held[key][name] for name in self.names} for key in ("params", "constraints")
+        }
+        with store.scope(models):
+            yield
+
+    # --------------------------------------------------------------------------- the stages
+
+    def whole(self) -> Fit:
+        """Fit the guide that the options ask for, from a Gaussian where that can be."""
+        options = self.options
+        outer = "whitened" if options.precondition else "diagonal"
+        guide = make_guide(options.guide, self.model, outer)
+        fresh = not guide.is_set_up
+        log_joint = self.set_up(guide)
+        gaussian = self.precondition(guide, log_joint) if fresh else None
+        notes = [] if gaussian is None else [started_at(gaussian)]
+        fit = self.train(guide, log_joint, travels=gaussian is None, notes=notes)
+        return check_proper(fit)
+
+    def set_up(self, guide: AutoFlow) -> LogJoint:
+        """Build a guide's parameters; return the log joint of its latent space."""
+        guide.setup(*self.args, **self.kwargs)
+        return LogJoint(self.model, self.args, self.kwargs, guide.latent)
+
+    def precondition(self, guide: AutoFlow, log_joint: LogJoint) -> GaussianFit | None:
+        """Move a guide that was just built to the best Gaussian; None where that was not done."""
+        options = self.options
+        if not options.precondition or guide._outer_kind == "flow" or guide._base is not None:
+            return None
+        init_loc = guide.latent.init_loc
+        found = gaussian_stage(
+            log_joint,
+            init_loc,
+            effort=min(1.0, options.max_steps / _WHOLE),
+            generator=self._generator(init_loc, 3),
+        )
+        if found is not None:
+            guide.start_at(found.loc, found.factor)
+        return found
+
+    def train(
+        self,
+        guide: AutoFlow,
+        log_joint: LogJoint,
+        *,
+        travels: bool,
+        notes: list[str],
+        max_steps: int | None = None,
+        max_seconds: float | None = None,
+        stage: int = 1,
+    ) -> Fit:
+        """Train a guide and judge it.
+
+        Args:
+            guide: The guide, set up.
+            log_joint: Its log joint.
+            travels: Whether its outer map has a way to go.
+            notes: What happened before.
+            max_steps: Most steps; those of the options by default.
+            max_seconds: Most seconds; those of the options by default.
+            stage: Which training of this run it is; each has a checkpoint of its own.
+
+        Raises:
+            DivergedError: With the best fit until then.
+        """
+        options = self.options
+        schedule = Schedule(
+            options.max_steps if max_steps is None else max_steps,
+            early=options.stop,
+            max_seconds=options.max_seconds if max_seconds is None else max_seconds,
+        )
+        loop = self._loop(guide, log_joint, schedule, stage, travels=travels)
+        loop.state.notes += notes
+        started = time.monotonic()
+        try:
+            reason = loop.run()
+        except DivergedError as error:
+            saved = None
+            if loop.state.num_skipped < loop.state.step:
+                gave_up = StopReason("diverged", f"Gave up after {loop.state.step} steps.")
+                saved = self._finish(loop, gave_up, started)
+            raise blame_runaway(error, saved) from error
+        return self._finish(loop, reason, started)
+
+    def judge(self, guide: AutoFlow, log_joint: LogJoint, training: Training) -> Fit:
+        """Score draws of a guide, and wrap it up with how it came about."""
+        most = _LOOP_DRAWS if log_joint.how == "loop" else _DRAWS
+        count = max(_FEWEST_DRAWS, min(most, _NUMBERS // max(1, log_joint.size)))
+        density = guide.density()
+        generator = self._generator(guide.latent.init_loc, 1) if density.base is None else None
+        scoring = time.monotonic()
+        with torch.no_grad():
+            draws = weigh(density, log_joint, count, generator)
+        end = time.monotonic()
+        training.timing.update(evaluate=end - scoring, total=end - self.begin)
+        store = pyro.get_param_store()
+        held = store.get_state()
+        return Fit(
+            guide,
+            draws,
+            training,
+            {name: store[name].detach().clone() for name in sorted(self.names)},
+            log_joint,
+            {
+                "params": {name: held["params"][name] for name in self.names},
+                "constraints": {name: held["constraints"][name] for name in self.names},
+            },
+        )
+
+    def settings(self, guide: AutoFlow, log_joint: LogJoint) -> dict[str, Any]:
+        """Options of this run, by name, for the fit's report and file."""
+        return {
+            "flow": flow_name(guide),
+            "objective": self.options.objective.name,
+            "num_particles": self.options.num_particles,
+            "max_steps": self.options.max_steps,
+            "seed": self.seed,
+            "particles_by": log_joint.how,
+            "particles_why": log_joint.why,
+        }
+
+    # ---------------------------------------------------------------------------- one training
+
+    def _generator(self, like: Tensor, stream: int) -> torch.Generator:
+        return torch.Generator(like.device).manual_seed(self.seed + stream)
+
+    def _loop(
+        self,
+        guide: AutoFlow,
+        log_joint: LogJoint,
+        schedule: Schedule,
+        stage: int,
+        *,
+        travels: bool,
+    ) -> Loop:
+        options = self.options
+        own = {name: p for name, p in guide.named_parameters() if p.requires_grad}
+        outer = [p for name, p in own.items() if not name.startswith("flow.")]
+        inner = [p for name, p in own.items() if name.startswith("flow.")]
+        models = log_joint.parameters()
+        params = [*inner, *outer, *models]
+        rate = default_rate(guide.latent.dim)
+        optimizer = make_optimizer(options.optim, [*inner, *models], outer, rate, travels=travels)
+        step = EagerStep(guide, log_joint, options.objective, params, len(models), optimizer)
+        # Another base draws from torch's own state, which is the fit's for this time.
+        standard = guide.density().base is None
+        return Loop(
+            choose(options.engine, step, options.num_particles, schedule.max_steps),
+            guide,
+            log_joint,
+            params,
+            optimizer,
+            schedule,
+            num_particles=options.num_particles,
+            generator=self._generator(guide.latent.init_loc, 0) if standard else None,
+            stop=options.stop,
+            callbacks=options.callbacks,
+            checkpoint=self._checkpoint(guide, stage),
+            show=options.progress,
+        )
+
+    def _checkpoint(self, guide: AutoFlow, stage: int) -> Checkpoint | None:
+        options = self.options
+        if options.checkpoint is None:
+            return None
+        identity = {
+            "latent space": guide.latent.spec(),
+            "guide": {name: list(p.shape) for name, p in guide.named_parameters()},
+            "objective": options.objective.name,
+            "num_particles": options.num_particles,
+            "seed": options.seed,
+        }
+        path = str(options.checkpoint) + ("" if stage == 1 else f".{stage}")
+        return Checkpoint(path, options.checkpoint_every, options.resume, identity)
+
+    def _finish(self, loop: Loop, reason: StopReason, started: float) -> Fit:
+        """Keep the better of the last and the best state, judge it, and wrap it up."""
+        trained = time.monotonic()
+        state, engine = loop.state, loop.engine
+        notes = list(state.notes)
+        if not keep_better(loop, self.seed):
+            notes.append("the state of an earlier step was better than the last one and is kept")
+        if state.num_skipped:
+            notes.append(f"{state.num_skipped} steps were skipped: gradients were not finite")
+        if state.num_bad:
+            notes.append(f"{state.num_bad} particles were left out: not finite")
+        timing = {
+            "setup": started - self.begin,
+            "fit": trained - started,
+            "evaluate": 0.0,
+            "total": 0.0,
+            "steps_per_s": state.step / max(1e-9, trained - started),
+            "capture": engine.seconds.get("capture", 0.0),
+            "compile": engine.seconds.get("compile", 0.0),
+            "step": (trained - started) / max(1, state.step),
+        }
+        training = Training(
+            torch.tensor(state.losses, dtype=torch.float64),
+            reason,
+            engine.name,
+            engine.reason,
+            timing,
+            self.settings(loop.guide, loop.log_joint),
+            tuple(notes),
+        )
+        return self.judge(loop.guide, loop.log_joint, training)
+
+
+def started_at(gaussian: GaussianFit) -> str:
+    """A line for the report: where the flow started."""
+    return (
+        f"started at the best Gaussian of {len(gaussian.starts)} starts: ELBO "
+        f"{gaussian.bound:.2f} ± {gaussian.bound_se:.2f} nats, condition number of its "
+        f"correlations {gaussian.condition:.3g}"
+    )
