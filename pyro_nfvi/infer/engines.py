@@ -30,7 +30,7 @@ __all__ = ["ENGINES", "Chosen", "Watch", "choose"]
 #: What ``engine=`` takes.
 ENGINES = ("auto", "native", "inductor", "graph", "svi")
 #: Fewest steps of a fit for which capturing, and compiling, is worth its time.
-_CAPTURE, _COMPILE = 300, 1000
+_CAPTURE, _COMPILE = 300, 500
 #: How far a captured step may be from an eager one, relative to its size.
 _TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-8}
 #: Standard deviation of the noise on parameters at which they are compared: at its start a flow
