@@ -233,24 +233,25 @@ def test_enumerated_sites_are_summed_out():
 
 def test_discrete_sites_come_from_their_posterior_and_predictions_rest_on_them():
     y = torch.tensor([-2.0, 0.5, 3.0])
-    draws = {"p": torch.full((4000,), 0.3), "loc": torch.tensor([-1.5, 1.5]).expand(4000, 2)}
+    draws = {"p": torch.full((1500,), 0.3), "loc": torch.tensor([-1.5, 1.5]).expand(1500, 2)}
     torch.manual_seed(0)
     idata = to_arviz(draws, model=mixture, args=(y,))
     odds = 0.3 / 0.7 * torch.exp(3.0 * y)  # of N(1.5, 1) against N(-1.5, 1)
     expected = (odds / (1 + odds)).numpy()
     which = idata["posterior"]["which"].values[0]
-    # 4,000 draws: 5 standard errors of a share are below 0.04 (rate below 1e-5 for three).
-    np.testing.assert_allclose(which.mean(0), expected, atol=0.04)
+    # 1,500 draws: 5 standard errors of a share are below 0.065 (rate below 1e-5 for three).
+    np.testing.assert_allclose(which.mean(0), expected, atol=0.065)
     predicted = idata["posterior_predictive"]["y"].values[0]
     residual = predicted - np.where(which == 1, 1.5, -1.5)
     # Each prediction comes from the component of its own draw: 5 standard errors again.
-    assert np.abs(residual.mean(0)).max() < 0.08
-    assert np.abs(residual.std(0) - 1).max() < 0.06
+    assert np.abs(residual.mean(0)).max() < 0.13
+    assert np.abs(residual.std(0) - 1).max() < 0.1
     # Draws of the user's own are left as they are.
-    own = torch.ones(4000, 3)
-    given = to_arviz({**draws, "which": own}, model=mixture, args=(y,))
+    own = torch.ones(300, 3)
+    few = {name: value[:300] for name, value in draws.items()}
+    given = to_arviz({**few, "which": own}, model=mixture, args=(y,))
     np.testing.assert_array_equal(given["posterior"]["which"].values[0], own)
-    assert abs(given["posterior_predictive"]["y"].values.mean() - 1.5) < 0.05
+    assert abs(given["posterior_predictive"]["y"].values.mean() - 1.5) < 0.17
 
 
 def test_nuts_of_a_model_that_does_not_mark_its_discrete_site():
