@@ -54,8 +54,8 @@ class Options:
     # How
     epochs: int = _option(50, "passes over the training images, at most")
     batch_size: int = _option(100, "images per step, over all processes")
-    lr: float = _option(5e-4, "learning rate")
-    optimizer: str = _option("adamax", "optimiser", choices=("adamax", "adam"))
+    lr: float = _option(1e-3, "learning rate; the papers: 0.0005 with adamax, for far longer")
+    optimizer: str = _option("adam", "optimiser", choices=("adam", "adamax"))
     decay: str = _option("none", "decay of the rate over the run", choices=("none", "cosine"))
     clip_norm: float = _option(100.0, "largest norm of the gradient")
     objective: str = _option("elbo", "bound", choices=("elbo", "iwae"))
