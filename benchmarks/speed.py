@@ -258,12 +258,18 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dims", nargs="+", type=int, default=list(DIMS))
     parser.add_argument("--flows", nargs="+", choices=FLOWS, default=list(FLOWS))
+    parser.add_argument("--render", action="store_true", help="write the page from speed.json")
     parser.add_argument("--serve", choices=PEERS, help="used by the script itself")
     options = parser.parse_args()
     if options.serve:
         serve(options.serve)
         return
-    from benchmarks._report import ROOT, environment, in_words, table, write
+    from benchmarks._report import DOCS, ROOT, environment, write
+
+    if options.render:
+        results = json.loads((DOCS / "speed.json").read_text())
+        print(write("speed", "Speed against Zuko and Pyro", results, page(results)))
+        return
 
     torch.set_num_threads(1)
     rounds, seconds, dims = (
@@ -283,38 +289,44 @@ def main():
     for process in workers.values():
         process.stdin.close()
         process.wait()
+    folder = ROOT / "out" / "benchmarks" if options.smoke else None
+    results = {"environment": environment(), "rounds": rounds, "found": found}
+    print(write("speed", "Speed against Zuko and Pyro", results, page(results), folder))
+
+
+def page(results):
+    from benchmarks._report import in_words, table
+
     rows = [
         [
             FLOWS[row["flow"]], row["dim"], row["pass"], f"{row['ms']['pyro_nfvi']:.2f}",
             *(cell(row, peer) for peer in PEERS if peer != "pyro_nfvi"),
         ]
-        for row in found
+        for row in results["found"]
     ]  # fmt: skip
     header = ["flow", "D", "pass", "ours, ms", "Zuko's time / ours", "Pyro's time / ours"]
-    env = environment()
-    body = f"""
+    return f"""
 CPU time of a batch of {BATCH} in eager PyTorch, float32; ratios above 1 (bold) mean that ours is
-faster. Median (min to max) of {rounds} rounds, in which the libraries take turns. Nets have
-{HIDDEN[0]}-{HIDDEN[1]} hidden ReLU units, splines {BINS} bins. "Forward and backward" is the fast
-direction with log-determinants and the gradient of all parameters, "inverse" the other direction
-without gradient. A dash: the peer does not have it (Pyro's planar, radial, Sylvester and neural
-flows have no inverse).
+faster. Median (min to max) of {results["rounds"]} rounds, in which the libraries take turns. Nets
+have {HIDDEN[0]}-{HIDDEN[1]} hidden ReLU units (ours of the affine autoregressive flow its default,
+tanh), splines {BINS} bins. "Forward and backward" is the fast direction with log-determinants and
+the gradient of all parameters, "inverse" the other direction without gradient. A dash: the peer
+does not have it (Pyro's planar, radial, Sylvester and neural flows have no inverse).
 
 {table(header, rows)}
 
-What differs: our masked nets have a linear skip beside the hidden layers, D x D weights per output,
-which costs most at D = 1000 and buys likelihood (see [activations](activations.md)); our splines
-have a shift and a scale behind them; Pyro's spline autoregressive layer is rational-linear; the
-continuous flow takes 16 Runge-Kutta steps, Zuko's adaptive ones at tolerances of 1e-6 and 1e-5
-(traces exact at D = 10, Hutchinson's above). Neural autoregressive: 16 monotone units here and at
-Pyro's, a monotone net with 16 hidden units and 16 signals at Zuko's. Left out, as one call takes
-minutes: the neural and continuous flows at D = 1000, and the spline's sequential inverse there.
+What differs: our nets have a linear skip beside the hidden layers, in masked ones D x D weights per
+output, which costs most where D is large and buys likelihood (see [density
+estimation](density.md)); our splines and monotone nets have a shift and a scale behind them, and
+spline inverses two Newton steps for exact gradients; Pyro's spline autoregressive layer is
+rational-linear; the continuous flow takes 16 Runge-Kutta steps, Zuko's adaptive ones at tolerances
+of 1e-6 and 1e-5 (traces exact at D = 10, Hutchinson's above). Neural autoregressive: 16 monotone
+units here and at Pyro's, a monotone net with 16 hidden units and 16 signals at Zuko's. Left out, as
+one call takes minutes: the neural and continuous flows at D = 1000, and the spline's sequential
+inverse there.
 
-{in_words(env)} `python benchmarks/speed.py` writes this page.
+{in_words(results["environment"])} `python benchmarks/speed.py` writes this page.
 """
-    folder = ROOT / "out" / "benchmarks" if options.smoke else None
-    results = {"environment": env, "rounds": rounds, "found": found}
-    print(write("speed", "Speed against Zuko and Pyro", results, body, folder))
 
 
 if __name__ == "__main__":
