@@ -259,6 +259,19 @@ class Lowering:
             self.store(self._packed[key], value.load)
         return self._packed[key]
 
+    def laid_out(self, value: Val) -> BufVal:
+        """Return the value in the layout of :meth:`fresh`."""
+        value = self.realize(value)
+        strides = self._strides(value.shape, value.ctype)
+        pairs = zip(value.shape, value.strides, strides)
+        if all(n == 1 or mine == wanted for n, mine, wanted in pairs):
+            return value
+        key = value.buffer, value.shape, value.strides, value.offset, "laid out"
+        if key not in self._packed:
+            self._packed[key] = self.fresh(value.shape, value.ctype)
+            self.store(self._packed[key], value.load)
+        return self._packed[key]
+
     def store(
         self, target: BufVal, load: Callable[[tuple[Ix, ...]], Expr], *, partial: bool = False
     ) -> None:

@@ -10,8 +10,8 @@ from pyro_nfvi.engine.native.values import BufVal, LazyVal, Val
 
 __all__: list[str] = []
 
-#: Rows that the C++ takes at a time.
-_ROWS = 4
+#: Rows that the C++ takes at a time, and particles if they lie side by side.
+_ROWS, _LANES = 4, 32
 _MODULE = masked_solve  # it registers the operation
 
 
@@ -37,14 +37,19 @@ def _solve_masked(
     else:
         source = first
         columns = LazyVal(first.shape[::-1], first.ctype, lambda i: source.load(i[::-1]))
-    given = [low.dense(x) for x in (columns, last, skip, slope, target, dx, dparams, extra)]
-    made = low.new((rows, dim), target.ctype)
-    work = low.new((_ROWS * (hidden + dim),), target.ctype)
+    weights = [low.dense(x) for x in (columns, last, skip)]
+    rest = (slope, target, dx, dparams, extra)
+    made = low.fresh((rows, dim), target.ctype)
+    wide = not made.dense
+    points = [low.laid_out(x) if wide else low.dense(x) for x in rest]
+    room = _LANES * (hidden + dim + count) if wide else _ROWS * (hidden + dim)
+    work = low.new((room,), target.ctype)
+    name = f"solve_masked_wide<{target.ctype},{rows}>(" if wide else f"solve_masked({rows},"
     low.call(
-        f"solve_masked<{target.ctype}>({rows},{dim},{count},{hidden},"
-        f"{','.join(x.pointer for x in given)},{'true' if reverse else 'false'},"
+        f"{name}{dim},{count},{hidden},"
+        f"{','.join(x.pointer for x in (*weights, *points))},{'true' if reverse else 'false'},"
         f"{made.pointer},{work.pointer});",
-        given,
+        [*weights, *points],
         [made, work],
     )
     return made
