@@ -86,6 +86,7 @@ class Evaluation:
             found |= {
                 "nll": self.nll.mean,
                 "nll_se": self.nll.mean_se,
+                "nll_negative_elbo": float(self.nll.bound.mean()),  # of the same images
                 "nll_samples": self.nll.num_samples,
                 "nll_images": len(self.nll.value),
                 "khat_above_0.7": float((self.nll.khat > 0.7).double().mean()),

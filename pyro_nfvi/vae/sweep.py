@@ -178,7 +178,12 @@ def write_tables(
                     continue
                 mean, sd = row.mean_sd(key, sign)
                 bar = None if math.isnan(sd) else sd
-                what = "-ELBO" if key == "elbo" else f"NLL({row.results[0]['nll_samples']})"
+                first = row.results[0]
+                what = (
+                    f"-ELBO, {first['images']} images"
+                    if key == "elbo"
+                    else f"NLL({first['nll_samples']}), the first {first['nll_images']} of them"
+                )
                 axes.errorbar(
                     mean, place, xerr=bar, fmt="o", color=colour, capsize=3,
                     label=what if place == 0 else None,

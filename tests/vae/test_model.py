@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pyro
 import pytest
@@ -16,7 +17,7 @@ from vae.cases import DIM, FLOWS, NAMES, SHAPE, images, linear_gaussian, make, s
 from pyro_nfvi import FlowDensity
 from pyro_nfvi.errors import ContextError, DataError, OptionError, ShapeError
 from pyro_nfvi.flows import make_flow
-from pyro_nfvi.vae import FlowVAE
+from pyro_nfvi.vae import DenseEncoder, ELBOLoss, FlowVAE, Gaussian, Tempered
 
 
 @pytest.mark.parametrize("context_dim", [0, 4])
@@ -308,3 +309,37 @@ def test_state_dict_round_trip_and_dtype():
     x, eps = images(dtype=torch.float64), torch.randn(2, 5, DIM, dtype=torch.float64)
     assert torch.equal(vae.elbo(x, eps=eps).bound, twin.elbo(x, eps=eps).bound)
     assert vae.elbo(x).bound.dtype == torch.float64
+
+
+@pytest.mark.slow
+def test_a_flow_posterior_holds_two_modes_and_a_gaussian_does_not():
+    class Square(nn.Module):
+        def forward(self, z):
+            return torch.stack([z[..., 0].square(), z[..., 1]], -1)
+
+    found = {}
+    for flow in (None, "planar*8"):
+        torch.manual_seed(0)
+        context = 32 if flow else 0
+        encoder = DenseEncoder((2,), 2, (32, 32), context_dim=context, gated=False)
+        vae = FlowVAE(encoder, Square(), 2, context, flow, Gaussian(0.3))
+        loss = ELBOLoss(4, joint=Tempered(1000, 0.02))
+        optimizer = torch.optim.Adam(vae.parameters(), lr=5e-3)
+        rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2000)
+        for step in range(2000):
+            x = vae.decoder(torch.randn(64, 2)) + 0.3 * torch.randn(64, 2)
+            optimizer.zero_grad()
+            loss(vae, x, step=step).surrogate.mean().backward()
+            torch.nn.utils.clip_grad_norm_(vae.parameters(), 5.0)
+            optimizer.step()
+            rate.step()
+        posterior = vae.encode(torch.tensor([[1.0, 0.0]]))
+        found[flow] = float((posterior.draw(5000).z[..., 0] > 0).double().mean())
+        grid = torch.linspace(-2.5, 2.5, 101)
+        points = torch.stack(torch.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 1, 2)
+        assert posterior.log_prob(points).logsumexp(0).item() == pytest.approx(
+            -2 * math.log(0.05), abs=0.1
+        )
+    # Half of the exact posterior's mass is at either root of z^2 = 1.
+    assert min(found[None], 1 - found[None]) < 0.02
+    assert 0.2 < found["planar*8"] < 0.8
