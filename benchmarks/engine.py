@@ -35,12 +35,12 @@ from benchmarks.engine_rivals.data import MODELS
 RIVALS = ROOT / "benchmarks" / "engine_rivals"
 ROWS = [
     (name, flow, particles)
-    for name in MODELS
     for flow in ("iaf", "planar")
+    for name in MODELS
     for particles in (1, 32)
 ]
 #: Seconds that a rival is given in a round, about; rounds.
-SECONDS, ROUNDS = 1.0, 7
+SECONDS, ROUNDS = 0.6, 5
 
 
 def command(rival, numpyro, row):
@@ -205,7 +205,7 @@ def main():
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--only", default="", help="rows whose name contains this")
-    parser.add_argument("--first", default="schools,logistic", help="models for the first steps")
+    parser.add_argument("--first", default="schools", help="models for the first steps")
     parser.add_argument("--smoke", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -215,6 +215,12 @@ def main():
     rounds = 2 if given.smoke else given.rounds
     rows = rows[:2] if given.smoke else rows
     results, firsts = [], []
+
+    def keep():  # after each row: what was measured is not lost if the rest is cut short
+        if not (given.smoke or given.only):
+            data = {"environment": environment(), "steps": results, "first": firsts}
+            write("engine", "The engine", data, page(results, firsts, given.numpyro))
+
     for row in rows:
         result = compare(row, given.numpyro, given.core, rounds)
         results.append(result)
@@ -223,14 +229,12 @@ def main():
         if given.numpyro:
             text += f", NumPyro / ours {spread(ratios(result, 'numpyro'))}"
         print(*row, text, flush=True)
+        keep()
     for name in () if given.smoke else given.first.split(","):
         for flow in ("iaf", "planar"):
             firsts.append(first_thousand((name, flow, 32), given.numpyro, given.core))
             print(firsts[-1], flush=True)
-    if given.smoke or given.only:
-        return
-    results_json = {"environment": environment(), "steps": results, "first": firsts}
-    print(write("engine", "The engine", results_json, page(results, firsts, given.numpyro)))
+            keep()
 
 
 if __name__ == "__main__":
