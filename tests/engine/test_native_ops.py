@@ -218,9 +218,23 @@ def assert_same(found, expected, tolerance, what):
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_operations_equal_torch(name, dtype):
+def test_operations_equal_torch(name):
+    check_family(name, torch.float64)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("elementary", "products") else pytest.mark.slow)
+        for name in FAMILIES
+    ],
+)
+def test_operations_in_single_precision_equal_torch(name):
+    check_family(name, torch.float32)
+
+
+def check_family(name, dtype):
     inputs = inputs_of(name, dtype)
     graph, consts = recorded(FAMILIES[name], inputs)
     native = NativeFunction(graph, consts, rows=8 if name == "particles" else None)
@@ -253,4 +267,4 @@ def test_other_processors_and_no_vector_functions(name, flags, monkeypatch):
     kept = [one for one in found.flags if one not in ("-march=native", "-DNFVI_LIBMVEC")]
     other = dataclasses.replace(found, flags=(*kept, flags))
     monkeypatch.setattr(objects, "find_compiler", lambda: other)
-    test_operations_equal_torch(name, torch.float32)
+    check_family(name, torch.float32)

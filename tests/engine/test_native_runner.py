@@ -231,3 +231,13 @@ def test_inputs_of_another_shape_are_refused():
     eps, streams, rates = inputs_of(3)
     with pytest.raises(Unsupported, match="built for"):
         runner.run(eps[:, :2], streams, rates)
+
+
+def test_what_is_kept_can_be_put_back():
+    params = params_of()
+    _, runner = build(params, grouped(params, torch.optim.Adam))
+    runner.run(*inputs_of(5))
+    kept = runner.keep()
+    first = runner.run(*inputs_of(5, seed=7)).bounds
+    runner.put_back(kept)
+    assert torch.equal(runner.run(*inputs_of(5, seed=7)).bounds, first)
