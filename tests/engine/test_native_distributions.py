@@ -107,9 +107,7 @@ CASES = {
 
 #: What the capture refuses, with the reason; it never gets as far as native code.
 REFUSED = {
-    "Geometric": "a mask that depends on latents",
     "LowRankMultivariateNormal": "written in place",
-    "Multinomial": "a mask that depends on latents",
     "Wishart": "Python reads a value",
 }
 
