@@ -308,8 +308,8 @@ def page(results):
     left_out = "D = 1000 was left out of this run (`--dims`)."
     if any(row["dim"] == 1000 for row in results["found"]):
         left_out = (
-            "Left out, as one call takes minutes: the neural and continuous\nflows at D = 1000, and "
-            "the spline's sequential inverse there."
+            "Left out, as one call takes minutes: the neural and continuous\nflows at D = 1000, "
+            "and the spline's sequential inverse there."
         )
     return f"""
 CPU time of a batch of {BATCH} in eager PyTorch, float32; ratios above 1 (bold) mean that ours is
@@ -327,7 +327,8 @@ estimation](density.md)); our splines and monotone nets have a shift and a scale
 spline inverses two Newton steps for exact gradients; Pyro's spline autoregressive layer is
 rational-linear; the continuous flow takes 16 Runge-Kutta steps, Zuko's adaptive ones at tolerances
 of 1e-6 and 1e-5 (traces exact at D = 10, Hutchinson's above). Neural autoregressive: 16 monotone
-units here and at Pyro's, a monotone net with 16 hidden units and 16 signals at Zuko's. {left_out}
+units here and at Pyro's, a monotone net with 16 hidden units and 16 signals at Zuko's.
+{left_out}
 
 {in_words(results["environment"])} `python benchmarks/speed.py` writes this page.
 """
