@@ -16,11 +16,14 @@ from pyro_nfvi.diagnostics.importance import (
     weighted_sd,
 )
 from pyro_nfvi.diagnostics.psis import PSIS, khat_threshold, psis
+from pyro_nfvi.diagnostics.verdict import Verdict, judge_weights
 
 __all__ = [
     "PSIS",
+    "Verdict",
     "ess",
     "iw_gap",
+    "judge_weights",
     "khat_threshold",
     "log_evidence",
     "psis",

@@ -6,8 +6,9 @@ What a flow starts from: :func:`fit_gaussian` runs several starts at once, by ba
 
 from pyro_nfvi.gaussian.batch_match import match
 from pyro_nfvi.gaussian.fit import GaussianFit, fit_gaussian
+from pyro_nfvi.gaussian.modes import other_modes
 from pyro_nfvi.gaussian.normals import Normals
 from pyro_nfvi.gaussian.target import Target
 from pyro_nfvi.gaussian.whiten import whiten
 
-__all__ = ["GaussianFit", "Normals", "Target", "fit_gaussian", "match", "whiten"]
+__all__ = ["GaussianFit", "Normals", "Target", "fit_gaussian", "match", "other_modes", "whiten"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
-from pyro_nfvi.diagnostics import log_evidence, resample
+from pyro_nfvi.diagnostics import Verdict, log_evidence, resample
 from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.draws import WeighedDraws, push_chunks
@@ -123,6 +123,20 @@ class Fit:
     def ess(self) -> float:
         """Effective number of the reweighted draws."""
         return self.draws.quality()[1]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether to trust the fit: a word, with ``.reasons`` and ``.next_step``.
+
+        ``"good"``, ``"usable with reweighting"`` or ``"do not trust"``, from the importance
+        weights (:func:`pyro_nfvi.diagnostics.judge_weights`), from modes that a start came upon
+        and the guide does not reach, from draws far outside of the guide's own (up to 30
+        latents), and from directions without a posterior. A mode that nothing came upon stays
+        unseen.
+        """
+        from pyro_nfvi.infer.verdict import verdict
+
+        return verdict(self)
 
     @property
     def engine(self) -> str:

@@ -16,7 +16,6 @@ from pyro_nfvi.gaussian import GaussianFit
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.run import FitRun, started_at
-from pyro_nfvi.infer.runaway import check_proper
 from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.logjoint import LogJoint
 
@@ -144,7 +143,7 @@ def climb(run: FitRun) -> Fit:
         if fit.why_stopped in ("interrupted", "callback", "max_seconds"):
             break
     assert best is not None
-    return check_proper(_told(best, tried, notes, time.monotonic() - run.begin))
+    return run.complete(_told(best, tried, notes, time.monotonic() - run.begin))
 
 
 def _gaussian_fit(

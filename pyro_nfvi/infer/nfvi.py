@@ -48,8 +48,9 @@ class NFVI:
         guide: ``"auto"``: a Gaussian, a flow inside it, and more layers in front of that, for as
             long as they gain, within ``max_steps`` and ``max_seconds`` together (with
             ``stop=False``: two autoregressive layers). Or a flow's name or formula
-            (:func:`pyro_nfvi.flows.make_flow`), a :class:`Flow`, a callable from the model to an :class:`AutoFlow` (such as
-            ``AutoPlanar``), or an ``AutoFlow``, which is trained in place.
+            (:func:`pyro_nfvi.flows.make_flow`), a :class:`Flow`, a callable from the model to an
+            :class:`AutoFlow` (such as ``AutoPlanar``), or an ``AutoFlow``, which is trained in
+            place.
         objective: ``"path"`` (the ELBO with its path gradient), ``"total"``, or an objective.
         optim: None (Adam), a learning rate, a callable from parameters to a torch optimiser, or
             one of ``pyro.optim``. The schedule multiplies its rate.

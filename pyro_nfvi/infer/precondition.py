@@ -19,7 +19,7 @@ from pyro_nfvi.logjoint import LogJoint
 __all__ = ["gaussian_stage", "prior_points"]
 
 #: Most starts, and rows of the model's numbers that one call of the model may hold.
-_STARTS, _NUMBERS = 8, 2_000_000
+_STARTS, _NUMBERS = 12, 2_000_000
 #: Most steps of each climb to a mode, and how much of the rise a start on the way has.
 _CLIMB, _SHARE = 80, 0.9
 #: A Gaussian this far out or this wide has run away along a direction without a posterior.
@@ -40,8 +40,8 @@ def gaussian_stage(
     None if no start can be evaluated, or if it runs away along a direction in which the density
     does not fall.
 
-    The starts are the guide's initial point, wide and narrow, a draw from the prior, and points
-    on climbs from these to a mode.
+    The starts are the guide's initial point, wide and narrow, draws from the prior, and points on
+    climbs from these to a mode.
 
     Args:
         log_joint: The model.
@@ -77,10 +77,10 @@ def _starts(
     diagonal = len(init) > FULL_DIM
     if most == 1:
         return Normals.around(init[None], 0.1, diagonal=diagonal)
-    drawn = prior_points(log_joint, target, 2)
+    drawn = prior_points(log_joint, target, 5)
     steps = max(1, round(_CLIMB * effort))
-    climbed = [point for row in [init, *drawn] for point in _climb(target, row, steps)]
-    centres = torch.stack([init, init, *drawn[:1], *climbed])[:most]
+    climbed = [point for row in [init, *drawn[:2]] for point in _climb(target, row, steps)]
+    centres = torch.stack([init, init, *climbed[:2], *drawn[:2], *climbed[2:], *drawn[2:]])[:most]
     scales = torch.tensor([1.0] + [0.1] * (len(centres) - 1)).to(centres)
     return Normals.around(centres, scales, diagonal=diagonal)
 

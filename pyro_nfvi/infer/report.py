@@ -39,4 +39,6 @@ def report(fit: Fit) -> str:
         )
     if draws.num_bad:
         lines.append(f"{draws.num_bad} of {len(draws.z)} draws have no finite density")
+    verdict = fit.verdict
+    lines.append(f"verdict: {verdict} ({'; '.join(verdict.reasons)}). {verdict.next_step}")
     return "\n".join([*lines, *training.notes])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.errors import DivergedError
-from pyro_nfvi.gaussian import GaussianFit
+from pyro_nfvi.gaussian import GaussianFit, Normals
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.checkpoint import Checkpoint
 from pyro_nfvi.infer.draws import weigh
@@ -21,7 +22,9 @@ from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.guide_spec import flow_name, make_guide
 from pyro_nfvi.infer.keep import keep_better
 from pyro_nfvi.infer.loop import Loop
+from pyro_nfvi.infer.modes import missed_modes, modes_of
 from pyro_nfvi.infer.optim import make_optimizer
+from pyro_nfvi.infer.outside import mass_outside
 from pyro_nfvi.infer.precondition import gaussian_stage
 from pyro_nfvi.infer.runaway import blame_runaway, check_proper
 from pyro_nfvi.infer.schedule import Schedule, default_rate
@@ -66,6 +69,8 @@ class FitRun:
     ) -> None:
         self.options, self.model, self.args, self.kwargs = options, model, args, kwargs
         self.names, self.seed, self.begin = names, seed, begin
+        #: Other modes that the Gaussian stage came upon.
+        self.modes: Normals | None = None
 
     @contextmanager
     def own_names(self) -> Iterator[None]:
@@ -93,7 +98,7 @@ class FitRun:
         gaussian = self.precondition(guide, log_joint) if fresh else None
         notes = [] if gaussian is None else [started_at(gaussian)]
         fit = self.train(guide, log_joint, travels=gaussian is None, notes=notes)
-        return check_proper(fit)
+        return self.complete(fit)
 
     def set_up(self, guide: AutoFlow) -> LogJoint:
         """Build a guide's parameters; return the log joint of its latent space."""
@@ -114,6 +119,7 @@ class FitRun:
         )
         if found is not None:
             guide.start_at(found.loc, found.factor)
+            self.modes = modes_of(log_joint, init_loc, found)
         return found
 
     def train(
@@ -184,6 +190,28 @@ class FitRun:
                 "constraints": {name: held["constraints"][name] for name in self.names},
             },
         )
+
+    def complete(self, fit: Fit) -> Fit:
+        """Look for what the fit's own draws cannot see, and whether there is a posterior at all.
+
+        Raises:
+            DivergedError: The density grows without limit.
+        """
+        log_joint = fit.require_model()
+        density = fit.guide.density()
+        found: dict[str, Any] = {}
+        missed = missed_modes(density, log_joint, self.modes, fit.draws)
+        if missed:
+            found["missed_modes"] = len(missed)
+        outside = mass_outside(density, log_joint, fit.draws, self.seed)
+        if outside is not None:
+            found["outside"] = list(outside)
+        training = dataclasses.replace(
+            fit.training,
+            settings={**fit.training.settings, **found},
+            notes=(*fit.training.notes, *missed),
+        )
+        return check_proper(dataclasses.replace(fit, training=training))
 
     def settings(self, guide: AutoFlow, log_joint: LogJoint) -> dict[str, Any]:
         """Options of this run, by name, for the fit's report and file."""

@@ -1,0 +1,149 @@
+"""What the numbers about a fit come to, in one word with its reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi.diagnostics.importance import ess, iw_gap
+from pyro_nfvi.diagnostics.psis import psis
+from pyro_nfvi.errors import WeightError
+
+__all__ = ["Verdict", "judge_weights"]
+
+GOOD, USABLE, BAD = "good", "usable with reweighting", "do not trust"
+
+#: A fit is good where the tail is this light and the gap this small, or where the gap is so small
+#: and the weights so even that the tail does not matter.
+_KHAT, _GAP, _SMALL_GAP, _EVEN = 0.5, 0.1, 0.05, 0.9
+#: It is usable up to this tail, this gap in nats, and from as many effective draws on.
+_USABLE_KHAT, _USABLE_GAP, _USABLE_ESS = 0.7, 1.0, 100
+#: How far weights may move the mean of a number, in sds, and its sd, as a logarithm.
+_MEAN, _SD = 0.1, 0.15
+#: Share of draws that the model may be unable to score.
+_UNSCORED = 0.005
+#: Numbers that a reason names at most.
+_NAMED = 3
+
+
+class Verdict(str):
+    """One of ``"good"``, ``"usable with reweighting"`` and ``"do not trust"``.
+
+    Compare it as a string; ``reasons`` says what was found, and ``next_step`` what to do.
+
+    Example:
+        >>> from pyro_nfvi.diagnostics import Verdict
+        >>> verdict = Verdict("good", ["k-hat 0.2"], "Nothing.")
+        >>> verdict == "good", verdict.reasons
+        (True, ('k-hat 0.2',))
+    """
+
+    reasons: tuple[str, ...]
+    next_step: str
+
+    def __new__(cls, word: str, reasons: Sequence[str] = (), next_step: str = "") -> Verdict:
+        verdict = super().__new__(cls, word)
+        verdict.reasons, verdict.next_step = tuple(reasons), next_step
+        return verdict
+
+    def __reduce__(self) -> tuple[type[Verdict], tuple[str, tuple[str, ...], str]]:
+        return type(self), (str(self), self.reasons, self.next_step)
+
+
+def judge_weights(
+    z: Tensor,
+    log_w: Tensor,
+    *,
+    name: Callable[[int], str] = str,
+    faults: Sequence[str] = (),
+) -> Verdict:
+    r"""Judge an approximation by the importance weights of its draws.
+
+    - **good**: :math:`\hat k < 0.5` with a gap between evidence and ELBO below 0.1 nats, or a gap
+      below 0.05 with at least 90 % of the draws effective; and reweighting moves no mean by more
+      than 0.1 sd (and three of its standard errors) and no sd by more than 15 %.
+    - **usable with reweighting**: :math:`\hat k < 0.7`, a gap below 1 nat, 100 effective draws.
+    - **do not trust**: all else, and whatever comes with a fault.
+
+    Args:
+        z: Draws (S, D).
+        log_w: Their log importance weights (S,), in nats.
+        name: Names coordinate i of z for the reasons.
+        faults: What is known to be wrong from elsewhere: a mode that was missed, a posterior
+            that is improper.
+
+    Cost:
+        O(S D), and one sort of the weights.
+
+    Source: k-hat as in Vehtari et al. 2024, arXiv:1507.02646, and Yao et al. 2018,
+    arXiv:1802.02538; that k-hat alone cries wolf where weights are nearly even is our own finding.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.diagnostics import judge_weights
+        >>> z = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+        >>> judge_weights(z, torch.zeros(2000))
+        'good'
+        >>> print(judge_weights(z, 2.0 * z.square().sum(-1)))
+        do not trust
+    """
+    if faults:
+        return Verdict(BAD, faults, _NEXT_FAULT)
+    unscored = float((~torch.isfinite(log_w)).double().mean())
+    try:
+        smoothed = psis(log_w)
+        gap = iw_gap(log_w)
+    except WeightError as error:
+        return Verdict(BAD, [f"the weights of the draws say nothing: {error}"], _NEXT_FIT)
+    khat, count = smoothed.khat, ess(smoothed.log_weights)
+    numbers = (
+        f"k-hat {khat:.2f}, gap between evidence and ELBO {gap:.3g} nats, {count:.0f} of "
+        f"{len(z)} draws effective"
+    )
+    if unscored > _UNSCORED:
+        share = f"{100 * unscored:.1f} % of the draws have no density under the model"
+        return Verdict(BAD, [share, numbers], _NEXT_FIT)
+    moved = _moved(z, smoothed.log_weights, count, name)
+    close = (khat < _KHAT and gap < _GAP) or (gap < _SMALL_GAP and count > _EVEN * len(z))
+    if close and not moved:
+        return Verdict(GOOD, [numbers], "Use the draws as they are.")
+    if khat < _USABLE_KHAT and gap < _USABLE_GAP and count >= _USABLE_ESS:
+        return Verdict(USABLE, [numbers, *moved], _NEXT_WEIGHT)
+    return Verdict(BAD, [numbers, *moved], _NEXT_FIT)
+
+
+_NEXT_FAULT = "See the reasons; no reweighting repairs this."
+_NEXT_WEIGHT = (
+    "Use fit.resample(n), fit.summary(reweighted=True) and to_arviz(reweighted=True); or give the "
+    "fit more steps or a larger flow."
+)
+_NEXT_FIT = (
+    "Give the fit more steps (max_steps) or a larger flow, write the model in another "
+    "parametrisation (non-centred scales), or run NUTS."
+)
+
+
+def _moved(z: Tensor, log_weights: Tensor, count: float, name: Callable[[int], str]) -> list[str]:
+    """Name the numbers that reweighting moves, the worst first."""
+    z = z.double()
+    weights = log_weights.double().exp().unsqueeze(-1)
+    ok = torch.isfinite(z).all(-1, keepdim=True) & (weights > 0)
+    z = torch.where(ok, z, torch.zeros_like(z))
+    mean, sd = z.mean(0), z.std(0).clamp_min(1e-300)
+    other = (weights * z).sum(0)
+    spread = (weights * (z - other).square()).sum(0).sqrt()
+    shift = (other - mean).abs() / sd
+    stretch = (spread / sd).clamp_min(1e-300).log().abs()
+    noise = 3 / math.sqrt(max(count, 1.0))
+    # What reweighting does to noise alone is no fault of the fit.
+    worst = torch.maximum(shift / max(_MEAN, noise), stretch / max(_SD, noise))
+    order = worst.argsort(descending=True)[:_NAMED].tolist()
+    return [
+        f"reweighting moves {name(i)} by {float(shift[i]):.2f} sd and its sd by "
+        f"{100 * (math.exp(float(stretch[i])) - 1):.0f} %"
+        for i in order
+        if worst[i] > 1
+    ]

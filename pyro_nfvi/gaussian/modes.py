@@ -1,0 +1,65 @@
+"""Did some starts end in another mode than the best one?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi.gaussian.fit import GaussianFit
+from pyro_nfvi.gaussian.target import Target
+
+__all__ = ["other_modes"]
+
+#: A mode with a bound this far below the best has no mass to speak of, in nats.
+_NEGLIGIBLE = 10.0
+#: How deep the valley between two modes is at least, in nats below the lower of them.
+_DIP = 3.0
+#: Points on the way between two.
+_POINTS = 21
+
+
+def other_modes(target: Target, found: GaussianFit) -> Tensor:
+    r"""Find the starts whose Gaussian stands on another mode than the best.
+
+    A start counts when its bound is at most 10 nats below the best and the log density dips by
+    more than 3 nats below both ends on the straight line between them. Log-concave densities
+    never count. One start stands for each mode: of two without a valley between them the better.
+
+    Args:
+        target: The density.
+        found: The fit, with its starts.
+
+    Returns:
+        Indices into ``found.starts``, the highest bound first; empty where there is one mode.
+
+    Cost:
+        A few dozen rows of the density for each start.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.gaussian import Normals, Target, fit_gaussian, other_modes
+        >>> x = torch.zeros(1, dtype=torch.float64)
+        >>> def log_density(z):
+        ...     return torch.logsumexp(-0.5 * (z - torch.tensor([-9.0, 9.0])) ** 2, -1)
+        >>> target = Target(log_density, x)
+        >>> starts = Normals.around(torch.tensor([[-8.0], [8.0]]), 1.0)
+        >>> len(other_modes(target, fit_gaussian(target, starts)))
+        1
+    """
+    kept: list[int] = []
+    centres = [found.loc]
+    order = found.start_bounds.argsort(descending=True).tolist()
+    for index in order:
+        if float(found.start_bounds[index]) < found.bound - _NEGLIGIBLE:
+            break
+        here = found.starts.loc[index]
+        if all(_valley(target, here, centre) for centre in centres):
+            kept.append(index)
+            centres.append(here)
+    return torch.tensor(kept, dtype=torch.long)
+
+
+def _valley(target: Target, one: Tensor, other: Tensor) -> bool:
+    share = torch.linspace(0, 1, _POINTS, dtype=one.dtype, device=one.device).unsqueeze(-1)
+    height, _, _ = target(one + share * (other - one))
+    return bool(height.min() < torch.minimum(height[0], height[-1]) - _DIP)

@@ -1,0 +1,39 @@
+"""The verdict on a fit: its weights, and what was found beyond its own draws."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyro_nfvi.diagnostics import Verdict, judge_weights
+
+if TYPE_CHECKING:
+    from pyro_nfvi.infer.fit import Fit
+
+__all__ = ["verdict"]
+
+#: Share of the posterior's mass that a guide may leave out and still be trusted.
+_OUTSIDE = 0.02
+
+
+def verdict(fit: Fit) -> Verdict:
+    """See :attr:`Fit.verdict`."""
+    settings = fit.training.settings
+    faults = []
+    if settings.get("improper"):
+        faults.append(f"the posterior is improper in {', '.join(settings['improper'])}")
+    if settings.get("missed_modes"):
+        faults.append(f"{settings['missed_modes']} other modes were found and are not reached")
+    share, error = settings.get("outside", (0.0, 0.0))
+    if share - 2 * error > _OUTSIDE:
+        faults.append(
+            f"about {100 * share:.0f} % of the posterior lies where the guide has next to "
+            "nothing: a tail or a mode that it does not reach"
+        )
+    if fit.why_stopped == "diverged":
+        faults.append("the fit diverged")
+    if not fit.draws.exact:
+        faults.append(
+            "data was scored in subsamples, so nothing can be said: run the fitted guide on "
+            "the model with subsample_size=None"
+        )
+    return judge_weights(fit.draws.z, fit.draws.log_w, name=fit.latent.at, faults=faults)

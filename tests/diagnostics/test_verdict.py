@@ -1,0 +1,66 @@
+"""Verdicts from weights: right words for known approximations of known targets."""
+
+import pickle
+
+import pytest
+import torch
+
+from pyro_nfvi.diagnostics import Verdict, judge_weights
+
+S = 4000
+
+
+def weighed(scale, shift=0.0, dim=3, seed=0):
+    """Draws of N(shift, scale^2) with weights to N(0, 1)."""
+    gen = torch.Generator().manual_seed(seed)
+    z = shift + scale * torch.randn(S, dim, generator=gen, dtype=torch.float64)
+    q = torch.distributions.Normal(shift, scale)
+    p = torch.distributions.Normal(0.0, 1.0)
+    return z, (p.log_prob(z) - q.log_prob(z)).sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "word"),
+    [
+        (1.0, 0.0, "good"),
+        (1.02, 0.01, "good"),
+        (1.3, 0.0, "usable with reweighting"),
+        (1.0, 0.5, "usable with reweighting"),
+        (0.4, 0.0, "do not trust"),
+        (1.0, 3.0, "do not trust"),
+    ],
+)
+def test_gaussians(scale, shift, word):
+    verdict = judge_weights(*weighed(scale, shift))
+    assert verdict == word
+    assert "k-hat" in verdict.reasons[0]
+    assert verdict.next_step
+
+
+def test_the_number_that_moves_is_named():
+    z, _ = weighed(1.0)
+    z[:, 1] *= 1.3
+    p, q = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(0.0, 1.3)
+    log_w = p.log_prob(z[:, 1]) - q.log_prob(z[:, 1])
+    verdict = judge_weights(z, log_w.double(), name=lambda i: f"theta[{i}]")
+    assert verdict == "usable with reweighting"
+    assert any("moves theta[1]" in reason for reason in verdict.reasons)
+    assert not any("theta[0]" in reason for reason in verdict.reasons)
+
+
+def test_faults_and_what_cannot_be_scored():
+    z, log_w = weighed(1.0)
+    verdict = judge_weights(z, log_w, faults=["a mode is missed"])
+    assert verdict == "do not trust"
+    assert verdict.reasons == ("a mode is missed",)
+    some = log_w.clone()
+    some[:100] = -torch.inf
+    assert judge_weights(z, some) == "do not trust"
+    none = torch.full_like(log_w, -torch.inf)
+    assert judge_weights(z, none) == "do not trust"
+
+
+def test_a_verdict_is_a_word_that_keeps_its_reasons():
+    verdict = Verdict("good", ["k-hat 0.1"], "Go on.")
+    again = pickle.loads(pickle.dumps(verdict))
+    assert (again, again.reasons, again.next_step) == ("good", ("k-hat 0.1",), "Go on.")

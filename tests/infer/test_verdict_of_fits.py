@@ -1,0 +1,84 @@
+"""``fit.verdict`` on models whose posterior is known, and on broken ones."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from infer.models import Y, conjugate, eight_schools
+
+from pyro_nfvi import NFVI, load
+from pyro_nfvi.gaussian import Normals, Target, fit_gaussian, other_modes
+from pyro_nfvi.infer.outside import mass_outside
+
+ZERO = torch.tensor(0.0)
+
+
+def auto(model, *args, **options):
+    return NFVI(model, **({"seed": 0, "progress": False} | options)).run(*args)
+
+
+def two_modes():
+    m = pyro.sample("m", dist.Normal(ZERO, 10.0))
+    pyro.sample("o", dist.Normal(m.abs(), 0.3), obs=torch.tensor(6.0))
+
+
+def cauchy():
+    pyro.sample("x", dist.Cauchy(ZERO, 1.0))
+    pyro.sample("o", dist.Normal(ZERO, 1.0), obs=ZERO)
+
+
+def test_a_right_fit_is_good_and_says_so(tmp_path):
+    fit = auto(conjugate, Y)
+    assert fit.verdict == "good"
+    assert "verdict: good" in fit.report
+    fit.save(tmp_path / "fit.pt")
+    assert load(tmp_path / "fit.pt").verdict.reasons == fit.verdict.reasons
+
+
+def test_a_poor_fit_is_not_good():
+    fit = auto(eight_schools, guide="affine", max_steps=20, precondition=False)
+    assert fit.verdict != "good"
+
+
+def test_a_mode_that_a_start_found_and_the_fit_lost_is_told():
+    # Every draw of the fit lies in one mode: its weights are perfect.
+    fit = auto(two_modes)
+    assert fit.ess > 1900
+    assert fit.verdict == "do not trust"
+    assert "other modes" in fit.verdict.reasons[0]
+    assert "another mode was found" in fit.report
+
+
+def test_tails_beyond_the_draws_are_seen():
+    light = auto(cauchy, guide="affine", max_steps=600)
+    share, error = mass_outside(light.guide.density(), light.log_joint, light.draws, 0)
+    assert share > 0.05
+    assert light.verdict != "good"
+    right = auto(conjugate, Y)
+    share, error = mass_outside(right.guide.density(), right.log_joint, right.draws, 0)
+    # No draw lies outside, and a share of 2 % would show in 100 effective draws.
+    assert share < 0.001
+    assert error < 0.01
+
+
+def test_subsampled_fits_cannot_be_judged():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(ZERO, 5.0))
+        with pyro.plate("data", len(y), subsample_size=2) as index:
+            pyro.sample("y", dist.Normal(mu, 2.0), obs=y[index])
+
+    verdict = auto(model, Y, guide="affine", max_steps=100).verdict
+    assert verdict == "do not trust"
+    assert "subsample" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("centres", "count"), [([-9.0, 9.0], 1), ([-9.0, 0.0, 9.0], 2), ([0.0], 0), ([-1.0, 1.0], 0)]
+)
+def test_other_modes(centres, count):
+    places = torch.tensor(centres, dtype=torch.float64)
+    target = Target(lambda z: torch.logsumexp(-0.5 * (z - places) ** 2, -1), places)
+    starts = Normals.around(torch.linspace(-10, 10, 8).unsqueeze(-1), 0.5)
+    generator = torch.Generator().manual_seed(0)
+    found = fit_gaussian(target, starts, generator=generator)
+    assert len(other_modes(target, found)) == count
