@@ -111,14 +111,23 @@ static void adagrad(const Group& g, double rate, T scale, T* p, const T* grad, T
 
 template <class T> static double norm(const T* x, int64_t n) {
   double total = 0;
-  for (int64_t i = 0; i < n; i += 1024) {  // in parts: many small squares do not vanish
-    const int64_t end = i + 1024 < n ? i + 1024 : n;
-    T part = 0;
-#pragma omp simd reduction(+ : part)
-    for (int64_t j = i; j < end; j++) part += x[j] * x[j];
-    total += (double)part;
+  int64_t i = 0;
+  for (; i + 1024 <= n; i += 1024) {  // in parts: many small squares do not vanish
+    const T *q = x + i, *r = q + 256, *s = r + 256, *t = s + 256;
+    T a = 0, b = 0, c = 0, d = 0;  // four sums, or each addition would wait for the last
+#pragma omp simd reduction(+ : a, b, c, d)
+    for (int64_t j = 0; j < 256; j++) {
+      a += q[j] * q[j];
+      b += r[j] * r[j];
+      c += s[j] * s[j];
+      d += t[j] * t[j];
+    }
+    total += (double)a + (double)b + (double)c + (double)d;
   }
-  return ::sqrt(total);
+  T rest = 0;
+#pragma omp simd reduction(+ : rest)
+  for (int64_t j = i; j < n; j++) rest += x[j] * x[j];
+  return ::sqrt(total + (double)rest);
 }
 
 template <class T> static void update(Fit* f, const double* rate, double length) {
