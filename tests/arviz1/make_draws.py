@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
             guide = AutoIAF(schools)
             elbo = Trace_ELBO(num_particles=32, vectorize_particles=True)
             svi = SVI(schools, guide, pyro.optim.Adam({"lr": 0.01}), elbo)
-            for _ in range(1200):
+            for _ in range(500):
                 svi.step(y, sigma)
             guides.append(guide)
     labels = {"schools": list("ABCDEFGH")}
