@@ -56,7 +56,9 @@ def solve_transposed(
     if len(weights) == 2 and _is_captured():
         rows = [x.reshape(-1, *x.shape[target.dim() - 1 :]) for x in (target, dx, dparams, extra)]
         slope = slopes[0].expand(*target.shape[:-1], -1).reshape(-1, slopes[0].shape[-1])
-        found: Tensor = solve_masked(*weights, skip, slope, *rows, reverse, block)
+        first, last = weights
+        v, width, slopes_out, more = rows
+        found = solve_masked(first, last, skip, slope, v, width, slopes_out, more, reverse, block)
         return found.reshape(target.shape)
     return _by_blocks(
         weights, skip, slopes, target, dx, dparams, extra, reverse=reverse, block=block
@@ -72,7 +74,6 @@ def _is_captured() -> bool:
     )
 
 
-@torch.library.custom_op("pyro_nfvi::solve_masked", mutates_args=())
 def solve_masked(
     first: Tensor,
     last: Tensor,
@@ -86,25 +87,36 @@ def solve_masked(
     block: int,
 ) -> Tensor:
     """Solve for a net of one hidden layer, rows ``(P, D)``, as one operation."""
+    found: Tensor = torch.ops.pyro_nfvi.solve_masked(
+        first, last, skip, slope, target, dx, dparams, extra, reverse, block
+    )
+    return found
+
+
+def _eager(*args: Tensor) -> Tensor:
+    first, last, skip, slope, target, dx, dparams, extra, reverse, block = args
     return _by_blocks(
-        (first, last), skip, (slope,), target, dx, dparams, extra, reverse=reverse, block=block
+        (first, last),
+        skip,
+        (slope,),
+        target,
+        dx,
+        dparams,
+        extra,
+        reverse=bool(reverse),
+        block=int(block),
     )
 
 
-@solve_masked.register_fake
-def _shape(
-    first: Tensor,
-    last: Tensor,
-    skip: Tensor,
-    slope: Tensor,
-    target: Tensor,
-    dx: Tensor,
-    dparams: Tensor,
-    extra: Tensor,
-    reverse: bool,  # noqa: FBT001
-    block: int,
-) -> Tensor:
-    return torch.empty_like(target)
+# Not torch.library.custom_op, whose first call imports the whole compiler of torch.
+_LIBRARY = torch.library.Library("pyro_nfvi", "FRAGMENT")
+_LIBRARY.define(
+    "solve_masked(Tensor first, Tensor last, Tensor skip, Tensor slope, Tensor target, Tensor dx, "
+    "Tensor dparams, Tensor extra, bool reverse, int block) -> Tensor"
+)
+_LIBRARY.impl("solve_masked", _eager, "CPU")
+_LIBRARY.impl("solve_masked", _eager, "CUDA")
+_LIBRARY.impl("solve_masked", lambda *args: torch.empty_like(args[4]), "Meta")
 
 
 def _by_blocks(
