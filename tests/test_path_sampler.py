@@ -109,6 +109,7 @@ def well_draws(n):
     grid = torch.linspace(-5, 5, 10_001)
     cdf = (-0.5 * (grid.square() - 4).square()).exp().cumsum(0)
     x = grid[torch.searchsorted(cdf, cdf[-1] * torch.rand(n, generator=generator))]
+    x = x + 1e-3 * (torch.rand(n, generator=generator) - 0.5)  # off the grid, where values repeat
     return torch.stack([x, torch.randn(n, generator=generator)], -1)
 
 
