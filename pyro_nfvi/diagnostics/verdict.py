@@ -21,6 +21,8 @@ GOOD, USABLE, BAD = "good", "usable with reweighting", "do not trust"
 _KHAT, _GAP, _SMALL_GAP, _EVEN = 0.5, 0.1, 0.05, 0.9
 #: It is usable up to this tail, this gap in nats, and from as many effective draws on.
 _USABLE_KHAT, _USABLE_GAP, _USABLE_ESS = 0.7, 1.0, 100
+#: With so large a share effective, and a gap as small as of a good fit, the tail does not matter.
+_MOSTLY = 0.8
 #: How far weights may move the mean of a number, in sds, and its sd, as a logarithm.
 _MEAN, _SD = 0.1, 0.15
 #: Share of draws that the model may be unable to score.
@@ -65,7 +67,8 @@ def judge_weights(
     - **good**: :math:`\hat k < 0.5` with a gap between evidence and ELBO below 0.1 nats, or a gap
       below 0.05 with at least 90 % of the draws effective; and reweighting moves no mean by more
       than 0.1 sd (and three of its standard errors) and no sd by more than 15 %.
-    - **usable with reweighting**: :math:`\hat k < 0.7`, a gap below 1 nat, 100 effective draws.
+    - **usable with reweighting**: :math:`\hat k < 0.7`, a gap below 1 nat, 100 effective draws; or
+      a gap below 0.1 with at least 80 % of the draws effective.
     - **do not trust**: all else, and whatever comes with a fault.
 
     Args:
@@ -110,7 +113,8 @@ def judge_weights(
     close = (khat < _KHAT and gap < _GAP) or (gap < _SMALL_GAP and count > _EVEN * len(z))
     if close and not moved:
         return Verdict(GOOD, [numbers], "Use the draws as they are.")
-    if khat < _USABLE_KHAT and gap < _USABLE_GAP and count >= _USABLE_ESS:
+    even = gap < _GAP and count > _MOSTLY * len(z)
+    if (khat < _USABLE_KHAT and gap < _USABLE_GAP and count >= _USABLE_ESS) or even:
         return Verdict(USABLE, [numbers, *moved], _NEXT_WEIGHT)
     return Verdict(BAD, [numbers, *moved], _NEXT_FIT)
 

@@ -7,13 +7,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_nfvi._typing import TensorTriple
+from pyro_nfvi._typing import TensorPair, TensorTriple
 
 __all__ = ["Target"]
+
+#: Into so many pieces a batch is split, at most, to find the rows on which the density fails.
+_PIECES = 32
 
 
 class Target:
     r"""A log density of row vectors, with gradients; rows that cannot be scored are marked.
+
+    A density that raises for some row is called again in parts, so that the others count.
 
     The arithmetic of the Gaussians around it is in float64; the density is called in its own
     dtype.
@@ -45,14 +50,26 @@ class Target:
 
         Rows that are not finite have score 0 and log density -inf.
         """
-        rows = z.reshape(-1, z.shape[-1]).detach().to(self.dtype).requires_grad_()
+        rows = z.reshape(-1, z.shape[-1]).detach().to(self.dtype)
         self.num_rows += len(rows)
-        with torch.enable_grad():
-            log_p = self.log_density(rows)
-            (score,) = torch.autograd.grad(log_p.sum(), rows)
-        log_p, score = log_p.detach().double(), score.double()
+        log_p, score = self._evaluate(rows, max(1, len(rows) // _PIECES))
         ok = torch.isfinite(log_p) & torch.isfinite(score).all(-1)
         log_p = torch.where(ok, log_p, torch.full_like(log_p, -torch.inf))
         score = torch.where(ok.unsqueeze(-1), score, torch.zeros_like(score))
         batch = z.shape[:-1]
         return log_p.reshape(batch), score.reshape(z.shape), ok.reshape(batch)
+
+    def _evaluate(self, rows: Tensor, smallest: int) -> TensorPair:
+        """Log density and score; where the density raises, in halves, until it does not."""
+        try:
+            with torch.enable_grad():
+                points = rows.requires_grad_()
+                log_p = self.log_density(points)
+                (score,) = torch.autograd.grad(log_p.sum(), points)
+            return log_p.detach().double(), score.double()
+        except (RuntimeError, ValueError):  # one matrix without a Cholesky factor, say
+            if len(rows) <= smallest:
+                bad = torch.full(rows.shape, torch.nan, dtype=torch.float64, device=rows.device)
+                return bad[:, 0], bad
+        halves = [self._evaluate(half, smallest) for half in rows.detach().chunk(2)]
+        return torch.cat([half[0] for half in halves]), torch.cat([half[1] for half in halves])

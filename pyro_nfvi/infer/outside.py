@@ -53,9 +53,12 @@ def mass_outside(
     scale = torch.tensor(_SCALES, dtype=z.dtype, device=z.device).repeat_interleave(_ROWS)
     unit = normal / (parts.square().mean(-1, keepdim=True)).sqrt() * scale.unsqueeze(-1)
     points = (centre + unit @ tril.T).to(draws.z)
-    with torch.no_grad():
-        log_p = log_joint(points, {}).double()
-        log_q = density.log_prob(points).double()
+    try:
+        with torch.no_grad():
+            log_p = log_joint(points, {}).double()
+            log_q = density.log_prob(points).double()
+    except (RuntimeError, ValueError):  # a model that cannot be run so far out
+        return None
     log_w = log_p - _log_t_mixture(unit, tril)
     log_w = torch.where(torch.isfinite(log_w), log_w, torch.full_like(log_w, -torch.inf))
     if not bool((log_w > -torch.inf).any()):

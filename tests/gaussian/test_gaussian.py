@@ -153,6 +153,24 @@ def test_condition_is_of_the_correlations():
     assert found.condition == pytest.approx(float(torch.linalg.cond(rows @ rows.T)), rel=1e-3)
 
 
+def test_a_density_that_raises_on_some_rows_marks_those():
+    def log_p(z):
+        if bool((z[:, 0] > 3).any()):
+            raise RuntimeError("no Cholesky factor")
+        return -0.5 * z.square().sum(-1)
+
+    z = torch.zeros(100, 2)
+    z[[7, 60], 0] = 4.0
+    _, score, ok = Target(log_p, LIKE)(z + 1e-3)
+    # Pieces of 100 / 32 rows at least are given up with a bad row.
+    assert not ok[7]
+    assert not ok[60]
+    assert int(ok.sum()) >= 90
+    torch.testing.assert_close(score[ok], torch.full_like(score[ok], -1e-3))
+    found, _ = whiten(Target(log_p, LIKE), Normals.around(torch.zeros(1, 2), 0.5))
+    assert torch.isfinite(found.factor).all()
+
+
 def test_float32_densities_are_called_in_float32():
     seen = set()
 
