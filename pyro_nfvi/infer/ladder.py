@@ -129,6 +129,11 @@ def climb(run: FitRun) -> Fit:
                     max_seconds=left,
                     stage=stage,
                 )
+        except KeyboardInterrupt:  # while the engine was built; training returns its fit
+            if best is None:
+                raise
+            notes = [*notes, f"interrupted before {formula} was trained"]
+            break
         except DivergedError as error:
             if best is None:
                 raise

@@ -42,6 +42,9 @@ __all__ = ["FitRun", "started_at"]
 _DRAWS, _LOOP_DRAWS, _FEWEST_DRAWS, _NUMBERS = 2000, 500, 200, 300_000_000
 #: Fits of fewer steps than this take a shorter Gaussian stage.
 _WHOLE = 1000
+_INTERRUPTED = StopReason(
+    "interrupted", "Interrupted in the Gaussian stage; the guide is where it starts."
+)
 
 
 class FitRun:
@@ -69,6 +72,8 @@ class FitRun:
     ) -> None:
         self.options, self.model, self.args, self.kwargs = options, model, args, kwargs
         self.names, self.seed, self.begin = names, seed, begin
+        #: Whether Ctrl-C came before there was anything to train.
+        self.interrupted = False
         #: Other modes that the Gaussian stage came upon.
         self.modes: Normals | None = None
 
@@ -111,12 +116,16 @@ class FitRun:
         if not options.precondition or guide._outer_kind == "flow" or guide._base is not None:
             return None
         init_loc = guide.latent.init_loc
-        found = gaussian_stage(
-            log_joint,
-            init_loc,
-            effort=min(1.0, options.max_steps / _WHOLE),
-            generator=self._generator(init_loc, 3),
-        )
+        try:
+            found = gaussian_stage(
+                log_joint,
+                init_loc,
+                effort=min(1.0, options.max_steps / _WHOLE),
+                generator=self._generator(init_loc, 3),
+            )
+        except KeyboardInterrupt:
+            self.interrupted = True
+            return None
         if found is not None:
             guide.start_at(found.loc, found.factor)
             self.modes = modes_of(log_joint, init_loc, found)
@@ -157,7 +166,7 @@ class FitRun:
         loop.state.notes += notes
         started = time.monotonic()
         try:
-            reason = loop.run()
+            reason = _INTERRUPTED if self.interrupted else loop.run()
         except DivergedError as error:
             saved = None
             if loop.state.num_skipped < loop.state.step:
@@ -251,7 +260,12 @@ class FitRun:
         # Another base draws from torch's own state, which is the fit's for this time.
         standard = guide.density().base is None
         return Loop(
-            choose(options.engine, step, options.num_particles, schedule.max_steps),
+            choose(
+                "svi" if self.interrupted else options.engine,
+                step,
+                options.num_particles,
+                schedule.max_steps,
+            ),
             guide,
             log_joint,
             params,

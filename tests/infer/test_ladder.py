@@ -120,6 +120,24 @@ def test_interrupted_returns_the_best_so_far():
     assert tried(fit) == ["", "iaf*2"]
 
 
+@pytest.mark.parametrize("guide", ["auto", "affine"])
+def test_interrupted_in_the_gaussian_stage_returns_the_start(guide):
+    runs = []
+
+    def model(y):
+        runs.append(None)
+        if len(runs) == 150:
+            raise KeyboardInterrupt
+        conjugate(y)
+
+    fit = auto(model, guide=guide).run(Y)
+    assert fit.why_stopped == "interrupted"
+    assert "Gaussian stage" in fit.why_stopped.detail
+    assert math.isfinite(fit.elbo)
+    assert len(fit.sample(10)["mu"]) == 10
+    assert "interrupted" in fit.report
+
+
 @pytest.mark.slow
 def test_checkpoints_of_every_stage(tmp_path):
     path = tmp_path / "state.ckpt"
