@@ -156,7 +156,7 @@ def page(results, env):
                     spread([row["w1_over_floor"] for row in fine], 1),
                     spread([row["khat"] for row in fine]) if "khat" in fine[0] else "",
                     ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts) if v),
-                    ", ".join(dict.fromkeys(f"`{row['flow'] or 'Gaussian'}`" for row in fine))
+                    ", ".join(dict.fromkeys(flow_of(row) for row in fine))
                     if "flow" in fine[0]
                     else "",
                     spread([row["cpu"] for row in fine], 1),
@@ -165,6 +165,11 @@ def page(results, env):
         parts += [f"## {title}", summary(all_rows), table(head, lines)]
     parts.append(f"{in_words(env)} Written by `python benchmarks/accuracy.py`.")
     return "\n\n".join(parts)
+
+
+def flow_of(row):
+    """The flow's formula, with its bars escaped for a table."""
+    return f"`{row['flow']}`".replace("|", "\\|") if row["flow"] else "Gaussian"
 
 
 def summary(rows):
@@ -222,14 +227,13 @@ def main():
                     f"{row.get('verdict', '')} {row.get('flow', '')}"
                 )
                 print(f"{key}: {brief}", flush=True)
-                path = write(
-                    "accuracy",
-                    "Accuracy against reference draws",
-                    results,
-                    page(results, env),
-                    folder,
-                )
-    print(f"wrote {path}" if results["rows"] else "nothing to do")
+                save(results, env, folder)
+    print(f"wrote {save(results, env, folder)}")
+
+
+def save(results, env, folder):
+    title = "Accuracy against reference draws"
+    return write("accuracy", title, results, page(results, env), folder)
 
 
 if __name__ == "__main__":
