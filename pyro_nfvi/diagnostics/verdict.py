@@ -95,10 +95,12 @@ def judge_weights(
     """
     if faults:
         return Verdict(BAD, faults, _NEXT_FAULT)
-    unscored = float((~torch.isfinite(log_w)).double().mean())
+    scored = torch.isfinite(log_w)
+    unscored = 1.0 - float(scored.double().mean())
     try:
         smoothed = psis(log_w)
-        gap = iw_gap(log_w)
+        # One impossible draw makes the ELBO -inf; so few of them are judged by their share.
+        gap = iw_gap(log_w[scored])
     except WeightError as error:
         return Verdict(BAD, [f"the weights of the draws say nothing: {error}"], _NEXT_FIT)
     khat, count = smoothed.khat, ess(smoothed.log_weights)
@@ -134,8 +136,8 @@ def _moved(z: Tensor, log_weights: Tensor, count: float, name: Callable[[int], s
     """Name the numbers that reweighting moves, the worst first."""
     z = z.double()
     weights = log_weights.double().exp().unsqueeze(-1)
-    ok = torch.isfinite(z).all(-1, keepdim=True) & (weights > 0)
-    z = torch.where(ok, z, torch.zeros_like(z))
+    ok = torch.isfinite(z).all(-1)
+    z, weights = z[ok], weights[ok]
     mean, sd = z.mean(0), z.std(0).clamp_min(1e-300)
     other = (weights * z).sum(0)
     spread = (weights * (z - other).square()).sum(0).sqrt()

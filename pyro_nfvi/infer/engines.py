@@ -312,10 +312,8 @@ def _graph(program: Program, spec: OptimizerSpec) -> Runner:
 
 
 def _native(program: Program, spec: OptimizerSpec) -> Runner:
-    try:
-        from pyro_nfvi.engine.native import build_native
-    except ImportError as error:
-        raise Unsupported("this version has no native engine") from error
+    from pyro_nfvi.engine.native import build_native
+
     return build_native(program, spec)
 
 

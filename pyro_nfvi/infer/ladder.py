@@ -15,7 +15,7 @@ from pyro_nfvi.flows import Chain, Flow
 from pyro_nfvi.gaussian import GaussianFit
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.fit import Fit, Training
-from pyro_nfvi.infer.run import FitRun, started_at
+from pyro_nfvi.infer.run import FitRun
 from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.logjoint import LogJoint
 
@@ -100,7 +100,7 @@ def climb(run: FitRun) -> Fit:
     guide = AutoFlow(run.model, None, outer="whitened")
     log_joint = run.set_up(guide)
     gaussian = run.precondition(guide, log_joint)
-    notes = [] if gaussian is None else [started_at(gaussian)]
+    notes = run.notes
     best: Fit | None = None
     tried: list[Rung] = []
     if gaussian is not None and not run.names:
@@ -126,7 +126,8 @@ def climb(run: FitRun) -> Fit:
                     travels=gaussian is None,
                     notes=notes if stage == 1 else [],
                     max_steps=share,
-                    max_seconds=left,
+                    # With nothing to keep yet, one step is taken however late it is.
+                    max_seconds=None if left is None else max(left, 1e-3),
                     stage=stage,
                 )
         except KeyboardInterrupt:  # while the engine was built; training returns its fit

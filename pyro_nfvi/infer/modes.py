@@ -20,8 +20,6 @@ _NEGLIGIBLE = 5.0
 
 def modes_of(log_joint: LogJoint, like: Tensor, found: GaussianFit) -> Normals | None:
     """Return the Gaussians of other modes than the best; None where there is no other."""
-    if log_joint.subsampled or log_joint.how == "loop":
-        return None
     index = other_modes(Target(log_joint, like), found)
     return found.starts.take(index) if len(index) else None
 
@@ -41,7 +39,8 @@ def missed_modes(
             with torch.no_grad():
                 log_p = log_joint(place, {}).double()
                 log_q = density.log_prob(place).double()
-        except (RuntimeError, ValueError):  # a model that cannot be run at all points there
+        except (RuntimeError, ValueError) as error:  # not at all points there
+            lines.append(f"another mode was found, and could not be compared: {error}")
             continue
         bound = float((log_p - log_mode).nanmean())
         short = float((log_p - log_q).nanmean()) - elbo

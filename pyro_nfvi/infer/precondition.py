@@ -34,11 +34,8 @@ def gaussian_stage(
     *,
     effort: float,
     generator: torch.Generator,
-) -> GaussianFit | None:
+) -> GaussianFit:
     """Fit a Gaussian to the model's posterior.
-
-    None if no start can be evaluated, or if it runs away along a direction in which the density
-    does not fall.
 
     The starts are the guide's initial point, wide and narrow, draws from the prior, and points on
     climbs from these to a mode.
@@ -48,26 +45,30 @@ def gaussian_stage(
         like: A tensor of the guide's dtype and device.
         effort: 1 for the whole stage; a fraction for a fit of few steps.
         generator: Source of the noise.
+
+    Raises:
+        WeightError: No start can be evaluated, or the Gaussian runs away along a direction in
+            which the density does not fall.
     """
     target = Target(log_joint, like)
     most = max(1, min(_STARTS, _NUMBERS // (16 * max(1, log_joint.size))))
-    if log_joint.how == "loop":
-        most = 1
+    if log_joint.how == "loop" or log_joint.subsampled:
+        most = 1  # many runs cost too much, and bounds on other data cannot be compared
     starts = _starts(log_joint, target, most, effort, generator)
-    try:
-        found = fit_gaussian(
-            target,
-            starts,
-            effort=effort,
-            num_particles=8 if log_joint.how == "loop" else None,
-            noisy=bool(log_joint.subsampled),
-            generator=generator,
-        )
-    except WeightError:
-        return None
+    found = fit_gaussian(
+        target,
+        starts,
+        effort=effort,
+        num_particles=8 if log_joint.how == "loop" else None,
+        noisy=bool(log_joint.subsampled),
+        generator=generator,
+    )
     far = torch.maximum(found.scale, (found.loc - log_joint.latent.init_loc).abs())
-    # Whether there is a posterior at all is told after the fit, from where it can be seen.
-    return found if bool((far < _RUN_AWAY).all()) else None
+    if not bool((far < _RUN_AWAY).all()):
+        # Whether there is a posterior at all is told after the fit, from where it can be seen.
+        name = log_joint.latent.at(int(far.argmax()))
+        raise WeightError(f"the Gaussian ran away along {name}, beyond {_RUN_AWAY:g}.")
+    return found
 
 
 def _starts(

@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_nfvi.errors import DivergedError
+from pyro_nfvi.errors import DivergedError, WeightError
 from pyro_nfvi.gaussian import GaussianFit, Normals
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ from pyro_nfvi.logjoint import LogJoint
 if TYPE_CHECKING:
     from pyro_nfvi.infer.nfvi import NFVI
 
-__all__ = ["FitRun", "started_at"]
+__all__ = ["FitRun"]
 
 #: Draws on which a fit is judged; fewer where one run of the model is very large, or where every
 #: draw takes a run of its own.
@@ -74,8 +74,11 @@ class FitRun:
         self.names, self.seed, self.begin = names, seed, begin
         #: Whether Ctrl-C came before there was anything to train.
         self.interrupted = False
-        #: Other modes that the Gaussian stage came upon.
+        #: Other modes that the Gaussian stage came upon, and how many starts it compared.
         self.modes: Normals | None = None
+        self.num_starts = 0
+        #: Lines for the report about what came before training.
+        self.notes: list[str] = []
 
     @contextmanager
     def own_names(self) -> Iterator[None]:
@@ -101,8 +104,7 @@ class FitRun:
         fresh = not guide.is_set_up
         log_joint = self.set_up(guide)
         gaussian = self.precondition(guide, log_joint) if fresh else None
-        notes = [] if gaussian is None else [started_at(gaussian)]
-        fit = self.train(guide, log_joint, travels=gaussian is None, notes=notes)
+        fit = self.train(guide, log_joint, travels=gaussian is None, notes=self.notes)
         return self.complete(fit)
 
     def set_up(self, guide: AutoFlow) -> LogJoint:
@@ -126,8 +128,17 @@ class FitRun:
         except KeyboardInterrupt:
             self.interrupted = True
             return None
-        if found is not None:
-            guide.start_at(found.loc, found.factor)
+        except WeightError as error:
+            self.notes.append(f"no Gaussian to start from, training starts at init_loc_fn: {error}")
+            return None
+        guide.start_at(found.loc, found.factor)
+        self.notes.append(
+            f"started at the best Gaussian of {len(found.starts)} starts: ELBO {found.bound:.2f} "
+            f"± {found.bound_se:.2f} nats, condition number of its correlations "
+            f"{found.condition:.3g}"
+        )
+        if len(found.starts) > 1:
+            self.num_starts = len(found.starts)
             self.modes = modes_of(log_joint, init_loc, found)
         return found
 
@@ -208,13 +219,12 @@ class FitRun:
         """
         log_joint = fit.require_model()
         density = fit.guide.density()
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"starts": self.num_starts}
         missed = missed_modes(density, log_joint, self.modes, fit.draws)
         if missed:
             found["missed_modes"] = len(missed)
         outside = mass_outside(density, log_joint, fit.draws, self.seed)
-        if outside is not None:
-            found["outside"] = list(outside)
+        found["outside"] = None if outside is None else list(outside)
         training = dataclasses.replace(
             fit.training,
             settings={**fit.training.settings, **found},
@@ -324,12 +334,3 @@ class FitRun:
             tuple(notes),
         )
         return self.judge(loop.guide, loop.log_joint, training)
-
-
-def started_at(gaussian: GaussianFit) -> str:
-    """A line for the report: where the flow started."""
-    return (
-        f"started at the best Gaussian of {len(gaussian.starts)} starts: ELBO "
-        f"{gaussian.bound:.2f} ± {gaussian.bound_se:.2f} nats, condition number of its "
-        f"correlations {gaussian.condition:.3g}"
-    )

@@ -23,7 +23,7 @@ def verdict(fit: Fit) -> Verdict:
         faults.append(f"the posterior is improper in {', '.join(settings['improper'])}")
     if settings.get("missed_modes"):
         faults.append(f"{settings['missed_modes']} other modes were found and are not reached")
-    share, error = settings.get("outside", (0.0, 0.0))
+    share, error = settings.get("outside") or (0.0, 0.0)
     if share - 2 * error > _OUTSIDE:
         faults.append(
             f"about {100 * share:.0f} % of the posterior lies where the guide has next to "
@@ -36,4 +36,15 @@ def verdict(fit: Fit) -> Verdict:
             "data was scored in subsamples, so nothing can be said: run the fitted guide on "
             "the model with subsample_size=None"
         )
-    return judge_weights(fit.draws.z, fit.draws.log_w, name=fit.latent.at, faults=faults)
+    word = judge_weights(fit.draws.z, fit.draws.log_w, name=fit.latent.at, faults=faults)
+    if faults:
+        return word
+    unseen = []
+    if not settings.get("starts"):
+        unseen.append("no starts were compared, so another mode would not have been seen")
+    if settings.get("outside") is None:
+        unseen.append(
+            "wide draws said nothing about mass beyond the guide's own (many latents, a narrow "
+            "funnel, or a model that cannot be run out there)"
+        )
+    return Verdict(word, [*word.reasons, *unseen], word.next_step)

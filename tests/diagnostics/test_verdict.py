@@ -48,6 +48,13 @@ def test_the_number_that_moves_is_named():
     assert not any("theta[0]" in reason for reason in verdict.reasons)
 
 
+def test_draws_of_weight_zero_stay_where_they_are():
+    # Far from 0, one impossible draw must not count as a draw at 0.
+    z, log_w = weighed(1.0)
+    log_w[0] = -torch.inf
+    assert judge_weights(z + 1e4, log_w) == "good"
+
+
 def test_faults_and_what_cannot_be_scored():
     z, log_w = weighed(1.0)
     verdict = judge_weights(z, log_w, faults=["a mode is missed"])

@@ -86,6 +86,14 @@ def test_few_steps_and_little_time():
     assert fit.timing["fit"] < 10
     assert math.isfinite(fit.elbo)
 
+    def with_parameter(y):
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0), 10.0))
+        pyro.sample("y", dist.Normal(mu, scale).expand([len(y)]).to_event(1), obs=y)
+
+    # The Gaussian stage alone takes longer; its Gaussian cannot stand for the fit.
+    assert auto(with_parameter, max_seconds=0.01).run(Y).why_stopped == "max_seconds"
+
 
 def test_models_with_parameters_of_their_own_train_with_a_flow():
     def model(y):

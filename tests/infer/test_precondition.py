@@ -9,6 +9,7 @@ import torch
 from infer.models import Y, conjugate, evidence, posterior
 
 from pyro_nfvi import NFVI, AutoFlow, load
+from pyro_nfvi.errors import ImproperWarning
 from pyro_nfvi.flows import make_flow
 from pyro_nfvi.guides.build import FULL_DIM
 from pyro_nfvi.infer.precondition import gaussian_stage
@@ -116,6 +117,17 @@ def test_starts_that_cannot_be_evaluated_are_drawn_again():
     found = gaussian_stage(log_joint, guide.latent.init_loc, effort=1.0, generator=gen)
     assert (found.start_bounds > -torch.inf).all()
     assert (found.starts.loc < 8.0).all()
+
+
+def test_no_gaussian_is_said():
+    def flat():
+        pyro.sample("a", dist.Normal(torch.tensor(0.0), 1e9))
+        pyro.sample("o", dist.Normal(torch.tensor(0.0), 1.0), obs=torch.tensor(0.0))
+
+    with pytest.warns(ImproperWarning):
+        fit = quick(flat, guide="affine", max_steps=1000, optim=1e-3).run()
+    assert "no Gaussian to start from" in fit.report
+    assert "ran away along a" in fit.report
 
 
 def test_the_top_of_a_funnel_is_no_place_to_start():

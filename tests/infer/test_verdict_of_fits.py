@@ -40,6 +40,21 @@ def test_a_poor_fit_is_not_good():
     assert fit.verdict != "good"
 
 
+def test_what_could_not_be_looked_at_is_said():
+    fit = auto(conjugate, Y, guide="affine", max_steps=200)
+    assert not any("would not have been seen" in reason for reason in fit.verdict.reasons)
+    alone = auto(conjugate, Y, guide="affine", max_steps=300, precondition=False)
+    assert any("would not have been seen" in reason for reason in alone.verdict.reasons)
+
+    def wide():
+        pyro.sample("z", dist.Normal(torch.zeros(40), 1.0).to_event(1))
+        pyro.sample("o", dist.Normal(ZERO, 1.0), obs=ZERO)
+
+    verdict = auto(wide, guide="affine", max_steps=200).verdict
+    assert verdict == "good"
+    assert any("wide draws said nothing" in reason for reason in verdict.reasons)
+
+
 def test_a_mode_that_a_start_found_and_the_fit_lost_is_told():
     # Every draw of the fit lies in one mode: its weights are perfect.
     fit = auto(two_modes)
