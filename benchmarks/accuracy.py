@@ -14,11 +14,13 @@ import statistics
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyro
 import torch
+from pyro.distributions.transforms import iterated, planar
 from pyro.infer import SVI, Trace_ELBO, autoguide
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for benchmarks/
@@ -38,6 +40,10 @@ PYRO = {
     "iaf_pyro": (
         "Pyro AutoIAFNormal x2",
         lambda model: autoguide.AutoIAFNormal(model, num_transforms=2),
+    ),
+    "planar_pyro": (
+        "Pyro AutoNormalizingFlow, planar x16",
+        lambda model: autoguide.AutoNormalizingFlow(model, partial(iterated, 16, planar)),
     ),
 }
 OURS = {"auto": "NFVI, default", "iaf*2": "NFVI, iaf*2", "planar*16": "NFVI, planar*16"}
@@ -73,6 +79,11 @@ def ours(posterior, guide, seed, steps):
     return row
 
 
+def is_data(site):
+    # Deterministic sites are observed ones to Pyro, and parameters of a posterior may be such.
+    return site.get("is_observed") and not site["infer"].get("_deterministic")
+
+
 def pyros(posterior, make, seed, steps):
     begin, cpu = time.perf_counter(), time.process_time()
     with pyro.get_param_store().scope():
@@ -88,7 +99,7 @@ def pyros(posterior, make, seed, steps):
         cost = {"seconds": time.perf_counter() - begin, "cpu": time.process_time() - cpu}
         sites = [
             pyro.infer.Predictive(
-                pyro.poutine.block(posterior.model, hide_fn=lambda site: site.get("is_observed")),
+                pyro.poutine.block(posterior.model, hide_fn=is_data),
                 guide=guide,
                 num_samples=2000,
                 return_sites=posterior.sites,
