@@ -12,9 +12,10 @@ from pyro_nfvi.diagnostics.importance import ess, iw_gap
 from pyro_nfvi.diagnostics.psis import psis
 from pyro_nfvi.errors import WeightError
 
-__all__ = ["Verdict", "judge_weights"]
+__all__ = ["VERDICTS", "Verdict", "judge_weights"]
 
-GOOD, USABLE, BAD = "good", "usable with reweighting", "do not trust"
+#: What a verdict may say, the best first.
+VERDICTS = GOOD, USABLE, BAD = "good", "usable with reweighting", "do not trust"
 
 #: A fit is good where the tail is this light and the gap this small, or where the gap is so small
 #: and the weights so even that the tail does not matter.
