@@ -30,6 +30,7 @@ STOREYS = {
         "diagnostics",
         "fitting",
         "gaussian",
+        "mixture",
         "objectives",
         "path_sampler",
         "rows",
