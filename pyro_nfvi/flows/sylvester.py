@@ -123,8 +123,8 @@ class Sylvester(ParamFlow):
         params = {
             "alpha": torch.zeros(m),
             "log_s": torch.zeros(m),
-            "r": torch.zeros(m, m),
-            "s": 0.1 * torch.randn(m, m),
+            "r": torch.zeros(m * (m - 1) // 2),
+            "s": 0.1 * torch.randn(m * (m - 1) // 2),
             "b": 0.5 * torch.randn(m),
         }
         if self.kind == "qr":
@@ -153,9 +153,18 @@ class Sylvester(ParamFlow):
         """Return R, S and ``1 + R_ii S_ii`` (kept apart: it must not cancel)."""
         slope = one_plus_a(theta["alpha"])
         diagonal = soft_clamp(theta["log_s"], _LOG_SCALE_BOUND).exp()
-        r = theta["r"].triu(1) + torch.diag_embed((slope - 1) / diagonal)
-        s = theta["s"].triu(1) + torch.diag_embed(diagonal)
+        r = self._triangle(theta["r"]) + torch.diag_embed((slope - 1) / diagonal)
+        s = self._triangle(theta["s"]) + torch.diag_embed(diagonal)
         return r, s, slope
+
+    def _triangle(self, entries: Tensor) -> Tensor:
+        """Put the entries above the diagonal, given row by row, in their places."""
+        # Only they are parameters: a hyper-net would spend half its work on zeros otherwise.
+        m = self.rank
+        row, column = torch.triu_indices(m, m, 1, device=entries.device)
+        whole = entries.new_zeros(*entries.shape[:-1], m * m)
+        place = (row * m + column).expand(entries.shape)
+        return whole.scatter(-1, place, entries).unflatten(-1, (m, m))
 
     def _down(self, x: Tensor, basis: Tensor | None) -> Tensor:
         """Coordinates along the columns of Q."""

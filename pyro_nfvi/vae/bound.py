@@ -16,9 +16,6 @@ from pyro_nfvi.flows.params import HyperNet, ParamFlow
 
 __all__ = ["BoundFlow", "LinearParams", "amortize_linearly", "layers"]
 
-#: Names of a Sylvester layer's two triangular matrices.
-_PAIR = ("r", "s")
-
 
 class LinearParams(nn.Module):
     """Parameters of a layer that are a linear map of the context: the papers' amortisation.
@@ -36,29 +33,18 @@ class LinearParams(nn.Module):
         super().__init__()
         self._shapes = dict(net._shapes)
         bias = net.last.bias.detach()
-        parts = dict(zip(self._shapes, bias.split(_sizes(self._shapes))))
-        # Of Sylvester's two matrices only the upper triangles count: one matrix holds both.
-        self._paired = all(name in self._shapes for name in _PAIR)
-        if self._paired:
-            r, s = (parts[name].reshape(self._shapes[name]) for name in _PAIR)
-            del self._shapes["s"], parts["s"]
-            parts["r"] = (r.triu() + s.triu(1).mT).reshape(-1)
-        start = torch.cat([parts[name] for name in self._shapes])
-        self.linear = nn.Linear(net.hidden.in_features, len(start)).to(bias)
+        self.linear = nn.Linear(net.hidden.in_features, len(bias)).to(bias)
         with torch.no_grad():
             self.linear.weight.zero_()
-            self.linear.bias.copy_(start)
+            self.linear.bias.copy_(bias)
 
     def forward(self, context: Tensor) -> TensorDict:
         """Return the parameters by name, the batch shape of the context in front."""
         parts = self.linear(context).split(_sizes(self._shapes), -1)
-        found = {
+        return {
             name: part.reshape(context.shape[:-1] + shape)
             for (name, shape), part in zip(self._shapes.items(), parts)
         }
-        if self._paired:
-            found["s"] = found["r"].mT
-        return found
 
 
 def _sizes(shapes: dict[str, tuple[int, ...]]) -> list[int]:
