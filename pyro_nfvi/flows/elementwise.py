@@ -56,12 +56,12 @@ class Elementwise(ParamFlow):
         return {"kernel": torch.zeros(self.dim, self.kernel.num_params)}
 
     def _forward(self, x: Tensor, theta: TensorDict) -> TensorPair:
-        y, ladj = self.kernel.forward(x, self._params(x, theta))
-        return y, ladj.sum(-1)
+        y, ladj = self.kernel.forward(x, theta["kernel"])
+        return y, ladj.expand_as(x).sum(-1)
 
     def _inverse(self, y: Tensor, theta: TensorDict) -> TensorPair:
-        x, ladj = self.kernel.inverse(y, self._params(y, theta))
-        return x, ladj.sum(-1)
+        x, ladj = self.kernel.inverse(y, theta["kernel"])
+        return x, ladj.expand_as(y).sum(-1)
 
     def _pull_score(self, x: Tensor, score: Tensor, theta: TensorDict) -> Tensor:
         dx, _, dladj_dx, _ = self.kernel.slopes(x, self._params(x, theta))

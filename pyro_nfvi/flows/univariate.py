@@ -30,7 +30,8 @@ class Kernel(ABC):
     all three schemes then drive it.
 
     Shape:
-        ``x (*b, D)``, ``params (*b, D, num_params)`` -> both results ``(*b, D)``.
+        ``x (*b, D)``, ``params (*b, D, num_params)``, or ``(D, num_params)`` where all rows share
+        them -> ``y (*b, D)``, ``ladj (*b, D)`` or what broadcasts to it.
     """
 
     num_params: int
