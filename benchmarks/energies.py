@@ -23,13 +23,8 @@ from pyro_nfvi.flows import Chain, DiagonalAffine, make_flow
 from pyro_nfvi.objectives import PathELBO
 
 #: Families, and the numbers of layers K.
-FAMILIES = {
-    "planar": (2, 8, 32),
-    "radial": (2, 8, 32),
-    "nice": (2, 8, 32),
-    "iaf": (2, 8, 32),
-    "nsf": (2, 8, 32),
-}
+FAMILIES = ("planar", "radial", "nice", "iaf", "nsf")
+COUNTS = (2, 8, 32)
 PARTICLES = 256
 
 
@@ -107,8 +102,8 @@ def main():
     torch.set_num_threads(1)
     steps = 20 if options.smoke else options.steps
     found, fitted, last = [], {}, {}
-    for flow, counts in FAMILIES.items():
-        for layers in (count for count in counts if count <= options.most):
+    for layers in (count for count in COUNTS if count <= options.most):
+        for flow in FAMILIES:
             kls = {}
             for name in ENERGIES:
                 density, kls[name] = fit(name, flow, layers, steps)
@@ -116,10 +111,15 @@ def main():
                 fitted[flow, name], last[flow] = density, layers
             found.append({"flow": flow, "layers": layers, "kl": kls})
             print(f"{flow}*{layers:<3d}", {k: round(v, 3) for k, v in kls.items()}, flush=True)
-    folder = ROOT / "out" / "benchmarks" if options.smoke else DOCS
+        # After every K: the deepest take longest.
+        report(found, fitted, last, steps, ROOT / "out" / "benchmarks" if options.smoke else DOCS)
+
+
+def report(found, fitted, last, steps, folder):
     folder.mkdir(parents=True, exist_ok=True)
     picture(fitted, last, folder / "energies.png")
     exact = {name: log_z(name) for name in ENERGIES}
+    found = sorted(found, key=lambda row: FAMILIES.index(row["flow"]))
     rows = [[f"{r['flow']}*{r['layers']}", *(f"{r['kl'][n]:.3f}" for n in ENERGIES)] for r in found]
     env = environment()
     body = f"""
