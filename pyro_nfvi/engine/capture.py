@@ -40,7 +40,7 @@ def capture(
         params: All leaves that are trained; those of the model come last.
         num_model_params: How many of them are the model's own.
         eps: Noise of one step, ``(P, D)``.
-        subsample: Indices of the plates that subsample.
+        subsample: Indices of the plates that subsample, and the objective's own numbers.
 
     Returns:
         The program. Its parameters are those that the gradient reaches.
@@ -56,7 +56,7 @@ def capture(
     recorder = Recorder(inputs)
     try:
         with pyro.validation_enabled(False), torch.enable_grad(), recorder:
-            estimate = objective(
+            estimate = objective.at(subsample)(
                 guide.density(), lambda z: log_joint(z, subsample), eps, model_params
             )
             grads = torch.autograd.grad(estimate.surrogate, list(params), allow_unused=True)

@@ -23,7 +23,6 @@ from pyro_nfvi.engine import (
 from pyro_nfvi.errors import EngineWarning, OptionError
 from pyro_nfvi.infer.snapshot import Snapshot
 from pyro_nfvi.infer.step import CLIP, EagerRunner, EagerStep
-from pyro_nfvi.objectives import PathELBO, TotalELBO
 
 __all__ = ["ENGINES", "Chosen", "Watch", "choose"]
 
@@ -70,7 +69,7 @@ class Watch:
     def bound(self, eps: Tensor, streams: TensorDict) -> float:
         """The eager bound of one step at the live parameters, in nats."""
         step = self.step
-        if not isinstance(step.objective, PathELBO | TotalELBO):
+        if not step.objective.from_weights:
             found = step.gradient(eps, streams).bound
             step.optimizer.zero_grad(set_to_none=True)
             return found
@@ -78,7 +77,8 @@ class Watch:
         with torch.no_grad():
             z, log_q = step.guide.density().push(eps)
             log_w = step.log_joint(z, streams) - log_q
-        return float(log_w[torch.isfinite(log_w)].mean())
+        terms = step.objective.terms(torch.where(torch.isfinite(log_w), log_w, torch.nan))
+        return float(terms.nanmean())
 
     def changed(self, expected: float, found: float) -> str | None:
         """Say that bounds of one step differ by more than rounding, or None."""
@@ -194,7 +194,11 @@ class _Builder:
         density, log_joint = self.step.guide.density(), self.step.log_joint
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(11)
-            return density.sample_base(count), log_joint.draw_subsample()
+            objective = self.step.objective
+            # Halfway, where what changes from step to step is not at its end.
+            numbers = objective.stream(objective.settled // 2, 1)
+            streams = {name: x[0].to(self.step.params[0].device) for name, x in numbers.items()}
+            return density.sample_base(count), log_joint.draw_subsample() | streams
 
     def _check(self, name: str, runner: Runner) -> tuple[float, float]:
         """Compare a step with an eager one from the same state; return the seconds of both.

@@ -35,7 +35,8 @@ class Training:
     """How a fit came about; plain numbers and words, kept in its file.
 
     Attributes:
-        losses: Negative bound of each step, in nats.
+        losses: Negative bound of each step, in nats: of the objective that was trained (for a
+            tempered one, the ELBO).
         why_stopped: Why training ended.
         engine: What ran the steps.
         engine_reason: Why that engine.
@@ -98,12 +99,15 @@ class Fit:
 
     @property
     def losses(self) -> Tensor:
-        """Negative bound of each step, in nats; NaN where no particle counted."""
+        """Negative bound of each step, in nats; NaN where no particle counted.
+
+        The bound of the objective that was trained, which need not be the ELBO.
+        """
         return self.training.losses
 
     @property
     def elbo(self) -> float:
-        """Evidence lower bound of the fit, in nats."""
+        """Evidence lower bound of the fit, in nats, whatever the objective was."""
         return self.draws.elbo()[0]
 
     @property

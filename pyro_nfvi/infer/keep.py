@@ -14,7 +14,10 @@ _COMPARE = 512
 
 
 def keep_better(loop: Loop, seed: int) -> bool:
-    """Leave the better of the last and the best state in place; say whether it is the last."""
+    """Leave the better of the last and the best state in place; say whether it is the last.
+
+    The better one by the objective's own bound.
+    """
     best, state = loop.best, loop.state
     if best is None or best.step == state.step:
         return True
@@ -29,7 +32,8 @@ def keep_better(loop: Loop, seed: int) -> bool:
         with torch.no_grad():
             z, log_q = loop.guide.density().push(eps)
             found = loop.log_joint(z, subsample) - log_q
-        return torch.where(torch.isfinite(found), found, torch.full_like(found, -1e10)).double()
+        found = torch.where(torch.isfinite(found), found, torch.full_like(found, -1e10)).double()
+        return loop.objective.terms(found)
 
     now = log_w()
     best.put_values(loop.params)

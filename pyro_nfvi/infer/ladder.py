@@ -18,6 +18,7 @@ from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.run import FitRun
 from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi.objectives import Objective
 
 __all__ = ["Rung", "climb", "good_enough", "rungs"]
 
@@ -141,7 +142,7 @@ def climb(run: FitRun) -> Fit:
             notes = [*notes, f"{formula} diverged: {error}"]
             break
         steps -= len(fit.losses)
-        gained = best is None or _gain(fit, best) > 0
+        gained = best is None or _gain(fit, best, run.options.objective) > 0
         tried.append(_rung(formula, fit, time.monotonic() - begun, kept=gained))
         if not gained:
             break
@@ -201,16 +202,28 @@ def _flat(flow: Flow) -> list[Flow]:
     return [flow]
 
 
-def _gain(new: Fit, old: Fit) -> float:
+def _gain(new: Fit, old: Fit, objective: Objective) -> float:
     """Rise of the bound in nats; what noise may have made of it counts for the new one.
 
     Where draws have no finite weight the bound is minus infinity, and never a gain.
     """
-    if not math.isfinite(new.elbo):
+    (after, error), (before, other) = _bound(new, objective), _bound(old, objective)
+    if not math.isfinite(after):
         return -math.inf
-    if not math.isfinite(old.elbo):
+    if not math.isfinite(before):
         return math.inf
-    return new.elbo - old.elbo + 2 * math.hypot(new.elbo_se, old.elbo_se)
+    return after - before + 2 * math.hypot(error, other)
+
+
+def _bound(fit: Fit, objective: Objective) -> tuple[float, float]:
+    """The bound that is maximised, of a fit's draws, and its standard error."""
+    if objective.additive or not objective.from_weights:
+        return fit.elbo, fit.elbo_se
+    terms = objective.terms(fit.draws.log_w)
+    terms = terms[torch.isfinite(terms)].double()
+    if len(terms) < 2:
+        return -math.inf, 0.0
+    return float(terms.mean()), float(terms.std()) / math.sqrt(len(terms))
 
 
 def _seconds_left(run: FitRun) -> float | None:

@@ -26,6 +26,7 @@ from pyro_nfvi.infer.snapshot import Kept, Snapshot
 from pyro_nfvi.infer.step import EagerRunner
 from pyro_nfvi.infer.stopping import Plateau, StopReason
 from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi.objectives import Objective
 
 __all__ = ["Loop", "LoopState"]
 
@@ -71,6 +72,7 @@ class Loop:
         engine: What takes the steps.
         guide: The guide that is trained.
         log_joint: The model's log joint.
+        objective: What is estimated.
         params: All leaves that are trained.
         optimizer: Holds them.
         schedule: Rate and length.
@@ -80,6 +82,7 @@ class Loop:
         callbacks: Called with a :class:`StepInfo` after each step; True stops the fit.
         checkpoint: Where to write the state, or None.
         show: Whether to show a progress bar.
+        first: What the objective takes for the number of the first step.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Loop:
         engine: Chosen,
         guide: AutoFlow,
         log_joint: LogJoint,
+        objective: Objective,
         params: Sequence[Tensor],
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
@@ -97,9 +101,11 @@ class Loop:
         callbacks: Sequence[Callable[[StepInfo], Any]],
         checkpoint: Checkpoint | None,
         show: bool,
+        first: int = 0,
     ) -> None:
         self._use(engine)
         self.guide, self.log_joint = guide, log_joint
+        self.objective, self.first = objective, first
         self.params, self.optimizer, self.schedule = list(params), optimizer, schedule
         self.num_particles, self.generator = num_particles, generator
         self.stop, self.callbacks, self.checkpoint = stop, callbacks, checkpoint
@@ -164,6 +170,8 @@ class Loop:
         """Take some steps; return a word to stop, or an empty string."""
         state, schedule = self.state, self.schedule
         eps, streams = self.noise.look(self._length())
+        numbers = self.objective.stream(self.first + state.step, len(eps))
+        streams = streams | {name: value.to(eps.device) for name, value in numbers.items()}
         if self._to_check():
             self._check(eps[0], {name: index[0] for name, index in streams.items()})
         factors = torch.tensor(
@@ -340,6 +348,10 @@ class Loop:
             if mean >= state.best_block:
                 state.best_block = mean
                 self._best = self._keep()
+        # A bound that rose because the objective changed says nothing of what more steps bring.
+        still = self.objective.settled - self.first
+        if still > 0 and state.step < still + 2 * plateau.block * plateau.window:
+            return
         if self.stop and self.schedule.decay is None and plateau.flat(state.losses):
             state.converged = True
             self.schedule.begin_decay(state.step, state.seconds)

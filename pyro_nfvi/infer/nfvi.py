@@ -51,7 +51,10 @@ class NFVI:
             or formula (:func:`pyro_nfvi.flows.make_flow`), a :class:`Flow`, a callable from the
             model to an :class:`AutoFlow` (such as ``AutoPlanar``), or an ``AutoFlow``, which is
             trained in place.
-        objective: ``"path"`` (the ELBO with its path gradient), ``"total"``, or an objective.
+        objective: ``"path"`` (the ELBO with its path gradient), ``"total"``, ``"dreg"``, ``"iw"``,
+            ``"renyi"``, ``"tempered"`` (:func:`pyro_nfvi.objectives.make_objective`), or an
+            :class:`Objective`. ``fit.losses`` holds its bound; ``fit.elbo`` is the ELBO whatever
+            the objective.
         optim: None (Adam), a learning rate, a callable from parameters to a torch optimiser, or
             one of ``pyro.optim``. The schedule multiplies its rate.
         num_particles: Draws in each step.
@@ -135,6 +138,16 @@ class NFVI:
         Schedule(max_steps, early=stop, max_seconds=max_seconds)  # checks its own options
         self.model, self.guide, self.optim = model, guide, optim
         self.objective = make_objective("path" if objective is None else objective)
+        self.objective.check(num_particles)
+        # The first flow of the ladder leaves a third of the steps to the next.
+        share = 2 * max_steps // 3 if isinstance(guide, str) and guide == "auto" else max_steps
+        if self.objective.settled > Schedule(max(1, share), early=stop).latest:
+            raise OptionError(
+                f"The objective {self.objective.name} is the bound only from step "
+                f"{self.objective.settled} on, and training would end there or before: raise "
+                f"max_steps (now {max_steps}) to {3 * self.objective.settled} or more, or take a "
+                "shorter schedule, such as TemperedELBO(Tempered(steps=500))."
+            )
         self.num_particles, self.max_steps = num_particles, max_steps
         self.max_seconds, self.stop, self.seed = max_seconds, stop, seed
         self.engine = engine

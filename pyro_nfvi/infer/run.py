@@ -278,6 +278,7 @@ class FitRun:
             ),
             guide,
             log_joint,
+            options.objective,
             params,
             optimizer,
             schedule,
@@ -287,6 +288,8 @@ class FitRun:
             callbacks=options.callbacks,
             checkpoint=self._checkpoint(guide, stage),
             show=options.progress,
+            # What changes in the first training, such as a temperature, has changed for good.
+            first=0 if stage == 1 else options.objective.settled,
         )
 
     def _checkpoint(self, guide: AutoFlow, stage: int) -> Checkpoint | None:

@@ -49,8 +49,8 @@ class EagerStep:
         self.model_params = self.params[len(self.params) - num_model_params :]
         self.optimizer = optimizer
 
-    def __call__(self, eps: Tensor, subsample: Mapping[str, Tensor]) -> StepResult:
-        result = self.gradient(eps, subsample)
+    def __call__(self, eps: Tensor, streams: Mapping[str, Tensor]) -> StepResult:
+        result = self.gradient(eps, streams)
         if not result.ok:
             return result
         norm = torch.nn.utils.clip_grad_norm_(self.params, CLIP)
@@ -59,16 +59,17 @@ class EagerStep:
         self.optimizer.step()
         return result
 
-    def gradient(self, eps: Tensor, subsample: Mapping[str, Tensor]) -> StepResult:
+    def gradient(self, eps: Tensor, streams: Mapping[str, Tensor]) -> StepResult:
         """Leave the gradient in the parameters; ``ok`` is False if it should not be used."""
+        objective = self.objective.at(streams)
 
         def log_density(z: Tensor) -> Tensor:
-            return self.log_joint(z, subsample)
+            return self.log_joint(z, streams)
 
         self.optimizer.zero_grad(set_to_none=True)
         bound, num_bad = 0.0, 0
         for part in eps.split(self.rows(len(eps))):
-            estimate = self.objective(self.guide.density(), log_density, part, self.model_params)
+            estimate = objective(self.guide.density(), log_density, part, self.model_params)
             share = len(part) / len(eps)
             bound += share * float(estimate.bound)
             num_bad += int(estimate.num_bad)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.density import FlowDensity
 
 __all__ = ["Estimate", "LogDensity", "Objective"]
@@ -45,13 +46,21 @@ class Objective(ABC):
     """Estimates a bound on the log evidence and its gradient from base noise.
 
     An objective of your own defines ``estimate`` and ``name``, and uses :meth:`score` to get the
-    gradient of the log density without touching the flow's graph.
+    gradient of the log density without touching the flow's graph. One whose bound is not the mean
+    of the log weights says in :meth:`terms` what it is the mean of; one that changes from step to
+    step says in ``streams``, :meth:`stream` and :meth:`at` by which numbers.
     """
 
     #: What a fit's report calls it.
     name: str = "objective"
     #: Whether it is a mean over particles, which may then be estimated in parts.
     additive: bool = False
+    #: Whether the bound is the mean of :meth:`terms`, so that it can be had without a gradient.
+    from_weights: bool = False
+    #: Names of the numbers that change from step to step, beside the noise.
+    streams: tuple[str, ...] = ()
+    #: Step from which on they stay as they are: nothing is judged as converged before.
+    settled: int = 0
 
     @abstractmethod
     def estimate(
@@ -70,6 +79,27 @@ class Objective(ABC):
             params: Leaves inside ``log_density`` that are to be trained too.
         """
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name})"
+
+    def check(self, num_particles: int) -> None:  # noqa: B027 - most take any number
+        """Raise an :class:`OptionError` where so many particles cannot be used."""
+
+    def terms(self, log_w: Tensor) -> Tensor:
+        """Return independent numbers, in nats, whose mean is the bound, from log weights (S,).
+
+        The weights themselves here, whose mean is the ELBO.
+        """
+        return log_w
+
+    def stream(self, first: int, count: int) -> TensorDict:
+        """Return the numbers of ``streams`` for steps from ``first`` on: ``(count, ...)`` each."""
+        return {}
+
+    def at(self, numbers: Mapping[str, Tensor]) -> Objective:
+        """Return the objective of one step, with that step's numbers."""
+        return self
+
     def __call__(
         self,
         density: FlowDensity,
@@ -82,12 +112,16 @@ class Objective(ABC):
 
     @staticmethod
     def score(
-        log_density: LogDensity, z: Tensor, params: Sequence[Tensor] = ()
+        log_density: LogDensity,
+        z: Tensor,
+        params: Sequence[Tensor] = (),
+        weigh: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         r"""Return ``log p(z)``, :math:`\nabla_z \log p(z)`, and its sum's gradient in ``params``.
 
         All three without a graph. One forward and one backward pass of the model; a particle
-        whose gradient is NaN stays alone with it.
+        whose gradient is NaN stays alone with it. With ``weigh``, a function from the log
+        densities to weights (S,), both gradients are those of the weighted sum.
         """
         with torch.enable_grad():
             point = z.detach().requires_grad_()
@@ -96,7 +130,8 @@ class Objective(ABC):
             if not log_p.requires_grad:
                 found: Sequence[Tensor | None] = [None] * len(inputs)
             else:
-                found = torch.autograd.grad(log_p.sum(), inputs, allow_unused=True)
+                total = log_p.sum() if weigh is None else (weigh(log_p.detach()) * log_p).sum()
+                found = torch.autograd.grad(total, inputs, allow_unused=True)
         grads = [
             torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(inputs, found)
         ]

@@ -5,43 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-import torch
 from torch import Tensor
 
 from pyro_nfvi.density import FlowDensity
+from pyro_nfvi.objectives.assemble import estimate_of, rows_that_count
 from pyro_nfvi.objectives.base import Estimate, LogDensity, Objective
 
 __all__ = ["PathELBO", "TotalELBO"]
-
-
-def _rows_that_count(*rows: Tensor) -> Tensor:
-    """Which particles have finite numbers everywhere, ``(S,)``."""
-    good = torch.ones(rows[0].shape[0], dtype=torch.bool, device=rows[0].device)
-    for row in rows:
-        good = good & torch.isfinite(row).reshape(row.shape[0], -1).all(-1)
-    return good
-
-
-def _estimate(
-    z: Tensor,
-    pull: Tensor,
-    log_w: Tensor,
-    good: Tensor,
-    params: Sequence[Tensor],
-    param_grads: Sequence[Tensor],
-    extra: Tensor | None = None,
-) -> Estimate:
-    r"""Assemble an estimate from the gradient ``pull`` of the loss at each z, rows left out."""
-    count = good.sum().clamp(min=1)
-    keep = good.unsqueeze(-1)
-    pull = torch.where(keep, pull, torch.zeros_like(pull)) / count
-    surrogate = (torch.where(keep, z, torch.zeros_like(z)) * pull.detach()).sum()
-    if extra is not None:
-        surrogate = surrogate + torch.where(good, extra, torch.zeros_like(extra)).sum() / count
-    for param, grad in zip(params, param_grads):
-        surrogate = surrogate - (param * (grad / count)).sum()
-    kept = torch.where(good, log_w, torch.full_like(log_w, torch.nan)).detach()
-    return Estimate(surrogate, kept.nanmean(), kept)
 
 
 @final
@@ -73,6 +43,7 @@ class PathELBO(Objective):
 
     name = "path"
     additive = True
+    from_weights = True
 
     def estimate(
         self,
@@ -85,8 +56,8 @@ class PathELBO(Objective):
         log_p, score_p, param_grads = self.score(log_density, z, params)
         log_w = log_p - log_q.detach()
         pull = score_q - score_p
-        good = _rows_that_count(log_w, pull)
-        return _estimate(z, pull, log_w, good, params, param_grads)
+        good = rows_that_count(log_w, pull)
+        return estimate_of(z, pull, log_w, good, params, param_grads)
 
 
 @final
@@ -112,6 +83,7 @@ class TotalELBO(Objective):
 
     name = "total"
     additive = True
+    from_weights = True
 
     def estimate(
         self,
@@ -123,5 +95,5 @@ class TotalELBO(Objective):
         z, log_q = density.push(eps)
         log_p, score_p, param_grads = self.score(log_density, z, params)
         log_w = log_p - log_q.detach()
-        good = _rows_that_count(log_w, score_p)
-        return _estimate(z, -score_p, log_w, good, params, param_grads, extra=log_q)
+        good = rows_that_count(log_w, score_p)
+        return estimate_of(z, -score_p, log_w, good, params, param_grads, extra=log_q)

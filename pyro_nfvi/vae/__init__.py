@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from pyro_nfvi.objectives.schedules import (
+    Constant,
+    Cyclic,
+    Linear,
+    Schedule,
+    Tempered,
+    schedule_from_spec,
+)
 from pyro_nfvi.vae.architecture import Architecture
 from pyro_nfvi.vae.checkpoint import load_vae
 from pyro_nfvi.vae.conv import ConvDecoder, ConvEncoder
@@ -28,14 +36,6 @@ from pyro_nfvi.vae.pictures import (
 )
 from pyro_nfvi.vae.pixels import Preparation, binarize, choose_preparation, dequantize
 from pyro_nfvi.vae.posterior import Draws, Posterior
-from pyro_nfvi.vae.schedules import (
-    Constant,
-    Cyclic,
-    Linear,
-    Schedule,
-    Tempered,
-    schedule_from_spec,
-)
 from pyro_nfvi.vae.terms import ELBO
 
 __all__ = [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.vae.schedules import Constant, Schedule
+from pyro_nfvi.objectives.schedules import Constant, Schedule
 from pyro_nfvi.vae.terms import ELBO, Joint, joint_terms, terms_of
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ import torch
 
 from pyro_nfvi._version import __version__
 from pyro_nfvi.errors import FileError, NFVIError, OptionError
+from pyro_nfvi.objectives.schedules import Constant, Cyclic, Linear, Schedule, Tempered
 from pyro_nfvi.vae.architecture import Architecture
 from pyro_nfvi.vae.checkpoint import Progress, RunFolder, load_vae
 from pyro_nfvi.vae.data import ImageData, load_data
@@ -30,7 +31,6 @@ from pyro_nfvi.vae.model import FlowVAE
 from pyro_nfvi.vae.objectives import ELBOLoss, IWAELoss, VAELoss
 from pyro_nfvi.vae.options import IDENTITY, Options, parse
 from pyro_nfvi.vae.pixels import Preparation, choose_preparation
-from pyro_nfvi.vae.schedules import Constant, Cyclic, Linear, Schedule, Tempered
 from pyro_nfvi.vae.trainer import Feed, Plan, Trainer
 
 __all__ = ["Run", "main", "train"]

@@ -11,6 +11,7 @@ from engine.zoo import ZOO, Case
 from pyro_nfvi.engine import GraphRunner
 from pyro_nfvi.infer.snapshot import Snapshot
 from pyro_nfvi.infer.step import EagerRunner
+from pyro_nfvi.objectives import ImportanceELBO, RenyiELBO, Tempered, TemperedELBO
 
 needs_compiler = pytest.mark.skipif(
     not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="no C++ compiler"
@@ -139,6 +140,43 @@ def test_native_step_is_the_eager_step(name, flow, objective):
 @pytest.mark.parametrize("name", ZOO)
 def test_native_step_of_every_model(name, objective):
     check_restarted("native", Case(name, "planar*2", objective))
+
+
+#: Objectives beside the two of the ELBO; those with a temperature take another at each step.
+OTHERS = {
+    "iw": ImportanceELBO(3, "total"),
+    "dreg": ImportanceELBO(3),
+    "renyi": RenyiELBO(0.5, 2),
+    "renyi-total": RenyiELBO(-1.0, 6, "total"),
+    "tempered": TemperedELBO(Tempered(steps=20)),
+}
+
+
+@pytest.mark.parametrize("name", ["minibatch", "params"])
+@pytest.mark.parametrize("objective", OTHERS)
+def test_graph_step_with_every_objective(name, objective):
+    check_restarted("graph", Case(name, "planar*2", OTHERS[objective]))
+
+
+@needs_compiler
+@pytest.mark.parametrize("objective", ["dreg", "tempered"])
+def test_native_step_with_other_objectives(objective):
+    check_restarted("native", Case("schools", "affine", OTHERS[objective]))
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["schools", "minibatch", "params", "process"])
+@pytest.mark.parametrize("objective", OTHERS)
+def test_native_step_with_every_objective(name, objective):
+    check_restarted("native", Case(name, "iaf*1", OTHERS[objective]))
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OTHERS)
+def test_native_runs_free_with_every_objective(objective):
+    check_free("native", Case("schools", "iaf*1", OTHERS[objective]))
 
 
 @needs_compiler

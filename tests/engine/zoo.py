@@ -234,7 +234,8 @@ class Case:
 
     def inputs(self, steps=1):
         eps = self.guide.density().sample_base((steps, self.particles))
-        return eps, self.log_joint.draw_subsamples(steps)
+        streams = self.log_joint.draw_subsamples(steps) | self.objective.stream(0, steps)
+        return eps, streams
 
     def program(self):
         eps, streams = self.inputs()

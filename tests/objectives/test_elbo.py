@@ -168,7 +168,7 @@ def test_all_particles_bad_gives_a_nan_bound(objective):
 def test_names():
     assert isinstance(make_objective("path"), PathELBO)
     assert isinstance(make_objective("total"), TotalELBO)
-    with pytest.raises(OptionError, match="'path', 'total' or an Objective; got 'elbo'"):
+    with pytest.raises(OptionError, match="'path', 'total', .* or an Objective; got 'elbo'"):
         make_objective("elbo")
 
     class Mine(Objective):

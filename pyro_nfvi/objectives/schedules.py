@@ -1,4 +1,4 @@
-"""Weights that change with the step: KL warm-up, cycles, tempering."""
+"""Weights that change with the step: KL warm-up, cycles, tempering; for VAEs as for fits."""
 
 from __future__ import annotations
 
