@@ -27,7 +27,7 @@ from pyro_nfvi.guides import (
     AutoSpline,
     AutoSylvester,
 )
-from pyro_nfvi.infer import NFVI, Fit, load
+from pyro_nfvi.infer import NFVI, Fit, load, vsbc
 
 if TYPE_CHECKING:
     from pyro_nfvi import vae
@@ -55,6 +55,7 @@ __all__ = [
     "testing",
     "to_arviz",
     "vae",
+    "vsbc",
 ]
 
 

@@ -1,11 +1,12 @@
 """How good an approximation is: importance weights, their tail, evidence, reweighted summaries.
 
 Torch only: everything here takes the log importance weights ``log_w = log_p - log_q`` of draws
-from the approximation, in nats.
+from the approximation, in nats; the tests of calibration take probabilities of simulated truths.
 """
 
 from __future__ import annotations
 
+from pyro_nfvi.diagnostics.calibration import bias_test, width_test
 from pyro_nfvi.diagnostics.importance import (
     ess,
     iw_gap,
@@ -21,6 +22,7 @@ from pyro_nfvi.diagnostics.verdict import Verdict, judge_weights
 __all__ = [
     "PSIS",
     "Verdict",
+    "bias_test",
     "ess",
     "iw_gap",
     "judge_weights",
@@ -31,4 +33,5 @@ __all__ = [
     "weighted_mean",
     "weighted_quantile",
     "weighted_sd",
+    "width_test",
 ]

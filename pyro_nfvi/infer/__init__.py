@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyro_nfvi.infer.calibration import VSBC, CalibrationRow, CalibrationTable, SimulatedFit
 from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.nfvi import NFVI
 from pyro_nfvi.infer.nuts import NutsRun
@@ -9,5 +10,21 @@ from pyro_nfvi.infer.progress import StepInfo
 from pyro_nfvi.infer.saving import load
 from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.infer.summary import Row, Summary
+from pyro_nfvi.infer.vsbc import vsbc
 
-__all__ = ["NFVI", "Fit", "NutsRun", "Row", "StepInfo", "StopReason", "Summary", "Training", "load"]
+__all__ = [
+    "NFVI",
+    "VSBC",
+    "CalibrationRow",
+    "CalibrationTable",
+    "Fit",
+    "NutsRun",
+    "Row",
+    "SimulatedFit",
+    "StepInfo",
+    "StopReason",
+    "Summary",
+    "Training",
+    "load",
+    "vsbc",
+]

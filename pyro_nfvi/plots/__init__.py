@@ -1,4 +1,4 @@
-"""Pictures of a fit: the loss, marginals, pairs, densities in two dimensions.
+"""Pictures of a fit: the loss, marginals, pairs, densities in two dimensions; calibration.
 
 Every function returns a matplotlib figure and shows nothing, so it works without a display:
 ``plot_loss(fit).savefig("loss.png")``. matplotlib is imported when a picture is drawn.
@@ -6,9 +6,10 @@ Every function returns a matplotlib figure and shows nothing, so it works withou
 
 from __future__ import annotations
 
+from pyro_nfvi.plots.calibration import plot_calibration
 from pyro_nfvi.plots.density import plot_density_2d
 from pyro_nfvi.plots.loss import plot_loss
 from pyro_nfvi.plots.marginals import plot_marginals
 from pyro_nfvi.plots.pair import plot_pair
 
-__all__ = ["plot_density_2d", "plot_loss", "plot_marginals", "plot_pair"]
+__all__ = ["plot_calibration", "plot_density_2d", "plot_loss", "plot_marginals", "plot_pair"]
