@@ -85,9 +85,9 @@ docs: $(STAMP)
 	@echo 'Wrote docs/_build/html/index.html'
 
 bench: $(STAMP)
-	@set -e; for script in benchmarks/*.py; do \
+	@set -e; for script in benchmarks/*.py benchmarks/vae/*.py; do \
 	  case $$script in */_*) continue;; esac; \
-	  echo "== $$script"; $(RUN) $$script $(ARGS); done
+	  echo "== $$script $(ARGS)"; $(RUN) $$script $(ARGS); done
 
 clean:
 	rm -rf build dist *.egg-info out docs/_build docs/api/generated .pytest_cache .mypy_cache .ruff_cache

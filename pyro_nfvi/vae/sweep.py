@@ -1,8 +1,8 @@
 """Many runs, one table: ``python -m pyro_nfvi.vae.sweep --flows none,planar*4 --seeds 0,1,2``.
 
 Takes all options of pyro_nfvi.vae.train. Each flow and seed is a run in a folder of its own; runs
-that are done are not repeated, one that was cut off goes on. Writes table.md, table.csv and
-sweep.png.
+that are done are not repeated, one that was cut off goes on. Writes table.md, table.csv, sweep.png
+and, where flows differ in their number of layers (``--flows none,planar*2,planar*8``), curve.png.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from pyro_nfvi.errors import NFVIError, OptionError
-from pyro_nfvi.plots.style import FIT, REFERENCE, STYLE, pyplot
+from pyro_nfvi.plots.style import pyplot
 from pyro_nfvi.vae.checkpoint import RunFolder
 from pyro_nfvi.vae.options import Options, parse
 from pyro_nfvi.vae.papers import Published, published_for
+from pyro_nfvi.vae.sweep_plots import draw_curve, draw_points
 from pyro_nfvi.vae.train import train
 
 __all__ = ["Row", "main", "sweep", "table", "write_tables"]
@@ -154,7 +155,11 @@ def _markdown(lines: Sequence[dict[str, str]]) -> str:
 def write_tables(
     folder: RunFolder, rows: Sequence[Row], published: Sequence[Published] = ()
 ) -> None:
-    """Write ``table.md``, ``table.csv`` and, where matplotlib is there, ``sweep.png``."""
+    """Write ``table.md``, ``table.csv`` and, where matplotlib is there, the pictures.
+
+    ``sweep.png`` has a point for each flow; ``curve.png``, where some flow comes with several
+    numbers of layers, has -ELBO and NLL against them.
+    """
     lines = table(rows, published)
     note = (
         "Nats per image. -ELBO and NLL(S) are different quantities: compare like with like. "
@@ -170,30 +175,10 @@ def write_tables(
         plt = pyplot()
     except NFVIError:
         return
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.4, 0.4 * len(rows) + 1.2), layout="constrained")
-        for place, row in enumerate(rows):
-            for key, colour, sign in (("elbo", REFERENCE, -1.0), ("nll", FIT, 1.0)):
-                if key not in row.results[0]:
-                    continue
-                mean, sd = row.mean_sd(key, sign)
-                bar = None if math.isnan(sd) else sd
-                first = row.results[0]
-                what = (
-                    f"-ELBO, {first['images']} images"
-                    if key == "elbo"
-                    else f"NLL({first['nll_samples']}), the first {first['nll_images']} of them"
-                )
-                axes.errorbar(
-                    mean, place, xerr=bar, fmt="o", color=colour, capsize=3,
-                    label=what if place == 0 else None,
-                )  # fmt: skip
-        axes.set_yticks(range(len(rows)), [row.flow for row in rows])
-        axes.invert_yaxis()
-        axes.set_xlabel("nats per test image")
-        axes.legend(loc="best")
-        figure.savefig(folder.path / "sweep.png")
-        plt.close(figure)
+    for name, figure in (("sweep.png", draw_points(rows)), ("curve.png", draw_curve(rows))):
+        if figure is not None:
+            figure.savefig(folder.path / name)
+            plt.close(figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

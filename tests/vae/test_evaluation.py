@@ -23,7 +23,8 @@ from pyro_nfvi.vae import (
 )
 from pyro_nfvi.vae.checkpoint import RunFolder
 from pyro_nfvi.vae.papers import PUBLISHED, published_for
-from pyro_nfvi.vae.sweep import main, sweep, table, write_tables
+from pyro_nfvi.vae.sweep import Row, main, sweep, table, write_tables
+from pyro_nfvi.vae.sweep_plots import depths
 
 
 def test_numbers_are_those_of_the_vae():
@@ -114,6 +115,7 @@ def test_a_sweep_writes_tables_and_does_not_repeat_itself(grey, tmp_path):
     assert len(lines) == 3 + len(published_for((28, 28), "as-is"))
     assert all(line["quantity"] for line in lines)
     assert (folder.path / "sweep.png").exists()
+    assert not (folder.path / "curve.png").exists()  # no flow came with two depths
     mean, sd = rows[0].mean_sd("elbo", -1.0)
     values = [-result["elbo"] for result in rows[0].results]
     assert (mean, sd) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
@@ -124,13 +126,23 @@ def test_a_sweep_writes_tables_and_does_not_repeat_itself(grey, tmp_path):
 
 def test_command_line_of_the_sweep(grey, tmp_path, capsys):
     arguments = [
-        "--data", str(grey), "--out", str(tmp_path / "s"), "--flows", "none,iaf*1:gate=sigmoid",
+        "--data", str(grey), "--out", str(tmp_path / "s"),
+        "--flows", "none,iaf*1:gate=sigmoid,iaf*2:gate=sigmoid",
         "--seeds", "3", "--epochs", "1", "--hidden", "8", "--latent-dim", "2", "--quiet",
         "--nll-samples", "20", "--no-pictures",
     ]  # fmt: skip
     assert main(arguments) == 0
     assert "iaf*1:gate=sigmoid" in capsys.readouterr().out
+    assert (tmp_path / "s" / "curve.png").exists()
     assert main(["--seeds", "a"]) == 1
+
+
+def test_rows_are_grouped_by_what_differs_in_depth_alone():
+    flows = ["none", "planar*4", "planar", "iaf*2:gate=sigmoid", "iaf*4", "radial|planar"]
+    found = depths([Row(flow, (0,), (), 1) for flow in flows])
+    assert {kind: [depth for depth, _ in group] for kind, group in found.items()} == {
+        "planar": [1, 4]
+    }
 
 
 def test_published_rows_say_what_they_are():

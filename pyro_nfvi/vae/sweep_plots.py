@@ -1,0 +1,98 @@
+"""Pictures of many runs: one point for each flow, and how numbers fall with the depth K."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyro_nfvi.plots.style import FIT, REFERENCE, STYLE, pyplot
+
+if TYPE_CHECKING:
+    from pyro_nfvi.vae.sweep import Row
+
+__all__ = ["depths", "draw_curve", "draw_points"]
+
+#: What is drawn: key of the results, colour, and sign that makes nats to be small.
+_KEYS = (("elbo", REFERENCE, -1.0), ("nll", FIT, 1.0))
+_MARKS = "os^Dv*"
+
+
+def depths(rows: Sequence[Row]) -> dict[str, list[tuple[int, Row]]]:
+    """Group rows that differ in their depth alone; leave out kinds with a single depth.
+
+    ``"planar*4:hidden_dim=9"`` has the kind ``"planar:hidden_dim=9"`` and the depth 4.
+    """
+    found: dict[str, list[tuple[int, Row]]] = {}
+    for row in rows:
+        formula, colon, options = row.flow.partition(":")
+        name, _, count = formula.partition("*")
+        if "|" in formula or name == "none":
+            continue
+        found.setdefault(name + colon + options, []).append((int(count or 1), row))
+    return {
+        kind: sorted(group, key=lambda one: one[0])
+        for kind, group in found.items()
+        if len({depth for depth, _ in group}) > 1
+    }
+
+
+def _name(row: Row, key: str) -> str:
+    first = row.results[0]
+    if key == "elbo":
+        return f"-ELBO, {first['images']} images"
+    return f"NLL({first['nll_samples']}), the first {first['nll_images']} of them"
+
+
+def draw_points(rows: Sequence[Row]) -> Any:
+    """Draw -ELBO and NLL of each flow, mean and sd over seeds; return the figure."""
+    plt = pyplot()
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 0.4 * len(rows) + 1.2), layout="constrained")
+        for place, row in enumerate(rows):
+            for key, colour, sign in _KEYS:
+                if key not in row.results[0]:
+                    continue
+                mean, sd = row.mean_sd(key, sign)
+                axes.errorbar(
+                    mean, place, xerr=None if math.isnan(sd) else sd, fmt="o", color=colour,
+                    capsize=3, label=_name(row, key) if place == 0 else None,
+                )  # fmt: skip
+        axes.set_yticks(range(len(rows)), [row.flow for row in rows])
+        axes.invert_yaxis()
+        axes.set_xlabel("nats per test image")
+        axes.legend(loc="best")
+    return figure
+
+
+def draw_curve(rows: Sequence[Row]) -> Any:
+    """Draw -ELBO and NLL against the number of layers K; None where no depth varies.
+
+    A run without a flow is the point at K = 0 of every line.
+    """
+    groups = depths(rows)
+    if not groups:
+        return None
+    plain = next((row for row in rows if row.flow == "none"), None)
+    keys = [entry for entry in _KEYS if entry[0] in rows[0].results[0]]
+    plt = pyplot()
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(
+            1, len(keys), figsize=(3.6 * len(keys), 3.0), layout="constrained", squeeze=False
+        )
+        for axes, (key, _, sign) in zip(panels[0], keys, strict=True):
+            for place, (kind, group) in enumerate(groups.items()):
+                points = [*([(0, plain)] if plain else []), *group]
+                numbers = [row.mean_sd(key, sign) for _, row in points]
+                axes.errorbar(
+                    [depth for depth, _ in points],
+                    [mean for mean, _ in numbers],
+                    yerr=[0.0 if math.isnan(sd) else sd for _, sd in numbers],
+                    marker=_MARKS[place % len(_MARKS)], capsize=3, label=kind,
+                )  # fmt: skip
+            axes.set_xlabel("layers K")
+            axes.set_ylabel("nats per test image")
+            axes.set_title(_name(rows[0], key))
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        panels[0][0].legend(loc="best")
+    return figure
