@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.guides.vector_guide import VectorGuide
 
 __all__ = ["Draws", "read"]
 
@@ -60,13 +60,13 @@ def read(
     """
     if isinstance(source, Mapping):
         draws = _from_dict(source)
-    elif isinstance(source, AutoFlow):
+    elif isinstance(source, VectorGuide):
         draws = _from_flow(source, num_samples, args, kwargs)
     elif isinstance(source, AutoGuide):
         draws = _from_guide(source, num_samples, args, kwargs)
     elif hasattr(source, "get_samples") and hasattr(source, "kernel"):
         draws = _from_mcmc(source)
-    elif isinstance(getattr(source, "guide", None), AutoFlow):
+    elif isinstance(getattr(source, "guide", None), VectorGuide):
         draws = _from_fit(source, num_samples, args, kwargs)
     else:
         raise OptionError(
@@ -100,7 +100,7 @@ def _from_dict(source: Mapping[str, Any]) -> Draws:
 
 
 def _from_flow(
-    guide: AutoFlow, num_samples: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    guide: VectorGuide, num_samples: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Draws:
     if not guide.is_set_up:
         guide.setup(*args, **kwargs)

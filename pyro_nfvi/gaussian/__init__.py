@@ -5,10 +5,25 @@ What a flow starts from: :func:`fit_gaussian` runs several starts at once, by ba
 """
 
 from pyro_nfvi.gaussian.batch_match import match
+from pyro_nfvi.gaussian.climb import ascend
+from pyro_nfvi.gaussian.explore import Modes, explore
 from pyro_nfvi.gaussian.fit import GaussianFit, fit_gaussian
 from pyro_nfvi.gaussian.modes import other_modes
 from pyro_nfvi.gaussian.normals import Normals
 from pyro_nfvi.gaussian.target import Target
+from pyro_nfvi.gaussian.weights import mixture_weights
 from pyro_nfvi.gaussian.whiten import whiten
 
-__all__ = ["GaussianFit", "Normals", "Target", "fit_gaussian", "match", "other_modes", "whiten"]
+__all__ = [
+    "GaussianFit",
+    "Modes",
+    "Normals",
+    "Target",
+    "ascend",
+    "explore",
+    "fit_gaussian",
+    "match",
+    "mixture_weights",
+    "other_modes",
+    "whiten",
+]

@@ -107,6 +107,22 @@ class Normals:
         log_det = self.scales.log().sum(-1, keepdim=True)
         return -0.5 * (eps.square().sum(-1) + self.dim * math.log(2 * math.pi)) - log_det
 
+    @property
+    def covariances(self) -> Tensor:
+        """Covariances ``(R, D, D)``."""
+        if self.is_full:
+            return self.factor @ self.factor.mT
+        return torch.diag_embed(self.factor.square())
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of every Gaussian at any points: ``(N, D) -> (N, R)``, in nats."""
+        away = z.to(self.loc) - self.loc.unsqueeze(1)
+        if self.is_full:
+            eps = torch.linalg.solve_triangular(self.factor, away.mT, upper=False).mT
+        else:
+            eps = away / self.factor.unsqueeze(1)
+        return self.log_q(eps).mT
+
     def bounds(self, target: Target, num: int, generator: torch.Generator | None) -> TensorPair:
         """Evidence lower bounds and their standard errors, ``(R,)`` each, in nats.
 

@@ -17,6 +17,7 @@ from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Chain, Flow
 from pyro_nfvi.flows.linear import DiagonalAffine, LowerTriangular
+from pyro_nfvi.guides.auto_flow import AutoFlow
 from pyro_nfvi.guides.build import FlowSpec, Recipe, whiten_at
 from pyro_nfvi.guides.draws import chunk_rows
 from pyro_nfvi.guides.mixture_posterior import MixturePosterior
@@ -200,6 +201,26 @@ class AutoMixture(VectorGuide):
             scale = factor if factor.dim() == 1 else 1 / torch.linalg.inv(factor).norm(dim=-2)
             whiten_at(_outer(part), loc.to(like), full.to(like), scale.to(like))
         self.set_weights(like.new_ones(self.num_components) if weights is None else weights)
+
+    @torch.no_grad()
+    def adopt(self, guides: Sequence[AutoFlow]) -> None:
+        """Copy trained guides with whitened maps into the components, one into each.
+
+        Raises:
+            OptionError: Another number of guides, or another flow than the component's.
+        """
+        self._require_setup()
+        members = self._members()
+        if len(guides) != len(members):
+            raise OptionError(f"adopt takes {len(members)} guides; got {len(guides)}.")
+        for member, guide in zip(members, guides, strict=True):
+            try:
+                member.load_state_dict(guide.transport().state_dict())
+            except RuntimeError as error:
+                raise OptionError(
+                    "adopt takes guides with outer='whitened' and the flow of the component. "
+                    f"{error}"
+                ) from error
 
     def _members(self) -> list[Flow]:
         parts = self._modules["parts"]

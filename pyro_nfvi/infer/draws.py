@@ -15,6 +15,7 @@ from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.diagnostics import ess, psis
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi.mixture import MixtureDensity
 
 if TYPE_CHECKING:
     from pyro_nfvi.diagnostics import PSIS
@@ -78,7 +79,7 @@ class WeighedDraws:
 
 
 def push_chunks(
-    density: FlowDensity, num: int, draw: Callable[[int], Tensor]
+    density: FlowDensity | MixtureDensity, num: int, draw: Callable[[int], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Draw ``num`` points with their log density, in chunks: ``(S, D)`` and ``(S,)``."""
     parts = []
@@ -89,7 +90,7 @@ def push_chunks(
 
 
 def weigh(
-    density: FlowDensity,
+    density: FlowDensity | MixtureDensity,
     log_joint: LogJoint,
     num: int,
     generator: torch.Generator | None,

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.diagnostics import Verdict, log_evidence, resample
 from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError
-from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.infer.draws import WeighedDraws, push_chunks
 from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.infer.summary import Summary
@@ -68,7 +68,7 @@ class Fit:
         log_joint: The model's log joint; None for a fit that was loaded without the model.
     """
 
-    guide: AutoFlow
+    guide: AutoFlow | AutoMixture
     draws: WeighedDraws
     training: Training
     params: TensorDict = field(default_factory=dict)

@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows import Flow
 from pyro_nfvi.flows.factory import check_formula
-from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.guides import AutoFlow, AutoMixture
 
 __all__ = ["AUTO", "GuideSpec", "check_guide", "flow_name", "make_guide"]
 
@@ -34,6 +34,11 @@ def check_guide(guide: Any) -> None:
         raise OptionError(
             "guide is a flow's name or formula such as 'iaf*2', 'auto', a Flow, a callable of the "
             f"model, or an AutoFlow; got {type(guide).__name__}."
+        )
+    elif isinstance(guide, AutoMixture):
+        raise OptionError(
+            "NFVI makes an AutoMixture by itself where it finds several modes (guide='auto'); one "
+            "of your own trains with pyro.infer.SVI."
         )
     elif isinstance(guide, AutoGuide) and not isinstance(guide, AutoFlow):
         raise OptionError(
@@ -64,7 +69,9 @@ def make_guide(guide: GuideSpec, model: Callable[..., Any], outer: str) -> AutoF
     return made
 
 
-def flow_name(guide: AutoFlow) -> str:
+def flow_name(guide: AutoFlow | AutoMixture) -> str:
     """What a report calls the guide's flow."""
+    if isinstance(guide, AutoMixture):
+        return " + ".join(str(recipe.flow or "Gaussian") for recipe in guide._recipes)
     flow = None if guide._recipe is None else guide._recipe.flow
     return flow if isinstance(flow, str) else "" if flow is None else type(flow).__name__

@@ -20,13 +20,26 @@ from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.objectives import Objective
 
-__all__ = ["Rung", "climb", "good_enough", "rungs"]
+__all__ = [
+    "ENDS",
+    "Rung",
+    "add_flows",
+    "gain",
+    "gaussian_fit",
+    "good_enough",
+    "rung_of",
+    "rungs",
+    "seconds_left",
+    "told",
+]
 
 #: Largest dimension for autoregressive layers, whose path gradient costs O(D^2) a particle.
 _IAF_DIM = 40
 #: A flow is good where the tail of its weights is this light and the gap this small, or where
 #: the gap is so small and the weights so even that the tail does not matter.
 _KHAT, _GAP, _SMALL_GAP, _ESS = 0.5, 0.1, 0.02, 0.9
+#: Ways in which a training ends after which no other begins.
+ENDS = ("interrupted", "callback", "max_seconds")
 #: Fewest steps with which one more flow is begun.
 _FEWEST = 300
 
@@ -92,25 +105,38 @@ def good_enough(fit: Fit) -> bool:
     return (fit.khat < _KHAT and gap < _GAP) or (gap < _SMALL_GAP and even)
 
 
-def climb(run: FitRun) -> Fit:
-    """Fit a Gaussian; put a flow inside it; put more layers in front of that.
+def add_flows(
+    run: FitRun,
+    log_joint: LogJoint,
+    guide: AutoFlow,
+    best: Fit | None,
+    *,
+    travels: bool,
+    notes: list[str],
+    max_steps: int,
+    first: int = 1,
+) -> tuple[Fit, list[Rung]]:
+    """Put a flow inside a Gaussian, and more layers in front of that, for as long as they gain.
 
     A stage is left out when the one before is good enough, and its result is not kept when its
-    bound is lower. All share the steps and the seconds of the options.
+    bound is lower. All share ``max_steps``, and the seconds of the options. What happened on the
+    way is added to ``notes``.
+
+    Args:
+        run: The call that this belongs to.
+        log_joint: The model's log joint.
+        guide: The Gaussian, set up.
+        best: Its fit; None where it cannot stand for one.
+        travels: Whether its map has a way to go.
+        notes: Lines for the report.
+        max_steps: Most steps of all stages together.
+        first: Number of the first training, after which its checkpoint is named.
     """
-    guide = AutoFlow(run.model, None, outer="whitened")
-    log_joint = run.set_up(guide)
-    gaussian = run.precondition(guide, log_joint)
-    notes = run.notes
-    best: Fit | None = None
     tried: list[Rung] = []
-    if gaussian is not None and not run.names:
-        best = _gaussian_fit(run, guide, log_joint, gaussian, notes)
-        tried.append(_rung("", best, time.monotonic() - run.begin, kept=True))
-    steps = run.options.max_steps
+    before, steps = list(notes), max_steps
     flows = rungs(guide.latent.dim)
     for stage, formula in enumerate(flows, start=1):
-        left = _seconds_left(run)
+        left = seconds_left(run)
         if best is not None and (good_enough(best) or steps < _FEWEST or left == 0.0):
             break
         begun = time.monotonic()
@@ -124,38 +150,40 @@ def climb(run: FitRun) -> Fit:
                 fit = run.train(
                     larger,
                     log_joint,
-                    travels=gaussian is None,
-                    notes=notes if stage == 1 else [],
+                    travels=travels,
+                    notes=before if stage == 1 else [],
                     max_steps=share,
                     # With nothing to keep yet, one step is taken however late it is.
                     max_seconds=None if left is None else max(left, 1e-3),
-                    stage=stage,
+                    stage=first + stage - 1,
                 )
         except KeyboardInterrupt:  # while the engine was built; training returns its fit
             if best is None:
                 raise
-            notes = [*notes, f"interrupted before {formula} was trained"]
+            notes.append(f"interrupted before {formula} was trained")
+            run.interrupted = True
             break
         except DivergedError as error:
             if best is None:
                 raise
-            notes = [*notes, f"{formula} diverged: {error}"]
+            notes.append(f"{formula} diverged: {error}")
             break
         steps -= len(fit.losses)
-        gained = best is None or _gain(fit, best, run.options.objective) > 0
-        tried.append(_rung(formula, fit, time.monotonic() - begun, kept=gained))
+        gained = best is None or gain(fit, best, run.options.objective) > 0
+        tried.append(rung_of(formula, fit, time.monotonic() - begun, kept=gained))
         if not gained:
             break
         best = fit if best is None or not best.training.settings["flow"] else _joined(best, fit)
-        if fit.why_stopped in ("interrupted", "callback", "max_seconds"):
+        if fit.why_stopped in ENDS:
             break
     assert best is not None
-    return run.complete(_told(best, tried, notes, time.monotonic() - run.begin))
+    return best, tried
 
 
-def _gaussian_fit(
+def gaussian_fit(
     run: FitRun, guide: AutoFlow, log_joint: LogJoint, gaussian: GaussianFit, notes: list[str]
 ) -> Fit:
+    """Judge the Gaussian alone, and wrap it up as a fit."""
     seconds = time.monotonic() - run.begin
     timing = dict.fromkeys(("fit", "evaluate", "total", "capture", "compile"), 0.0)
     timing |= {
@@ -202,7 +230,7 @@ def _flat(flow: Flow) -> list[Flow]:
     return [flow]
 
 
-def _gain(new: Fit, old: Fit, objective: Objective) -> float:
+def gain(new: Fit, old: Fit, objective: Objective) -> float:
     """Rise of the bound in nats; what noise may have made of it counts for the new one.
 
     Where draws have no finite weight the bound is minus infinity, and never a gain.
@@ -226,12 +254,14 @@ def _bound(fit: Fit, objective: Objective) -> tuple[float, float]:
     return float(terms.mean()), float(terms.std()) / math.sqrt(len(terms))
 
 
-def _seconds_left(run: FitRun) -> float | None:
+def seconds_left(run: FitRun) -> float | None:
+    """Seconds that are left of the limit; None without one."""
     limit = run.options.max_seconds
     return None if limit is None else max(0.0, limit - (time.monotonic() - run.begin))
 
 
-def _rung(flow: str, fit: Fit, seconds: float, *, kept: bool) -> Rung:
+def rung_of(flow: str, fit: Fit, seconds: float, *, kept: bool) -> Rung:
+    """Sum up a fit as a stage of the ladder."""
     share = fit.ess / max(1, len(fit.draws.z))
     return Rung(flow, fit.elbo, fit.elbo_se, fit.khat, share, len(fit.losses), seconds, kept)
 
@@ -249,7 +279,7 @@ def _joined(before: Fit, after: Fit) -> Fit:
     return dataclasses.replace(after, training=training)
 
 
-def _told(fit: Fit, tried: list[Rung], notes: list[str], total: float) -> Fit:
+def told(fit: Fit, tried: list[Rung], notes: list[str], total: float) -> Fit:
     """Write down what was tried, and what of it was kept."""
     kept = fit.training.settings["flow"] or "the Gaussian alone"
     lines = [*dict.fromkeys([*notes, *fit.training.notes])]

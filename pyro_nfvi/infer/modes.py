@@ -6,26 +6,88 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.density import FlowDensity
-from pyro_nfvi.gaussian import GaussianFit, Normals, Target, other_modes
+from pyro_nfvi.gaussian import GaussianFit, Modes, Normals, Target, explore, whiten
 from pyro_nfvi.infer.draws import WeighedDraws
+from pyro_nfvi.infer.precondition import prior_points
 from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi.mixture import MixtureDensity
 
-__all__ = ["missed_modes", "modes_of"]
+__all__ = ["look_for_modes", "missed_modes"]
 
+#: Points from which modes are looked for, the fewest that are worth it, and most numbers that one
+#: call of the model may hold for them.
+_POINTS, _FEWEST, _NUMBERS = 48, 8, 2_000_000
+#: How many times wider than the best Gaussian draws around it are.
+_REACHES = (3.0, 10.0)
+#: Power of the density for a tempered start, and steps of its Gaussian.
+_HOT, _HOT_STEPS = 0.1, 150
 #: Draws from each mode, and how many nats the guide's density may be too low there.
 _DRAWS, _SHORT = 64, 3.0
 #: Share of the mass below which a missed mode is not worth a word, in nats.
 _NEGLIGIBLE = 5.0
 
 
-def modes_of(log_joint: LogJoint, like: Tensor, found: GaussianFit) -> Normals | None:
-    """Return the Gaussians of other modes than the best; None where there is no other."""
-    index = other_modes(Target(log_joint, like), found)
-    return found.starts.take(index) if len(index) else None
+def look_for_modes(
+    log_joint: LogJoint,
+    like: Tensor,
+    found: GaussianFit,
+    *,
+    tempered: bool,
+    effort: float,
+    generator: torch.Generator,
+) -> Modes | None:
+    """Look for modes from draws of the prior and wide draws around the best Gaussian.
+
+    Args:
+        log_joint: The model.
+        like: A tensor of the guide's dtype and device.
+        found: The best Gaussian.
+        tempered: Take the wide draws from a Gaussian that is fitted to the tenth power of the
+            density, which crosses valleys.
+        effort: 1 for all steps; a fraction for a fit of few steps.
+        generator: Source of the noise.
+
+    Returns:
+        The modes; None where one run of the model is too large for so many points.
+    """
+    count = min(_POINTS, _NUMBERS // max(1, log_joint.size))
+    if count < _FEWEST or log_joint.how == "loop" or log_joint.subsampled:
+        return None
+    target = Target(log_joint, like)
+    frame = Normals(found.loc[None], found.factor[None])
+    half = count // 2
+
+    def more(num: int) -> Tensor:
+        return prior_points(log_joint, target, num).to(found.loc)
+
+    wide = _hot(log_joint, like, frame, effort, generator) if tempered else frame
+    eps = wide.noise(count - half, generator)
+    if not tempered:
+        reach = torch.tensor(_REACHES).repeat(len(eps[0]))[: len(eps[0])]
+        eps = eps * reach.to(eps)[:, None]
+    points = torch.cat([more(half), wide.points(eps)[0]])
+    return explore(target, found, points, more=more, effort=effort, generator=generator)
+
+
+def _hot(
+    log_joint: LogJoint,
+    like: Tensor,
+    frame: Normals,
+    effort: float,
+    generator: torch.Generator,
+) -> Normals:
+    """Fit a Gaussian to the density's tenth power, from three times the width of the best one."""
+    target = Target(lambda z: _HOT * log_joint(z), like)
+    start = Normals(frame.loc, 3.0 * frame.factor)
+    steps = max(1, round(_HOT_STEPS * effort))
+    return whiten(target, start, num_steps=steps, generator=generator)[0]
 
 
 def missed_modes(
-    density: FlowDensity, log_joint: LogJoint, modes: Normals | None, draws: WeighedDraws
+    density: FlowDensity | MixtureDensity,
+    log_joint: LogJoint,
+    modes: Normals | None,
+    draws: WeighedDraws,
 ) -> list[str]:
     """Say which modes the guide puts too little mass on, a line each."""
     if modes is None:

@@ -13,10 +13,10 @@ from pyro.infer import config_enumerate
 
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
 from pyro_nfvi.guides.start import prior_trace
+from pyro_nfvi.infer.auto import climb
 from pyro_nfvi.infer.engines import ENGINES
 from pyro_nfvi.infer.fit import Fit
 from pyro_nfvi.infer.guide_spec import GuideSpec, check_guide
-from pyro_nfvi.infer.ladder import climb
 from pyro_nfvi.infer.optim import OptimSpec, check_optim
 from pyro_nfvi.infer.progress import StepInfo
 from pyro_nfvi.infer.run import FitRun
@@ -64,6 +64,11 @@ class NFVI:
         precondition: Whether a Gaussian is fitted first, for the flow to start from. An
             ``AutoFlow`` that was trained before, or has an outer flow or a base of your own, is
             left where it is.
+        explore: How other modes are looked for after the first Gaussian: ``"starts"`` climbs from
+            draws of the prior and wide draws around it, ``"tempered"`` from a Gaussian fitted to
+            the tenth power of the density in place of the latter, ``"off"`` not at all. With
+            ``guide="auto"`` several modes become a mixture (:class:`AutoMixture
+            <pyro_nfvi.guides.AutoMixture>`); for another guide the verdict tells which it misses.
         stop: Whether to stop when the bound is flat; False takes exactly ``max_steps``.
         engine: What runs the steps: ``"auto"``, which falls back by itself and says why
             (``fit.engine``, ``fit.engine_reason``), or one by name: ``"native"``,
@@ -109,6 +114,7 @@ class NFVI:
         max_seconds: float | None = None,
         stop: bool = True,
         precondition: bool = True,
+        explore: str = "starts",
         engine: str = "auto",
         seed: int | None = None,
         progress: bool = True,
@@ -127,6 +133,8 @@ class NFVI:
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise OptionError(f"{name} is a whole number of at least 1; got {value!r}.")
+        if explore not in ("starts", "tempered", "off"):
+            raise OptionError(f"explore is 'starts', 'tempered' or 'off'; got {explore!r}.")
         if engine not in ENGINES:
             raise OptionError(f"engine is one of {', '.join(ENGINES)}; got {engine!r}.")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
@@ -151,7 +159,7 @@ class NFVI:
         self.num_particles, self.max_steps = num_particles, max_steps
         self.max_seconds, self.stop, self.seed = max_seconds, stop, seed
         self.engine = engine
-        self.precondition = precondition
+        self.precondition, self.explore = precondition, explore
         self.progress, self.callbacks = progress, tuple(callbacks)
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
         self.resume = resume

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.diagnostics import psis
 from pyro_nfvi.errors import ModelError, OptionError, WeightError
+from pyro_nfvi.guides import AutoMixture
 from pyro_nfvi.infer.scope import own_random_state, random_seed
 from pyro_nfvi.infer.summary import Summary
 
@@ -118,6 +119,13 @@ def to_nuts(
         raise ModelError(
             f"NUTS needs the whole density, and the plate {name!r} subsamples. Build the fit or "
             "load it with a model that has the whole plate."
+        )
+    if isinstance(fit.guide, AutoMixture):
+        raise ModelError(
+            f"NUTS runs through one flow, and this fit is a mixture over "
+            f"{fit.guide.num_components} modes: a chain would stay in the mode where it starts, "
+            "and chains would not tell the modes' masses. Use fit.resample(n); or fit one mode "
+            "with guide='iaf*2' and run NUTS from that."
         )
     begin = time.monotonic()
     seed = random_seed() if seed is None else seed

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.infer.draws import WeighedDraws
 from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi.mixture import MixtureDensity
 
 __all__ = ["mass_outside"]
 
@@ -24,7 +25,7 @@ _FEWEST = 60
 
 
 def mass_outside(
-    density: FlowDensity, log_joint: LogJoint, draws: WeighedDraws, seed: int
+    density: FlowDensity | MixtureDensity, log_joint: LogJoint, draws: WeighedDraws, seed: int
 ) -> tuple[float, float] | None:
     r"""Estimate the share of the posterior's mass where the guide's density is e^3 times too low.
 

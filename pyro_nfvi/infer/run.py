@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.errors import DivergedError, WeightError
-from pyro_nfvi.gaussian import GaussianFit, Normals
-from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.gaussian import GaussianFit, Modes
+from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.infer.checkpoint import Checkpoint
 from pyro_nfvi.infer.draws import weigh
 from pyro_nfvi.infer.engines import choose
@@ -22,7 +22,7 @@ from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.guide_spec import flow_name, make_guide
 from pyro_nfvi.infer.keep import keep_better
 from pyro_nfvi.infer.loop import Loop
-from pyro_nfvi.infer.modes import missed_modes, modes_of
+from pyro_nfvi.infer.modes import look_for_modes, missed_modes
 from pyro_nfvi.infer.optim import make_optimizer
 from pyro_nfvi.infer.outside import mass_outside
 from pyro_nfvi.infer.precondition import gaussian_stage
@@ -74,8 +74,8 @@ class FitRun:
         self.names, self.seed, self.begin = names, seed, begin
         #: Whether Ctrl-C came before there was anything to train.
         self.interrupted = False
-        #: Other modes that the Gaussian stage came upon, and how many starts it compared.
-        self.modes: Normals | None = None
+        #: Modes that were come upon, and from how many starts.
+        self.modes: Modes | None = None
         self.num_starts = 0
         #: Lines for the report about what came before training.
         self.notes: list[str] = []
@@ -139,8 +139,36 @@ class FitRun:
         )
         if len(found.starts) > 1:
             self.num_starts = len(found.starts)
-            self.modes = modes_of(log_joint, init_loc, found)
+            self._look_for_modes(log_joint, init_loc, found)
         return found
+
+    def _look_for_modes(self, log_joint: LogJoint, like: Tensor, found: GaussianFit) -> None:
+        """Look for modes from more points than the Gaussian's own starts."""
+        if self.options.explore == "off":
+            return
+        try:
+            self.modes = look_for_modes(
+                log_joint,
+                like,
+                found,
+                tempered=self.options.explore == "tempered",
+                effort=min(1.0, self.options.max_steps / _WHOLE),
+                generator=self._generator(like, 4),
+            )
+        except KeyboardInterrupt:
+            self.interrupted = True
+            return
+        if self.modes is None:
+            return
+        self.num_starts = self.modes.num_starts
+        hits = self.modes.hits.tolist()
+        if len(hits) > 1:
+            each = ", ".join(map(str, hits))
+            self.notes.append(
+                f"{self.num_starts} starts found {len(hits)} modes; {each} of them ended in each"
+            )
+        else:
+            self.notes.append(f"{hits[0]} of {self.num_starts} starts ended in this one mode")
 
     def train(
         self,
@@ -186,7 +214,7 @@ class FitRun:
             raise blame_runaway(error, saved) from error
         return self._finish(loop, reason, started)
 
-    def judge(self, guide: AutoFlow, log_joint: LogJoint, training: Training) -> Fit:
+    def judge(self, guide: AutoFlow | AutoMixture, log_joint: LogJoint, training: Training) -> Fit:
         """Score draws of a guide, and wrap it up with how it came about."""
         most = _LOOP_DRAWS if log_joint.how == "loop" else _DRAWS
         count = max(_FEWEST_DRAWS, min(most, _NUMBERS // max(1, log_joint.size)))
@@ -220,7 +248,8 @@ class FitRun:
         log_joint = fit.require_model()
         density = fit.guide.density()
         found: dict[str, Any] = {"starts": self.num_starts}
-        missed = missed_modes(density, log_joint, self.modes, fit.draws)
+        modes = None if self.modes is None else self.modes.normals
+        missed = missed_modes(density, log_joint, modes, fit.draws)
         if missed:
             found["missed_modes"] = len(missed)
         outside = mass_outside(density, log_joint, fit.draws, self.seed)
@@ -232,7 +261,7 @@ class FitRun:
         )
         return check_proper(dataclasses.replace(fit, training=training))
 
-    def settings(self, guide: AutoFlow, log_joint: LogJoint) -> dict[str, Any]:
+    def settings(self, guide: AutoFlow | AutoMixture, log_joint: LogJoint) -> dict[str, Any]:
         """Options of this run, by name, for the fit's report and file."""
         return {
             "flow": flow_name(guide),

@@ -19,7 +19,7 @@ from torch.distributions import transform_to
 from pyro_nfvi import bases
 from pyro_nfvi.errors import FileError, ModelError, ParamStoreError
 from pyro_nfvi.flows import Flow
-from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.guides.start import prior_trace
 from pyro_nfvi.infer.draws import WeighedDraws
 from pyro_nfvi.infer.files import read_file, write_file
@@ -167,8 +167,11 @@ def _take_over(params: Mapping[str, Tensor]) -> dict[str, Any]:
     return {key: {name: held[key][name] for name in params} for key in ("params", "constraints")}
 
 
-def _guide_spec(guide: AutoFlow) -> dict[str, Any]:
+def _guide_spec(guide: AutoFlow | AutoMixture) -> dict[str, Any]:
     """Describe how the guide was built, as far as JSON can."""
+    if isinstance(guide, AutoMixture):
+        flows = [recipe.flow for recipe in guide._recipes]  # names: NFVI makes no others
+        return {"class": type(guide).__name__, "flows": flows}
     recipe = guide._recipe
     flow = None if recipe is None else recipe.flow
     named = isinstance(flow, str) and _is_json(dict(recipe.options) if recipe else {})
@@ -190,8 +193,11 @@ def _unbuilt_guide(
     outer: Any,
     base: Any,
     model: Callable[..., Any] | None,
-) -> AutoFlow:
+) -> AutoFlow | AutoMixture:
     """Make the guide anew, without parameters yet."""
+    if "flows" in spec:
+        flows = spec["flows"]
+        return AutoMixture(_no_model if model is None else model, len(flows), flows)
     if spec["layers"] and spec["flow"] is None and flow is None:
         raise FileError(
             "The fit used a flow without a name, which a file cannot describe. Pass a flow built "
@@ -232,7 +238,7 @@ def _named_base(spec: dict[str, Any] | None) -> Any:
     return getattr(bases, spec["class"])(spec["dim"], **spec["options"])
 
 
-def _adopt(guide: AutoFlow, latent: LatentSpace) -> None:
+def _adopt(guide: AutoFlow | AutoMixture, latent: LatentSpace) -> None:
     """Set a guide up from a latent space alone, as a run of the model would."""
     values, _ = latent.constrain(latent.init_loc)
     trace = Trace()
@@ -264,7 +270,7 @@ def _adopt(guide: AutoFlow, latent: LatentSpace) -> None:
     guide.__dict__["_model"] = None  # as after unpickling
 
 
-def _fill(guide: AutoFlow, state: Mapping[str, Tensor]) -> None:
+def _fill(guide: AutoFlow | AutoMixture, state: Mapping[str, Tensor]) -> None:
     try:
         guide.load_state_dict(state)
     except ParamStoreError as error:

@@ -57,7 +57,7 @@ def test_what_could_not_be_looked_at_is_said():
 
 def test_a_mode_that_a_start_found_and_the_fit_lost_is_told():
     # Every draw of the fit lies in one mode: its weights are perfect.
-    fit = auto(two_modes)
+    fit = auto(two_modes, guide="affine")
     assert fit.ess > 1900
     assert fit.verdict == "do not trust"
     assert "other modes" in fit.verdict.reasons[0]

@@ -1,0 +1,159 @@
+"""Posteriors with several modes whose masses are known, for ``benchmarks/modes.py`` and tests.
+
+None of them can be drawn from by running the model: the modes have to be found.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+
+#: Standard deviation of the prior in which the modes of the made-up densities lie.
+WIDE = 10.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model without arguments, and its modes.
+
+    Attributes:
+        title: What it is, in a few words.
+        model: The Pyro model.
+        mode: Maps draws by site to the number of the mode they belong to.
+        weights: Mass of each mode.
+    """
+
+    title: str
+    model: Callable[[], None]
+    mode: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+    weights: torch.Tensor
+
+
+def by_density(log_density, dim):
+    """A model with a density of the sites' vector z, known up to the wide prior."""
+
+    def model():
+        prior = dist.Normal(torch.zeros(dim), WIDE).to_event(1)
+        z = pyro.sample("z", prior)
+        pyro.factor("rest", log_density(z) - prior.log_prob(z))
+
+    return model
+
+
+def gaussians(dim, weights, seed, size):
+    """Gaussians of various shapes at random places, no two of which touch."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.tensor(weights)
+    while True:
+        locs = size * torch.randn(len(weights), dim, generator=generator)
+        if float(torch.pdist(locs).min()) > 7.0:
+            break
+    shape = torch.randn(len(weights), dim, dim, generator=generator) / dim**0.5
+    covs = 0.3 * torch.eye(dim) + 0.5 * shape @ shape.mT
+    parts = dist.MultivariateNormal(locs, covs)
+    mixture = dist.MixtureSameFamily(dist.Categorical(weights), parts)
+
+    def mode(draws):
+        return parts.log_prob(draws["z"].unsqueeze(-2)).argmax(-1)
+
+    title = f"{len(weights)} Gaussians, {dim}-D"
+    return Target(title, by_density(mixture.log_prob, dim), mode, weights)
+
+
+def bananas():
+    """Three bent ridges in the plane, turned against each other."""
+    weights = torch.tensor([0.5, 0.3, 0.2])
+    places = torch.tensor([[-8.0, 0.0], [8.0, 4.0], [3.0, -9.0]])
+    angles = torch.tensor([0.0, 2.0, 4.0])
+    turn = torch.stack(
+        [
+            torch.stack([angles.cos(), -angles.sin()], -1),
+            torch.stack([angles.sin(), angles.cos()], -1),
+        ],
+        -2,
+    )
+
+    def each(z):
+        """Log density of each banana ``(*b, 3)``: y2 is bent by a square of y1, volume kept."""
+        y = (turn.mT @ (z.unsqueeze(-2) - places).unsqueeze(-1)).squeeze(-1)
+        wide = dist.Normal(0.0, 1.5).log_prob(y[..., 0])
+        return wide + dist.Normal(0.6 * (y[..., 0].square() - 2.25), 0.4).log_prob(y[..., 1])
+
+    def log_density(z):
+        return torch.logsumexp(each(z) + weights.log(), -1)
+
+    def mode(draws):
+        return each(draws["z"]).argmax(-1)
+
+    return Target("3 bananas, 2-D", by_density(log_density, 2), mode, weights)
+
+
+def switching(count, size=60):
+    """A mixture model whose components have no names: every order of them is a mode."""
+    generator = torch.Generator().manual_seed(3)
+    true = torch.linspace(-4.0, 4.0, count)
+    kind = torch.arange(size) % count
+    y = true[kind] + 0.7 * torch.randn(size, generator=generator)
+
+    def model():
+        shares = pyro.sample("shares", dist.Dirichlet(3.0 * torch.ones(count)))
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(count), 5.0).to_event(1))
+        scale = pyro.sample("scale", dist.HalfNormal(torch.tensor(2.0)))
+        with pyro.plate("data", size):
+            parts = dist.Normal(loc.unsqueeze(-2), scale[..., None, None])
+            mixture = dist.MixtureSameFamily(dist.Categorical(shares.unsqueeze(-2)), parts)
+            pyro.sample("y", mixture, obs=y)
+
+    orders = torch.tensor(list(itertools.permutations(range(count))))
+
+    def mode(draws):
+        order = draws["loc"].argsort(-1)
+        return (order.unsqueeze(-2) == orders).all(-1).long().argmax(-1)
+
+    even = torch.full((len(orders),), 1 / len(orders))
+    return Target(f"label switching, {count} components", model, mode, even)
+
+
+def regression():
+    """A line whose slope is known up to its sign; the prior prefers a positive one."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.linspace(-1.0, 2.0, 25)
+    y = 1.2 * x + 0.5 + 0.4 * torch.randn(25, generator=generator)
+    prior = dist.Normal(0.4, 1.0)
+
+    def model():
+        slope = pyro.sample("slope", prior)
+        level = pyro.sample("level", dist.Normal(torch.tensor(0.0), 2.0))
+        noise = pyro.sample("noise", dist.HalfNormal(torch.tensor(1.0)))
+        with pyro.plate("data", 25):
+            pyro.sample("y", dist.Normal(slope.abs() * x + level, noise), obs=y)
+
+    # The likelihood knows |slope| alone: integrate level and noise out on a grid.
+    size, level, noise = torch.meshgrid(
+        torch.linspace(0.5, 2.0, 151),
+        torch.linspace(-0.5, 1.5, 101),
+        torch.linspace(0.15, 1.2, 106),
+        indexing="ij",
+    )
+    log_p = dist.Normal(0.0, 2.0).log_prob(level) + dist.HalfNormal(1.0).log_prob(noise)
+    for one, other in zip(x, y):
+        log_p = log_p + dist.Normal(size * one + level, noise).log_prob(other)
+    sides = torch.stack([(log_p + prior.log_prob(s * size)).logsumexp((0, 1, 2)) for s in (1, -1)])
+
+    def mode(draws):
+        return (draws["slope"] < 0).long()
+
+    return Target("regression, sign unknown", model, mode, torch.softmax(sides, 0))
+
+
+TARGETS = {
+    "gaussians_2": lambda: gaussians(2, [0.4, 0.3, 0.2, 0.1], 1, 6.0),
+    "gaussians_10": lambda: gaussians(10, [0.4, 0.25, 0.2, 0.1, 0.05], 2, 4.0),
+    "bananas": bananas,
+    "switching_2": lambda: switching(2),
+    "switching_3": lambda: switching(3),
+    "regression": regression,
+}

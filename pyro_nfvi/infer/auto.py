@@ -1,0 +1,44 @@
+"""``guide="auto"``: a Gaussian, or one on each mode, and flows inside for as long as they gain."""
+
+from __future__ import annotations
+
+import time
+
+from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.infer.fit import Fit
+from pyro_nfvi.infer.ladder import Rung, add_flows, gaussian_fit, rung_of, told
+from pyro_nfvi.infer.mixture import fit_modes
+from pyro_nfvi.infer.run import FitRun
+
+__all__ = ["climb"]
+
+
+def climb(run: FitRun) -> Fit:
+    """Fit a Gaussian; put a flow inside it; put more layers in front of that.
+
+    Where the Gaussian stage came upon several modes, that is done for each of them, and the
+    result is their mixture (:func:`fit_modes`), unless its bound is lower.
+    """
+    guide = AutoFlow(run.model, None, outer="whitened")
+    log_joint = run.set_up(guide)
+    gaussian = run.precondition(guide, log_joint)
+    notes = run.notes
+    best: Fit | None = None
+    tried: list[Rung] = []
+    if gaussian is not None and not run.names:
+        best = gaussian_fit(run, guide, log_joint, gaussian, notes)
+        tried.append(rung_of("", best, time.monotonic() - run.begin, kept=True))
+        if run.modes is not None and len(run.modes) > 1:
+            mixture = fit_modes(run, log_joint, best, run.modes, tried)
+            if mixture is not None:
+                return run.complete(mixture)
+    best, more = add_flows(
+        run,
+        log_joint,
+        guide,
+        best,
+        travels=gaussian is None,
+        notes=notes,
+        max_steps=run.options.max_steps,
+    )
+    return run.complete(told(best, [*tried, *more], notes, time.monotonic() - run.begin))
