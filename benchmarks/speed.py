@@ -106,7 +106,7 @@ def zukos(key, dim):
     def forward(x):
         return module().call_and_ladj(x)
 
-    return module, forward, lambda y: module().inv(y)
+    return module, forward, lambda y: module().inv.call_and_ladj(y)
 
 
 def pyros(key, dim):

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.univariate import AffineKernel, Kernel
-from pyro_nfvi.numerics import one_plus_a, soft_clamp, solve_monotone, tanh_slope
+from pyro_nfvi.numerics import bounded, one_plus_a, solve_monotone
 
 __all__ = ["MonotoneKernel"]
 
@@ -54,17 +54,19 @@ class MonotoneKernel(Kernel):
         return 3 * self.units + 2
 
     def forward(self, x: Tensor, params: Tensor) -> TensorPair:
-        value, slope = self._net(x, params[..., :-2])
-        y, ladj = AffineKernel().forward(value, params[..., -2:])
+        net, affine = params.split([3 * self.units, 2], -1)
+        value, slope = _net(x, *self._units(net))
+        y, ladj = AffineKernel().forward(value, affine)
         return y, slope.log() + ladj
 
     def inverse(self, y: Tensor, params: Tensor) -> TensorPair:
-        net = params[..., :-2]
-        inner, ladj = AffineKernel().inverse(y, params[..., -2:])
-        rise, sharp, _ = self._units(net)
+        net, affine = params.split([3 * self.units, 2], -1)
+        inner, ladj = AffineKernel().inverse(y, affine)
+        units = self._units(net)
+        rise, sharp, _ = units
         reach = ((rise - 1).abs() / sharp).mean(-1)
-        x = solve_monotone(lambda x: self._net(x, net), inner, inner - reach, inner + reach)
-        _, slope = self._net(x, net)
+        x = solve_monotone(lambda x: _net(x, *units), inner, inner - reach, inner + reach)
+        _, slope = _net(x, *units)
         return x, ladj - slope.log()
 
     def _units(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,12 +76,14 @@ class MonotoneKernel(Kernel):
         centres = torch.linspace(
             -_SPREAD, _SPREAD, self.units, dtype=params.dtype, device=params.device
         )
-        sharp = soft_clamp(raw_sharp, _SHARPNESS_BOUND).exp()
+        sharp = bounded(raw_sharp, _SHARPNESS_BOUND).exp()
         return one_plus_a(raw_rise), sharp, offset + centres
 
-    def _net(self, x: Tensor, params: Tensor) -> TensorPair:
-        """Return the value and the slope."""
-        rise, sharp, offset = self._units(params)
-        t = sharp * x.unsqueeze(-1) + offset
-        value = x + ((rise - 1) / sharp * torch.tanh(t)).mean(-1)
-        return value, tanh_slope(t, rise).mean(-1)
+
+def _net(x: Tensor, rise: Tensor, sharp: Tensor, offset: Tensor) -> TensorPair:
+    """Return the value and the slope."""
+    h = torch.tanh(sharp * x.unsqueeze(-1) + offset)
+    value = x + ((rise - 1) / sharp * h).mean(-1)
+    # 1 + a sech^2 t = tanh^2 t + (1 + a) sech^2 t, terms that do not cancel.
+    steep = h.square()
+    return value, torch.addcmul(steep, rise, 1 - steep).mean(-1)

@@ -103,9 +103,10 @@ class Radial(ParamFlow):
 
     def _forward(self, x: Tensor, theta: TensorDict) -> TensorPair:
         z0, alpha, gamma = _effective(theta)
-        r = _norm(x - z0)
+        d = x - z0
+        r = _norm(d)
         factor = (gamma - alpha) / (alpha + r)
-        return x + factor.unsqueeze(-1) * (x - z0), self._ladj(r, alpha, gamma)
+        return torch.addcmul(x, factor.unsqueeze(-1), d), self._ladj(r, alpha, gamma)
 
     def _inverse(self, y: Tensor, theta: TensorDict) -> TensorPair:
         z0, alpha, gamma = _effective(theta)
@@ -123,14 +124,11 @@ class Radial(ParamFlow):
         return x, -self._ladj(r, alpha, gamma)
 
     def _ladj(self, r: Tensor, alpha: Tensor, gamma: Tensor) -> Tensor:
-        q = (gamma - alpha) / (alpha + r)
-        near = q > -0.5
-        q_near = torch.where(near, q, torch.zeros_like(q))
-        series = (self.dim - 1) * torch.log1p(q_near) + torch.log1p(alpha * q_near / (alpha + r))
-        positive = (self.dim - 1) * (torch.log(gamma + r) - torch.log(alpha + r)) + (
-            torch.log(r.square() + 2 * alpha * r + alpha * gamma) - 2 * torch.log(alpha + r)
-        )
-        return torch.where(near, series, positive)
+        # Both slopes as sums of positive terms: nothing cancels as they go to 0.
+        a = alpha + r
+        across = (gamma + r) / a
+        along = torch.addcmul(r, alpha, across) / a
+        return torch.add(along.log(), across.log(), alpha=self.dim - 1)
 
     def _pull_score(self, x: Tensor, score: Tensor, theta: TensorDict) -> Tensor:
         z0, alpha, gamma = _effective(theta)
@@ -157,4 +155,4 @@ def _effective(theta: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
 
 def _norm(d: Tensor) -> Tensor:
     # The tiny term keeps the gradient finite at the centre.
-    return (d.square().sum(-1) + 1e-30).sqrt()
+    return ((d * d).sum(-1) + 1e-30).sqrt()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.univariate import AffineKernel, Kernel
+from pyro_nfvi.numerics import bounded
 
 __all__ = ["SplineKernel"]
 
@@ -83,7 +84,7 @@ class SplineKernel(Kernel):
         k, span = self.bins, 2 * self.bound
         raw_sizes, raw_d = raw.split([2 * k, k - 1], -1)
         # The sums of a softmax, up to their total; bounded numbers need no maximum.
-        sums = _bounded(raw_sizes).exp().unflatten(-1, (2, k)).cumsum(-1)
+        sums = bounded(raw_sizes, _LOGIT_BOUND).exp().unflatten(-1, (2, k)).cumsum(-1)
         free = 1 - k * _MIN_BIN
         with torch.no_grad():
             axis = sums[..., int(vertical), :]
@@ -108,7 +109,7 @@ class SplineKernel(Kernel):
         # softplus(0 + start) = 1 - least slope = one: zeros give slope 1, exactly.
         start = math.log(math.expm1(1 - _MIN_SLOPE))
         one = F.softplus(raw_d.new_full((), start))
-        d = F.softplus(_bounded(raw_d) + start) + (1 - one)
+        d = F.softplus(bounded(raw_d, _LOGIT_BOUND) + start) + (1 - one)
         d0, d1 = d.masked_fill(first | last, 1.0)
         return x0, x1 - x0, y0, y1 - y0, d0, d1
 
@@ -135,11 +136,6 @@ class SplineKernel(Kernel):
             x = _solve_in_bin(clipped, x0, w, y0, h, d0, d1)
         _, ladj = _in_bin(x, x0, w, y0, h, d0, d1)
         return torch.where(inside, x, y), torch.where(inside, -ladj, torch.zeros_like(ladj))
-
-
-def _bounded(x: Tensor) -> Tensor:
-    """Bound smoothly, slope 1 at 0; cheaper than an arc tangent."""
-    return x * (1 + (x / _LOGIT_BOUND).square()).rsqrt()
 
 
 def _in_bin(

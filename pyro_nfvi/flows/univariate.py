@@ -88,7 +88,7 @@ class AffineKernel(Kernel):
     def forward(self, x: Tensor, params: Tensor) -> TensorPair:
         shift, raw = params.unbind(-1)
         log_scale = soft_clamp(raw, self.bound)
-        return shift + log_scale.exp() * x, log_scale
+        return torch.addcmul(shift, log_scale.exp(), x), log_scale
 
     def inverse(self, y: Tensor, params: Tensor) -> TensorPair:
         shift, raw = params.unbind(-1)
