@@ -6,7 +6,7 @@ What a flow starts from: :func:`fit_gaussian` runs several starts at once, by ba
 
 from pyro_nfvi.gaussian.batch_match import match
 from pyro_nfvi.gaussian.climb import ascend
-from pyro_nfvi.gaussian.explore import Modes, explore
+from pyro_nfvi.gaussian.explore import MOST_MODES, Modes, explore
 from pyro_nfvi.gaussian.fit import GaussianFit, fit_gaussian
 from pyro_nfvi.gaussian.modes import other_modes
 from pyro_nfvi.gaussian.normals import Normals
@@ -15,6 +15,7 @@ from pyro_nfvi.gaussian.weights import mixture_weights
 from pyro_nfvi.gaussian.whiten import whiten
 
 __all__ = [
+    "MOST_MODES",
     "GaussianFit",
     "Modes",
     "Normals",

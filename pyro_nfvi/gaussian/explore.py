@@ -16,7 +16,7 @@ from pyro_nfvi.gaussian.target import Target
 from pyro_nfvi.gaussian.weights import mixture_weights
 from pyro_nfvi.gaussian.whiten import whiten
 
-__all__ = ["Modes", "explore"]
+__all__ = ["MOST_MODES", "Modes", "explore"]
 
 #: Steps uphill of each point, steps of the Gaussians that start there, and of those that are kept.
 _CLIMB, _RACE, _LAST = 60, 120, 200
@@ -24,8 +24,10 @@ _CLIMB, _RACE, _LAST = 60, 120, 200
 _ROWS, _COMPARE = 16, 256
 #: Draws of each component from which weights are learnt.
 _WEIGH = 1000
-#: Most modes that are kept, and most places from which a Gaussian starts in one round.
-_MODES, _PLACES = 16, 16
+#: Most modes that are kept.
+MOST_MODES = 16
+#: Most places from which a Gaussian starts in one round.
+_PLACES = 16
 #: Rounds, at most, and points of each round after the first.
 _ROUNDS, _POINTS = 4, 48
 #: A mode with a bound this far below the best, or with less than this share, is left out.
@@ -108,7 +110,7 @@ def explore(
     usable = found.start_bounds > found.bound - _NEGLIGIBLE
     ends, heights = ascend(target, frame, points, _steps(_CLIMB, effort))
     # The starts of the Gaussian itself have climbed already.
-    climbed = found.starts.loc[usable]
+    climbed = found.starts.loc[usable] if bool(usable.any()) else frame.loc
     ends = torch.cat([ends, climbed])
     heights = torch.cat([heights, target(climbed)[0]])
     known, hits, count = frame, torch.zeros(1, dtype=torch.long), 0
@@ -127,6 +129,11 @@ def explore(
         hits = hits + torch.bincount(mode[mode >= 0], minlength=len(known))
         if (turn > 0 and len(known) == before) or len(known) == 1 or turn == _ROUNDS - 1:
             break
+        if turn == 0:  # one bent ridge is the common case
+            joined, total = _merged(target, frame, known, hits, generator)
+            if len(joined) == 1:
+                known, hits = joined, total
+                break
         weights = _weights(target, known, generator)
         points = _around(known, weights, _POINTS, generator)
         if more is not None:
@@ -197,17 +204,18 @@ def _fitted(
     )
     both = Normals(torch.cat([known.loc, ran.loc]), torch.cat([known.factor, ran.factor]))
     bounds, _ = both.bounds(target, _COMPARE, generator)
+    # So short a race leaves the Gaussians of many dimensions below their best.
+    slack = _NEGLIGIBLE + known.dim / 2
     kept, owner = list(range(len(known))), torch.full((len(places),), -1, dtype=torch.long)
     # Modes that are known stay; of the others the best come first.
     for index in bounds[len(known) :].argsort(descending=True).tolist():
         place = len(known) + index
-        if not float(bounds[place]) > float(bounds.max()) - _NEGLIGIBLE:
-            break
         apart = _apart(target, both, place, kept)
-        if bool(apart.all()) and len(kept) < _MODES:
-            kept.append(place)
-            owner[index] = len(kept) - 1
-        elif not bool(apart.all()):
+        if bool(apart.all()):
+            if len(kept) < MOST_MODES and float(bounds[place]) > float(bounds.max()) - slack:
+                kept.append(place)
+                owner[index] = len(kept) - 1
+        else:
             owner[index] = int((~apart).nonzero()[0])
             first = kept[int(owner[index])]
             if bounds[place] > bounds[first] + 1.0:  # a Gaussian that lay across several modes

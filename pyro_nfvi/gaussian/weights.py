@@ -80,5 +80,7 @@ def mixture_weights(log_p: Tensor, log_each: Tensor) -> TensorPair:
         if moved < _ENOUGH:
             break
     weights = log_now.exp()
-    error = (omega.unsqueeze(-1) * (share - weights)).square().sum(0).sqrt()
+    # Each component gave the same number of draws: only their spread within it is noise.
+    pull = (omega.unsqueeze(-1) * (share - weights)).unflatten(0, (count, -1))
+    error = (pull - pull.mean(1, keepdim=True)).square().sum((0, 1)).sqrt()
     return weights, error

@@ -129,6 +129,16 @@ class Fit:
         return self.draws.quality()[1]
 
     @property
+    def modes(self) -> tuple[dict[str, Any], ...]:
+        """The modes of a mixture fit, one for each component; empty for a guide of one piece.
+
+        Each has its ``weight`` and ``weight_se`` (None where importance weights say nothing),
+        ``starts``, how many starts ended there, and ``at``, where it is, by site. They are those
+        that a start came to: others are not in the fit.
+        """
+        return tuple(self.training.settings.get("modes", ()))
+
+    @property
     def verdict(self) -> Verdict:
         """Whether to trust the fit: a word, with ``.reasons`` and ``.next_step``.
 

@@ -26,6 +26,7 @@ from pyro_nfvi.infer.ladder import (
     told,
 )
 from pyro_nfvi.infer.run import FitRun
+from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.logjoint import LogJoint
 
 __all__ = ["fit_modes"]
@@ -34,6 +35,8 @@ __all__ = ["fit_modes"]
 _WEIGH = 1000
 #: A component whose gap costs the mixture less than this, in nats, takes no flow.
 _COSTS = 0.005
+#: Numbers by which a line of the report says where a mode is.
+_NAMED = 6
 #: Fewest steps for a component's flows.
 _FEWEST = 300
 
@@ -168,9 +171,16 @@ def _joined(first: Training, parts: list[Fit], losses: list[Tensor]) -> Training
     timing["setup"] = first.timing["setup"]
     timing["steps_per_s"] = steps / max(1e-9, timing["fit"])
     timing["step"] = timing["fit"] / max(1, steps)
+    # What ended the whole, else what left something to gain, else the last.
     early = [one for one in trained if one.why_stopped in ENDS]
+    cut = [one for one in trained if one.why_stopped == "max_steps"]
+    last = (early or cut or trained)[-1]
+    why = StopReason(
+        str(last.why_stopped), f"Modes are trained one by one. {last.why_stopped.detail}"
+    )
     return dataclasses.replace(
-        (early or trained)[-1],
+        last,
+        why_stopped=why,
         losses=torch.cat(losses),
         timing=timing,
         notes=tuple(dict.fromkeys(note for one in trained for note in one.notes)),
@@ -192,5 +202,26 @@ def _described(fit: Fit, modes: Modes, errors: Tensor) -> Fit:
             }
         )
     settings = {**fit.training.settings, "modes": found}
-    training = dataclasses.replace(fit.training, settings=settings)
+    lines = [_line(place, mode, modes.num_starts) for place, mode in enumerate(found, start=1)]
+    alone = sum(mode["starts"] <= 1 for mode in found)
+    if alone:
+        lines.append(f"{alone} of the modes were found by one start alone: expect more of them")
+    training = dataclasses.replace(
+        fit.training, settings=settings, notes=(*fit.training.notes, *lines)
+    )
     return dataclasses.replace(fit, training=training)
+
+
+def _line(place: int, mode: dict[str, Any], num_starts: int) -> str:
+    """One mode in words, with where it is in the first numbers."""
+    numbers = []
+    for name, value in mode["at"].items():
+        flat = torch.tensor(value).flatten().tolist()
+        labels = [f"{name}[{i}]" for i in range(len(flat))] if isinstance(value, list) else [name]
+        numbers += [f"{label} {number:.3g}" for label, number in zip(labels, flat)]
+    error = "" if mode["weight_se"] is None else f" ± {mode['weight_se']:.3f}"
+    more = ", ..." if len(numbers) > _NAMED else ""
+    return (
+        f"mode {place}: weight {mode['weight']:.3f}{error}, {mode['starts']} of {num_starts} "
+        f"starts ended there, around {', '.join(numbers[:_NAMED])}{more}"
+    )

@@ -162,13 +162,11 @@ class FitRun:
             return
         self.num_starts = self.modes.num_starts
         hits = self.modes.hits.tolist()
-        if len(hits) > 1:
-            each = ", ".join(map(str, hits))
-            self.notes.append(
-                f"{self.num_starts} starts found {len(hits)} modes; {each} of them ended in each"
-            )
-        else:
-            self.notes.append(f"{hits[0]} of {self.num_starts} starts ended in this one mode")
+        where = f"{len(hits)} modes" if len(hits) > 1 else "this one mode"
+        self.notes.append(
+            f"{sum(hits)} of {self.num_starts} starts ended in {where}; one to which no start came "
+            "is not seen"
+        )
 
     def train(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyro_nfvi.diagnostics import Verdict, judge_weights
+from pyro_nfvi.gaussian import MOST_MODES
 
 if TYPE_CHECKING:
     from pyro_nfvi.infer.fit import Fit
@@ -23,6 +24,9 @@ def verdict(fit: Fit) -> Verdict:
         faults.append(f"the posterior is improper in {', '.join(settings['improper'])}")
     if settings.get("missed_modes"):
         faults.append(f"{settings['missed_modes']} other modes were found and are not reached")
+    modes = settings.get("modes") or []
+    if len(modes) >= MOST_MODES:
+        faults.append(f"{len(modes)} modes were found, as many as are kept: there may be more")
     share, error = settings.get("outside") or (0.0, 0.0)
     if share - 2 * error > _OUTSIDE:
         faults.append(
@@ -40,6 +44,14 @@ def verdict(fit: Fit) -> Verdict:
     if faults:
         return word
     unseen = []
+    if modes:
+        unseen.append(
+            f"{len(modes)} modes were found from {settings['starts']} starts; one to which no "
+            "start came is missing"
+        )
+    alone = sum(mode["starts"] <= 1 for mode in modes)
+    if alone:
+        unseen.append(f"{alone} of the modes were found by one start alone: there may be more")
     if not settings.get("starts"):
         unseen.append("no starts were compared, so another mode would not have been seen")
     if settings.get("outside") is None:
