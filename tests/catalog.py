@@ -32,6 +32,7 @@ from pyro_nfvi.flows import (
     ShiftKernel,
     SplineKernel,
     Sylvester,
+    TailKernel,
     iaf,
     maf,
     make_flow,
@@ -163,6 +164,7 @@ FLOWS: dict[str, Case] = {
     ),
     "elementwise_affine": Case(Elementwise),
     "elementwise_spline": Case(lambda d, c: Elementwise(d, c, kernel=SplineKernel(5))),
+    "elementwise_tail": Case(lambda d, c: Elementwise(d, c, kernel=TailKernel())),
     "elementwise_relu": Case(lambda d, c: Elementwise(d, c, kernel=ReLUKernel())),
     "elementwise_monotone": Case(
         lambda d, c: Elementwise(d, c, kernel=MonotoneKernel(4)), dims=(1, 3)

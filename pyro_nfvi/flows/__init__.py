@@ -20,6 +20,7 @@ from pyro_nfvi.flows.planar import Planar, PlanarChain
 from pyro_nfvi.flows.radial import Radial
 from pyro_nfvi.flows.spline import SplineKernel
 from pyro_nfvi.flows.sylvester import Sylvester
+from pyro_nfvi.flows.tail import TailKernel
 from pyro_nfvi.flows.transform import FlowTransform
 from pyro_nfvi.flows.univariate import (
     AffineKernel,
@@ -63,6 +64,7 @@ __all__ = [
     "ShiftKernel",
     "SplineKernel",
     "Sylvester",
+    "TailKernel",
     "adapt",
     "iaf",
     "maf",

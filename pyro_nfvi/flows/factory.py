@@ -25,6 +25,7 @@ from pyro_nfvi.flows.planar import PlanarChain
 from pyro_nfvi.flows.radial import Radial
 from pyro_nfvi.flows.spline import SplineKernel
 from pyro_nfvi.flows.sylvester import Sylvester
+from pyro_nfvi.flows.tail import TailKernel
 from pyro_nfvi.flows.univariate import Kernel, ReLUKernel, ShiftKernel
 
 __all__ = ["FLOW_NAMES", "check_formula", "make_flow"]
@@ -123,6 +124,10 @@ def _relu(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
     return [*flows, LULinear(dim, context_dim, **options)]
 
 
+def _tail(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    return _repeat(Elementwise)(dim, context_dim, count, kernel=TailKernel(), **options)
+
+
 @dataclass(frozen=True)
 class _Family:
     build: _Builder
@@ -152,6 +157,7 @@ _FAMILIES: dict[str, _Family] = {
     "glow": _family(_glow, 4, *_COUPLING),
     "relu": _family(_relu, 6),
     "ffjord": _family(_repeat(Continuous), 1, "solver", "steps", "tolerance", "trace"),
+    "tail": _family(_tail, 1),
     "affine": _family(_repeat(DiagonalAffine), 1),
     "tril": _family(_repeat(LowerTriangular), 1),
 }
@@ -169,7 +175,7 @@ def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> F
 
     Args:
         formula: Names: ``planar radial sylvester iaf maf nice realnvp nsf nsf-ar naf bnaf
-            glow relu ffjord affine tril``.
+            glow relu ffjord tail affine tril``.
         dim: Event size D.
         context_dim: Size of the context; 0 for none.
         **options: Passed to every family of the formula that knows them, such as

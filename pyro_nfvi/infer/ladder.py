@@ -11,12 +11,13 @@ import torch
 
 from pyro_nfvi.diagnostics import iw_gap
 from pyro_nfvi.errors import DivergedError, WeightError
-from pyro_nfvi.flows import Chain, Flow
+from pyro_nfvi.flows import Chain, Elementwise, Flow, TailKernel
 from pyro_nfvi.gaussian import GaussianFit
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.run import FitRun
 from pyro_nfvi.infer.stopping import StopReason
+from pyro_nfvi.infer.tails import heavy_tails, with_tail
 from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.objectives import Objective
 
@@ -134,12 +135,15 @@ def add_flows(
     """
     tried: list[Rung] = []
     before, steps = list(notes), max_steps
-    flows = rungs(guide.latent.dim)
+    flows, tail = rungs(guide.latent.dim), False
     for stage, formula in enumerate(flows, start=1):
         left = seconds_left(run)
         if best is not None and (good_enough(best) or steps < _FEWEST or left == 0.0):
             break
         begun = time.monotonic()
+        tail = tail or (best is not None and heavy_tails(best))
+        if tail:
+            formula = with_tail(formula)
         # The first flow leaves a third of the steps to the next, if there will be one.
         share = steps if stage == len(flows) else max(min(steps, _FEWEST), 2 * steps // 3)
         try:
@@ -213,8 +217,16 @@ def _grow(old: AutoFlow, new: AutoFlow) -> None:
     assert old_outer is not None
     new_outer.load_state_dict(old_outer.state_dict())
     layers, before = _layers(new), _layers(old)
+    if _is_tail(layers) and not _is_tail(before):
+        layers = layers[:-1]
     for layer, given in zip(layers[len(layers) - len(before) :], before, strict=True):
         layer.load_state_dict(given.state_dict())
+
+
+def _is_tail(layers: list[Flow]) -> bool:
+    """Whether a tail layer, which is the identity at first, stands at the output."""
+    last = layers[-1] if layers else None
+    return isinstance(last, Elementwise) and isinstance(last.kernel, TailKernel)
 
 
 def _layers(guide: AutoFlow) -> list[Flow]:

@@ -48,8 +48,8 @@ class RenyiELBO(Objective):
         \bar w_k \propto w_k^{1-\alpha},
 
     and is zero for every draw where q equals p. Both are unbiased for
-    :math:`\mathcal{L}_{\alpha,K}` with its own K, not for :math:`\log p - D_\alpha`. Parameters of the model get the usual
-    gradient.
+    :math:`\mathcal{L}_{\alpha,K}` with its own K, not for
+    :math:`\log p - D_\alpha`. Parameters of the model get the usual gradient.
 
     A particle whose density or gradient is not finite has weight zero; a term without any other is
     left out.

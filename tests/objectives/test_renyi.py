@@ -1,4 +1,4 @@
-"""Bounds of several draws: closed forms of Gaussians, two gradients with one mean, bad particles."""
+"""Bounds of several draws: closed forms, two gradients with one mean, bad particles."""
 
 import math
 
