@@ -100,6 +100,7 @@ def test_a_mode_without_mass_is_left_out():
     assert len(modes_of(gaussians(locs, [1.0, 0.01]), 2)) == 2
 
 
+@pytest.mark.slow
 def test_more_modes_than_can_be_kept():
     side = torch.tensor([-12.0, -4.0, 4.0, 12.0, 20.0])
     locs = torch.cartesian_prod(side, side)
