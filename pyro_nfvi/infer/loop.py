@@ -115,6 +115,10 @@ class Loop:
         self._rates = torch.tensor(
             [float(group["lr"]) for group in optimizer.param_groups], dtype=torch.float64
         )
+        # Pyro's ClippedAdam lowers its rate by itself, once in each step.
+        self._decays = torch.tensor(
+            [float(group.get("lrd", 1.0)) for group in optimizer.param_groups], dtype=torch.float64
+        )
         self.noise = Noise(guide.density(), log_joint, num_particles, generator)
         self._true = True  # whether the live parameters are those of the runner
         self._pace = math.inf  # seconds that a step takes
@@ -178,6 +182,9 @@ class Loop:
             schedule.block(state.step, len(eps), state.seconds), dtype=torch.float64
         )
         rates = (state.rate * factors).unsqueeze(-1) * self._rates
+        if bool((self._decays != 1).any()):
+            taken = torch.arange(state.step, state.step + len(eps), dtype=torch.float64)
+            rates = rates * self._decays ** taken.unsqueeze(-1)
         state.decay = schedule.decay
         begin = time.monotonic()
         self._true = False

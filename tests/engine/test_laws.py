@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from engine.zoo import ZOO, Case
+from pyro.optim.clipped_adam import ClippedAdam
 
 from pyro_nfvi.engine import GraphRunner
 from pyro_nfvi.infer.snapshot import Snapshot
@@ -23,6 +24,9 @@ OPTIMISERS = {
     ),
     "adamw": lambda leaves: torch.optim.AdamW(leaves, lr=0.01, weight_decay=0.1),
     "amsgrad": lambda leaves: torch.optim.Adam(leaves, lr=0.01, amsgrad=True, weight_decay=0.01),
+    "clipped": lambda leaves: ClippedAdam(
+        leaves, lr=0.01, lrd=0.99, clip_norm=0.05, weight_decay=0.01, centered_variance=True
+    ),
     "rmsprop": lambda leaves: torch.optim.RMSprop(leaves, lr=0.01, centered=True, momentum=0.9),
     "sgd": lambda leaves: torch.optim.SGD(leaves, lr=0.001, momentum=0.9, nesterov=True),
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 
 from pyro_nfvi.engine.program import OptimizerSpec, Unsupported
@@ -13,7 +14,7 @@ from pyro_nfvi.engine.program import OptimizerSpec, Unsupported
 __all__ = ["KINDS", "group_options", "kind_of", "read_state", "state_names", "write_state"]
 
 #: Numbers by which the C++ knows them.
-KINDS = {"Adam": 0, "AdamW": 1, "RMSprop": 2, "SGD": 3, "Adagrad": 4}
+KINDS = {"Adam": 0, "AdamW": 1, "RMSprop": 2, "SGD": 3, "Adagrad": 4, "ClippedAdam": 5}
 
 
 def kind_of(spec: OptimizerSpec) -> str:
@@ -22,6 +23,8 @@ def kind_of(spec: OptimizerSpec) -> str:
     Raises:
         Unsupported: The compiled loop does not know it, or not with these options.
     """
+    if type(spec.optimizer) is ClippedAdam:
+        return "ClippedAdam"
     if spec.kind not in KINDS:
         name = type(spec.optimizer).__name__
         raise Unsupported(f"the optimiser {name}; native code knows {', '.join(KINDS)}")
@@ -51,10 +54,11 @@ def group_options(kind: str, options: Mapping[str, Any]) -> dict[str, float]:
         "beta2": second,
         "eps": options.get("eps", 0.0),
         "decay": options.get("weight_decay", 0.0),
-        "momentum": options.get("momentum", 0.0),
-        "dampening": options.get("dampening", 0.0),
+        # Of ClippedAdam they hold the largest gradient and the decay of the rate.
+        "momentum": options.get("clip_norm", options.get("momentum", 0.0)),
+        "dampening": options.get("lrd", options.get("dampening", 0.0)),
         "nesterov": int(bool(options.get("nesterov", False))),
-        "centered": int(bool(options.get("centered", False))),
+        "centered": int(bool(options.get("centered_variance", options.get("centered", False)))),
         "maximize": int(bool(options.get("maximize", False))),
         "amsgrad": int(bool(options.get("amsgrad", False))),
     }
@@ -64,6 +68,8 @@ def state_names(kind: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return torch's names of the three state vectors; an empty one is not in use."""
     if kind in ("Adam", "AdamW"):
         return "exp_avg", "exp_avg_sq", "max_exp_avg_sq" if options.get("amsgrad") else ""
+    if kind == "ClippedAdam":
+        return "exp_avg", "exp_avg_sq", ""
     if kind == "RMSprop":
         mean = "grad_avg" if options.get("centered") else ""
         return "square_avg", mean, "momentum_buffer" if options.get("momentum") else ""
@@ -102,7 +108,9 @@ def write_state(
     if steps == 0 and not optimizer.state.get(param):
         return
     state = optimizer.state[param]
-    if kind != "SGD":
+    if kind == "ClippedAdam":
+        state["step"] = int(steps)
+    elif kind != "SGD":
         known = state.get("step")
         if isinstance(known, Tensor):
             known.fill_(steps)

@@ -1,5 +1,5 @@
 // The loop over steps: clip, refuse what is not finite, update. No globals: all state is in Fit.
-enum Kind { ADAM, ADAMW, RMSPROP, SGD, ADAGRAD };
+enum Kind { ADAM, ADAMW, RMSPROP, SGD, ADAGRAD, CLIPPED };
 
 struct Group {
   double beta1, beta2, eps, decay, momentum, dampening;
@@ -109,6 +109,25 @@ static void adagrad(const Group& g, double rate, T scale, T* p, const T* grad, T
   }
 }
 
+// Pyro's Adam: momentum holds the largest size of a gradient's number, dampening the decay of the
+// rate, which falls before it is used; eps stands beside the root without its correction.
+template <class T>
+static void clipped(const Group& g, double rate, T scale, T* p, const T* grad, T* m, T* v) {
+  const double c1 = 1 - ::pow(g.beta1, g.steps), c2 = 1 - ::pow(g.beta2, g.steps);
+  const T b1 = (T)g.beta1, a1 = (T)(1 - g.beta1), b2 = (T)g.beta2, a2 = (T)(1 - g.beta2);
+  const T size = (T)(rate * g.dampening * ::sqrt(c2) / c1), eps = (T)g.eps, decay = (T)g.decay;
+  const T most = (T)g.momentum, centre = g.centered ? (T)1 : (T)0;
+#pragma omp simd
+  for (int64_t i = g.begin; i < g.end; i++) {
+    T d = scale * grad[i];
+    d = (d < -most ? -most : d > most ? most : d) + decay * p[i];
+    const T a = b1 * m[i] + a1 * d, u = d - centre * a, b = b2 * v[i] + a2 * u * u;
+    m[i] = a;
+    v[i] = b;
+    p[i] -= size * a / (m_sqrt(b) + eps);
+  }
+}
+
 template <class T> static double norm(const T* x, int64_t n) {
   double total = 0;
   int64_t i = 0;
@@ -144,6 +163,7 @@ template <class T> static void update(Fit* f, const double* rate, double length)
       case RMSPROP: rmsprop<T>(g, rate[k], s, p, d, s1, s2, s3); break;
       case SGD: sgd<T>(g, rate[k], s, p, d, s1); break;
       case ADAGRAD: adagrad<T>(g, rate[k], s, p, d, s1); break;
+      case CLIPPED: clipped<T>(g, rate[k], s, p, d, s1, s2); break;
     }
   }
 }
