@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.density import FlowDensity
-from pyro_nfvi.gaussian import GaussianFit, Modes, Normals, Target, explore, whiten
+from pyro_nfvi.gaussian import GaussianFit, Modes, Normals, Target, explore, other_modes, whiten
 from pyro_nfvi.infer.draws import WeighedDraws
 from pyro_nfvi.infer.precondition import prior_points
 from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.mixture import MixtureDensity
 
-__all__ = ["look_for_modes", "missed_modes"]
+__all__ = ["look_for_modes", "missed_modes", "modes_of_starts"]
 
 #: Points from which modes are looked for, the fewest that are worth it, and most numbers that one
 #: call of the model may hold for them.
@@ -25,6 +25,12 @@ _HOT, _HOT_STEPS = 0.1, 150
 _DRAWS, _SHORT = 64, 3.0
 #: Share of the mass below which a missed mode is not worth a word, in nats.
 _NEGLIGIBLE = 5.0
+
+
+def modes_of_starts(log_joint: LogJoint, like: Tensor, found: GaussianFit) -> Normals | None:
+    """Return the modes on which starts of the Gaussian ended, besides the best's; or None."""
+    index = other_modes(Target(log_joint, like), found)
+    return found.starts.take(index) if len(index) else None
 
 
 def look_for_modes(
@@ -42,7 +48,7 @@ def look_for_modes(
         log_joint: The model.
         like: A tensor of the guide's dtype and device.
         found: The best Gaussian.
-        tempered: Take the wide draws from a Gaussian that is fitted to the tenth power of the
+        tempered: Take the wide draws from a Gaussian that is fitted to the tenth root of the
             density, which crosses valleys.
         effort: 1 for all steps; a fraction for a fit of few steps.
         generator: Source of the noise.
@@ -76,7 +82,7 @@ def _hot(
     effort: float,
     generator: torch.Generator,
 ) -> Normals:
-    """Fit a Gaussian to the density's tenth power, from three times the width of the best one."""
+    """Fit a Gaussian to the density's tenth root, from three times the width of the best one."""
     target = Target(lambda z: _HOT * log_joint(z), like)
     start = Normals(frame.loc, 3.0 * frame.factor)
     steps = max(1, round(_HOT_STEPS * effort))

@@ -66,9 +66,11 @@ class NFVI:
             left where it is.
         explore: How other modes are looked for after the first Gaussian: ``"starts"`` climbs from
             draws of the prior and wide draws around it, ``"tempered"`` from a Gaussian fitted to
-            the tenth power of the density in place of the latter, ``"off"`` not at all. With
-            ``guide="auto"`` several modes become a mixture (:class:`AutoMixture
-            <pyro_nfvi.guides.AutoMixture>`); for another guide the verdict tells which it misses.
+            the tenth root of the density in place of the latter, ``"off"`` not beyond the
+            Gaussian's own starts. With ``guide="auto"`` several modes become a mixture
+            (:class:`AutoMixture <pyro_nfvi.guides.AutoMixture>`), each with half of ``max_steps``;
+            for another guide the verdict tells which it misses. A mode to which no start climbs
+            is not found.
         stop: Whether to stop when the bound is flat; False takes exactly ``max_steps``.
         engine: What runs the steps: ``"auto"``, which falls back by itself and says why
             (``fit.engine``, ``fit.engine_reason``), or one by name: ``"native"``,

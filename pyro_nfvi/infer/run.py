@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.errors import DivergedError, WeightError
-from pyro_nfvi.gaussian import GaussianFit, Modes
+from pyro_nfvi.gaussian import GaussianFit, Modes, Normals
 from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.infer.checkpoint import Checkpoint
 from pyro_nfvi.infer.draws import weigh
@@ -22,7 +22,7 @@ from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.guide_spec import flow_name, make_guide
 from pyro_nfvi.infer.keep import keep_better
 from pyro_nfvi.infer.loop import Loop
-from pyro_nfvi.infer.modes import look_for_modes, missed_modes
+from pyro_nfvi.infer.modes import look_for_modes, missed_modes, modes_of_starts
 from pyro_nfvi.infer.optim import make_optimizer
 from pyro_nfvi.infer.outside import mass_outside
 from pyro_nfvi.infer.precondition import gaussian_stage
@@ -76,6 +76,8 @@ class FitRun:
         self.interrupted = False
         #: Modes that were come upon, and from how many starts.
         self.modes: Modes | None = None
+        #: Gaussians on these, or on modes of the first starts where no more were looked for.
+        self.others: Normals | None = None
         self.num_starts = 0
         #: Lines for the report about what came before training.
         self.notes: list[str] = []
@@ -145,6 +147,7 @@ class FitRun:
     def _look_for_modes(self, log_joint: LogJoint, like: Tensor, found: GaussianFit) -> None:
         """Look for modes from more points than the Gaussian's own starts."""
         if self.options.explore == "off":
+            self.others = modes_of_starts(log_joint, like, found)
             return
         try:
             self.modes = look_for_modes(
@@ -159,7 +162,9 @@ class FitRun:
             self.interrupted = True
             return
         if self.modes is None:
+            self.others = modes_of_starts(log_joint, like, found)
             return
+        self.others = self.modes.normals
         self.num_starts = self.modes.num_starts
         hits = self.modes.hits.tolist()
         where = f"{len(hits)} modes" if len(hits) > 1 else "this one mode"
@@ -246,8 +251,7 @@ class FitRun:
         log_joint = fit.require_model()
         density = fit.guide.density()
         found: dict[str, Any] = {"starts": self.num_starts}
-        modes = None if self.modes is None else self.modes.normals
-        missed = missed_modes(density, log_joint, modes, fit.draws)
+        missed = missed_modes(density, log_joint, self.others, fit.draws)
         if missed:
             found["missed_modes"] = len(missed)
         outside = mass_outside(density, log_joint, fit.draws, self.seed)

@@ -6,6 +6,7 @@ The posteriors are those of ``benchmarks/modes.py``; no draw of their priors lie
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -92,6 +93,19 @@ def test_all_that_a_fit_gives_it_gives_for_a_mixture(fitted, tmp_path):
     assert "size" in with_model.sample(5)
     clone = copy.deepcopy(fitted.guide)
     torch.testing.assert_close(clone.log_prob(draws), fitted.guide.log_prob(draws))
+
+
+def test_the_verdict_knows_of_modes_that_may_be_missing(fitted):
+    def with_modes(modes):
+        settings = {**fitted.training.settings, "modes": modes}
+        training = dataclasses.replace(fitted.training, settings=settings)
+        return dataclasses.replace(fitted, training=training).verdict
+
+    many = with_modes(list(fitted.modes) * 8)
+    assert many == "do not trust"
+    assert "as many as are kept" in many.reasons[0]
+    lonely = with_modes([{**fitted.modes[0], "starts": 1}, fitted.modes[1]])
+    assert any("by one start alone" in reason for reason in lonely.reasons)
 
 
 def test_a_fit_repeats_with_its_seed(fitted):
