@@ -21,6 +21,7 @@ from pyro_nfvi.infer.checkpoint import Checkpoint
 from pyro_nfvi.infer.engines import Chosen
 from pyro_nfvi.infer.noise import Noise
 from pyro_nfvi.infer.progress import Bar, StepInfo
+from pyro_nfvi.infer.reason import reason_of
 from pyro_nfvi.infer.schedule import Schedule
 from pyro_nfvi.infer.snapshot import Kept, Snapshot
 from pyro_nfvi.infer.step import EagerRunner
@@ -168,7 +169,7 @@ class Loop:
             finally:
                 self.settle()
         self._write_checkpoint()
-        return self._reason(word)
+        return reason_of(self, word)
 
     def _block(self, bar: Bar) -> str:
         """Take some steps; return a word to stop, or an empty string."""
@@ -371,28 +372,3 @@ class Loop:
             self.checkpoint.save(self)
         except FileError as error:  # the fit itself is worth more than its checkpoint
             warnings.warn(f"Checkpoint not written: {error}", stacklevel=2)
-
-    def _reason(self, word: str) -> StopReason:
-        state, rise = self.state, self.plateau.rise
-        steps = f"after {state.step} steps"
-        if word == "interrupted":
-            return StopReason(word, f"Interrupted {steps}; the best state until then is kept.")
-        if word == "callback":
-            return StopReason(word, f"A callback stopped the fit {steps}.")
-        limit = self.schedule.max_seconds
-        if limit is not None and state.seconds >= limit:
-            return StopReason("max_seconds", f"The time of {limit:g} s was over {steps}.")
-        if state.converged:
-            span = self.plateau.block * self.plateau.window
-            begin = state.decay[0] if state.decay else state.step
-            return StopReason(
-                "converged",
-                f"The bound changed by {rise:+.3g} nats over the {span} steps before step {begin}: "
-                f"it rose by no more than {self.plateau.tolerance:g} or its standard error. The "
-                f"learning rate then went down, to 1 % {steps}.",
-            )
-        still = f"; the bound was still rising, by {rise:.3g} nats in 200 steps" if rise > 0 else ""
-        return StopReason(
-            "max_steps",
-            f"All {self.schedule.max_steps} steps were taken" + (still if self.stop else "") + ".",
-        )

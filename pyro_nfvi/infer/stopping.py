@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-__all__ = ["Plateau", "StopReason"]
+__all__ = ["Outlook", "Plateau", "StopReason", "outlook"]
+
+
+#: Fewest blocks through which a line is laid.
+_FEWEST = 4
 
 
 class StopReason(str):
@@ -71,6 +76,67 @@ class Plateau:
         self.rise = mean_before - mean_after
         error = math.sqrt(var_before / len(before) + var_after / len(after))
         return self.rise < max(self.tolerance, error)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What more steps would bring, as the constant phase of the learning rate lets one expect.
+
+    Attributes:
+        steps: How many more: as many as the constant phase had.
+        gain: Rise of the bound in nats, by extrapolation.
+        error: Its standard error, of the noise of the bound alone.
+    """
+
+    steps: int
+    gain: float
+    error: float
+
+    def __str__(self) -> str:
+        if self.gain <= 2 * self.error:
+            most = max(self.gain, 0.0) + 2 * self.error
+            return f"{self.steps} steps more would bring next to nothing, {most:.2g} nats at most"
+        return (
+            f"{self.steps} steps more at the constant rate would bring about {self.gain:.2g} ± "
+            f"{self.error:.1g} nats, of which the smaller rates have brought a part"
+        )
+
+
+def outlook(losses: Sequence[float], block: int = 50) -> Outlook | None:
+    r"""Extrapolate the losses of a constant phase: :math:`a + b/t`, to twice as many steps.
+
+    A straight line in :math:`1/t` through the means of blocks of steps, the first third left out.
+    The gain from t to 2t steps is :math:`b / 2t`. It is that of the bound at the constant rate.
+    The smaller rates at the end of a fit bring part of it, often most: what a fit as a whole gains
+    from twice the steps is less.
+
+    Args:
+        losses: Negative bounds at a constant rate, in nats.
+        block: Steps in a block.
+
+    Returns:
+        None where there are too few.
+
+    Example:
+        >>> found = outlook([10.0 + 100.0 / (t + 1) for t in range(1000)])
+        >>> found.steps, round(found.gain, 3)
+        (1000, 0.05)
+    """
+    count = len(losses) // block
+    points: list[tuple[float, float]] = []
+    for k in range(count // 3, count):
+        found = [x for x in losses[k * block : (k + 1) * block] if math.isfinite(x)]
+        if 2 * len(found) >= block:
+            points.append((1 / ((k + 0.5) * block), math.fsum(found) / len(found)))
+    if len(points) < _FEWEST:
+        return None
+    centre, level = (math.fsum(axis) / len(points) for axis in zip(*points))
+    spread = math.fsum((x - centre) ** 2 for x, _ in points)
+    slope = math.fsum((x - centre) * (y - level) for x, y in points) / spread
+    rest = math.fsum((y - level - slope * (x - centre)) ** 2 for x, y in points)
+    error = math.sqrt(rest / (len(points) - 2) / spread)
+    steps = count * block
+    return Outlook(steps, slope / (2 * steps), error / (2 * steps))
 
 
 def _moments(values: list[float]) -> tuple[float, float]:

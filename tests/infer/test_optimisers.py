@@ -29,7 +29,7 @@ def fit(engine, **options):
 def test_the_rate_of_clipped_adam_decays_at_every_step():
     # Between the warm-up (50 steps) and the cosine (100 on), its own decay alone.
     rates = []
-    fit("svi", callbacks=[lambda info: rates.append(info.rate)])
+    fit("svi", callbacks=[lambda info: rates.append(info.lr)])
     assert rates[60] == pytest.approx(0.01 * 0.98**60)
     assert rates[90] / rates[89] == pytest.approx(0.98)
 

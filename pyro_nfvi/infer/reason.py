@@ -1,0 +1,52 @@
+"""Why a fit stopped, in a sentence, and what more steps would have brought."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyro_nfvi.infer.stopping import StopReason, outlook
+
+if TYPE_CHECKING:
+    from pyro_nfvi.infer.loop import Loop
+
+__all__ = ["reason_of"]
+
+
+def reason_of(loop: Loop, word: str) -> StopReason:
+    """Say why a loop ended: ``word`` if something broke it off, else what its schedule says."""
+    state, schedule, plateau = loop.state, loop.schedule, loop.plateau
+    rise, steps = plateau.rise, f"after {state.step} steps"
+    if word == "interrupted":
+        return StopReason(word, f"Interrupted {steps}; the best state until then is kept.")
+    if word == "callback":
+        return StopReason(word, f"A callback stopped the fit {steps}.")
+    limit = schedule.max_seconds
+    if limit is not None and state.seconds >= limit:
+        return StopReason(
+            "max_seconds", f"The time of {limit:g} s was over {steps}.{_outlook(loop)}"
+        )
+    if state.converged:
+        span = plateau.block * plateau.window
+        begin = state.decay[0] if state.decay else state.step
+        return StopReason(
+            "converged",
+            f"The bound changed by {rise:+.3g} nats over the {span} steps before step {begin}: "
+            f"it rose by no more than {plateau.tolerance:g} or its standard error. The "
+            f"learning rate then went down, to 1 % {steps}.{_outlook(loop)}",
+        )
+    still = f"; the bound was still rising, by {rise:.3g} nats in 200 steps" if rise > 0 else ""
+    return StopReason(
+        "max_steps",
+        f"All {schedule.max_steps} steps were taken{still if loop.stop else ''}.{_outlook(loop)}",
+    )
+
+
+def _outlook(loop: Loop) -> str:
+    """What more steps would bring, as a sentence behind another."""
+    state = loop.state
+    if state.decay is None:
+        return ""
+    # Before the target is cold, the bound rises for another reason.
+    begin = max(0, loop.objective.settled - loop.first)
+    found = outlook(state.losses[begin : state.decay[0]], loop.plateau.block)
+    return "" if found is None else f" {found}."
