@@ -15,13 +15,13 @@ from pyro_nfvi.engine.native.loops import Call, Statement
 from pyro_nfvi.engine.native.values import Buffer, BufVal, LazyVal, Shape, Val, contiguous
 from pyro_nfvi.engine.program import Unsupported
 
-__all__ = ["RULES", "Lowering", "Rule", "lowers"]
+__all__ = ["MANY", "RULES", "Lowering", "Rule", "lowers"]
 
 #: A rule makes the values of one node; ``args`` hold values where the node has inputs.
 Rule = Callable[..., Any]
 RULES: dict[Any, Rule] = {}
 #: Sums of more numbers than this are taken in double: one by one, float would lose digits.
-_MANY = 8192
+MANY = 8192
 #: Formulas longer than this are computed once into memory, even if they are used once.
 _LONG = 48
 
@@ -296,7 +296,7 @@ class Lowering:
             return
         if not prod(shape):
             raise Unsupported("a reduction of nothing")
-        long = prod(shape[d] for d in reduced) >= _MANY
+        long = prod(shape[d] for d in reduced) >= MANY
         if how == "sum" and target.ctype == "float" and long:
             wide = self.fresh(target.shape, "double")
             self.statement(shape, load, wide, reduced=reduced, how=how)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pyro_nfvi.engine.native.expr import CHEAP, Expr, Ix
-from pyro_nfvi.engine.native.lower import Lowering, Rule, lowers
+from pyro_nfvi.engine.native.lower import MANY, Lowering, Rule, lowers
 from pyro_nfvi.engine.native.pointwise import lazy
 from pyro_nfvi.engine.native.values import BufVal, LazyVal, Val
 from pyro_nfvi.engine.native.views import reshape
@@ -22,6 +22,8 @@ BLAS_FROM = 200_000
 _NEAR = 32_768
 #: Products with fewer rows or columns than this are loops.
 _THIN = 3
+#: A matrix of fewer numbers than this is multiplied by a vector in a loop, with formulas fused in.
+_VECTOR_FROM = 256
 
 
 def _once(low: Lowering, x: Val) -> Val:
@@ -43,9 +45,40 @@ def _product(low: Lowering, a: Val, b: Val, bias: Val | None = None) -> Val:
             return value if bias is None else pool.add(value, low.scalar(bias, index, kind))
 
         return lazy(low, outer)
+    made = _vector(low, a, b)
+    if made is not None:
+        plain = made
+        if bias is None:
+            return plain
+        return lazy(low, lambda i: pool.add(plain.load(i), low.scalar(bias, i, kind)))
     if min(m, n) < _THIN or prod((m, n, k)) <= 64:
         return _thin(low, a, b, bias)
     return _gemm(low, low.realize(a), low.realize(b), bias)
+
+
+def _vector(low: Lowering, a: Val, b: Val) -> BufVal | None:
+    """Multiply a matrix in memory by a vector; None where that is not what there is to do."""
+    (m, k), n = a.shape, b.shape[1]
+    if (m == 1) == (n == 1) or m * n * k < _VECTOR_FROM or k >= MANY:
+        return None
+    matrix, vector, count = (b, a, n) if m == 1 else (a, b, m)
+    if not isinstance(matrix, BufVal) or matrix.ctype not in ("float", "double"):
+        return None
+    over, along = matrix.strides if m == 1 else matrix.strides[::-1]  # the summed axis, the other
+    if along == 1 and over >= count:
+        name, step = "row_gemv", over
+    elif over == 1 and along >= k:
+        name, step = "dot_gemv", along
+    else:
+        return None
+    x = low.dense(reshape(low, vector, (k,)))
+    made = low.new((m, n), matrix.ctype)
+    low.call(
+        f"{name}<{matrix.ctype},{count},{k},{step}>({matrix.pointer},{x.pointer},{made.pointer});",
+        [matrix, x],
+        [made],
+    )
+    return made
 
 
 def _thin(low: Lowering, a: Val, b: Val, bias: Val | None) -> Val:

@@ -109,6 +109,7 @@ def generate(
             header("base.h"),
             header("special.h"),
             header("gemm.h"),
+            header("gemv.h"),
             header("linalg.h"),
             header("masked.h"),
             _work(slots),
