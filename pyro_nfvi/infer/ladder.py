@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "gain",
     "gaussian_fit",
     "good_enough",
+    "nearly_exact",
     "rung_of",
     "rungs",
     "seconds_left",
@@ -95,15 +97,25 @@ def good_enough(fit: Fit) -> bool:
 
     Nothing that is computed from a fit's own draws sees a mode that it lost.
     """
+    gap, even = _gap_and_even(fit)
+    return (fit.khat < _KHAT and gap < _GAP) or (gap < _SMALL_GAP and even)
+
+
+def nearly_exact(fit: Fit) -> bool:
+    """The same for one mode of several, whose gaps and tails add up in the mixture."""
+    gap, even = _gap_and_even(fit)
+    return gap < _SMALL_GAP and (even or fit.khat < _KHAT)
+
+
+def _gap_and_even(fit: Fit) -> tuple[float, bool]:
+    """Gap between evidence and bound, infinite where unknown; and whether weights are even."""
     draws = fit.draws
     if not draws.exact:
-        return False
+        return math.inf, False
     try:
-        gap = iw_gap(draws.log_w)
+        return iw_gap(draws.log_w), fit.ess > _ESS * len(draws.z)
     except WeightError:
-        return False
-    even = fit.ess > _ESS * len(draws.z)
-    return (fit.khat < _KHAT and gap < _GAP) or (gap < _SMALL_GAP and even)
+        return math.inf, False
 
 
 def add_flows(
@@ -116,6 +128,7 @@ def add_flows(
     notes: list[str],
     max_steps: int,
     first: int = 1,
+    enough: Callable[[Fit], bool] = good_enough,
 ) -> tuple[Fit, list[Rung]]:
     """Put a flow inside a Gaussian, and more layers in front of that, for as long as they gain.
 
@@ -132,13 +145,14 @@ def add_flows(
         notes: Lines for the report.
         max_steps: Most steps of all stages together.
         first: Number of the first training, after which its checkpoint is named.
+        enough: When no more is added.
     """
     tried: list[Rung] = []
     before, steps = list(notes), max_steps
     flows, tail = rungs(guide.latent.dim), False
     for stage, formula in enumerate(flows, start=1):
         left = seconds_left(run)
-        if best is not None and (good_enough(best) or steps < _FEWEST or left == 0.0):
+        if best is not None and (enough(best) or steps < _FEWEST or left == 0.0):
             break
         begun = time.monotonic()
         tail = tail or (best is not None and heavy_tails(best))

@@ -21,6 +21,7 @@ from pyro_nfvi.infer.ladder import (
     add_flows,
     gain,
     good_enough,
+    nearly_exact,
     rung_of,
     seconds_left,
     told,
@@ -74,7 +75,7 @@ def fit_modes(
     most = max(_FEWEST, run.options.max_steps // 2)
     steps = 3 * run.options.max_steps
     stage, begun = 1, time.monotonic()
-    order = [place for place in _by_cost(best, parts) if not good_enough(parts[place])]
+    order = [place for place in _by_cost(best, parts) if not nearly_exact(parts[place])]
     losses: list[Tensor] = []
     for place in order:
         if good_enough(best) or run.interrupted or steps < _FEWEST or seconds_left(run) == 0.0:
@@ -89,6 +90,7 @@ def fit_modes(
             notes=notes,
             max_steps=share,
             first=stage,
+            enough=nearly_exact,
         )
         stage += len(rungs)
         steps -= sum(rung.steps for rung in rungs)
