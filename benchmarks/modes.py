@@ -163,9 +163,9 @@ each seed; ESS and time: medians.
 {table(head, lines_of(rows))}
 
 All modes are found and no mass is off by more than {PROMISE} in **{kept} of {len(ours)}** fits.
-The rows with `explore="off"` (one seed) are what a fit of one flow makes of them; where wide draws
-or the weights give it away the verdict says so, and where nothing does the fit is called good, and
-is wrong. *A mode that none of the starts climbs to stays unseen by the default fit too*: narrow
+The rows with `explore="off"` (one seed) are what one flow makes of them. The verdict then goes by
+where the Gaussian's own twelve starts ended, and by wide draws around the fit.
+*A mode that none of the starts climbs to stays unseen by the default fit too*: narrow
 ones far from the draws of the prior, in particular, and more than 16.
 
 {in_words(env)} Written by `python benchmarks/modes.py`.
