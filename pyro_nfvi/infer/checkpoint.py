@@ -46,11 +46,12 @@ class Checkpoint:
         state = dataclasses.asdict(loop.state)
         losses = torch.tensor(state.pop("losses"), dtype=torch.float64)
         rng, used = loop.noise.state()
-        names = ("now", "good", "best")
+        names = ("now", "good", "best", "mean")
         shots = (
             Snapshot.take(loop.state.step, loop.params, loop.optimizer),
             loop.good,
             loop.best,
+            loop.mean,
         )
         tensors = {
             "losses": losses,
@@ -100,6 +101,7 @@ class Checkpoint:
         }
         shots["now"].put(loop.params, loop.optimizer)
         loop.resume(shots["good"], shots.get("best"))
+        loop.mean = shots.get("mean")
         loop._bad_in_a_row = spec["counts"]["bad_in_a_row"]
         loop._since_kept = spec["counts"]["since_kept"]
         # Files of earlier versions hold the state after the last step's own numbers.

@@ -14,12 +14,16 @@ _COMPARE = 512
 
 
 def keep_better(loop: Loop, seed: int) -> bool:
-    """Leave the better of the last and the best state in place; say whether it is the last.
+    """Leave the best of the last state, the best one and the average in place.
 
-    The better one by the objective's own bound.
+    The best one by the objective's own bound, beyond what is noise. Returns whether it is the
+    last.
     """
     best, state = loop.best, loop.state
-    if best is None or best.step == state.step:
+    others = [] if best is None or best.step == state.step else [best]
+    if loop.mean is not None:
+        others.append(loop.mean)
+    if not others:
         return True
     last = Snapshot.take(state.step, loop.params, loop.optimizer)
     generator = None
@@ -35,10 +39,12 @@ def keep_better(loop: Loop, seed: int) -> bool:
         found = torch.where(torch.isfinite(found), found, torch.full_like(found, -1e10)).double()
         return loop.objective.terms(found)
 
-    now = log_w()
-    best.put_values(loop.params)
-    rise = log_w() - now  # on the same noise, so that little of it is noise
-    if rise.mean() > 2 * rise.std() / len(rise) ** 0.5:
-        return False
-    last.put_values(loop.params)
-    return True
+    kept, now = last, log_w()
+    for other in others:
+        other.put_values(loop.params)
+        found = log_w()
+        rise = found - now  # on the same noise, so that little of it is noise
+        if rise.mean() > 2 * rise.std() / len(rise) ** 0.5:
+            kept, now = other, found
+    kept.put_values(loop.params)
+    return kept is last

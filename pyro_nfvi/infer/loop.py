@@ -23,7 +23,7 @@ from pyro_nfvi.infer.noise import Noise
 from pyro_nfvi.infer.progress import Bar, StepInfo
 from pyro_nfvi.infer.reason import reason_of
 from pyro_nfvi.infer.schedule import Schedule
-from pyro_nfvi.infer.snapshot import Kept, Snapshot
+from pyro_nfvi.infer.snapshot import Kept, Snapshot, averaged
 from pyro_nfvi.infer.step import EagerRunner
 from pyro_nfvi.infer.stopping import Plateau, StopReason
 from pyro_nfvi.logjoint import LogJoint
@@ -84,6 +84,7 @@ class Loop:
         checkpoint: Where to write the state, or None.
         show: Whether to show a progress bar.
         first: What the objective takes for the number of the first step.
+        average: Whether to average the states of the decay.
     """
 
     def __init__(
@@ -103,10 +104,13 @@ class Loop:
         checkpoint: Checkpoint | None,
         show: bool,
         first: int = 0,
+        average: bool = False,
     ) -> None:
         self._use(engine)
         self.guide, self.log_joint = guide, log_joint
-        self.objective, self.first = objective, first
+        self.objective, self.first, self.average = objective, first, average
+        #: Mean of the states of the decay; its ``step`` is how many they are.
+        self.mean: Snapshot | None = None
         self.params, self.optimizer, self.schedule = list(params), optimizer, schedule
         self.num_particles, self.generator = num_particles, generator
         self.stop, self.callbacks, self.checkpoint = stop, callbacks, checkpoint
@@ -344,12 +348,16 @@ class Loop:
             "learning rate"
         )
         self._bad_in_a_row = self._since_kept = 0
+        self.mean = None  # another path
 
     def _look_back(self) -> None:
         """At the end of a block: is the bound flat, and was this block the best?"""
         state, plateau = self.state, self.plateau
         if state.step % plateau.block:
             return
+        if self.average and self.schedule.decay is not None:
+            self._pull()
+            self.mean = averaged(self.mean, self.params)
         recent = [x for x in state.losses[-plateau.block :] if math.isfinite(x)]
         if 2 * len(recent) >= plateau.block:
             mean = -math.fsum(recent) / len(recent)

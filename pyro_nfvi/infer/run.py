@@ -321,6 +321,7 @@ class FitRun:
             show=options.progress,
             # What changes in the first training, such as a temperature, has changed for good.
             first=0 if stage == 1 else options.objective.settled,
+            average=options.average,
         )
 
     def _checkpoint(self, guide: AutoFlow, stage: int) -> Checkpoint | None:
@@ -343,7 +344,10 @@ class FitRun:
         state, engine = loop.state, loop.engine
         notes = list(state.notes)
         if not keep_better(loop, self.seed):
-            notes.append("the state of an earlier step was better than the last one and is kept")
+            which = "the average of some, or " if loop.average else ""
+            notes.append(
+                f"{which}the state of an earlier step was better than the last one and is kept"
+            )
         if state.num_skipped:
             notes.append(f"{state.num_skipped} steps were skipped: gradients were not finite")
         if state.num_bad:

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Kept", "Snapshot"]
+__all__ = ["Kept", "Snapshot", "averaged"]
+
+#: How much more later states count in an average; 0 would be equal weights.
+_LATER = 3
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,22 @@ class Snapshot:
         """Copy everything back."""
         self.put_values(params)
         optimizer.load_state_dict(_copied(self.optimizer))
+
+
+def averaged(mean: Snapshot | None, params: Sequence[Tensor]) -> Snapshot:
+    r"""Take one more state into an average, whose ``step`` counts them.
+
+    State n enters with the share :math:`4 / (n + 3)`, so that later ones count more.
+
+    Source: Shamir and Zhang 2013, arXiv:1212.1824, section 4 (polynomial-decay averaging).
+    """
+    count = 1 if mean is None else mean.step + 1
+    now = tuple(param.detach().clone() for param in params)
+    if mean is None:
+        return Snapshot(1, now, {})
+    share = (_LATER + 1) / (count + _LATER)
+    values = tuple(old + share * (new - old) for old, new in zip(mean.values, now, strict=True))
+    return Snapshot(count, values, {})
 
 
 def _copied(tree: Any) -> Any:

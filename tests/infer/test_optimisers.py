@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyro_nfvi import NFVI
+from pyro_nfvi.infer.snapshot import averaged
 
 Y = torch.tensor([1.0, 2.0, 3.0, 2.5])
 
@@ -41,3 +42,39 @@ def test_clipped_adam_runs_natively():
     native, plain = fit("native"), fit("svi")
     assert native.engine == "native"
     torch.testing.assert_close(native.losses, plain.losses, rtol=1e-4, atol=1e-4)
+
+
+def test_the_average_counts_later_states_more():
+    params = [torch.tensor([float(k)]) for k in range(1, 101)]
+    mean = None
+    for param in params:
+        mean = averaged(mean, [param])
+    assert mean.step == 100
+    weights = torch.arange(1.0, 101.0).pow(3)  # up to terms of lower order
+    wanted = float((weights * torch.arange(1.0, 101.0)).sum() / weights.sum())
+    assert float(mean.values[0]) == pytest.approx(wanted, rel=0.02)
+
+
+@pytest.mark.parametrize("engine", ["svi", "graph"])
+def test_the_average_is_kept_where_it_is_better(engine):
+    # Ten times the usual rate, so that the last states of so short a decay are far apart.
+    options = {"optim": 0.3, "seed": 0, "max_steps": 300, "stop": False, "engine": engine,
+               "num_particles": 2, "precondition": False, "progress": False}  # fmt: skip
+    plain = NFVI(model, "affine", "total", **options).run(Y)
+    mean = NFVI(model, "affine", "total", average=True, **options).run(Y)
+    assert torch.equal(mean.losses, plain.losses)  # training is not touched
+    assert mean.elbo >= plain.elbo - 1e-6
+
+
+def test_an_average_goes_on_from_a_checkpoint(tmp_path):
+    options = {"optim": 0.1, "seed": 0, "max_steps": 400, "stop": False, "engine": "svi",
+               "average": True, "precondition": False, "progress": False}  # fmt: skip
+    whole = NFVI(model, "affine", **options).run(Y)
+    where = {"checkpoint": tmp_path / "fit", "checkpoint_every": 50}
+
+    def stop(info):
+        return info.step == 320
+
+    NFVI(model, "affine", callbacks=[stop], **options, **where).run(Y)
+    again = NFVI(model, "affine", resume=True, **options, **where).run(Y)
+    assert again.elbo == pytest.approx(whole.elbo, abs=1e-5)
