@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, final
@@ -74,7 +75,7 @@ class FlowDensity(nn.Module):
         """Return a tensor with the density's dtype and device."""
         parts = [self.flow, self.base] if isinstance(self.base, Base) else [self.flow]
         for part in parts:
-            for tensor in [*part.parameters(), *part.buffers()]:
+            for tensor in itertools.chain(part.parameters(), part.buffers()):
                 if tensor.is_floating_point():
                     return tensor
         return torch.empty(())
