@@ -1,0 +1,72 @@
+"""The references that the examples compare with are themselves right."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+from pyro_nfvi.guides.start import prior_trace
+from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.logjoint import LogJoint
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    torch.set_default_dtype(torch.float64)  # as the examples do; the root's fixture takes it back
+
+
+def example(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module(name)
+
+
+def log_joint(model, *args):
+    model = pyro.infer.config_enumerate(model)
+    return LogJoint(model, args, {}, LatentSpace.from_trace(prior_trace(model, args, {})))
+
+
+def points(dim, rows=3):
+    return torch.randn(rows, dim, generator=torch.Generator().manual_seed(0))
+
+
+def test_forward_algorithm_is_the_sum_over_states(monkeypatch):
+    markov = example("hidden_markov", monkeypatch)
+    _, y = markov.make_data(6)
+    summed, by_hand = log_joint(markov.model, y), log_joint(markov.by_hand, y)
+    z = points(summed.latent.dim)
+    torch.testing.assert_close(summed(z), by_hand(z))
+
+
+def test_change_points_table_is_the_sum_over_places(monkeypatch):
+    change = example("change_point", monkeypatch)
+    y = change.make_data()[10:20]
+    joint = log_joint(change.model, y)
+    assert joint.latent.dim == 3
+    # Importance weights of exact draws, from a normal fitted to them, are even: their logarithm
+    # varies no more than the normal does from the posterior.
+    draws = change.exact_draws(y, 4000)
+    z, _ = joint.latent.unconstrain({name: draws[name] for name in change.NAMES})
+    grid = torch.cartesian_prod(*(torch.linspace(-9, 9, 61),) * 2, torch.linspace(-2.2, 2.2, 41))
+    with torch.no_grad():
+        mass = torch.cat([joint(part) for part in grid.split(20000)]).softmax(0)
+    mean = (mass[:, None] * grid).sum(0)
+    sd = (mass[:, None] * (grid - mean).square()).sum(0).sqrt()
+    # 4000 draws: standard error 0.016 sds; 0.1 sds by chance in less than 1e-8.
+    assert float(((z.mean(0) - mean).abs() / sd).max()) < 0.1
+    assert float((z.std(0) / sd - 1).abs().max()) < 0.1
+
+
+def test_grid_of_the_gaussian_process_is_fine_enough(monkeypatch):
+    process = example("gaussian_process", monkeypatch)
+    x, y = process.make_data()
+    coarse, fine = (process.grid_draws(x[:8], y[:8], 20000, points) for points in (20, 32))
+    for name in process.NAMES:
+        one, two = coarse[name].log(), fine[name].log()
+        # The coarse grid's cell is 0.3; standard error of each mean 0.007 sds.
+        assert abs(float((one.mean() - two.mean()) / two.std())) < 0.06
