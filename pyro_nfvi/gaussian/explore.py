@@ -33,7 +33,7 @@ _ROUNDS, _POINTS = 4, 48
 #: A mode with a bound this far below the best, or with less than this share, is left out.
 _NEGLIGIBLE, _SHARE = 10.0, 1e-3
 #: How deep the valley between two modes is at least, in nats below the lower of them.
-_DIP = 1.0
+_DIP = 3.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def explore(
 ) -> Modes:
     r"""Look for modes beside that of a Gaussian which was fitted already.
 
-    Every point climbs; ends between which the log density does not fall by more than a nat, on
+    Every point climbs; ends between which the log density does not fall by more than 3 nats, on
     the straight line, are one place. Where there are several, a Gaussian starts from each; those
     whose bound is within 10 nats of the best, and between which there is a valley, are the modes.
     Then come more points, wide around these modes, until a round adds none (four at most). At the
