@@ -87,7 +87,7 @@ def test_elbo_module_with_a_torch_optimiser_two_guides_in_one_process(guide_clas
         module = Trace_ELBO(**PARTICLES)(linear, guide)
         module(Y + shift)
         optimiser = torch.optim.Adam(module.parameters(), lr=0.1)
-        for _ in range(60):
+        for _ in range(150):
             optimiser.zero_grad()
             module(Y + shift).backward()
             optimiser.step()
