@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_nfvi._typing import TensorDict, TensorPair, TensorTriple
-from pyro_nfvi.errors import OptionError
+from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.flows.params import FreeParams, ParamFlow
 from pyro_nfvi.numerics import softplus_inverse
@@ -158,6 +158,7 @@ class Affine(Flow):
 
     Raises:
         OptionError: Both or none of ``scale`` and ``scale_tril`` are given.
+        ShapeError: A point of another size or dtype.
 
     Example:
         >>> import torch
@@ -200,6 +201,15 @@ class Affine(Flow):
             return self.scale_tril.diagonal(dim1=-2, dim2=-1)
         assert self.diagonal is not None
         return self.diagonal
+
+    def enter(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        x, context = super().enter(x, context)
+        if x.dtype != self.loc.dtype:
+            raise ShapeError(
+                f"Affine(dim={self.dim}) has numbers of {self.loc.dtype}; got a point of {x.dtype}."
+                " Convert the point with .to(dtype), or the flow with .double() or .float()."
+            )
+        return x, context
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
         x, _ = self.enter(x, context)
