@@ -30,8 +30,9 @@ MOST_MODES = 16
 _PLACES = 16
 #: Rounds, at most, and points of each round after the first.
 _ROUNDS, _POINTS = 4, 48
-#: A mode with a bound this far below the best, or with less than this share, is left out.
-_NEGLIGIBLE, _SHARE = 10.0, 1e-3
+#: A mode with a bound this far below the best, or with less than this share, is left out. The neck
+#: of a funnel climbs to a spike without mass, whose share is known to about half a percent.
+_NEGLIGIBLE, _SHARE = 10.0, 0.01
 #: How deep the valley between two modes is at least, in nats below the lower of them.
 _DIP = 3.0
 

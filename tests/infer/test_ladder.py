@@ -38,7 +38,9 @@ def test_a_gaussian_posterior_takes_no_flow():
 
 def test_a_funnel_takes_flows_and_each_is_better():
     fit = auto(eight_schools).run()
-    assert tried(fit)[:2] == ["", "iaf*2"]
+    # With or without a layer for its tails, which sampled weights decide.
+    assert tried(fit)[0] == ""
+    assert tried(fit)[1] in ("iaf*2", "iaf*2|tail")
     bounds = [rung["elbo"] for rung in fit.training.settings["tried"] if rung["kept"]]
     errors = [rung["elbo_se"] for rung in fit.training.settings["tried"] if rung["kept"]]
     for before, after, one, other in zip(bounds, bounds[1:], errors, errors[1:]):
@@ -125,7 +127,7 @@ def test_interrupted_returns_the_best_so_far():
 
     fit = auto(eight_schools, callbacks=[interrupt]).run()
     assert fit.elbo > -33.5
-    assert tried(fit) == ["", "iaf*2"]
+    assert tried(fit) in (["", "iaf*2"], ["", "iaf*2|tail"])
 
 
 @pytest.mark.parametrize("guide", ["auto", "affine"])
