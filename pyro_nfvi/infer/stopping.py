@@ -11,6 +11,8 @@ __all__ = ["Outlook", "Plateau", "StopReason", "outlook"]
 
 #: Fewest blocks through which a line is laid.
 _FEWEST = 4
+#: A bound from here on says nothing, in nats.
+_HUGE = 1e100
 
 
 class StopReason(str):
@@ -68,8 +70,7 @@ class Plateau:
         span = self.block * self.window
         if count < max(self.min_steps, 2 * span) or count % self.block:
             return False
-        before = [x for x in losses[-2 * span : -span] if math.isfinite(x)]
-        after = [x for x in losses[-span:] if math.isfinite(x)]
+        before, after = _counting(losses[-2 * span : -span]), _counting(losses[-span:])
         if min(len(before), len(after)) < span // 2:
             return False
         (mean_before, var_before), (mean_after, var_after) = _moments(before), _moments(after)
@@ -125,7 +126,7 @@ def outlook(losses: Sequence[float], block: int = 50) -> Outlook | None:
     count = len(losses) // block
     points: list[tuple[float, float]] = []
     for k in range(count // 3, count):
-        found = [x for x in losses[k * block : (k + 1) * block] if math.isfinite(x)]
+        found = _counting(losses[k * block : (k + 1) * block])
         if 2 * len(found) >= block:
             points.append((1 / ((k + 0.5) * block), math.fsum(found) / len(found)))
     if len(points) < _FEWEST:
@@ -137,6 +138,11 @@ def outlook(losses: Sequence[float], block: int = 50) -> Outlook | None:
     error = math.sqrt(rest / (len(points) - 2) / spread)
     steps = count * block
     return Outlook(steps, slope / (2 * steps), error / (2 * steps))
+
+
+def _counting(losses: Sequence[float]) -> list[float]:
+    """The losses that say something: a bound may be finite, and its square not."""
+    return [x for x in losses if abs(x) < _HUGE]
 
 
 def _moments(values: list[float]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from infer.models import BrokenAfter, Y, conjugate, evidence
 from pyro_nfvi.errors import DivergedError, FileError, OptionError
 from pyro_nfvi.infer import NFVI
 from pyro_nfvi.infer.schedule import Schedule, default_rate
-from pyro_nfvi.infer.stopping import Plateau, StopReason
+from pyro_nfvi.infer.stopping import Plateau, StopReason, outlook
 
 
 def quick(model=conjugate, **options):
@@ -109,6 +109,9 @@ def test_plateau():
     assert not any(plateau.flat(steep[:n]) for n in range(400, 1000, 50))
     gone = [math.nan] * 400
     assert not plateau.flat(gone)
+    huge = [*steep[:399], 1e200]  # whose square is not finite
+    assert not plateau.flat(huge)
+    assert outlook(huge) is not None
 
 
 def test_stop_reason_is_a_word_with_a_sentence():
