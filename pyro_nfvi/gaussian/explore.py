@@ -30,9 +30,12 @@ MOST_MODES = 16
 _PLACES = 16
 #: Rounds, at most, and points of each round after the first.
 _ROUNDS, _POINTS = 4, 48
-#: A mode with a bound this far below the best, or with less than this share, is left out. The neck
-#: of a funnel climbs to a spike without mass, whose share is known to about half a percent.
+#: A mode with a bound this far below the best, or with less than this share, is left out.
 _NEGLIGIBLE, _SHARE = 10.0, 0.01
+#: A light mode is a spike, and left out too, when it is narrower than the heaviest by this factor in
+#: each direction (its logarithm): points climb up the neck of a funnel without end, to where there
+#: is density without mass, and the share of such a place is noise.
+_LIGHT, _NARROWER = 0.1, 3.0
 #: How deep the valley between two modes is at least, in nats below the lower of them.
 _DIP = 3.0
 
@@ -145,7 +148,7 @@ def explore(
     if len(known) > 1:
         known, _ = whiten(target, known, num_steps=_steps(_LAST, effort), generator=generator)
         weights = _weights(target, known, generator)
-        keep = (weights >= _SHARE).nonzero().squeeze(-1)
+        keep = ((weights >= _SHARE) & ~_spikes(known, weights)).nonzero().squeeze(-1)
         known, hits = known.take(keep), hits[keep]
         weights = weights[keep] / weights[keep].sum()
     else:
@@ -252,6 +255,15 @@ def _apart(target: Target, normals: Normals, one: int, others: list[int]) -> Ten
 def _weights(target: Target, normals: Normals, generator: torch.Generator | None) -> Tensor:
     z = normals.points(normals.noise(_WEIGH, generator)).flatten(0, 1)
     return mixture_weights(target(z)[0], normals.log_prob(z))[0]
+
+
+def _spikes(normals: Normals, weights: Tensor) -> Tensor:
+    """Which Gaussians are light, and far narrower than the heaviest ``(K,)``."""
+    factor = normals.factor
+    scales = factor if factor.dim() == 2 else factor.diagonal(dim1=-2, dim2=-1)
+    volume = scales.abs().log().sum(-1)
+    least = volume[weights.argmax()] - _NARROWER * normals.dim
+    return (volume < least) & (weights < _LIGHT)
 
 
 def _around(

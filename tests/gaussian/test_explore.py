@@ -94,6 +94,15 @@ def test_one_mode_stays_one(log_density):
     assert modes.weights.tolist() == [1.0]
 
 
+def test_a_light_spike_is_left_out():
+    def log_density(z):
+        wide = -0.5 * (z + 4).square().sum(-1) + math.log(0.97)
+        spike = -0.5 * ((z - 4) / 0.01).square().sum(-1) - 2 * math.log(0.01) + math.log(0.03)
+        return torch.logaddexp(wide, spike)
+
+    assert len(modes_of(Target(log_density, torch.zeros(1).double()), 2)) == 1
+
+
 def test_a_mode_without_mass_is_left_out():
     locs = [[-8.0, 0.0], [8.0, 0.0]]
     assert len(modes_of(gaussians(locs, [1.0, 1e-4]), 2)) == 1
