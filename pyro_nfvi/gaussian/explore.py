@@ -32,9 +32,9 @@ _PLACES = 16
 _ROUNDS, _POINTS = 4, 48
 #: A mode with a bound this far below the best, or with less than this share, is left out.
 _NEGLIGIBLE, _SHARE = 10.0, 0.01
-#: A light mode is a spike, and left out too, when it is narrower than the heaviest by this factor in
-#: each direction (its logarithm): points climb up the neck of a funnel without end, to where there
-#: is density without mass, and the share of such a place is noise.
+#: A light mode is a spike, and left out too, when it is narrower than the heaviest by this factor
+#: in each direction (its logarithm): points climb up the neck of a funnel without end, to where
+#: there is density without mass, and the share of such a place is noise.
 _LIGHT, _NARROWER = 0.1, 3.0
 #: How deep the valley between two modes is at least, in nats below the lower of them.
 _DIP = 3.0
