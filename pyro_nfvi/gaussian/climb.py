@@ -50,9 +50,8 @@ def ascend(target: Target, frame: Normals, points: Tensor, num_steps: int) -> Te
     best = points.to(frame.loc)
     height, score, _ = target(best)
     now, slope = best, frame.pull(score[None])[0]
-    size = (best - frame.loc).norm(dim=-1, keepdim=True) / frame.factor.norm(
-        dim=(-2, -1) if (frame.is_full) else -1
-    )
+    width = frame.factor.norm(dim=(-2, -1) if frame.is_full else -1)
+    size = (best - frame.loc).norm(dim=-1, keepdim=True) / width
     step = (_FIRST * size.clamp_min(1.0)).expand_as(now)
     before = torch.zeros_like(slope)
     for _ in range(num_steps):

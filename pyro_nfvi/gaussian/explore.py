@@ -49,12 +49,14 @@ class Modes:
         weights: Their weights as a mixture ``(K,)``, which sum to 1.
         hits: How many starts ended in each ``(K,)``.
         num_starts: How many starts there were; those in no mode that is kept count here only.
+        left_out: How many modes were left out for having next to no mass.
     """
 
     normals: Normals
     weights: Tensor
     hits: Tensor
     num_starts: int
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.normals)
@@ -75,8 +77,10 @@ def explore(
     the straight line, are one place. Where there are several, a Gaussian starts from each; those
     whose bound is within 10 nats of the best, and between which there is a valley, are the modes.
     Then come more points, wide around these modes, until a round adds none (four at most). At the
-    end modes between which a bent way stays high are taken for one.
-    Weights are those with which the mixture of the Gaussians is closest to the density.
+    end modes between which a bent way stays high are taken for one, and those of less than a
+    hundredth of the mass are left out, and spikes (narrower than the heaviest by a factor of 20 in
+    each direction) of less than a tenth. Weights are those with which the mixture of the Gaussians
+    is closest to the density.
 
     A log-concave density has one mode here, whatever the points. **A mode that no point
     climbs to is not found**, nor are more than 16.
@@ -143,18 +147,20 @@ def explore(
         if more is not None:
             points = torch.cat([points[: _POINTS // 2], more(_POINTS // 2).to(points)])
         ends, heights = ascend(target, frame, points, _steps(_CLIMB, effort))
+    left_out = 0
     if len(known) > 1:
         known, hits = _merged(target, frame, known, hits, generator)
     if len(known) > 1:
         known, _ = whiten(target, known, num_steps=_steps(_LAST, effort), generator=generator)
         weights = _weights(target, known, generator)
         keep = ((weights >= _SHARE) & ~_spikes(known, weights)).nonzero().squeeze(-1)
+        left_out = len(known) - len(keep)
         known, hits = known.take(keep), hits[keep]
         weights = weights[keep] / weights[keep].sum()
     else:
         weights = torch.ones(1, dtype=torch.float64)
     order = weights.argsort(descending=True)
-    return Modes(known.take(order), weights[order], hits[order], count)
+    return Modes(known.take(order), weights[order], hits[order], count, left_out)
 
 
 def _steps(most: int, effort: float) -> int:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.gaussian.fit import GaussianFit
+from pyro_nfvi.gaussian.paths import valleys
 from pyro_nfvi.gaussian.target import Target
 
 __all__ = ["other_modes"]
@@ -14,8 +15,6 @@ __all__ = ["other_modes"]
 _NEGLIGIBLE = 10.0
 #: How deep the valley between two modes is at least, in nats below the lower of them.
 _DIP = 3.0
-#: Points on the way between two.
-_POINTS = 21
 
 
 def other_modes(target: Target, found: GaussianFit) -> Tensor:
@@ -53,13 +52,7 @@ def other_modes(target: Target, found: GaussianFit) -> Tensor:
         if float(found.start_bounds[index]) < found.bound - _NEGLIGIBLE:
             break
         here = found.starts.loc[index]
-        if all(_valley(target, here, centre) for centre in centres):
+        if bool(valleys(target, here, torch.stack(centres), _DIP).all()):
             kept.append(index)
             centres.append(here)
     return torch.tensor(kept, dtype=torch.long)
-
-
-def _valley(target: Target, one: Tensor, other: Tensor) -> bool:
-    share = torch.linspace(0, 1, _POINTS, dtype=one.dtype, device=one.device).unsqueeze(-1)
-    height, _, _ = target(one + share * (other - one))
-    return bool(height.min() < torch.minimum(height[0], height[-1]) - _DIP)

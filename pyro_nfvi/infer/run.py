@@ -172,6 +172,11 @@ class FitRun:
             f"{sum(hits)} of {self.num_starts} starts ended in {where}; one to which no start came "
             "is not seen"
         )
+        if self.modes.left_out:
+            self.notes.append(
+                f"{self.modes.left_out} more were left out as places with next to no mass, such as "
+                "the neck of a funnel"
+            )
 
     def train(
         self,

@@ -94,13 +94,20 @@ def test_one_mode_stays_one(log_density):
     assert modes.weights.tolist() == [1.0]
 
 
-def test_a_light_spike_is_left_out():
+@pytest.mark.parametrize(("share", "kept"), [(0.03, 1), (0.3, 2)])
+def test_a_light_spike_is_left_out(share, kept):
     def log_density(z):
-        wide = -0.5 * (z + 4).square().sum(-1) + math.log(0.97)
-        spike = -0.5 * ((z - 4) / 0.01).square().sum(-1) - 2 * math.log(0.01) + math.log(0.03)
+        wide = -0.5 * (z + 4).square().sum(-1) + math.log(1 - share)
+        spike = -0.5 * ((z - 4) / 0.03).square().sum(-1) - 2 * math.log(0.03) + math.log(share)
         return torch.logaddexp(wide, spike)
 
-    assert len(modes_of(Target(log_density, torch.zeros(1).double()), 2)) == 1
+    generator = torch.Generator().manual_seed(0)
+    target = Target(log_density, torch.zeros(1).double())
+    found = fit_gaussian(target, Normals.around(torch.full((1, 2), -4.0), 1.0))
+    # Its basin is small: these points are in it.
+    points = 4 + 0.1 * torch.randn(20, 2, generator=generator, dtype=torch.float64)
+    modes = explore(target, found, points, generator=generator)
+    assert (len(modes), modes.left_out) == (kept, 2 - kept)
 
 
 def test_a_mode_without_mass_is_left_out():
