@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.blame import blame
 from pyro_nfvi.infer.checkpoint import Checkpoint
 from pyro_nfvi.infer.engines import Chosen
+from pyro_nfvi.infer.loop_state import LoopState
 from pyro_nfvi.infer.noise import Noise
 from pyro_nfvi.infer.progress import Bar, StepInfo
 from pyro_nfvi.infer.reason import reason_of
@@ -29,7 +30,7 @@ from pyro_nfvi.infer.stopping import Plateau, StopReason
 from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.objectives import Objective
 
-__all__ = ["Loop", "LoopState"]
+__all__ = ["Loop"]
 
 AnyState = TypeVar("AnyState", Snapshot | Kept, Snapshot | Kept | None)
 
@@ -43,27 +44,6 @@ _KEEP_EVERY = 100
 _CHECKS = {1, 16, 256, 4096}
 #: Seconds that a block of steps takes at most, as far as that is known.
 _LONGEST = 0.2
-
-
-@dataclass
-class LoopState:
-    """Everything that grows while a fit runs; what a checkpoint holds beside the tensors."""
-
-    losses: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    num_bad: int = 0
-    num_skipped: int = 0
-    restores: list[int] = field(default_factory=list)
-    rate: float = 1.0
-    decay: tuple[int, float, int] | None = None
-    converged: bool = False
-    best_block: float = -math.inf
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def step(self) -> int:
-        """Steps taken."""
-        return len(self.losses)
 
 
 class Loop:
@@ -358,19 +338,48 @@ class Loop:
         if self.average and self.schedule.decay is not None:
             self._pull()
             self.mean = averaged(self.mean, self.params)
+        # A bound that rose because the objective changed says nothing of what more steps bring.
+        span = 2 * plateau.block * plateau.window
+        still = self.objective.settled - self.first
+        settled = still <= 0 or state.step >= still + span
         recent = [x for x in state.losses[-plateau.block :] if math.isfinite(x)]
         if 2 * len(recent) >= plateau.block:
             mean = -math.fsum(recent) / len(recent)
             if mean >= state.best_block:
-                state.best_block = mean
+                state.best_block, state.best_spread = mean, max(recent) - min(recent)
                 self._best = self._keep()
-        # A bound that rose because the objective changed says nothing of what more steps bring.
-        still = self.objective.settled - self.first
-        if still > 0 and state.step < still + 2 * plateau.block * plateau.window:
+                state.low_blocks = 0
+            elif settled:
+                self._look_down(-statistics.median(recent))
+        # Nor does one that fell, or the way from there back up.
+        back = max(state.retreats, default=-span)
+        if not settled or state.low_blocks or state.step < back + span:
             return
         if self.stop and self.schedule.decay is None and plateau.flat(state.losses):
             state.converged = True
             self.schedule.begin_decay(state.step, state.seconds)
+
+    def _look_down(self, bound: float) -> None:
+        """Go back to the best state, at half the rate, when the bound has fallen and stays low.
+
+        Args:
+            bound: Median of the last block, which one wild estimate does not move.
+        """
+        state = self.state
+        fall = state.fallen(bound)
+        if fall is None or len(state.retreats) >= _RESTORES:
+            return
+        assert self._best is not None
+        self._go_back(self._best)
+        self._good = self._best
+        state.rate *= 0.5
+        state.retreats.append(state.step)
+        state.notes.append(
+            f"step {state.step}: the bound had fallen by {fall:.2g} nats; went back to step "
+            f"{self._best.step} and halved the learning rate"
+        )
+        state.low_blocks = self._since_kept = 0
+        self.mean = None
 
     def _write_checkpoint(self) -> None:
         if self.checkpoint is None:

@@ -46,7 +46,8 @@ def _outlook(loop: Loop) -> str:
     state = loop.state
     if state.decay is None:
         return ""
-    # Before the target is cold, the bound rises for another reason.
-    begin = max(0, loop.objective.settled - loop.first)
+    # Before the target is cold, the bound rises for another reason; after a retreat it is as if
+    # the fit began there.
+    begin = max(0, loop.objective.settled - loop.first, *state.retreats)
     found = outlook(state.losses[begin : state.decay[0]], loop.plateau.block)
     return "" if found is None else f" {found}."

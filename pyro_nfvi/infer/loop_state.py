@@ -1,0 +1,53 @@
+"""What grows while a fit runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+__all__ = ["LoopState"]
+
+#: Nats, and ranges of the losses of the best block, by which a bound that is lower has fallen;
+#: blocks in a row after which the fit goes back.
+_FALL, _RANGES, _LOW_BLOCKS = 1.0, 2.0, 4
+
+
+@dataclass
+class LoopState:
+    """Everything that grows while a fit runs; what a checkpoint holds beside the tensors."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    num_bad: int = 0
+    num_skipped: int = 0
+    restores: list[int] = field(default_factory=list)
+    rate: float = 1.0
+    decay: tuple[int, float, int] | None = None
+    converged: bool = False
+    best_block: float = -math.inf
+    #: Range of the losses of that block.
+    best_spread: float = math.inf
+    #: Blocks in a row whose bound lies far below it.
+    low_blocks: int = 0
+    #: Steps at which the fit went back to it.
+    retreats: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return len(self.losses)
+
+    def fallen(self, bound: float) -> float | None:
+        """How far the bound has fallen below the best block's, once it has stayed there for long.
+
+        Args:
+            bound: Median of a block's bounds, which one wild estimate does not move.
+
+        Returns:
+            Nats; None where it has not fallen, or not for long.
+        """
+        fall = self.best_block - bound
+        low = fall >= max(_FALL, _RANGES * self.best_spread)
+        self.low_blocks = self.low_blocks + 1 if low else 0
+        return fall if self.low_blocks >= _LOW_BLOCKS else None
