@@ -4,13 +4,15 @@
     python benchmarks/density.py --smoke    # seconds, writes to out/benchmarks
 
 Zuko changes torch when it is imported, so its models run in a process of their own: the script
-calls itself with ``--peer Zuko``. What is not installed, scikit-learn or Zuko, is left out.
+calls itself with ``--peer Zuko`` for each seed. What is not installed, scikit-learn or Zuko, is
+left out.
 """
 
 import argparse
 import importlib.util
 import json
 import math
+import statistics
 import subprocess
 import sys
 import time
@@ -47,7 +49,8 @@ def breast_cancer():
     return [(part - train.mean(0)) / train.std(0) for part in (train, x[400:480], x[480:])]
 
 
-DATA = {"two moons": (two_moons, 2000), "breast cancer": (breast_cancer, 1000)}
+#: Points, steps and seeds.
+DATA = {"two moons": (two_moons, 2000, 10), "breast cancer": (breast_cancer, 1000, 3)}
 if importlib.util.find_spec("sklearn") is None:
     print("scikit-learn is not installed: its data are left out.", file=sys.stderr)
     del DATA["breast cancer"]
@@ -139,26 +142,21 @@ def train(density, parts, steps):
     return {"nll": score, "ms_per_step": 1e3 * spent / steps}
 
 
-def run(peer, steps_factor, seeds):
+def run(peer, name, seed, factor=1.0):
+    """Fit every flow of a peer to a data set, with one seed."""
+    load, steps, _ = DATA[name]
+    parts = load()
     found = []
-    for name, (load, steps) in DATA.items():
-        parts = load()
-        for flow, build in PEERS[peer](parts[0].shape[-1]).items():
-            rows = []
-            for seed in range(seeds):
-                torch.manual_seed(seed)
-                density = build()
-                rows.append(train(density, parts, max(EVERY, int(steps * steps_factor))))
-            nlls = [row["nll"] for row in rows]
-            found.append({
-                "data": name, "flow": flow, "peer": peer,
-                "nll": sum(nlls) / seeds, "nll_min": min(nlls), "nll_max": max(nlls),
-                "ms_per_step": min(row["ms_per_step"] for row in rows),
-                "parameters": sum(p.numel() for p in density.parameters()),
-            })  # fmt: skip
-            print(json.dumps(found[-1]), file=sys.stderr, flush=True)
-            if peer == "pyro_nfvi" and name == "two moons":
-                PICTURES[flow] = density
+    for flow, build in PEERS[peer](parts[0].shape[-1]).items():
+        torch.manual_seed(seed)
+        density = build()
+        row = train(density, parts, max(EVERY, int(steps * factor)))
+        size = sum(p.numel() for p in density.parameters())
+        about = {"data": name, "flow": flow, "peer": peer, "seed": seed, "parameters": size}
+        found.append({**about, **row})
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+        if peer == "pyro_nfvi" and name == "two moons":
+            PICTURES[flow] = density
     return found
 
 
@@ -168,52 +166,76 @@ PICTURES = {}
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="few steps")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--peer", choices=PEERS, help="one peer only; JSON on stdout")
+    parser.add_argument("--seeds", type=int, help="of every data set; else 10 and 3")
+    parser.add_argument(
+        "--peer", choices=PEERS, help="this only, JSON on stdout: with the next two"
+    )
+    parser.add_argument("--data", choices=DATA)
+    parser.add_argument("--seed", type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    factor, seeds = (0.05, 1) if options.smoke else (1.0, options.seeds)
+    factor = 0.05 if options.smoke else 1.0
     if options.peer:
-        print(json.dumps(run(options.peer, factor, seeds)))
+        print(json.dumps(run(options.peer, options.data, options.seed, factor)))
         return
 
-    from benchmarks._report import DOCS, ROOT, environment, in_words, table, write
+    from benchmarks._report import DOCS, ROOT, environment
 
-    found = run("pyro_nfvi", factor, seeds) + run("Pyro", factor, seeds)
-    if importlib.util.find_spec("zuko"):
-        command = [sys.executable, __file__, "--peer", "Zuko", "--seeds", str(seeds)]
-        command += ["--smoke"] * options.smoke
-        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found += json.loads(answer.stdout)
     folder = ROOT / "out" / "benchmarks" if options.smoke else DOCS
     folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for name, (_, _, seeds) in DATA.items():
+        # Seed by seed, so that all are timed while the machine is in the same mood.
+        for seed in range(1 if options.smoke else options.seeds or seeds):
+            found += run("pyro_nfvi", name, seed, factor) + run("Pyro", name, seed, factor)
+            if importlib.util.find_spec("zuko"):
+                command = [sys.executable, __file__, "--peer", "Zuko", "--data", name]
+                command += ["--seed", str(seed), *["--smoke"] * options.smoke]
+                answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                found += json.loads(answer.stdout)
+            report(found, environment(), folder)
+
+
+def summary(found):
+    """One line for each data set, flow and peer."""
+    lines, cells = [], {}
+    for row in found:
+        cells.setdefault((row["data"], row["flow"], row["peer"]), []).append(row)
+    for (data, flow, peer), rows in sorted(cells.items()):
+        nlls = torch.tensor([row["nll"] for row in rows])
+        error = float(nlls.std() / len(nlls) ** 0.5) if len(nlls) > 1 else math.nan
+        # Beside our net with the same activation.
+        ours = cells[data, flow if "ReLU" in flow else f"{flow}, ReLU", "pyro_nfvi"]
+        pairs = zip(rows, ours, strict=True)
+        ratios = [row["ms_per_step"] / own["ms_per_step"] for row, own in pairs]
+        shown = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        lines.append([
+            data, flow, peer, str(len(rows)), f"{nlls.mean():.3f} ± {error:.3f}",
+            f"{nlls.min():.3f} to {nlls.max():.3f}", shown, f"{rows[0]['parameters']:,}",
+        ])  # fmt: skip
+    return lines
+
+
+def report(found, env, folder):
+    from benchmarks._report import in_words, table, write
+
     picture(folder / "density.png")
-    found.sort(key=lambda row: (row["data"], row["flow"]))
-    rows = [
-        [
-            row["data"],
-            row["flow"],
-            row["peer"],
-            f"{row['nll']:.3f} ({row['nll_min']:.3f} to {row['nll_max']:.3f})",
-            f"{row['ms_per_step']:.2f}",
-            f"{row['parameters']:,}",
-        ]
-        for row in found
-    ]
-    header = ["data", "flow", "by", "held-out NLL, nats: mean (range)", "ms per step", "weights"]
-    env = environment()
-    steps = {name: count for name, (_, count) in DATA.items()}
+    header = [
+        "data", "flow", "by", "seeds", "held-out NLL, nats", "range", "time of a step / ours, ReLU",
+        "weights",
+    ]  # fmt: skip
+    steps = ", ".join(f"{name} {count}" for name, (_, count, _) in DATA.items())
     body = f"""
 {LAYERS} autoregressive layers with nets of {WIDTHS[0]}-{WIDTHS[1]}, orders reversed in turn;
-Adam at {RATE:g}, batches of {BATCH}, steps by data: {steps}
-(two moons: 10,000 points, noise 0.05; breast cancer: 400 rows of 30 numbers, standardised); test
-score at the best of the looks at validation rows every {EVERY} steps; {seeds} seeds. NSF has 8 bins
-on [-5, 5]. The peers' nets have ReLU; ours have tanh by default, and ReLU with
-`activation="relu"`. Pyro's splines are rational-linear, since its helper for the quadratic ones
-raises an error. The same loop drives all; CPU time of forward, backward and update, of the
-quickest seed.
+Adam at {RATE:g}, batches of {BATCH}; steps: {steps}
+(two moons: 10,000 points, noise 0.05; breast cancer: 400 rows of 30 numbers, standardised). Test
+score at the best of the looks at validation rows every {EVERY} steps: mean over seeds ± its
+standard error. NSF has 8 bins on [-5, 5]. The peers' nets have ReLU; ours have tanh by default, and
+ReLU with `activation="relu"`. Pyro's splines are rational-linear, since its helper for the quadratic ones
+raises an error. The same loop drives all; CPU time of forward, backward and update, pair by pair
+with ours of the same seed: median (range).
 
-{table(header, rows)}
+{table(header, summary(found))}
 
 ![Two moons: the densities of ours](density.png)
 
