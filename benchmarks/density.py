@@ -231,9 +231,9 @@ Adam at {RATE:g}, batches of {BATCH}; steps: {steps}
 (two moons: 10,000 points, noise 0.05; breast cancer: 400 rows of 30 numbers, standardised). Test
 score at the best of the looks at validation rows every {EVERY} steps: mean over seeds ± its
 standard error. NSF has 8 bins on [-5, 5]. The peers' nets have ReLU; ours have tanh by default, and
-ReLU with `activation="relu"`. Pyro's splines are rational-linear, since its helper for the quadratic ones
-raises an error. The same loop drives all; CPU time of forward, backward and update, pair by pair
-with ours of the same seed: median (range).
+ReLU with `activation="relu"`. Pyro's splines are rational-linear, since its helper for the
+quadratic ones raises an error. The same loop drives all; CPU time of forward, backward and update,
+pair by pair with ours of the same seed: median (range).
 
 {table(header, summary(found))}
 
