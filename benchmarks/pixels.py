@@ -266,9 +266,10 @@ scikit-learn's digits, {number:,} images of {height} x {width} pixels, {about["l
         told = f"It was announced before the first step: *{raw['warned'][0]}*"
     body += f"""
 `{about["formula"]}` with nets of {"-".join(map(str, about["hidden"]))} and an ActNorm, uniform
-dequantisation and a logit, {results["steps"]} steps of 128 images ({results["seconds"]:.0f} s): at most
-**{bounds["1"]:.3f} bits per dimension** on {about["scored"]:,} test images with one draw of the noise,
-{bounds["16"]:.3f} with 16 (the bound is on minus the log probability of the integers).
+dequantisation and a logit, {results["steps"]} steps of 128 images
+({results["seconds"]:.0f} s): at most **{bounds["1"]:.3f} bits per dimension** on
+{about["scored"]:,} test images with one draw of the noise, {bounds["16"]:.3f} with 16 (the bound
+is on minus the log probability of the integers).
 {cut}
 
 ## Strangers

@@ -81,7 +81,10 @@ def order_in_words(rows):
         values = torch.tensor(differences)
         mean = float(values.mean())
         spread = float(values.std()) if len(values) > 1 else float("nan")
+        error = spread / len(values) ** 0.5
         verdict = "as in the papers" if mean > 0 else "**not** as in the papers"
+        if abs(mean) < 2 * error:
+            verdict = f"too close to call (the papers find `{worse}` worse)"
         said.append(
             f"- NLL of `{worse}` minus `{better}`: {mean:+.2f} ± {spread:.2f} nats over seeds, "
             f"{verdict}."
