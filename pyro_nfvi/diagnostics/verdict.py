@@ -20,6 +20,8 @@ VERDICTS = GOOD, USABLE, BAD = "good", "usable with reweighting", "do not trust"
 #: A fit is good where the tail is this light and the gap this small, or where the gap is so small
 #: and the weights so even that the tail does not matter.
 _KHAT, _GAP, _SMALL_GAP, _EVEN = 0.5, 0.1, 0.05, 0.9
+#: From here on weights have no mean, however even those of the draws are.
+_HEAVY = 1.0
 #: It is usable up to this tail, this gap in nats, and from as many effective draws on.
 _USABLE_KHAT, _USABLE_GAP, _USABLE_ESS = 0.7, 1.0, 100
 #: With so large a share effective, and a gap as small as of a good fit, the tail does not matter.
@@ -66,8 +68,9 @@ def judge_weights(
     r"""Judge an approximation by the importance weights of its draws.
 
     - **good**: :math:`\hat k < 0.5` with a gap between evidence and ELBO below 0.1 nats, or a gap
-      below 0.05 with at least 90 % of the draws effective; and reweighting moves no mean by more
-      than 0.1 sd (and three of its standard errors) and no sd by more than 15 %.
+      below 0.05 with at least 90 % of the draws effective and :math:`\hat k < 1`; and reweighting
+      moves no mean by more than 0.1 sd (and three of its standard errors) and no sd by more than
+      15 %.
     - **usable with reweighting**: :math:`\hat k < 0.7`, a gap below 1 nat, 100 effective draws; or
       a gap below 0.1 with at least 80 % of the draws effective.
     - **do not trust**: all else, and whatever comes with a fault.
@@ -113,7 +116,10 @@ def judge_weights(
         share = f"{100 * unscored:.1f} % of the draws have no density under the model"
         return Verdict(BAD, [share, numbers], _NEXT_FIT)
     moved = _moved(z, smoothed.log_weights, count, name)
-    close = (khat < _KHAT and gap < _GAP) or (gap < _SMALL_GAP and count > _EVEN * len(z))
+    nearly_exact = gap < _SMALL_GAP and count > _EVEN * len(z)
+    close = (khat < _KHAT and gap < _GAP) or (nearly_exact and khat < _HEAVY)
+    if khat >= _HEAVY:
+        numbers += "; a k-hat of 1 or more means tails that are heavier than the approximation's"
     if close and not moved:
         return Verdict(GOOD, [numbers], "Use the draws as they are.")
     even = gap < _GAP and count > _MOSTLY * len(z)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from pyro_nfvi.infer.precondition import prior_points
 from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.mixture import MixtureDensity
 
-__all__ = ["look_for_modes", "missed_modes", "modes_of_starts"]
+__all__ = ["best_of", "look_for_modes", "missed_modes", "modes_of_starts"]
 
 #: Points from which modes are looked for, the fewest that are worth it, and most numbers that one
 #: call of the model may hold for them.
@@ -21,6 +23,8 @@ _POINTS, _FEWEST, _NUMBERS = 48, 8, 2_000_000
 _REACHES = (3.0, 10.0)
 #: Power of the density for a tempered start, and steps of its Gaussian.
 _HOT, _HOT_STEPS = 0.1, 150
+#: Draws on which the Gaussians of modes are compared with the best one.
+_COMPARED = 1024
 #: Draws from each mode, and how many nats the guide's density may be too low there.
 _DRAWS, _SHORT = 64, 3.0
 #: Share of the mass below which a missed mode is not worth a word, in nats.
@@ -73,6 +77,31 @@ def look_for_modes(
         eps = eps * reach.to(eps)[:, None]
     points = torch.cat([more(half), wide.points(eps)[0]])
     return explore(target, found, points, more=more, effort=effort, generator=generator)
+
+
+def best_of(
+    log_joint: LogJoint,
+    like: Tensor,
+    found: GaussianFit,
+    modes: Modes,
+    generator: torch.Generator,
+) -> GaussianFit:
+    """Return the Gaussian with the highest bound: what was found, or a mode that no start saw."""
+    pair = Normals(
+        torch.cat([found.loc[None], modes.normals.loc]),
+        torch.cat([found.factor[None], modes.normals.factor]),
+    )
+    bounds, errors = pair.bounds(Target(log_joint, like), _COMPARED, generator)
+    best = int(bounds.argmax())
+    if best == 0 or bounds[best] < bounds[0] + 2 * (errors[0] + errors[best]):
+        return found
+    return dataclasses.replace(
+        found,
+        loc=pair.loc[best],
+        factor=pair.factor[best],
+        bound=float(bounds[best]),
+        bound_se=float(errors[best]),
+    )
 
 
 def _hot(

@@ -22,7 +22,7 @@ from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.guide_spec import flow_name, make_guide
 from pyro_nfvi.infer.keep import keep_better
 from pyro_nfvi.infer.loop import Loop
-from pyro_nfvi.infer.modes import look_for_modes, missed_modes, modes_of_starts
+from pyro_nfvi.infer.modes import best_of, look_for_modes, missed_modes, modes_of_starts
 from pyro_nfvi.infer.optim import make_optimizer
 from pyro_nfvi.infer.outside import mass_outside
 from pyro_nfvi.infer.precondition import gaussian_stage
@@ -133,15 +133,22 @@ class FitRun:
         except WeightError as error:
             self.notes.append(f"no Gaussian to start from, training starts at init_loc_fn: {error}")
             return None
-        guide.start_at(found.loc, found.factor)
-        self.notes.append(
-            f"started at the best Gaussian of {len(found.starts)} starts: ELBO {found.bound:.2f} "
-            f"± {found.bound_se:.2f} nats, condition number of its correlations "
-            f"{found.condition:.3g}"
-        )
         if len(found.starts) > 1:
             self.num_starts = len(found.starts)
             self._look_for_modes(log_joint, init_loc, found)
+        if self.modes is not None:
+            generator = self._generator(init_loc, 5)
+            better = best_of(log_joint, init_loc, found, self.modes, generator)
+            if better is not found:
+                self.notes.append("a mode of more mass than the first one was found")
+            found = better
+        guide.start_at(found.loc, found.factor)
+        self.notes.insert(
+            0,
+            f"started at the best Gaussian of {len(found.starts)} starts: ELBO {found.bound:.2f} "
+            f"± {found.bound_se:.2f} nats, condition number of its correlations "
+            f"{found.condition:.3g}",
+        )
         return found
 
     def _look_for_modes(self, log_joint: LogJoint, like: Tensor, found: GaussianFit) -> None:

@@ -154,3 +154,18 @@ def test_subsampled_models_and_same_seeds():
     assert torch.equal(fits[0].losses, fits[1].losses)
     mean, sd = posterior(y)
     assert abs(fits[0].summary()["mu"].mean - mean) < sd
+
+
+def test_a_mode_of_more_mass_that_no_start_saw_is_taken():
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        near = -50 * (z - 0.5).square().sum(-1)
+        far = 30 - 50 * (z - 2.5).square().sum(-1)
+        pyro.factor("two", torch.logaddexp(near, far))
+
+    fit = NFVI(model, seed=0, progress=False).run()
+    # Exactly 250 / 101; the other mode has e^-18 of the mass.
+    torch.testing.assert_close(
+        fit.sample(2000)["z"].mean(0), torch.full((4,), 2.475), atol=0.02, rtol=0
+    )
+    assert fit.verdict == "good"
