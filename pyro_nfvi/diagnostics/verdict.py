@@ -20,8 +20,9 @@ VERDICTS = GOOD, USABLE, BAD = "good", "usable with reweighting", "do not trust"
 #: A fit is good where the tail is this light and the gap this small, or where the gap is so small
 #: and the weights so even that the tail does not matter.
 _KHAT, _GAP, _SMALL_GAP, _EVEN = 0.5, 0.1, 0.05, 0.9
-#: From here on weights have no mean, however even those of the draws are.
-_HEAVY = 1.0
+#: From here on weights have no mean, and a number whose own tail is so heavy has no variance: then
+#: even weights say nothing of the far points that decide.
+_HEAVY, _NO_VARIANCE = 1.0, 0.5
 #: It is usable up to this tail, this gap in nats, and from as many effective draws on.
 _USABLE_KHAT, _USABLE_GAP, _USABLE_ESS = 0.7, 1.0, 100
 #: With so large a share effective, and a gap as small as of a good fit, the tail does not matter.
@@ -68,9 +69,9 @@ def judge_weights(
     r"""Judge an approximation by the importance weights of its draws.
 
     - **good**: :math:`\hat k < 0.5` with a gap between evidence and ELBO below 0.1 nats, or a gap
-      below 0.05 with at least 90 % of the draws effective and :math:`\hat k < 1`; and reweighting
-      moves no mean by more than 0.1 sd (and three of its standard errors) and no sd by more than
-      15 %.
+      below 0.05 with at least 90 % of the draws effective (and, where :math:`\hat k \ge 1`, no
+      number with tails so heavy that it has no variance); and reweighting moves no mean by more
+      than 0.1 sd (and three of its standard errors) and no sd by more than 15 %.
     - **usable with reweighting**: :math:`\hat k < 0.7`, a gap below 1 nat, 100 effective draws; or
       a gap below 0.1 with at least 80 % of the draws effective.
     - **do not trust**: all else, and whatever comes with a fault.
@@ -117,15 +118,14 @@ def judge_weights(
         return Verdict(BAD, [share, numbers], _NEXT_FIT)
     moved = _moved(z, smoothed.log_weights, count, name)
     nearly_exact = gap < _SMALL_GAP and count > _EVEN * len(z)
-    close = (khat < _KHAT and gap < _GAP) or (nearly_exact and khat < _HEAVY)
-    if khat >= _HEAVY:
-        numbers += "; a k-hat of 1 or more means tails that are heavier than the approximation's"
+    heavy = _heavy(z, name) if khat >= _HEAVY else []
+    close = (khat < _KHAT and gap < _GAP) or (nearly_exact and not heavy)
     if close and not moved:
         return Verdict(GOOD, [numbers], "Use the draws as they are.")
     even = gap < _GAP and count > _MOSTLY * len(z)
     if (khat < _USABLE_KHAT and gap < _USABLE_GAP and count >= _USABLE_ESS) or even:
-        return Verdict(USABLE, [numbers, *moved], _NEXT_WEIGHT)
-    return Verdict(BAD, [numbers, *moved], _NEXT_FIT)
+        return Verdict(USABLE, [numbers, *moved, *heavy], _NEXT_WEIGHT)
+    return Verdict(BAD, [numbers, *moved, *heavy], _NEXT_FIT)
 
 
 _NEXT_FAULT = "See the reasons; no reweighting repairs this."
@@ -137,6 +137,20 @@ _NEXT_FIT = (
     "Give the fit more steps (max_steps) or a larger flow, write the model in another "
     "parametrisation (non-centred scales), or run NUTS."
 )
+
+
+def _heavy(z: Tensor, name: Callable[[int], str]) -> list[str]:
+    """Name the numbers whose draws have tails too heavy for a variance."""
+    z = z[torch.isfinite(z).all(-1)].double()
+    apart = (z - z.median(0).values).abs().log()
+    found = [i for i in range(z.shape[-1]) if psis(apart[:, i]).khat > _NO_VARIANCE]
+    if not found:
+        return []
+    names = ", ".join(name(i) for i in found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
+    return [
+        f"the tails of {names} are so heavy that it may have no variance, and the posterior's are "
+        "heavier than the draws': quantiles are better than means and sds"
+    ]
 
 
 def _moved(z: Tensor, log_weights: Tensor, count: float, name: Callable[[int], str]) -> list[str]:

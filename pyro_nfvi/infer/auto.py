@@ -6,7 +6,7 @@ import time
 
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.fit import Fit
-from pyro_nfvi.infer.ladder import Rung, add_flows, gaussian_fit, rung_of, told
+from pyro_nfvi.infer.ladder import Rung, add_flows, gaussian_fit, good_enough, rung_of, told
 from pyro_nfvi.infer.mixture import fit_modes
 from pyro_nfvi.infer.run import FitRun
 
@@ -40,5 +40,7 @@ def climb(run: FitRun) -> Fit:
         travels=gaussian is None,
         notes=notes,
         max_steps=run.options.max_steps,
+        # Its own draws do not show that a guide is too narrow.
+        enough=lambda fit: good_enough(fit) and not run.leaves_out(fit),
     )
     return run.complete(told(best, [*tried, *more], notes, time.monotonic() - run.begin))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from pyro_nfvi.infer.draws import WeighedDraws
 from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.mixture import MixtureDensity
 
-__all__ = ["mass_outside"]
+__all__ = ["mass_outside", "too_much"]
 
 #: Degrees of freedom of the wide proposal, its scales relative to the draws, and rows of each.
 _FREEDOM, _SCALES, _ROWS = 3.0, (1.0, 3.0, 10.0), 700
@@ -22,6 +23,8 @@ _DIM = 30
 _SHORT = 3.0
 #: Fewest effective draws from which anything is concluded.
 _FEWEST = 60
+#: Share of the posterior's mass that a guide may leave out and still be trusted.
+_OUTSIDE = 0.02
 
 
 def mass_outside(
@@ -73,6 +76,11 @@ def mass_outside(
     outside = ~(log_p - log_q - level <= _SHORT) & (log_p > -torch.inf)
     share = float(weight[outside].sum())
     return share, math.sqrt(max(share * (1 - share), 0.25 / effective) / effective)
+
+
+def too_much(outside: Sequence[float] | None) -> bool:
+    """Whether a share of the mass, with its standard error, is more than a guide may leave out."""
+    return outside is not None and outside[0] - 2 * outside[1] > _OUTSIDE
 
 
 def _log_t_mixture(unit: Tensor, tril: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from pyro_nfvi.infer.keep import keep_better
 from pyro_nfvi.infer.loop import Loop
 from pyro_nfvi.infer.modes import best_of, look_for_modes, missed_modes, modes_of_starts
 from pyro_nfvi.infer.optim import make_optimizer
-from pyro_nfvi.infer.outside import mass_outside
+from pyro_nfvi.infer.outside import mass_outside, too_much
 from pyro_nfvi.infer.precondition import gaussian_stage
 from pyro_nfvi.infer.runaway import blame_runaway, check_proper
 from pyro_nfvi.infer.schedule import Schedule, default_rate
@@ -253,6 +253,11 @@ class FitRun:
                 "constraints": {name: held["constraints"][name] for name in self.names},
             },
         )
+
+    def leaves_out(self, fit: Fit) -> bool:
+        """Whether posterior mass lies where the guide has next to nothing, for all that is seen."""
+        density = fit.guide.density()
+        return too_much(mass_outside(density, fit.require_model(), fit.draws, self.seed))
 
     def complete(self, fit: Fit) -> Fit:
         """Look for what the fit's own draws cannot see, and whether there is a posterior at all.

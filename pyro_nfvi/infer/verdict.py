@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 from pyro_nfvi.diagnostics import Verdict, judge_weights
 from pyro_nfvi.gaussian import MOST_MODES
+from pyro_nfvi.infer.outside import too_much
 
 if TYPE_CHECKING:
     from pyro_nfvi.infer.fit import Fit
 
 __all__ = ["verdict"]
-
-#: Share of the posterior's mass that a guide may leave out and still be trusted.
-_OUTSIDE = 0.02
 
 
 def verdict(fit: Fit) -> Verdict:
@@ -27,10 +25,10 @@ def verdict(fit: Fit) -> Verdict:
     modes = settings.get("modes") or []
     if len(modes) >= MOST_MODES:
         faults.append(f"{len(modes)} modes were found, as many as are kept: there may be more")
-    share, error = settings.get("outside") or (0.0, 0.0)
-    if share - 2 * error > _OUTSIDE:
+    outside = settings.get("outside")
+    if outside is not None and too_much(outside):
         faults.append(
-            f"about {100 * share:.0f} % of the posterior lies where the guide has next to "
+            f"about {100 * outside[0]:.0f} % of the posterior lies where the guide has next to "
             "nothing: a tail or a mode that it does not reach"
         )
     if fit.why_stopped == "diverged":

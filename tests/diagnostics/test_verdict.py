@@ -73,11 +73,14 @@ def test_a_verdict_is_a_word_that_keeps_its_reasons():
     assert (again, again.reasons, again.next_step) == ("good", ("k-hat 0.1",), "Go on.")
 
 
-def test_weights_without_a_mean_are_not_good_however_even():
-    # One, and the quantiles of a Pareto law with exponent 2/3, whose mean is infinite, of little
-    # mass: more than nine tenths of the draws are effective.
-    z = torch.randn(S, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+@pytest.mark.parametrize(("freedom", "word"), [(1.0, "usable with reweighting"), (30.0, "good")])
+def test_heavy_tails_are_not_good_however_even_the_weights(freedom, word):
+    # Weights of one, and the quantiles of a Pareto law with exponent 2/3, whose mean is infinite,
+    # of little mass: more than nine tenths of the draws are effective.
+    torch.manual_seed(0)
+    z = torch.distributions.StudentT(torch.tensor(freedom).double()).sample((S, 2))
     quantile = (torch.arange(S, dtype=torch.float64) + 0.5) / S
-    verdict = judge_weights(z, torch.log(1 + 2e-5 * quantile**-1.5))
-    assert verdict == "usable with reweighting"
-    assert "heavier than the approximation's" in verdict.reasons[0]
+    verdict = judge_weights(z, torch.log(1 + 2e-5 * quantile**-1.5), name=lambda i: f"theta[{i}]")
+    assert verdict == word
+    told = any("tails of theta[0], theta[1]" in reason for reason in verdict.reasons)
+    assert told == (word != "good")
