@@ -39,7 +39,8 @@ class FitStruct(ctypes.Structure):
 
     _fields_ = [
         *((name, _P) for name in ("par", "grd", "s1", "s2", "s3")),
-        *((name, _I) for name in ("size", "kind", "groups", "particles")),
+        *((name, _I) for name in ("stretches", "kind", "groups", "particles")),
+        ("at", _P),
         ("clip", _D),
         ("group", _P),
         ("cx", _P),

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from pyro_nfvi.engine.native.expr import CHEAP, Expr, Ix, Pool, ctype
+from pyro_nfvi.engine.native.holes import Masked
 from pyro_nfvi.engine.native.loops import Call, Statement
+from pyro_nfvi.engine.native.masked_weights import MaskedWeights
 from pyro_nfvi.engine.native.values import Buffer, BufVal, LazyVal, Shape, Val, contiguous
 from pyro_nfvi.engine.program import Unsupported
 
@@ -46,6 +48,7 @@ class Lowering:
         rows: Length of the first axis of what is computed for each particle. Such values lie in
             memory with that axis innermost if it fills vectors: loops over it have no remainder,
             and matrix products read weights as they are.
+        masked: Parameters that hold zeros where a mask leaves them out.
 
     Attributes:
         body: Statements in order.
@@ -54,8 +57,13 @@ class Lowering:
     """
 
     def __init__(
-        self, graph: GraphModule, constants: Mapping[Node, Tensor], rows: int | None = None
+        self,
+        graph: GraphModule,
+        constants: Mapping[Node, Tensor],
+        rows: int | None = None,
+        masked: Sequence[Masked] = (),
     ) -> None:
+        self.masked = MaskedWeights(masked)
         self._rows = rows
         self.pool = Pool()
         self.body: list[Statement | Call] = []
@@ -100,7 +108,8 @@ class Lowering:
             self._hint(node, buffer)
         for n in nodes:
             if n.op == "call_function" and n not in self.constants:
-                self._one(n)
+                if not self.masked.take(self, n):
+                    self._one(n)
         for node, buffer in zip(results, self.outputs):
             shape = tuple(node.meta["val"].shape)
             target = BufVal(buffer, shape, contiguous(shape), 0, self.pool)
@@ -128,6 +137,13 @@ class Lowering:
             else:
                 return
             node = source
+
+    def datum(self, tensor: Tensor) -> BufVal:
+        """Return a known tensor as a value that the code reads."""
+        kind = "int32_t" if tensor.dtype is torch.int32 else ctype(tensor.dtype)
+        buffer = Buffer(f"k{len(self.data)}", tensor.numel(), kind, given=True)
+        self.data.append(tensor)
+        return BufVal(buffer, tuple(tensor.shape), tuple(tensor.stride()), 0, self.pool)
 
     def _one(self, node: Node) -> None:
         rule = RULES.get(node.target)
@@ -209,11 +225,7 @@ class Lowering:
         return self.values[node]
 
     def _constant(self, node: Node) -> Val:
-        tensor = self.constants[node]
-        kind = ctype(tensor.dtype)
-        buffer = Buffer(f"k{len(self.data)}", tensor.numel(), kind, given=True)
-        self.data.append(tensor)
-        return BufVal(buffer, tuple(tensor.shape), tuple(tensor.stride()), 0, self.pool)
+        return self.datum(self.constants[node])
 
     def new(self, shape: Sequence[int], kind: str) -> BufVal:
         """Return fresh dense memory."""

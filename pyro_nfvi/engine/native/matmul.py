@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from pyro_nfvi.engine.native.expr import CHEAP, Expr, Ix
+from pyro_nfvi.engine.native.holes import Masked
 from pyro_nfvi.engine.native.lower import MANY, Lowering, Rule, lowers
+from pyro_nfvi.engine.native.masked_weights import GRADIENT
 from pyro_nfvi.engine.native.pointwise import lazy
-from pyro_nfvi.engine.native.values import BufVal, LazyVal, Val
+from pyro_nfvi.engine.native.values import Buffer, BufVal, LazyVal, Val, contiguous
 from pyro_nfvi.engine.native.views import reshape
 
 __all__ = ["BLAS_FROM"]
@@ -24,6 +26,8 @@ _NEAR = 32_768
 _THIN = 3
 #: A matrix of fewer numbers than this is multiplied by a vector in a loop, with formulas fused in.
 _VECTOR_FROM = 256
+#: Products of masked weights with more columns than this go to BLAS as they are.
+_WIDE = 128
 
 
 def _once(low: Lowering, x: Val) -> Val:
@@ -73,6 +77,15 @@ def _vector(low: Lowering, a: Val, b: Val) -> BufVal | None:
         return None
     x = low.dense(reshape(low, vector, (k,)))
     made = low.new((m, n), matrix.ctype)
+    holes = _blocks(low, matrix)
+    if holes is not None:
+        low.call(
+            f"{name}_holes<{matrix.ctype},{count},{k}>"
+            f"({matrix.pointer},{x.pointer},{made.pointer},{holes.pointer});",
+            [matrix, x, holes],
+            [made],
+        )
+        return made
     low.call(
         f"{name}<{matrix.ctype},{count},{k},{step}>({matrix.pointer},{x.pointer},{made.pointer});",
         [matrix, x],
@@ -130,8 +143,11 @@ def _multiply(low: Lowering, a: BufVal, b: BufVal, add: BufVal | None, c: BufVal
     """Emit ``c = a b + add`` where c has dense rows."""
     (m, k), n = a.shape, b.shape[1]
     kind = c.ctype
+    holes, _ = low.masked.blocks(low, a)
+    if not _fills_vectors(n, kind) or n > _WIDE:
+        holes = None
     near = k * n <= _NEAR
-    if prod((m, n, k)) >= BLAS_FROM and not near and _usable(a) and _usable(b):
+    if holes is None and prod((m, n, k)) >= BLAS_FROM and not near and _usable(a) and _usable(b):
         if add is not None:
             low.store(c, add.load)
         beta = 0 if add is None else 1
@@ -153,12 +169,72 @@ def _multiply(low: Lowering, a: BufVal, b: BufVal, add: BufVal | None, c: BufVal
         add = packed.window((m, n), (0 if packed.shape[0] == 1 else n, 1))
         rows = add.strides[0]
     source = "nullptr" if add is None else add.pointer
+    if holes is not None:
+        low.call(
+            f"gemm_holes<{kind},{m},{n},{k},{a.strides[0]},{a.strides[1]},{b.strides[0]},"
+            f"{c.strides[0]},{rows}>({a.pointer},{b.pointer},{source},{c.pointer},{holes.pointer});",
+            [a, b, holes] if add is None else [a, b, add, holes],
+            [c],
+        )
+        return
     low.call(
         f"small_gemm<{kind},{m},{n},{k},{a.strides[0]},{a.strides[1]},{b.strides[0]},"
         f"{c.strides[0]},{rows}>({a.pointer},{b.pointer},{source},{c.pointer});",
         [a, b] if add is None else [a, b, add],
         [c],
     )
+
+
+def _fills_vectors(count: int, kind: str) -> bool:
+    return count * {"float": 4, "double": 8}.get(kind, 1) % 64 == 0
+
+
+def _blocks(low: Lowering, matrix: BufVal) -> BufVal | None:
+    """Return the blocks of a masked matrix, as it lies in memory."""
+    holes, turned = low.masked.blocks(low, matrix)
+    if turned:
+        holes, _ = low.masked.blocks(low, _flipped(matrix))
+    return holes
+
+
+def _masked_gradient(low: Lowering, a: Val, b: Val, one: Masked, output: Buffer) -> BufVal:
+    """Multiply and mask: the gradient of weights, written where it goes."""
+    (m, k), n = a.shape, b.shape[1]
+    target = BufVal(output, (m, n), contiguous((m, n)), 0, low.pool)
+    mask, kind = low.datum(one.mask), target.ctype
+    holes = low.masked.table(low, one)
+    if holes is not None and k == 1:
+        left, right = (low.dense(reshape(low, x, (x.shape[0] * x.shape[1],))) for x in (a, b))
+        full = low.masked.table(low, one, full=True)
+        assert full is not None  # only where blocks are left out there may be none
+        low.call(
+            f"outer_holes<{kind},{m},{n}>({left.pointer},{right.pointer},{mask.pointer},"
+            f"{target.pointer},{holes.pointer},{full.pointer});",
+            [left, right, mask, holes, full],
+            [target],
+        )
+        return target
+    if holes is not None and k * n <= _NEAR and n >= 16:
+        left = low.realize(a)
+        right = low.realize(b)
+        if right.strides[1] != 1:
+            right = low.dense(
+                BufVal(right.buffer, right.shape, right.strides, right.offset, low.pool)
+            )
+        low.call(
+            f"gradient_holes<{kind},{m},{n},{k},{left.strides[0]},{left.strides[1]},"
+            f"{right.strides[0]}>({left.pointer},{right.pointer},{mask.pointer},"
+            f"{target.pointer},{holes.pointer});",
+            [left, right, mask, holes],
+            [target],
+        )
+        return target
+    product = _product(low, a, b)
+    low.store(target, lambda i: low.pool.mul(product.load(i), mask.load(i)))
+    return target
+
+
+GRADIENT.append(_masked_gradient)
 
 
 def _usable(x: BufVal) -> bool:

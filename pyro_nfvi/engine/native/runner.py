@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from pyro_nfvi.engine.native.constants import known_values
 from pyro_nfvi.engine.native.expr import ctype
+from pyro_nfvi.engine.native.holes import Masked, find_masked, ranges
 from pyro_nfvi.engine.native.library import (
     Context,
     FitStruct,
@@ -37,6 +40,8 @@ __all__ = ["BuildInfo", "NativeRunner", "build_native"]
 
 #: Numbers between the parameters in the flat vectors: each starts at a line of the cache.
 _ALIGN = 16
+#: Bytes of a large page.
+_PAGED = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,10 @@ def build_native(program: Program, optimizer_spec: OptimizerSpec) -> NativeRunne
     holders = [node for node in program.graph.graph.nodes if node.op == "placeholder"]
     consts = holders[len(holders) - len(program.consts) :] if program.consts else []
     known = known_values(program.graph, dict(zip(consts, program.consts)))
-    source = generate(program.graph, known, program.eps.shape[0])
+    # Where weights decay, what a mask hides moves too.
+    still = not any(options.get("weight_decay") for options in optimizer_spec.options)
+    masked = find_masked(program.graph, known, len(program.params)) if still else []
+    source = generate(program.graph, known, program.eps.shape[0], masked)
     real = ctype(program.params[0].dtype)
     bound, bad = source.outputs[-2:]
     if bound[0] != real or bad[0] != "int64_t":
@@ -103,7 +111,7 @@ def build_native(program: Program, optimizer_spec: OptimizerSpec) -> NativeRunne
     path, cached = compile_text(text)
     end = time.perf_counter()
     info = BuildInfo(middle - begin, end - middle, cached, source.loops)
-    return NativeRunner(program, optimizer_spec, kind, source, path, info)
+    return NativeRunner(program, optimizer_spec, kind, source, path, info, masked)
 
 
 class NativeRunner:
@@ -124,8 +132,11 @@ class NativeRunner:
         source: Source,
         path: Path,
         info: BuildInfo,
+        masked: Sequence[Masked] = (),
     ) -> None:
         self.info = info
+        self._masked = {one.index: one.mask for one in masked}
+        self._shown = {k: mask.reshape(-1) != 0 for k, mask in self._masked.items()}
         self._program, self._spec, self._kind = program, spec, kind
         self._library = load(path)
         self._library.nfvi_work.restype = ctypes.c_int64
@@ -143,16 +154,26 @@ class NativeRunner:
         self._offsets = [0] * len(program.params)
         self._groups = (GroupStruct * max(1, len(spec.options)))()
         place = 0
+        stretches: list[tuple[int, int]] = []
         for number, options in enumerate(spec.options):
             group = self._groups[number]
             for name, value in group_options(self._kind, options).items():
                 setattr(group, name, value)
-            group.begin = place
+            group.begin = len(stretches)
             for k, param in enumerate(program.params):
                 if spec.groups[k] == number:
                     self._offsets[k] = place
-                    place += -(-param.numel() // _ALIGN) * _ALIGN
-            group.end = place
+                    size = -(-param.numel() // _ALIGN) * _ALIGN
+                    mask = self._masked.get(k)
+                    used = [(0, size)] if mask is None else ranges(mask, _ALIGN)
+                    for begin, end in used:
+                        if len(stretches) > group.begin and stretches[-1][1] == place + begin:
+                            begin = stretches.pop()[0] - place
+                        stretches.append((place + begin, place + end))
+                    place += size
+            group.end = len(stretches)
+        flat = [end for stretch in stretches for end in stretch]
+        self._stretches = (ctypes.c_int64 * len(flat))(*flat)
         self._flat = _aligned(5 * place, dtype).view(5, place)
         self._flat.zero_()
 
@@ -192,10 +213,11 @@ class NativeRunner:
         rows = [self._flat[row].data_ptr() for row in range(5)]
         self._fit = FitStruct(
             *rows,
-            self._flat.shape[1],
+            len(self._stretches) // 2,
             KINDS[self._kind],
             len(self._spec.options),
             program.eps.shape[0],
+            ctypes.addressof(self._stretches),
             self._spec.clip,
             ctypes.addressof(self._groups),
             ctypes.addressof(self._context),
@@ -257,7 +279,8 @@ class NativeRunner:
         """Take parameters and optimiser state from the live tensors.
 
         Raises:
-            Unsupported: Parameters of one group have taken different numbers of steps.
+            Unsupported: Parameters of one group have taken different numbers of steps, or what a
+                mask hides is not finite or is on the move.
         """
         steps: dict[int, set[float]] = {}
         with torch.no_grad():
@@ -267,11 +290,23 @@ class NativeRunner:
                 self._part(0, k).copy_(param.detach().reshape(-1))
                 parts = [self._part(row, k) for row in (2, 3, 4)]
                 taken = read_state(self._spec.optimizer, param, names, parts)
+                self._empty_holes(k, parts)
                 steps.setdefault(number, set()).add(0.0 if taken is None else taken)
         for number, taken_by in steps.items():
             if len(taken_by) > 1:
                 raise Unsupported("parameters of one group have taken different numbers of steps")
             self._groups[number].steps = taken_by.pop()
+
+    def _empty_holes(self, k: int, state: Sequence[Tensor]) -> None:
+        """Put zeros where a mask hides a weight: the code skips these places or adds them."""
+        if k not in self._shown:
+            return
+        shown, values = self._shown[k], self._part(0, k)
+        values *= shown  # zero times what is not finite is NaN
+        if not bool(values.isfinite().all()):
+            raise Unsupported("weights that are not finite, or not so behind a mask")
+        if any(bool((part != part * shown).any()) for part in state):
+            raise Unsupported("weights behind a mask that an optimiser has moved")
 
     def pull(self) -> None:
         """Write parameters and optimiser state to the live tensors."""
@@ -279,15 +314,25 @@ class NativeRunner:
             for k, param in enumerate(self._program.params):
                 number = self._spec.groups[k]
                 names = state_names(self._kind, self._spec.options[number])
-                param.copy_(self._part(0, k).reshape(param.shape))
+                values = self._part(0, k)
+                if k in self._shown:  # what stands behind the mask stays
+                    values = torch.where(self._shown[k], values, param.detach().reshape(-1))
+                param.copy_(values.reshape(param.shape))
                 parts = [self._part(row, k) for row in (2, 3, 4)]
                 taken = self._groups[number].steps
                 write_state(self._spec.optimizer, param, self._kind, names, parts, taken)
 
 
 def _aligned(count: int, dtype: torch.dtype) -> Tensor:
-    """Return uninitialised numbers that start at a line of the cache."""
+    """Return numbers that start at a line of the cache; many of them lie in large pages."""
     size = torch.empty((), dtype=dtype).element_size()
-    raw = torch.empty(count + 64 // size, dtype=dtype)
-    skip = (-raw.data_ptr() % 64) // size
+    if count * size >= _PAGED and hasattr(mmap, "MADV_HUGEPAGE"):
+        room = mmap.mmap(-1, count * size + _PAGED)  # the tensor keeps it alive
+        with contextlib.suppress(OSError):
+            room.madvise(mmap.MADV_HUGEPAGE)
+        raw = torch.frombuffer(room, dtype=dtype)
+        skip = (-raw.data_ptr() % _PAGED) // size
+    else:
+        raw = torch.empty(count + 64 // size, dtype=dtype)
+        skip = (-raw.data_ptr() % 64) // size
     return raw[skip : skip + count]

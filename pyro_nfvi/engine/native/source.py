@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -24,6 +24,7 @@ from pyro_nfvi.engine.native import (
     views,
 )
 from pyro_nfvi.engine.native.emit import emit_group
+from pyro_nfvi.engine.native.holes import Masked
 from pyro_nfvi.engine.native.loops import Group, fuse
 from pyro_nfvi.engine.native.lower import Lowering
 from pyro_nfvi.engine.native.plan import Slot, place, unread
@@ -76,7 +77,10 @@ def header(name: str) -> str:
 
 
 def generate(
-    graph: GraphModule, constants: Mapping[Node, Tensor], rows: int | None = None
+    graph: GraphModule,
+    constants: Mapping[Node, Tensor],
+    rows: int | None = None,
+    masked: Sequence[Masked] = (),
 ) -> Source:
     """Generate ``static void step(Ctx*)`` from a graph.
 
@@ -84,12 +88,13 @@ def generate(
         graph: A functional graph.
         constants: Values of the nodes that are known.
         rows: Number of particles, for which memory is laid out.
+        masked: Parameters that are zero where their masks are, by the caller's promise.
 
     Raises:
         Unsupported: An operation, or a use of one, has no rule.
     """
     try:
-        low = Lowering(graph, constants, rows)
+        low = Lowering(graph, constants, rows, masked)
     except RecursionError as error:
         raise Unsupported("a formula that is nested too deeply") from error
     groups = fuse(low.body)
@@ -110,6 +115,7 @@ def generate(
             header("special.h"),
             header("gemm.h"),
             header("gemv.h"),
+            header("holes.h"),
             header("linalg.h"),
             header("masked.h"),
             _work(slots),

@@ -4,13 +4,14 @@ enum Kind { ADAM, ADAMW, RMSPROP, SGD, ADAGRAD, CLIPPED };
 struct Group {
   double beta1, beta2, eps, decay, momentum, dampening;
   int64_t nesterov, centered, maximize, amsgrad;
-  int64_t begin, end;  // of the flat vector
+  int64_t begin, end;  // of the stretches of the flat vector
   double steps;        // taken by this group
 };
 
 struct Fit {
   void *par, *grd, *s1, *s2, *s3;  // flat vectors
-  int64_t size, kind, groups, particles;
+  int64_t stretches, kind, groups, particles;
+  const int64_t* at;     // begin and end of each stretch that is in use, in whole vectors
   double clip;
   Group* group;
   Ctx* cx;
@@ -24,8 +25,16 @@ struct Fit {
 
 static void step(Ctx* cx);
 
+// The numbers of a group, without the holes of masked weights.
+#define NFVI_EACH(g, at) \
+  for (int64_t q = (g).begin; q < (g).end; q++) \
+    for (int64_t i = (at)[2 * q], end = (at)[2 * q + 1]; i < end; i++)
+#define NFVI_EACH_SIMD(g, at) \
+  for (int64_t q = (g).begin; q < (g).end; q++) \
+    _Pragma("omp simd") for (int64_t i = (at)[2 * q]; i < (at)[2 * q + 1]; i++)
+
 template <class T>
-static void adam(const Group& g, bool adamw, double rate, T scale, T* p, const T* grad, T* m, T* v,
+static void adam(const Group& g, const int64_t* at, bool adamw, double rate, T scale, T* p, const T* grad, T* m, T* v,
     T* top) {
   const double c1 = 1 - ::pow(g.beta1, g.steps), c2 = 1 - ::pow(g.beta2, g.steps);
   const T b1 = (T)(1 - g.beta1), b2 = (T)g.beta2, b3 = (T)(1 - g.beta2);
@@ -33,7 +42,7 @@ static void adam(const Group& g, bool adamw, double rate, T scale, T* p, const T
   const T decay = (T)(adamw ? 0 : g.decay), shrink = (T)(adamw ? 1 - rate * g.decay : 1);
   const T sign = g.maximize ? -scale : scale;
   if (g.amsgrad) {
-    for (int64_t i = g.begin; i < g.end; i++) {
+    NFVI_EACH(g, at) {
       T x = p[i] * shrink, d = sign * grad[i] + decay * x;
       m[i] += b1 * (d - m[i]);
       v[i] = b2 * v[i] + b3 * d * d;
@@ -41,8 +50,7 @@ static void adam(const Group& g, bool adamw, double rate, T scale, T* p, const T
       p[i] = x - size * m[i] / (m_sqrt(top[i]) * root + eps);
     }
   } else if (decay == 0 && shrink == 1) {
-#pragma omp simd
-    for (int64_t i = g.begin; i < g.end; i++) {
+    NFVI_EACH_SIMD(g, at) {
       T d = sign * grad[i];
       T a = m[i] + b1 * (d - m[i]), b = b2 * v[i] + b3 * d * d;
       m[i] = a;
@@ -50,8 +58,7 @@ static void adam(const Group& g, bool adamw, double rate, T scale, T* p, const T
       p[i] -= size * a / (m_sqrt(b) * root + eps);
     }
   } else {
-#pragma omp simd
-    for (int64_t i = g.begin; i < g.end; i++) {
+    NFVI_EACH_SIMD(g, at) {
       T x = p[i] * shrink, d = sign * grad[i] + decay * x;
       T a = m[i] + b1 * (d - m[i]), b = b2 * v[i] + b3 * d * d;
       m[i] = a;
@@ -62,11 +69,11 @@ static void adam(const Group& g, bool adamw, double rate, T scale, T* p, const T
 }
 
 template <class T>
-static void rmsprop(const Group& g, double rate, T scale, T* p, const T* grad, T* v, T* mean,
+static void rmsprop(const Group& g, const int64_t* at, double rate, T scale, T* p, const T* grad, T* v, T* mean,
     T* speed) {
   const T alpha = (T)g.beta2, rest = (T)(1 - g.beta2), eps = (T)g.eps, decay = (T)g.decay;
   const T sign = g.maximize ? -scale : scale, lr = (T)rate, mu = (T)g.momentum;
-  for (int64_t i = g.begin; i < g.end; i++) {
+  NFVI_EACH(g, at) {
     T d = sign * grad[i] + decay * p[i];
     v[i] = alpha * v[i] + rest * d * d;
     T width = v[i];
@@ -84,10 +91,10 @@ static void rmsprop(const Group& g, double rate, T scale, T* p, const T* grad, T
 }
 
 template <class T>
-static void sgd(const Group& g, double rate, T scale, T* p, const T* grad, T* speed) {
+static void sgd(const Group& g, const int64_t* at, double rate, T scale, T* p, const T* grad, T* speed) {
   const T sign = g.maximize ? -scale : scale, lr = (T)rate, mu = (T)g.momentum;
   const T decay = (T)g.decay, share = g.steps > 1 ? (T)(1 - g.dampening) : (T)1;
-  for (int64_t i = g.begin; i < g.end; i++) {
+  NFVI_EACH(g, at) {
     T d = sign * grad[i] + decay * p[i];
     if (g.momentum != 0) {
       speed[i] = mu * speed[i] + share * d;
@@ -99,10 +106,10 @@ static void sgd(const Group& g, double rate, T scale, T* p, const T* grad, T* sp
 
 // beta1 holds the decay of the rate.
 template <class T>
-static void adagrad(const Group& g, double rate, T scale, T* p, const T* grad, T* total) {
+static void adagrad(const Group& g, const int64_t* at, double rate, T scale, T* p, const T* grad, T* total) {
   const T sign = g.maximize ? -scale : scale, eps = (T)g.eps, decay = (T)g.decay;
   const T lr = (T)(rate / (1 + (g.steps - 1) * g.beta1));
-  for (int64_t i = g.begin; i < g.end; i++) {
+  NFVI_EACH(g, at) {
     T d = sign * grad[i] + decay * p[i];
     total[i] += d * d;
     p[i] -= lr * d / (m_sqrt(total[i]) + eps);
@@ -112,13 +119,12 @@ static void adagrad(const Group& g, double rate, T scale, T* p, const T* grad, T
 // Pyro's Adam: momentum holds the largest size of a gradient's number, dampening the decay of the
 // rate, which falls before it is used; eps stands beside the root without its correction.
 template <class T>
-static void clipped(const Group& g, double rate, T scale, T* p, const T* grad, T* m, T* v) {
+static void clipped(const Group& g, const int64_t* at, double rate, T scale, T* p, const T* grad, T* m, T* v) {
   const double c1 = 1 - ::pow(g.beta1, g.steps), c2 = 1 - ::pow(g.beta2, g.steps);
   const T b1 = (T)g.beta1, a1 = (T)(1 - g.beta1), b2 = (T)g.beta2, a2 = (T)(1 - g.beta2);
   const T size = (T)(rate * g.dampening * ::sqrt(c2) / c1), eps = (T)g.eps, decay = (T)g.decay;
   const T most = (T)g.momentum, centre = g.centered ? (T)1 : (T)0;
-#pragma omp simd
-  for (int64_t i = g.begin; i < g.end; i++) {
+  NFVI_EACH_SIMD(g, at) {
     T d = scale * grad[i];
     d = (d < -most ? -most : d > most ? most : d) + decay * p[i];
     const T a = b1 * m[i] + a1 * d, u = d - centre * a, b = b2 * v[i] + a2 * u * u;
@@ -128,25 +134,36 @@ static void clipped(const Group& g, double rate, T scale, T* p, const T* grad, T
   }
 }
 
-template <class T> static double norm(const T* x, int64_t n) {
+template <class T> static double norm(const T* x, const Fit* f) {
+  typedef typename Vec<T, NFVI_BYTES>::type V;
+  constexpr int W = NFVI_BYTES / sizeof(T), U = 4;
   double total = 0;
-  int64_t i = 0;
-  for (; i + 1024 <= n; i += 1024) {  // in parts: many small squares do not vanish
-    const T *q = x + i, *r = q + 256, *s = r + 256, *t = s + 256;
-    T a = 0, b = 0, c = 0, d = 0;  // four sums, or each addition would wait for the last
-#pragma omp simd reduction(+ : a, b, c, d)
-    for (int64_t j = 0; j < 256; j++) {
-      a += q[j] * q[j];
-      b += r[j] * r[j];
-      c += s[j] * s[j];
-      d += t[j] * t[j];
+  V sum[U] = {};  // four sums, or each addition would wait for the last
+  int64_t room = 1024;
+  for (int64_t q = 0; q < f->stretches; q++) {
+    const int64_t end = f->at[2 * q + 1];
+    int64_t i = f->at[2 * q];
+    while (i < end) {
+      const int64_t stop = end - i < room ? end : i + room;
+      room -= stop - i;
+      for (; i + U * W <= stop; i += U * W)
+#pragma GCC unroll 4
+        for (int u = 0; u < U; u++) {
+          const V v = *(const V*)(x + i + u * W);
+          sum[u] += v * v;
+        }
+      for (; i < stop; i += W) {
+        const V v = *(const V*)(x + i);
+        sum[0] += v * v;
+      }
+      if (room > 0) continue;
+      // In parts: many small squares do not vanish beside a large sum.
+      total += (double)lanes<T, NFVI_BYTES>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+      for (int u = 0; u < U; u++) sum[u] = V{};
+      room = 1024;
     }
-    total += (double)a + (double)b + (double)c + (double)d;
   }
-  T rest = 0;
-#pragma omp simd reduction(+ : rest)
-  for (int64_t j = i; j < n; j++) rest += x[j] * x[j];
-  return ::sqrt(total + (double)rest);
+  return ::sqrt(total + (double)lanes<T, NFVI_BYTES>((sum[0] + sum[1]) + (sum[2] + sum[3])));
 }
 
 template <class T> static void update(Fit* f, const double* rate, double length) {
@@ -158,12 +175,12 @@ template <class T> static void update(Fit* f, const double* rate, double length)
     T *p = (T*)f->par, *s1 = (T*)f->s1, *s2 = (T*)f->s2, *s3 = (T*)f->s3;
     const T* d = (const T*)f->grd;
     switch (f->kind) {
-      case ADAM: adam<T>(g, false, rate[k], s, p, d, s1, s2, s3); break;
-      case ADAMW: adam<T>(g, true, rate[k], s, p, d, s1, s2, s3); break;
-      case RMSPROP: rmsprop<T>(g, rate[k], s, p, d, s1, s2, s3); break;
-      case SGD: sgd<T>(g, rate[k], s, p, d, s1); break;
-      case ADAGRAD: adagrad<T>(g, rate[k], s, p, d, s1); break;
-      case CLIPPED: clipped<T>(g, rate[k], s, p, d, s1, s2); break;
+      case ADAM: adam<T>(g, f->at, false, rate[k], s, p, d, s1, s2, s3); break;
+      case ADAMW: adam<T>(g, f->at, true, rate[k], s, p, d, s1, s2, s3); break;
+      case RMSPROP: rmsprop<T>(g, f->at, rate[k], s, p, d, s1, s2, s3); break;
+      case SGD: sgd<T>(g, f->at, rate[k], s, p, d, s1); break;
+      case ADAGRAD: adagrad<T>(g, f->at, rate[k], s, p, d, s1); break;
+      case CLIPPED: clipped<T>(g, f->at, rate[k], s, p, d, s1, s2); break;
     }
   }
 }
@@ -198,7 +215,7 @@ static void run(Fit* f, const void* const* from, const double* rates, int64_t n,
     bounds[s] = (double)*(const T*)f->bound;
     bad[s] = *f->bad;
     // A NaN squared stays one, an overflow of the squares is infinite as in torch.
-    const double length = norm((const T*)f->grd, f->size);
+    const double length = norm((const T*)f->grd, f);
     const bool fine = 2 * bad[s] <= f->particles && length <= (double)std::numeric_limits<T>::max();
     ok[s] = fine;
     f->done = s + 1;
