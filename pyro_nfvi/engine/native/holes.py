@@ -13,7 +13,7 @@ it. A mask of any shape will do; staircases, as in autoregressive nets, gain.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class Masked:
         gradient: The node ``product * mask``, the parameter's gradient.
         turned: Whether the gradient is the transpose of ``product``.
         between: The views from one to the other.
+        outer: Whether the gradient is that of one particle, column times row, and is left so: its
+            place holds the column and behind it the row.
     """
 
     index: int
@@ -53,10 +55,16 @@ class Masked:
     gradient: Node | None = None
     turned: bool = False
     between: tuple[Node, ...] = ()
+    outer: bool = False
 
 
-def find_masked(graph: GraphModule, known: Mapping[Node, Tensor], count: int) -> list[Masked]:
-    """Find the masked ones among the first ``count`` inputs, gradients of which come first."""
+def find_masked(
+    graph: GraphModule, known: Mapping[Node, Tensor], count: int, *, outer: bool = False
+) -> list[Masked]:
+    """Find the masked ones among the first ``count`` inputs, gradients of which come first.
+
+    ``outer``: gradients may be left as column and row.
+    """
     nodes = list(graph.graph.nodes)
     holders = [node for node in nodes if node.op == "placeholder"][:count]
     results = nodes[-1].args[0]
@@ -72,7 +80,11 @@ def find_masked(graph: GraphModule, known: Mapping[Node, Tensor], count: int) ->
         if not bool(((values == 0) | (values == 1)).all()) or bool((values == 1).all()):
             continue
         one = Masked(k, param, values.contiguous(), tuple(param.users))
-        found.append(_with_gradient(one, results[k], masks[0], known))
+        one = _with_gradient(one, results[k], masks[0], known)
+        if outer and one.product is not None and table(one.mask) is not None:
+            left: Node = one.product.args[0]  # type: ignore[assignment]
+            one = replace(one, outer=left.meta["val"].shape[1] == 1)
+        found.append(one)
     return found
 
 
@@ -102,9 +114,7 @@ def _with_gradient(
         source = source.args[0]  # type: ignore[assignment]
     if source.target is not torch.ops.aten.mm.default or len(source.users) != 1:
         return one
-    return Masked(
-        one.index, one.param, one.mask, one.products, source, result, turned, tuple(between)
-    )
+    return replace(one, product=source, gradient=result, turned=turned, between=tuple(between))
 
 
 def table(mask: Tensor, rows: int = ROWS, columns: int = COLUMNS) -> Tensor | None:

@@ -11,7 +11,7 @@ import torch
 
 from pyro_nfvi.engine.program import Unsupported
 
-__all__ = ["Context", "FitStruct", "GroupStruct", "blas", "load", "pointers"]
+__all__ = ["Context", "FitStruct", "GroupStruct", "OuterStruct", "blas", "load", "pointers"]
 
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
@@ -34,6 +34,15 @@ class GroupStruct(ctypes.Structure):
     ]
 
 
+class OuterStruct(ctypes.Structure):
+    """``struct Outer`` of runtime.h."""
+
+    _fields_ = [
+        *((name, _I) for name in ("at", "rows", "columns", "group")),
+        *((name, _P) for name in ("mask", "table", "full")),
+    ]
+
+
 class FitStruct(ctypes.Structure):
     """``struct Fit`` of runtime.h."""
 
@@ -50,6 +59,8 @@ class FitStruct(ctypes.Structure):
         ("bound", _P),
         ("bad", _P),
         ("done", _I),
+        ("outers", _I),
+        ("outer", _P),
     ]
 
 

@@ -205,6 +205,10 @@ def _masked_gradient(low: Lowering, a: Val, b: Val, one: Masked, output: Buffer)
     holes = low.masked.table(low, one)
     if holes is not None and k == 1:
         left, right = (low.dense(reshape(low, x, (x.shape[0] * x.shape[1],))) for x in (a, b))
+        if one.outer:
+            for x, count, begin in ((left, m, 0), (right, n, m)):
+                low.store(target.window((count,), (1,), begin), x.load, partial=True)
+            return target
         full = low.masked.table(low, one, full=True)
         assert full is not None  # only where blocks are left out there may be none
         low.call(

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from pyro_nfvi.engine.native.constants import known_values
 from pyro_nfvi.engine.native.expr import ctype
-from pyro_nfvi.engine.native.holes import Masked, find_masked, ranges
+from pyro_nfvi.engine.native.holes import Masked, find_masked, full_blocks, ranges, table
 from pyro_nfvi.engine.native.library import (
     Context,
     FitStruct,
     GroupStruct,
+    OuterStruct,
     blas,
     load,
     pointers,
@@ -90,8 +91,10 @@ def build_native(program: Program, optimizer_spec: OptimizerSpec) -> NativeRunne
     consts = holders[len(holders) - len(program.consts) :] if program.consts else []
     known = known_values(program.graph, dict(zip(consts, program.consts)))
     # Where weights decay, what a mask hides moves too.
-    still = not any(options.get("weight_decay") for options in optimizer_spec.options)
-    masked = find_masked(program.graph, known, len(program.params)) if still else []
+    still = not any(o.get("weight_decay") or not o.get("eps", 1) for o in optimizer_spec.options)
+    amsgrad = any(options.get("amsgrad") for options in optimizer_spec.options)
+    outer = kind in ("Adam", "AdamW") and not amsgrad
+    masked = find_masked(program.graph, known, len(program.params), outer=outer) if still else []
     source = generate(program.graph, known, program.eps.shape[0], masked)
     real = ctype(program.params[0].dtype)
     bound, bad = source.outputs[-2:]
@@ -135,8 +138,8 @@ class NativeRunner:
         masked: Sequence[Masked] = (),
     ) -> None:
         self.info = info
-        self._masked = {one.index: one.mask for one in masked}
-        self._shown = {k: mask.reshape(-1) != 0 for k, mask in self._masked.items()}
+        self._masked = {one.index: one for one in masked}
+        self._shown = {k: one.mask.reshape(-1) != 0 for k, one in self._masked.items()}
         self._program, self._spec, self._kind = program, spec, kind
         self._library = load(path)
         self._library.nfvi_work.restype = ctypes.c_int64
@@ -154,6 +157,8 @@ class NativeRunner:
         self._offsets = [0] * len(program.params)
         self._groups = (GroupStruct * max(1, len(spec.options)))()
         place = 0
+        self._outer: list[OuterStruct] = []
+        self._held: list[Tensor] = []
         stretches: list[tuple[int, int]] = []
         for number, options in enumerate(spec.options):
             group = self._groups[number]
@@ -164,18 +169,33 @@ class NativeRunner:
                 if spec.groups[k] == number:
                     self._offsets[k] = place
                     size = -(-param.numel() // _ALIGN) * _ALIGN
-                    mask = self._masked.get(k)
-                    used = [(0, size)] if mask is None else ranges(mask, _ALIGN)
+                    used = self._used(k, number, size)
                     for begin, end in used:
                         if len(stretches) > group.begin and stretches[-1][1] == place + begin:
                             begin = stretches.pop()[0] - place
                         stretches.append((place + begin, place + end))
                     place += size
             group.end = len(stretches)
+        self._outer_array = (OuterStruct * max(1, len(self._outer)))(*self._outer)
         flat = [end for stretch in stretches for end in stretch]
         self._stretches = (ctypes.c_int64 * len(flat))(*flat)
         self._flat = _aligned(5 * place, dtype).view(5, place)
         self._flat.zero_()
+
+    def _used(self, k: int, group: int, size: int) -> list[tuple[int, int]]:
+        """Return the stretches of a parameter's gradient that the code writes."""
+        one = self._masked.get(k)
+        if one is None:
+            return [(0, size)]
+        if not one.outer:
+            return ranges(one.mask, _ALIGN)
+        runs = table(one.mask)
+        assert runs is not None  # it is what makes it an outer one
+        held = (one.mask, runs, full_blocks(one.mask))
+        self._held += held  # the code reads them: they must live
+        places = [x.data_ptr() for x in held]
+        self._outer.append(OuterStruct(self._offsets[k], *one.mask.shape, group, *places))
+        return []
 
     def _part(self, row: int, k: int) -> Tensor:
         """Parameter k's piece of a flat vector: values, gradient, three of optimiser state."""
@@ -227,6 +247,8 @@ class NativeRunner:
             self._bound.data_ptr(),
             self._bad.data_ptr(),
             0,
+            len(self._outer),
+            ctypes.addressof(self._outer_array),
         )
 
     # --------------------------------------------------------------------------- the runner
@@ -303,8 +325,8 @@ class NativeRunner:
             return
         shown, values = self._shown[k], self._part(0, k)
         values *= shown  # zero times what is not finite is NaN
-        if not bool(values.isfinite().all()):
-            raise Unsupported("weights that are not finite, or not so behind a mask")
+        if not bool((shown | (values == 0)).all()):
+            raise Unsupported("weights behind a mask that are not finite")
         if any(bool((part != part * shown).any()) for part in state):
             raise Unsupported("weights behind a mask that an optimiser has moved")
 

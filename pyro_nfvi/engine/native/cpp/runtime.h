@@ -8,6 +8,13 @@ struct Group {
   double steps;        // taken by this group
 };
 
+// A gradient t x' * mask of which only column and row are there: t, then x, at its place.
+struct Outer {
+  int64_t at, rows, columns, group;  // at: of the flat vectors
+  const void* mask;
+  const int32_t *table, *full;  // native/holes.py
+};
+
 struct Fit {
   void *par, *grd, *s1, *s2, *s3;  // flat vectors
   int64_t stretches, kind, groups, particles;
@@ -21,6 +28,8 @@ struct Fit {
   void* bound;           // where a step leaves its bound, and its count of bad particles
   int64_t* bad;
   int64_t done;          // steps tried in this block
+  int64_t outers;
+  const Outer* outer;
 };
 
 static void step(Ctx* cx);
@@ -134,7 +143,110 @@ static void clipped(const Group& g, const int64_t* at, double rate, T scale, T* 
   }
 }
 
-template <class T> static double norm(const T* x, const Fit* f) {
+// Calls whole(i, begin, end) and part(i, begin, end) for the stretches of each row without zeros,
+// and for those where the mask has to be asked.
+template <class Whole, class Part>
+static inline __attribute__((always_inline)) void nfvi_rows(
+    const Outer& o, Whole whole, Part part) {
+  constexpr int64_t R = NFVI_STRIP;
+  const int64_t strips = (o.rows + R - 1) / R;
+  const int32_t *runs = o.table + strips + 1, *inner = o.full + strips + 1;
+  for (int64_t s = 0; s < strips; s++)
+    for (int64_t i = s * R; i < o.rows && i < s * R + R; i++) {
+      int in = o.full[s];
+      for (int q = o.table[s]; q < o.table[s + 1]; q++) {
+        int64_t j = runs[2 * q];
+        const int64_t end = runs[2 * q + 1];
+        while (j < end) {
+          const bool some = in < o.full[s + 1] && inner[2 * in] < end;
+          const int64_t begin = some ? inner[2 * in] : end;
+          if (j < begin) part(i, j, begin);
+          j = begin;
+          if (!some) continue;
+          whole(i, j, (int64_t)inner[2 * in + 1]);
+          j = inner[2 * in + 1];
+          in++;
+        }
+      }
+    }
+}
+
+// Sum of squares, from sums of those of x from its start.
+template <class T> static double norm(T* grad, const Outer& o) {
+  const T *t = grad + o.at, *x = t + o.rows, *mask = (const T*)o.mask;
+  const int64_t n = o.columns;
+  if (!nfvi_finite(t, o.rows + n)) return std::numeric_limits<double>::quiet_NaN();
+  double* upto = (double*)(grad + o.at + (o.rows + n + 15) / 16 * 16);  // there is room
+  upto[0] = 0;
+  for (int64_t j = 0; j < n; j++) upto[j + 1] = upto[j] + (double)x[j] * (double)x[j];
+  double total = 0;
+  nfvi_rows(
+      o,
+      [&](int64_t i, int64_t begin, int64_t end) {
+        total += (double)t[i] * (double)t[i] * (upto[end] - upto[begin]);
+      },
+      [&](int64_t i, int64_t begin, int64_t end) {
+        T sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = begin; j < end; j++) sum += x[j] * x[j] * mask[i * n + j];
+        total += (double)t[i] * (double)t[i] * (double)sum;
+      });
+  return total;
+}
+
+// Adam without decay; what comes next is asked for early, since rows are short and holes lie
+// between them.
+template <class T>
+static void adam(const Group& g, const Outer& o, double rate, T scale, T* p, const T* grad, T* m,
+    T* v) {
+  const double c1 = 1 - ::pow(g.beta1, g.steps), c2 = 1 - ::pow(g.beta2, g.steps);
+  const T b1 = (T)(1 - g.beta1), b2 = (T)g.beta2, b3 = (T)(1 - g.beta2);
+  const T size = (T)(rate / c1), root = (T)(1 / ::sqrt(c2)), eps = (T)g.eps;
+  const T sign = g.maximize ? -scale : scale;
+  const T *t = grad + o.at, *x = t + o.rows, *mask = (const T*)o.mask;
+  const int64_t n = o.columns;
+  p += o.at;
+  m += o.at;
+  v += o.at;
+  const int64_t size_of_all = o.rows * n, line = 64 / sizeof(T);
+  const auto early = [&](int64_t i, int64_t begin, int64_t end) {
+    const int64_t from = i * n + n, stop = from + end < size_of_all ? from + end : size_of_all;
+    for (int64_t k = from + begin; k < stop; k += line) {
+      __builtin_prefetch(p + k, 1);
+      __builtin_prefetch(m + k, 1);
+      __builtin_prefetch(v + k, 1);
+    }
+  };
+  nfvi_rows(
+      o,
+      [&](int64_t i, int64_t begin, int64_t end) {
+        early(i, begin, end);
+        T *pi = p + i * n, *mi = m + i * n, *vi = v + i * n;
+        const T f = sign * t[i];
+#pragma omp simd
+        for (int64_t k = begin; k < end; k++) {
+          const T d = f * x[k];
+          const T a = mi[k] + b1 * (d - mi[k]), b = b2 * vi[k] + b3 * d * d;
+          mi[k] = a;
+          vi[k] = b;
+          pi[k] -= size * a / (m_sqrt(b) * root + eps);
+        }
+      },
+      [&](int64_t i, int64_t begin, int64_t end) {
+        T *pi = p + i * n, *mi = m + i * n, *vi = v + i * n;
+        const T *ki = mask + i * n, f = sign * t[i];
+#pragma omp simd
+        for (int64_t k = begin; k < end; k++) {
+          const T d = f * x[k] * ki[k];
+          const T a = mi[k] + b1 * (d - mi[k]), b = b2 * vi[k] + b3 * d * d;
+          mi[k] = a;
+          vi[k] = b;
+          pi[k] -= size * a / (m_sqrt(b) * root + eps);
+        }
+      });
+}
+
+template <class T> static double norm(T* x, const Fit* f) {
   typedef typename Vec<T, NFVI_BYTES>::type V;
   constexpr int W = NFVI_BYTES / sizeof(T), U = 4;
   double total = 0;
@@ -163,6 +275,7 @@ template <class T> static double norm(const T* x, const Fit* f) {
       room = 1024;
     }
   }
+  for (int64_t k = 0; k < f->outers; k++) total += norm<T>(x, f->outer[k]);
   return ::sqrt(total + (double)lanes<T, NFVI_BYTES>((sum[0] + sum[1]) + (sum[2] + sum[3])));
 }
 
@@ -174,6 +287,8 @@ template <class T> static void update(Fit* f, const double* rate, double length)
     g.steps += 1;
     T *p = (T*)f->par, *s1 = (T*)f->s1, *s2 = (T*)f->s2, *s3 = (T*)f->s3;
     const T* d = (const T*)f->grd;
+    for (int64_t j = 0; j < f->outers; j++)
+      if (f->outer[j].group == k) adam<T>(g, f->outer[j], rate[k], s, p, d, s1, s2);
     switch (f->kind) {
       case ADAM: adam<T>(g, f->at, false, rate[k], s, p, d, s1, s2, s3); break;
       case ADAMW: adam<T>(g, f->at, true, rate[k], s, p, d, s1, s2, s3); break;
@@ -215,7 +330,7 @@ static void run(Fit* f, const void* const* from, const double* rates, int64_t n,
     bounds[s] = (double)*(const T*)f->bound;
     bad[s] = *f->bad;
     // A NaN squared stays one, an overflow of the squares is infinite as in torch.
-    const double length = norm((const T*)f->grd, f);
+    const double length = norm((T*)f->grd, f);
     const bool fine = 2 * bad[s] <= f->particles && length <= (double)std::numeric_limits<T>::max();
     ok[s] = fine;
     f->done = s + 1;
