@@ -144,6 +144,9 @@ class NativeRunner:
         self._library = load(path)
         self._library.nfvi_work.restype = ctypes.c_int64
         self._library.nfvi_run.restype = None
+        # Rows of the flat vectors that steps change: values and the state that is in use.
+        used = [state_names(kind, options) for options in spec.options]
+        self._changing = [0, *(2 + k for k in range(3) if any(names[k] for names in used))]
         self._lay_out()
         self._connect(source)
         self.push()
@@ -288,12 +291,12 @@ class NativeRunner:
 
     def keep(self) -> tuple[Tensor, list[float]]:
         """Copy everything that steps change, for :meth:`put_back`."""
-        return self._flat[[0, 2, 3, 4]], [group.steps for group in self._groups]
+        return self._flat[self._changing], [group.steps for group in self._groups]
 
     def put_back(self, kept: tuple[Tensor, list[float]]) -> None:
         """Go back to what was kept, leaving the live tensors alone."""
         values, steps = kept
-        self._flat[[0, 2, 3, 4]] = values
+        self._flat[self._changing] = values
         for group, taken in zip(self._groups, steps):
             group.steps = taken
 
