@@ -22,6 +22,7 @@ from pyro_nfvi.flows import (
     Householder,
     Inverse,
     LowerTriangular,
+    LowRankAffine,
     LULinear,
     MonotoneKernel,
     Permute,
@@ -127,6 +128,17 @@ FLOWS: dict[str, Case] = {
     ),
     "affine_full": Case(
         lambda d, c: Affine(torch.zeros(d), scale_tril=torch.eye(d) + torch.ones(d, d).tril()),
+        context=False,
+        exempt={"identity": "its numbers belong to whoever builds it"},
+    ),
+    "low_rank_affine": Case(
+        lambda d, c: LowRankAffine(
+            torch.arange(d) / 2.0,
+            1 + torch.arange(d) / 3.0,
+            # Of unit length exactly, in every dtype.
+            (0.5 * (torch.arange(d) < 4) if d > 3 else 1.0 * (torch.arange(d) < 1)).unsqueeze(-1),
+            torch.tensor([1.5]),
+        ),
         context=False,
         exempt={"identity": "its numbers belong to whoever builds it"},
     ),

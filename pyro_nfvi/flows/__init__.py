@@ -12,6 +12,7 @@ from pyro_nfvi.flows.coupling import Coupling
 from pyro_nfvi.flows.elementwise import Elementwise
 from pyro_nfvi.flows.factory import FLOW_NAMES, make_flow
 from pyro_nfvi.flows.linear import Affine, DiagonalAffine, LowerTriangular
+from pyro_nfvi.flows.low_rank import LowRankAffine
 from pyro_nfvi.flows.mixing import Householder, LULinear
 from pyro_nfvi.flows.monotone import MonotoneKernel
 from pyro_nfvi.flows.params import FreeParams, HyperNet, ParamFlow
@@ -53,6 +54,7 @@ __all__ = [
     "Inverse",
     "Kernel",
     "LULinear",
+    "LowRankAffine",
     "LowerTriangular",
     "MonotoneKernel",
     "ParamFlow",

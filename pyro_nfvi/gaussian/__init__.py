@@ -8,6 +8,7 @@ from pyro_nfvi.gaussian.batch_match import match
 from pyro_nfvi.gaussian.climb import ascend
 from pyro_nfvi.gaussian.explore import MOST_MODES, Modes, explore
 from pyro_nfvi.gaussian.fit import GaussianFit, fit_gaussian
+from pyro_nfvi.gaussian.low_rank import MOST_DIRECTIONS, LowRankGaussian, add_directions
 from pyro_nfvi.gaussian.modes import other_modes
 from pyro_nfvi.gaussian.normals import Normals
 from pyro_nfvi.gaussian.target import Target
@@ -15,11 +16,14 @@ from pyro_nfvi.gaussian.weights import mixture_weights
 from pyro_nfvi.gaussian.whiten import whiten
 
 __all__ = [
+    "MOST_DIRECTIONS",
     "MOST_MODES",
     "GaussianFit",
+    "LowRankGaussian",
     "Modes",
     "Normals",
     "Target",
+    "add_directions",
     "ascend",
     "explore",
     "fit_gaussian",

@@ -18,7 +18,8 @@ from pyro_nfvi.bases import Base
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Chain, Flow
 from pyro_nfvi.flows.linear import Affine
-from pyro_nfvi.guides.build import BaseSpec, FlowSpec, Recipe, whiten_at
+from pyro_nfvi.gaussian import LowRankGaussian
+from pyro_nfvi.guides.build import FULL_DIM, BaseSpec, FlowSpec, Recipe, whiten_along, whiten_at
 from pyro_nfvi.guides.param_store import (
     check_store,
     release_entry,
@@ -219,6 +220,26 @@ class AutoFlow(VectorGuide):
             else:
                 self.scale = full.diagonal().to(like)
                 self.scale_tril = (full / full.diagonal().unsqueeze(-1)).to(like)
+
+    def start_along(self, found: LowRankGaussian) -> None:
+        """Move the guide, with its flow as it is, to a Gaussian with a few directions.
+
+        Args:
+            found: What :func:`pyro_nfvi.gaussian.add_directions` found.
+
+        Raises:
+            OptionError: The outer map is not ``"whitened"``, or the model has so few latents that
+                it is full.
+        """
+        self._require_setup()
+        like = self._like()
+        if self._outer_kind != "whitened" or len(like) <= FULL_DIM:
+            raise OptionError(
+                f"start_along needs outer='whitened' and more than {FULL_DIM} latents; got "
+                f"outer={self._outer_kind!r} and {len(like)} latents. Use start_at(loc, factor)."
+            )
+        with torch.no_grad():
+            whiten_along(self._part("outer"), found)
 
     # -------------------------------------------------------------------------- the density
 

@@ -18,9 +18,11 @@ from pyro_nfvi.flows.adapt import adapt
 from pyro_nfvi.flows.base import Chain, Flow
 from pyro_nfvi.flows.factory import check_formula, make_flow
 from pyro_nfvi.flows.linear import Affine, DiagonalAffine, LowerTriangular
+from pyro_nfvi.flows.low_rank import LowRankAffine
 from pyro_nfvi.flows.permute import undo_permutations
+from pyro_nfvi.gaussian import MOST_DIRECTIONS, LowRankGaussian
 
-__all__ = ["FULL_DIM", "BaseSpec", "FlowSpec", "Recipe", "whiten_at", "whitened"]
+__all__ = ["FULL_DIM", "BaseSpec", "FlowSpec", "Recipe", "whiten_along", "whiten_at", "whitened"]
 
 #: Largest dimension at which a whitened outer map has a full matrix, trained and fixed.
 FULL_DIM = 256
@@ -146,27 +148,41 @@ class Recipe:
 def whitened(loc: Tensor, scale: float) -> Chain:
     """A trained affine map at the identity inside a fixed one: ``(trained, fixed)``.
 
-    Both are full up to ``FULL_DIM`` and diagonal above. What is trained is relative to the fixed
-    one, so that a step of Adam does the same whatever the units and correlations.
+    Both are full up to ``FULL_DIM``; above, the trained one is diagonal, and the fixed one diagonal
+    with a few directions. What is trained is relative to the fixed one, so that a step of Adam
+    does the same whatever the units and correlations.
     """
     if len(loc) <= FULL_DIM:
         tril = scale * torch.eye(len(loc), dtype=loc.dtype, device=loc.device)
         fixed = Affine(loc.clone(), scale_tril=tril, own=True)
         return Chain(LowerTriangular(len(loc)), fixed)
-    fixed = Affine(loc.clone(), torch.full_like(loc, scale), own=True)
-    return Chain(DiagonalAffine(len(loc)), fixed)
+    none = loc.new_zeros(MOST_DIRECTIONS)
+    across = loc.new_zeros(len(loc), MOST_DIRECTIONS)
+    low_rank = LowRankAffine(loc.clone(), torch.full_like(loc, scale), across, none)
+    return Chain(DiagonalAffine(len(loc)), low_rank)
 
 
 def whiten_at(outer: Flow | None, loc: Tensor, full: Tensor, scale: Tensor) -> None:
     """Set the fixed part of a whitened map, and what is trained back to the identity."""
     assert isinstance(outer, Chain)
     trained, fixed = outer.flows
-    assert isinstance(fixed, Affine)
     assert isinstance(trained, LowerTriangular | DiagonalAffine)
     start = type(trained)(trained.dim).state_dict()
     trained.load_state_dict({name: value.to(loc) for name, value in start.items()})
+    if isinstance(fixed, LowRankAffine):
+        fixed.set_affine(loc, scale)
+        return
+    assert isinstance(fixed, Affine)
+    assert fixed.scale_tril is not None
     fixed.loc.copy_(loc)
-    if fixed.scale_tril is not None:
-        fixed.scale_tril.copy_(full)
-    else:
-        fixed.scale.copy_(scale)
+    fixed.scale_tril.copy_(full)
+
+
+def whiten_along(outer: Flow | None, found: LowRankGaussian) -> None:
+    """Set a whitened map of many latents to a Gaussian with a few directions."""
+    assert isinstance(outer, Chain)
+    trained, fixed = outer.flows
+    assert isinstance(trained, DiagonalAffine)
+    assert isinstance(fixed, LowRankAffine)
+    fixed.set_affine(found.loc, found.scale, found.directions, found.stretch)
+    trained.set_affine(found.inner_loc, found.inner_scale)

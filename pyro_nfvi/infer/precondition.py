@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.errors import WeightError
-from pyro_nfvi.gaussian import GaussianFit, Normals, Target, fit_gaussian
+from pyro_nfvi.gaussian import GaussianFit, Normals, Target, add_directions, fit_gaussian
+from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.guides.build import FULL_DIM
 from pyro_nfvi.guides.start import prior_trace
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint import LogJoint
 
-__all__ = ["gaussian_stage", "prior_points"]
+__all__ = ["gaussian_stage", "prior_points", "start_along"]
 
 #: Most starts, and rows of the model's numbers that one call of the model may hold.
 _STARTS, _NUMBERS = 12, 2_000_000
@@ -69,6 +70,28 @@ def gaussian_stage(
         name = log_joint.latent.at(int(far.argmax()))
         raise WeightError(f"the Gaussian ran away along {name}, beyond {_RUN_AWAY:g}.")
     return found
+
+
+def start_along(
+    guide: AutoFlow, log_joint: LogJoint, found: GaussianFit, generator: torch.Generator
+) -> list[str]:
+    """Give a diagonal Gaussian, of many latents, the directions in which it is far off.
+
+    Returns:
+        A line for the report, or none where nothing was gained.
+    """
+    unfit = log_joint.subsampled or log_joint.how == "loop" or guide._outer_kind != "whitened"
+    if found.factor.dim() == 2 or unfit:
+        return []
+    target = Target(log_joint, guide.latent.init_loc)
+    along = add_directions(target, found.loc, found.factor, generator=generator)
+    if along is None:
+        return []
+    guide.start_along(along)
+    return [
+        f"{len(along.stretch)} directions beside the diagonal: ELBO {along.bound:.2f} ± "
+        f"{along.bound_se:.2f} nats"
+    ]
 
 
 def _starts(

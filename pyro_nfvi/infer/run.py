@@ -25,7 +25,7 @@ from pyro_nfvi.infer.loop import Loop
 from pyro_nfvi.infer.modes import best_of, look_for_modes, missed_modes, modes_of_starts
 from pyro_nfvi.infer.optim import make_optimizer
 from pyro_nfvi.infer.outside import mass_outside, too_much
-from pyro_nfvi.infer.precondition import gaussian_stage
+from pyro_nfvi.infer.precondition import gaussian_stage, start_along
 from pyro_nfvi.infer.runaway import blame_runaway, check_proper
 from pyro_nfvi.infer.schedule import Schedule, default_rate
 from pyro_nfvi.infer.step import EagerStep
@@ -143,6 +143,7 @@ class FitRun:
                 self.notes.append("a mode of more mass than the first one was found")
             found = better
         guide.start_at(found.loc, found.factor)
+        self.notes += start_along(guide, log_joint, found, self._generator(init_loc, 6))
         self.notes.insert(
             0,
             f"started at the best Gaussian of {len(found.starts)} starts: ELBO {found.bound:.2f} "
