@@ -88,17 +88,21 @@ class Schedule:
         """
         first = self.advance(step, seconds)
         rest = range(step + 1, step + count)
+        warm = [min(1.0, (place + 1) / _WARM_UP) for place in rest if place < _WARM_UP - 1]
+        warm += [1.0] * (count - 1 - len(warm))
         if self.decay is None:
-            return [first, *(min(1.0, (place + 1) / _WARM_UP) for place in rest)]
+            return [first, *warm]
         begin, _, length = self.decay
         least = self._time_share(seconds)
         # The formula of advance, without its calls: a step may take a few microseconds.
         cos, pi, half = math.cos, math.pi, (1 - _END) * 0.5
-        return [first] + [
-            min(1.0, (place + 1) / _WARM_UP)
-            * (_END + half * (1 + cos(pi * min(1.0, max((place - begin) / length, least)))))
-            for place in rest
-        ]
+        shares = [(place - begin) / length for place in rest]
+        if least > 0 or (shares and shares[-1] > 1):
+            shares = [min(1.0, max(share, least)) for share in shares]
+        decay = [_END + half * (1 + cos(pi * share)) for share in shares]
+        if not warm or warm[0] == 1:
+            return [first, *decay]
+        return [first, *(one * other for one, other in zip(warm, decay))]
 
     def ahead(self, step: int) -> int:
         """Steps from ``step`` on that nothing but time changes the course of, at least one."""
