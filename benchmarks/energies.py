@@ -3,11 +3,14 @@
     python benchmarks/energies.py            # writes docs/benchmarks/energies.{md,json,png}
     python benchmarks/energies.py --smoke    # seconds, writes to out/benchmarks
 
+Rows are kept in docs/benchmarks/energies.json as they come; a run that was cut off goes on.
+
 U2 to U4 are improper (an endless strip), so all targets are held in the box |z| < 4 by a steep
 wall; log Z is a sum over a grid of the same walled density.
 """
 
 import argparse
+import json
 import math
 import statistics
 import sys
@@ -105,30 +108,47 @@ def main():
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--most", type=int, default=32, help="largest K")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--flows", nargs="+", choices=FAMILIES, help="only these")
+    parser.add_argument("--fresh", action="store_true", help="fit all again")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.smoke:
         options.steps, options.most, options.seeds = 20, 2, 1
-    found, fitted, last = [], {}, {}
+    folder = ROOT / "out" / "benchmarks" if options.smoke else DOCS
+    kept = folder / "energies.json"
+    found = []
+    if kept.exists() and not (options.fresh or options.smoke):
+        found = json.loads(kept.read_text())["found"]
+    families = options.flows or FAMILIES
     for layers in (count for count in COUNTS if count <= options.most):
-        for flow in FAMILIES:
+        for flow in families:
+            if any((row["flow"], row["layers"]) == (flow, layers) for row in found):
+                continue
             row = {"flow": flow, "layers": layers, "kl": {}, "steps_per_second": []}
             for name in ENERGIES:
-                best = math.inf
                 row["kl"][name] = []
                 for seed in range(options.seeds):
-                    density, kl, fitting = fit(name, flow, layers, options.steps, seed)
+                    _, kl, fitting = fit(name, flow, layers, options.steps, seed)
                     row["kl"][name].append(kl)
                     row["engine"] = fitting.engine
                     row["steps_per_second"].append(fitting.timing["steps_per_s"])
-                    if kl < best:  # the deepest of each family is shown, its best seed
-                        best, fitted[flow, name], last[flow] = kl, density, layers
             found.append(row)
             kls = {name: [round(kl, 3) for kl in kls] for name, kls in row["kl"].items()}
             print(f"{flow}*{layers:<3d}", row["engine"], kls, flush=True)
-        # After every K: the deepest take longest.
-        folder = ROOT / "out" / "benchmarks" if options.smoke else DOCS
-        report(found, fitted, last, options, folder)
+            report(found, options, folder)
+    shown(found, options, folder / "energies.png")
+
+
+def shown(found, options, path):
+    """Draw the deepest of each family, its best seed, fitted again."""
+    fitted, last = {}, {}
+    for row in sorted(found, key=lambda row: row["layers"]):
+        last[row["flow"]] = row
+    for flow, row in last.items():
+        for name, kls in row["kl"].items():
+            best = kls.index(min(kls))
+            fitted[flow, name], _, _ = fit(name, flow, row["layers"], options.steps, best)
+    picture(fitted, {flow: row["layers"] for flow, row in last.items()}, path)
 
 
 def in_cell(kls):
@@ -136,11 +156,10 @@ def in_cell(kls):
     return middle if len(kls) == 1 else f"{middle} ({min(kls):.3f} to {max(kls):.3f})"
 
 
-def report(found, fitted, last, options, folder):
+def report(found, options, folder):
     folder.mkdir(parents=True, exist_ok=True)
-    picture(fitted, last, folder / "energies.png")
     exact = {name: log_z(name) for name in ENERGIES}
-    found = sorted(found, key=lambda row: FAMILIES.index(row["flow"]))
+    found = sorted(found, key=lambda row: (FAMILIES.index(row["flow"]), row["layers"]))
     rows = [
         [
             f"{row['flow']}\\*{row['layers']}",
@@ -179,7 +198,7 @@ def picture(fitted, last, path):
     t = torch.linspace(-4, 4, 160)
     x, y = torch.meshgrid(t, t, indexing="xy")
     grid = torch.stack([x, y], -1)
-    columns = ["target", *FAMILIES]
+    columns = ["target", *(flow for flow in FAMILIES if flow in last)]
     figure, axes = pyplot.subplots(4, len(columns), figsize=(2 * len(columns), 8))
     for row, name in zip(axes, ENERGIES, strict=True):
         for axis, column in zip(row, columns, strict=True):

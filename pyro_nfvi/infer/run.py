@@ -40,6 +40,8 @@ __all__ = ["FitRun"]
 #: Draws on which a fit is judged; fewer where one run of the model is very large, or where every
 #: draw takes a run of its own.
 _DRAWS, _LOOP_DRAWS, _FEWEST_DRAWS, _NUMBERS = 2000, 500, 200, 300_000_000
+#: Condition number of a Gaussian in single precision from which on the report says so.
+_ILL = 1e6
 #: Fits of fewer steps than this take a shorter Gaussian stage.
 _WHOLE = 1000
 _INTERRUPTED = StopReason(
@@ -150,6 +152,11 @@ class FitRun:
             f"± {found.bound_se:.2f} nats, condition number of its correlations "
             f"{found.condition:.3g}",
         )
+        if found.condition > _ILL and init_loc.dtype == torch.float32:
+            self.notes.append(
+                "single precision may be too coarse for so large a condition number: unless the "
+                "verdict is good, run the model in float64 (torch.set_default_dtype(torch.float64))"
+            )
         return found
 
     def _look_for_modes(self, log_joint: LogJoint, like: Tensor, found: GaussianFit) -> None:

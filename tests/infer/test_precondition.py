@@ -171,3 +171,25 @@ def test_a_mode_of_more_mass_that_no_start_saw_is_taken():
         fit.sample(2000)["z"].mean(0), torch.full((4,), 2.475), atol=0.02, rtol=0
     )
     assert fit.verdict == "good"
+
+
+def test_single_precision_holds_at_a_large_condition_number():
+    """A polynomial far from its origin: a condition number of 1e9, in float32."""
+    x = torch.linspace(5.0, 6.0, 2000)
+    design = torch.stack([x**k for k in range(4)], -1)
+    y = x - 0.5 * x.square() + 0.1 * torch.randn(2000, generator=torch.Generator().manual_seed(0))
+
+    def model():
+        beta = pyro.sample("beta", dist.Normal(torch.zeros(4), 10.0).to_event(1))
+        pyro.sample("y", dist.Normal(beta @ design.T, 0.1).to_event(1), obs=y)
+
+    double = design.double()
+    cov = torch.linalg.inv(double.T @ double / 0.01 + torch.eye(4).double() / 100)
+    mean = cov @ double.T @ y.double() / 0.01
+    fit = NFVI(model, seed=0, progress=False).run()
+    draws = fit.sample(4000)["beta"].double()
+    sds = cov.diagonal().sqrt()
+    assert float(((draws.mean(0) - mean) / sds).abs().max()) < 0.1
+    assert float((draws.std(0) / sds - 1).abs().max()) < 0.1
+    assert fit.verdict == "good"
+    assert "run the model in float64" in fit.report
