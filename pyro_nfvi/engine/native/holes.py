@@ -24,7 +24,9 @@ __all__ = ["COLUMNS", "ROWS", "Masked", "find_masked", "full_blocks", "ranges", 
 #: A block: rows that one pass of a product takes together, columns that fill vectors.
 ROWS, COLUMNS = 8, 16
 #: A mask is worth a table from this many numbers on, and if its blocks are at most this part.
-_FROM, _PART = 4096, 0.85
+#: Weights that fit into the processor's cache are quicker whole: at 33,000 to 41,000 numbers a step
+#: took 1.05 to 1.25 times as long with blocks left out, at 250,000 0.6 to 0.8 times.
+_FROM, _PART = 100_000, 0.85
 
 _MUL = torch.ops.aten.mul.Tensor
 _VIEWS = (torch.ops.aten.t.default, torch.ops.aten.detach.default, torch.ops.aten.alias.default)
