@@ -38,7 +38,7 @@ AnyState = TypeVar("AnyState", Snapshot | Kept, Snapshot | Kept | None)
 _PATIENCE = 5
 #: How often that may happen.
 _RESTORES = 5
-#: Good steps between two states to go back to.
+#: Good steps between two states to go back to, at least.
 _KEEP_EVERY = 100
 #: Blocks after which a captured step is compared with the model as it is then.
 _CHECKS = {1, 16, 256, 4096}
@@ -236,12 +236,12 @@ class Loop:
         """How many steps can be taken before something has to be done between two."""
         if self.callbacks:
             return 1
-        step, block = self.state.step, self.plateau.block
+        step = self.state.step
+        span = self.plateau.span(step + 1, often=self.average)
         ends = [
             self.noise.left,
             self.schedule.ahead(step),
-            block - step % block,
-            _KEEP_EVERY - self._since_kept,
+            span - step % span,
             # Ctrl-C and the clock are looked at between blocks.
             int(min(_LONGEST, 0.01 * (self.schedule.max_seconds or math.inf)) / self._pace),
         ]
@@ -331,42 +331,47 @@ class Loop:
         self.mean = None  # another path
 
     def _look_back(self) -> None:
-        """At the end of a block: is the bound flat, and was this block the best?"""
+        """Now and then: is the bound flat, and were the last steps the best?"""
         state, plateau = self.state, self.plateau
-        if state.step % plateau.block:
+        span = plateau.span(state.step, often=self.average)
+        if state.step % span and state.step != self.schedule.last:
             return
+        # What is left at the end may be a few steps: too few to judge a state by.
+        steps = max(plateau.block, state.step % span or span)
         if self.average and self.schedule.decay is not None:
             self._pull()
             self.mean = averaged(self.mean, self.params)
         # A bound that rose because the objective changed says nothing of what more steps bring.
-        span = 2 * plateau.block * plateau.window
+        judged = 2 * plateau.block * plateau.window
         still = self.objective.settled - self.first
-        settled = still <= 0 or state.step >= still + span
-        recent = [x for x in state.losses[-plateau.block :] if math.isfinite(x)]
-        if 2 * len(recent) >= plateau.block:
+        settled = still <= 0 or state.step >= still + judged
+        recent = [x for x in state.losses[-steps:] if math.isfinite(x)]
+        if 2 * len(recent) >= steps:
             mean = -math.fsum(recent) / len(recent)
             if mean >= state.best_block:
                 state.best_block, state.best_spread = mean, max(recent) - min(recent)
-                self._best = self._keep()
-                state.low_blocks = 0
+                # The same state may just have been kept to go back to.
+                self._best = self._good if self._good.step == state.step else self._keep()
+                state.low_steps = 0
             elif settled:
-                self._look_down(-statistics.median(recent))
+                self._look_down(-statistics.median(recent), steps)
         # Nor does one that fell, or the way from there back up.
-        back = max(state.retreats, default=-span)
-        if not settled or state.low_blocks or state.step < back + span:
+        back = max(state.retreats, default=-judged)
+        if not settled or state.low_steps or state.step < back + judged:
             return
         if self.stop and self.schedule.decay is None and plateau.flat(state.losses):
             state.converged = True
             self.schedule.begin_decay(state.step, state.seconds)
 
-    def _look_down(self, bound: float) -> None:
+    def _look_down(self, bound: float, steps: int) -> None:
         """Go back to the best state, at half the rate, when the bound has fallen and stays low.
 
         Args:
-            bound: Median of the last block, which one wild estimate does not move.
+            bound: Median since the last look, which one wild estimate does not move.
+            steps: How many steps that are.
         """
         state = self.state
-        fall = state.fallen(bound)
+        fall = state.fallen(bound, steps)
         if fall is None or len(state.retreats) >= _RESTORES:
             return
         assert self._best is not None
@@ -378,7 +383,7 @@ class Loop:
             f"step {state.step}: the bound had fallen by {fall:.2g} nats; went back to step "
             f"{self._best.step} and halved the learning rate"
         )
-        state.low_blocks = self._since_kept = 0
+        state.low_steps = self._since_kept = 0
         self.mean = None
 
     def _write_checkpoint(self) -> None:

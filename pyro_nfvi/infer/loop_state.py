@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 __all__ = ["LoopState"]
 
 #: Nats, and ranges of the losses of the best block, by which a bound that is lower has fallen;
-#: blocks in a row after which the fit goes back.
-_FALL, _RANGES, _LOW_BLOCKS = 1.0, 2.0, 4
+#: steps in a row after which the fit goes back.
+_FALL, _RANGES, _LOW_STEPS = 1.0, 2.0, 200
 
 
 @dataclass
@@ -27,8 +27,8 @@ class LoopState:
     best_block: float = -math.inf
     #: Range of the losses of that block.
     best_spread: float = math.inf
-    #: Blocks in a row whose bound lies far below it.
-    low_blocks: int = 0
+    #: Steps in a row whose bound lies far below it.
+    low_steps: int = 0
     #: Steps at which the fit went back to it.
     retreats: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -38,16 +38,17 @@ class LoopState:
         """Steps taken."""
         return len(self.losses)
 
-    def fallen(self, bound: float) -> float | None:
+    def fallen(self, bound: float, steps: int) -> float | None:
         """How far the bound has fallen below the best block's, once it has stayed there for long.
 
         Args:
-            bound: Median of a block's bounds, which one wild estimate does not move.
+            bound: Median of the last bounds, which one wild estimate does not move.
+            steps: How many they are.
 
         Returns:
             Nats; None where it has not fallen, or not for long.
         """
         fall = self.best_block - bound
         low = fall >= max(_FALL, _RANGES * self.best_spread)
-        self.low_blocks = self.low_blocks + 1 if low else 0
-        return fall if self.low_blocks >= _LOW_BLOCKS else None
+        self.low_steps = self.low_steps + steps if low else 0
+        return fall if self.low_steps >= _LOW_STEPS else None

@@ -12,7 +12,7 @@ from pyro_nfvi.logjoint import LogJoint
 __all__ = ["Noise"]
 
 #: Most steps drawn at once, and about how many numbers.
-_STEPS, _NUMBERS = 100, 2**20
+_STEPS, _NUMBERS = 200, 2**20
 
 
 class Noise:

@@ -11,6 +11,8 @@ __all__ = ["Outlook", "Plateau", "StopReason", "outlook"]
 
 #: Fewest blocks through which a line is laid.
 _FEWEST = 4
+#: Steps up to which a fit looks back after each block, and blocks between two looks later on.
+_EARLY, _RARER = 1000, 4
 #: A bound from here on says nothing, in nats.
 _HUGE = 1e100
 
@@ -58,6 +60,21 @@ class Plateau:
         self.tolerance, self.min_steps = tolerance, min_steps
         #: The last rise in nats, for reports.
         self.rise = math.nan
+
+    def span(self, step: int, *, often: bool = False) -> int:
+        """Steps between two looks back, of which the latter is at ``step`` or next after it.
+
+        A step may take a few microseconds, a look a hundred: later on, looks are rarer.
+
+        Args:
+            step: Number of a step, from 1.
+            often: Not rarer: an average of states wants many.
+
+        Example:
+            >>> Plateau().span(1000), Plateau().span(1001), Plateau().span(5000, often=True)
+            (50, 200, 50)
+        """
+        return self.block if step <= _EARLY or often else _RARER * self.block
 
     def flat(self, losses: Sequence[float]) -> bool:
         """Whether the bound is flat after these losses; looked at once per block.

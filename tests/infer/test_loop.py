@@ -184,6 +184,14 @@ def test_errors_of_callbacks_are_not_swallowed():
         quick(callbacks=[StopAt(3, ZeroDivisionError)]).run(Y)
 
 
+def test_it_makes_no_difference_how_many_steps_are_taken_at_once():
+    plain = quick(max_steps=1330, stop=False, seed=0).run(Y)
+    singly = quick(max_steps=1330, stop=False, seed=0, callbacks=[lambda info: None]).run(Y)
+    assert len(plain.losses) == 1330
+    assert torch.equal(singly.losses, plain.losses)
+    assert singly.elbo == plain.elbo
+
+
 def test_the_best_state_is_kept():
     def spoil(info):
         if info.step == 299:

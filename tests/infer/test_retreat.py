@@ -52,15 +52,16 @@ def test_a_fit_goes_on_across_a_retreat(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("bounds", "at"),
+    ("bounds", "steps", "at"),
     [
-        ([-1.5] * 8, None),  # lower, but not by much
-        ([-50.0] * 8, 4),
-        ([-50.0, -50.0, 0.0] * 3, None),  # not for long
+        ([-1.5] * 8, 50, None),  # lower, but not by much
+        ([-50.0] * 8, 50, 4),
+        ([-50.0] * 8, 200, 1),
+        ([-50.0, -50.0, 0.0] * 3, 50, None),  # not for long
     ],
 )
-def test_how_far_and_for_how_long(bounds, at):
+def test_how_far_and_for_how_long(bounds, steps, at):
     state = LoopState(best_block=0.0, best_spread=2.0)
-    falls = [state.fallen(bound) for bound in bounds]
+    falls = [state.fallen(bound, steps) for bound in bounds]
     first = next((k + 1 for k, fall in enumerate(falls) if fall is not None), None)
     assert first == at
