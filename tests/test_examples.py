@@ -43,6 +43,25 @@ def test_forward_algorithm_is_the_sum_over_states(monkeypatch):
     torch.testing.assert_close(summed(z), by_hand(z))
 
 
+def test_a_network_is_the_same_function_with_units_exchanged_or_flipped(monkeypatch):
+    net = example("neural_network", monkeypatch)
+    inner, shift, outer = torch.randn(3, 4, net.UNITS, generator=torch.Generator().manual_seed(0))
+    bias, x = torch.randn(4), torch.linspace(-2, 2, 7)
+    found = net.network(x, inner, shift, outer, bias)
+    assert found.shape == (4, 7)
+    by_hand = [
+        sum(float(v) * torch.tanh(w * x + s) for w, s, v in zip(inner[i], shift[i], outer[i]))
+        / net.UNITS**0.5
+        + bias[i]
+        for i in range(4)
+    ]
+    torch.testing.assert_close(found, torch.stack(by_hand))
+    order = torch.randperm(net.UNITS, generator=torch.Generator().manual_seed(1))
+    sign = torch.tensor([1.0, -1.0, 1.0, -1.0, -1.0])
+    other = net.network(x, *((sign * part)[:, order] for part in (inner, shift, outer)), bias)
+    torch.testing.assert_close(other, found)
+
+
 def test_change_points_table_is_the_sum_over_places(monkeypatch):
     change = example("change_point", monkeypatch)
     y = change.make_data()[10:20]

@@ -45,7 +45,7 @@ def blame(
         rows = (~torch.isfinite(log_p)).nonzero().reshape(-1)
     if len(rows):
         return f"the model's {_sites(log_joint, x[rows[0]])} at a draw from the guide"
-    return _gradient(guide, log_joint, x, subsample)
+    return _gradient(guide, log_joint, eps, x, subsample)
 
 
 def _sites(log_joint: LogJoint, z: Tensor) -> str:
@@ -57,7 +57,11 @@ def _sites(log_joint: LogJoint, z: Tensor) -> str:
 
 
 def _gradient(
-    guide: AutoFlow, log_joint: LogJoint, x: Tensor, subsample: Mapping[str, Tensor]
+    guide: AutoFlow,
+    log_joint: LogJoint,
+    eps: Tensor,
+    x: Tensor,
+    subsample: Mapping[str, Tensor],
 ) -> str:
     """Values are finite, so a gradient is not: find the latent coordinate, or the parameter."""
     point = x.detach().requires_grad_()
@@ -68,7 +72,19 @@ def _gradient(
     if len(columns):
         name = guide.latent.at(int(columns[0]))
         return f"the gradient of the model's log density in the latent site {name} is not finite"
-    for name, param in guide.named_parameters():
-        if param.grad is not None and not bool(torch.isfinite(param.grad).all()):
+    return _in_the_guide(guide, log_joint, eps, subsample)
+
+
+def _in_the_guide(
+    guide: AutoFlow, log_joint: LogJoint, eps: Tensor, subsample: Mapping[str, Tensor]
+) -> str:
+    """Neither values nor the model's gradient: the way back through the flow, or a parameter."""
+    named = [(name, param) for name, param in guide.named_parameters() if param.requires_grad]
+    with torch.enable_grad():
+        x, ladj = guide.transport()(eps)
+        bound = (log_joint(x, subsample) + ladj).mean()
+        grads = torch.autograd.grad(bound, [param for _, param in named], allow_unused=True)
+    for (name, _), grad in zip(named, grads):
+        if grad is not None and not bool(torch.isfinite(grad).all()):
             return f"the gradient of the guide's parameter {name!r} is not finite"
     return "the gradient of a parameter of the model is not finite"

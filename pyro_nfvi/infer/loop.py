@@ -345,7 +345,9 @@ class Loop:
         judged = 2 * plateau.block * plateau.window
         still = self.objective.settled - self.first
         settled = still <= 0 or state.step >= still + judged
-        recent = [x for x in state.losses[-steps:] if math.isfinite(x)]
+        recent = state.losses[-steps:]
+        if not math.isfinite(sum(recent)):
+            recent = [x for x in recent if math.isfinite(x)]
         if 2 * len(recent) >= steps:
             mean = -math.fsum(recent) / len(recent)
             if mean >= state.best_block:

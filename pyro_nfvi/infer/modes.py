@@ -144,6 +144,6 @@ def missed_modes(
         if short > _SHORT and bound > elbo - _NEGLIGIBLE:
             lines.append(
                 f"another mode was found, with a bound of {bound:.2f} nats, to which the guide "
-                f"gives {short:.1f} nats too little density: it is missed"
+                f"gives {short:.3g} nats too little density: it is missed"
             )
     return lines

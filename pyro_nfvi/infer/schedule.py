@@ -88,7 +88,8 @@ class Schedule:
         """
         first = self.advance(step, seconds)
         rest = range(step + 1, step + count)
-        warm = [min(1.0, (place + 1) / _WARM_UP) for place in rest if place < _WARM_UP - 1]
+        end = min(step + count, _WARM_UP - 1)
+        warm = [(place + 1) / _WARM_UP for place in range(step + 1, end)]
         warm += [1.0] * (count - 1 - len(warm))
         if self.decay is None:
             return [first, *warm]

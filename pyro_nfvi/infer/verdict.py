@@ -21,7 +21,9 @@ def verdict(fit: Fit) -> Verdict:
     if settings.get("improper"):
         faults.append(f"the posterior is improper in {', '.join(settings['improper'])}")
     if settings.get("missed_modes"):
-        faults.append(f"{settings['missed_modes']} other modes were found and are not reached")
+        count = settings["missed_modes"]
+        verb = "modes were found and are" if count > 1 else "mode was found and is"
+        faults.append(f"{count} other {verb} not reached")
     modes = settings.get("modes") or []
     if len(modes) >= MOST_MODES:
         faults.append(f"{len(modes)} modes were found, as many as are kept: there may be more")

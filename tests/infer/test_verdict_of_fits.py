@@ -60,7 +60,7 @@ def test_a_mode_that_a_start_found_and_the_fit_lost_is_told():
     fit = auto(two_modes, guide="affine")
     assert fit.ess > 1900
     assert fit.verdict == "do not trust"
-    assert "other modes" in fit.verdict.reasons[0]
+    assert "1 other mode was found" in fit.verdict.reasons[0]
     assert "another mode was found" in fit.report
 
 
