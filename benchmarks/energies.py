@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 
 from benchmarks._report import DOCS, ROOT, environment, in_words, table, write
 from pyro_nfvi import NFVI
+from pyro_nfvi.errors import DivergedError
 from pyro_nfvi.objectives import Tempered, TemperedELBO
 
 #: Families, and the numbers of layers K.
@@ -91,15 +92,19 @@ def fit(name, flow, layers, steps, seed):
         pyro.factor("energy", target(z))
 
     warm = Tempered(steps=max(1, steps // 2))
-    found = NFVI(
+    call = NFVI(
         model, f"{flow}*{layers}", TemperedELBO(warm), num_particles=PARTICLES, max_steps=steps,
         stop=False, precondition=False, explore="off", seed=seed, progress=False, optim=RATE,
-    ).run()  # fmt: skip
+    )  # fmt: skip
+    try:
+        found, gave_up = call.run(), False
+    except DivergedError as error:  # the best until then is what a user has
+        found, gave_up = error.fit, True
     with torch.no_grad():
         density = found.guide.density()
         z, log_q = density.rsample_and_log_prob((20_000,))
         kl = (log_q - target(z)).mean().item() + log_z(name)
-    return density, kl, found
+    return density, kl, found, gave_up
 
 
 def main():
@@ -128,9 +133,10 @@ def main():
             for name in ENERGIES:
                 row["kl"][name] = []
                 for seed in range(options.seeds):
-                    _, kl, fitting = fit(name, flow, layers, options.steps, seed)
+                    _, kl, fitting, gave_up = fit(name, flow, layers, options.steps, seed)
                     row["kl"][name].append(kl)
                     row["engine"] = fitting.engine
+                    row["gave_up"] = row.get("gave_up", 0) + gave_up
                     row["steps_per_second"].append(fitting.timing["steps_per_s"])
             found.append(row)
             kls = {name: [round(kl, 3) for kl in kls] for name, kls in row["kl"].items()}
@@ -147,7 +153,7 @@ def shown(found, options, path):
     for flow, row in last.items():
         for name, kls in row["kl"].items():
             best = kls.index(min(kls))
-            fitted[flow, name], _, _ = fit(name, flow, row["layers"], options.steps, best)
+            fitted[flow, name], *_ = fit(name, flow, row["layers"], options.steps, best)
     picture(fitted, {flow: row["layers"] for flow, row in last.items()}, path)
 
 
@@ -156,13 +162,19 @@ def in_cell(kls):
     return middle if len(kls) == 1 else f"{middle} ({min(kls):.3f} to {max(kls):.3f})"
 
 
+def stopped(row):
+    """Fits of a row that did not come to their end."""
+    count = row.get("gave_up", 0)
+    return f" ({count} of {sum(map(len, row['kl'].values()))} fits gave up early)" if count else ""
+
+
 def report(found, options, folder):
     folder.mkdir(parents=True, exist_ok=True)
     exact = {name: log_z(name) for name in ENERGIES}
     found = sorted(found, key=lambda row: (FAMILIES.index(row["flow"]), row["layers"]))
     rows = [
         [
-            f"{row['flow']}\\*{row['layers']}",
+            f"{row['flow']}\\*{row['layers']}" + stopped(row),
             *(in_cell(row["kl"][name]) for name in ENERGIES),
             f"{statistics.median(row['steps_per_second']):,.0f} ({row['engine']})",
         ]
