@@ -6,8 +6,8 @@
 Eight schools, sixteen planar layers, total gradient, clipping, Adam, float32, one thread, in C++
 (benchmarks/engine_rivals/floor.cpp) with the engine's compiler, with its flags and with
 -ffast-math, which the engine cannot take since it would not see NaN. Noise comes from PyTorch in
-blocks of 50 steps on both sides. The gradient is compared with autograd's before anything is timed.
-Ours is the whole loop of ``NFVI(...).run()``. Both take turns on one core.
+blocks of 200 steps on both sides. The gradient is compared with autograd's before anything is
+timed. Ours is the whole loop of ``NFVI(...).run()``. Both take turns on one core.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from benchmarks.engine_rivals.data import data
 from pyro_nfvi.engine.native.compiler import find_compiler
 
 SOURCE = ROOT / "benchmarks" / "engine_rivals" / "floor.cpp"
-D, K, BLOCK = 10, 16, 50
+D, K, BLOCK = 10, 16, 200
 Y, SIGMA = (torch.as_tensor(x) for x in data("schools"))
 
 

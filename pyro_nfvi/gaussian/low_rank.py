@@ -79,7 +79,8 @@ def add_directions(
         generator: Source of the noise.
 
     Returns:
-        None where no direction stands out, or where the bound rises by less than 5 nats.
+        None where no direction stands out, where scores are not finite, or where the bound rises
+        by less than 5 nats.
 
     Cost:
         At most 96 calls of the density with 32 rows and 150 with 32 to 128; O(96^2 D) besides.
