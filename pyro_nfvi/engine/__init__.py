@@ -7,6 +7,7 @@ from pyro_nfvi.engine.capture import capture
 from pyro_nfvi.engine.program import (
     BlockResult,
     Keeper,
+    NoRule,
     OptimizerSpec,
     Program,
     Runner,
@@ -18,6 +19,7 @@ __all__ = [
     "BlockResult",
     "GraphRunner",
     "Keeper",
+    "NoRule",
     "OptimizerSpec",
     "Program",
     "Runner",

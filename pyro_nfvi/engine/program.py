@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from pyro_nfvi.errors import NFVIError
 
-__all__ = ["BlockResult", "Keeper", "OptimizerSpec", "Program", "Runner", "Unsupported"]
+__all__ = ["BlockResult", "Keeper", "NoRule", "OptimizerSpec", "Program", "Runner", "Unsupported"]
 
 
 class Unsupported(NFVIError, NotImplementedError):
@@ -21,6 +21,10 @@ class Unsupported(NFVIError, NotImplementedError):
     It ends up in ``fit.engine_reason``: a clause in words, without a full stop, that names the
     operation, the site or the option.
     """
+
+
+class NoRule(Unsupported):
+    """One operation cannot be compiled; what is around it perhaps can."""
 
 
 @dataclass(frozen=True)

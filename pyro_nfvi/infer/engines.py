@@ -14,6 +14,7 @@ from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.engine import (
     BlockResult,
     GraphRunner,
+    NoRule,
     OptimizerSpec,
     Program,
     Runner,
@@ -27,7 +28,7 @@ from pyro_nfvi.infer.step import CLIP, EagerRunner, EagerStep
 __all__ = ["ENGINES", "Chosen", "Watch", "choose"]
 
 #: What ``engine=`` takes.
-ENGINES = ("auto", "native", "inductor", "graph", "svi")
+ENGINES = ("auto", "native", "hybrid", "inductor", "graph", "svi")
 #: Fewest steps of a fit for which capturing, and compiling, is worth its time.
 _CAPTURE, _COMPILE = 300, 500
 #: How far a captured step may be from an eager one, relative to its size.
@@ -122,6 +123,12 @@ def choose(engine: str, step: EagerStep, num_particles: int, max_steps: int) -> 
             return builder.build("native", "the step is captured and compiled")
         except Unsupported as error:
             reasons.append(f"not native: {error}")
+        if builder.uncovered:
+            try:
+                reason = "; ".join(["the step is captured and compiled", *reasons])
+                return builder.build("hybrid", reason, faster=True)
+            except Unsupported as error:
+                reasons.append(f"not hybrid: {error}")
     else:
         reasons.append(
             f"not native: a fit of fewer than {_COMPILE} steps is over before a compiler has run"
@@ -140,6 +147,8 @@ class _Builder:
     def __init__(self, step: EagerStep, num_particles: int) -> None:
         self.step = step
         self.seconds: dict[str, float] = {}
+        #: Whether native code failed for want of a rule, and the rest might be compiled.
+        self.uncovered = False
         self._program: Program | Unsupported | None = None
         self._eps, self._streams = self._inputs(num_particles)
 
@@ -154,9 +163,15 @@ class _Builder:
         program = self._captured()
         spec = OptimizerSpec.of(self.step.optimizer, program.params, CLIP)
         begin = time.monotonic()
-        runner = _BUILD[name](program, spec)
+        try:
+            runner = _BUILD[name](program, spec)
+        except NoRule:
+            self.uncovered = True
+            raise
         if name != "graph":
             self.seconds["compile"] = time.monotonic() - begin
+        if name == "hybrid":
+            reason = f"{reason}; {_left(runner)}"
         eager, mine = self._check(name, runner)
         if faster and mine > eager:
             raise Unsupported(f"a step takes {1e3 * mine:.2g} ms, an eager one {1e3 * eager:.2g}")
@@ -321,6 +336,21 @@ def _native(program: Program, spec: OptimizerSpec) -> Runner:
     return build_native(program, spec)
 
 
+def _hybrid(program: Program, spec: OptimizerSpec) -> Runner:
+    from pyro_nfvi.engine.native import build_native
+
+    return build_native(program, spec, eager=True)
+
+
+def _left(runner: Runner) -> str:
+    """Say which operations a hybrid leaves to PyTorch."""
+    names: tuple[str, ...] = runner.info.eager  # type: ignore[attr-defined]
+    if not names:
+        return "no operation had to stay with PyTorch"
+    stay = "operation stays" if len(names) == 1 else "operations stay"
+    return f"{len(names)} {stay} with PyTorch ({', '.join(dict.fromkeys(names))})"
+
+
 def _inductor(program: Program, spec: OptimizerSpec) -> Runner:
     from pyro_nfvi.engine.inductor import compiled
 
@@ -329,6 +359,7 @@ def _inductor(program: Program, spec: OptimizerSpec) -> Runner:
 
 _BUILD: Mapping[str, Callable[[Program, OptimizerSpec], Runner]] = {
     "graph": _graph,
+    "hybrid": _hybrid,
     "native": _native,
     "inductor": _inductor,
 }

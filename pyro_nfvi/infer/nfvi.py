@@ -78,7 +78,8 @@ class NFVI:
         stop: Whether to stop when the bound is flat; False takes exactly ``max_steps``.
         engine: What runs the steps: ``"auto"``, which falls back by itself and says why
             (``fit.engine``, ``fit.engine_reason``), or one by name: ``"native"``,
-            ``"inductor"``, ``"graph"``, ``"svi"`` (ordinary PyTorch).
+            ``"hybrid"`` (PyTorch computes what native code cannot), ``"inductor"``, ``"graph"``,
+            ``"svi"`` (ordinary PyTorch).
         seed: Same seed, same result; None draws one.
         progress: Show a bar with bound and rate.
         callbacks: Called with a :class:`StepInfo` after each step; one that returns True stops

@@ -374,7 +374,8 @@ class FitRun:
                 f"{which}the state of an earlier step was better than the last one and is kept"
             )
         if state.num_skipped:
-            notes.append(f"{state.num_skipped} steps were skipped: gradients were not finite")
+            words = f"{state.num_skipped} step{'s were' if state.num_skipped > 1 else ' was'}"
+            notes.append(f"{words} skipped: gradients were not finite")
         if state.num_bad:
             notes.append(f"{state.num_bad} particles were left out: not finite")
         timing = {

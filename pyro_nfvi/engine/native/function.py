@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pyro_nfvi.engine.native.constants import known_values
+from pyro_nfvi.engine.native.eager import EagerCalls
 from pyro_nfvi.engine.native.library import Context, blas, load, pointers
 from pyro_nfvi.engine.native.objects import compile_text
 from pyro_nfvi.engine.native.source import generate
@@ -25,6 +26,7 @@ class NativeFunction:
         constants: Values of its last inputs, which are not passed then.
         rows: Number of particles: length of the first axis of most values, for which memory is
             laid out.
+        eager: Leave to PyTorch what has no rule.
 
     Raises:
         Unsupported: An operation has no rule, or nothing can be compiled here.
@@ -40,13 +42,19 @@ class NativeFunction:
     """
 
     def __init__(
-        self, graph: GraphModule, constants: Sequence[Tensor] = (), rows: int | None = None
+        self,
+        graph: GraphModule,
+        constants: Sequence[Tensor] = (),
+        rows: int | None = None,
+        *,
+        eager: bool = False,
     ) -> None:
         nodes = list(graph.graph.nodes)
         holders = [node for node in nodes if node.op == "placeholder"]
         self._inputs = holders[: len(holders) - len(constants)]
         known = known_values(graph, dict(zip(holders[len(self._inputs) :], constants)))
-        self._source = generate(graph, known, rows)
+        self._source = generate(graph, known, rows, eager=eager)
+        self._eager = EagerCalls(self._source.eager)
         self._results = [node.meta["val"] for node in nodes[-1].args[0]]
         text = (
             f"{self._source.text}\n"
@@ -79,6 +87,8 @@ class NativeFunction:
             *(ctypes.cast(array, ctypes.c_void_p) for array in arrays),
             work.data_ptr() + -work.data_ptr() % 64,
             *blas(),
+            self._eager.address,
         )
         self._library.nfvi_call(ctypes.byref(context))
+        self._eager.check()
         return outputs

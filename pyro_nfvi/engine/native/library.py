@@ -19,7 +19,7 @@ _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 class Context(ctypes.Structure):
     """``struct Ctx`` of base.h."""
 
-    _fields_ = [(name, _P) for name in ("inputs", "out", "data", "work", "sgemm", "dgemm")]
+    _fields_ = [(name, _P) for name in ("inputs", "out", "data", "work", "sgemm", "dgemm", "eager")]
 
 
 class GroupStruct(ctypes.Structure):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pyro_nfvi.engine.native.expr import Expr, Ix
-from pyro_nfvi.engine.native.values import Buffer
+from pyro_nfvi.engine.native.values import Buffer, BufVal, Shape
 
-__all__ = ["Call", "Group", "Statement", "fuse"]
+__all__ = ["Call", "Group", "Statement", "fuse", "order_of_loops"]
 
 #: From this length on a loop is worth keeping free of jumps through memory.
 _WIDE = 8
@@ -159,3 +159,37 @@ def fuse(body: Sequence[Statement | Call]) -> list[Group]:
         if not new.partial:
             filler[new.target] = chosen
     return groups
+
+
+def order_of_loops(
+    axes: list[int],
+    shape: Shape,
+    load: Callable[[tuple[Ix, ...]], Expr],
+    target: BufVal,
+    reduced: frozenset[int],
+) -> list[int]:
+    """Put innermost the axis along which most accesses are dense; the rest stays in order."""
+    if len(axes) < 2:
+        return axes
+    names = {d: f"i{d}" for d in axes}
+    index = tuple(Ix.var(names[d]) if d in names else Ix() for d in range(len(shape)))
+    steps: list[Ix] = [target.at([i for d, i in enumerate(index) if d not in reduced])] * 2
+    seen: set[int] = set()
+    stack = [load(index)]
+    while stack:
+        one = stack.pop()
+        if one.number not in seen:
+            seen.add(one.number)
+            if one.op == "load":
+                steps.append(one.args[1])
+            stack.extend(one.inputs)
+
+    def worth(d: int) -> float:
+        good = 0.0
+        for step in steps:
+            k = abs(step.coefficient(names[d]))
+            good += 1.0 if k == 1 else 0.8 if k == 0 else 0.0
+        return good * min(shape[d], 16)
+
+    inner = max(axes, key=lambda d: (worth(d), d))
+    return [d for d in axes if d != inner] + [inner]

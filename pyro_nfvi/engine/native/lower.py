@@ -12,10 +12,18 @@ from torch.fx import GraphModule, Node
 
 from pyro_nfvi.engine.native.expr import CHEAP, Expr, Ix, Pool, ctype
 from pyro_nfvi.engine.native.holes import Masked
-from pyro_nfvi.engine.native.loops import Call, Statement
+from pyro_nfvi.engine.native.loops import Call, Statement, order_of_loops
 from pyro_nfvi.engine.native.masked_weights import MaskedWeights
-from pyro_nfvi.engine.native.values import Buffer, BufVal, LazyVal, Shape, Val, contiguous
-from pyro_nfvi.engine.program import Unsupported
+from pyro_nfvi.engine.native.values import (
+    Buffer,
+    BufVal,
+    HeldVal,
+    LazyVal,
+    Shape,
+    Val,
+    contiguous,
+)
+from pyro_nfvi.engine.program import NoRule, Unsupported
 
 __all__ = ["MANY", "RULES", "Lowering", "Rule", "lowers"]
 
@@ -49,9 +57,12 @@ class Lowering:
             memory with that axis innermost if it fills vectors: loops over it have no remainder,
             and matrix products read weights as they are.
         masked: Parameters that hold zeros where a mask leaves them out.
+        without_rule: Makes the value of a node for which there is no rule; None refuses it.
 
     Attributes:
         body: Statements in order.
+        eager: What ``without_rule`` leaves to PyTorch, in order.
+        held: How many values of these PyTorch holds.
         inputs, outputs: Buffers of the graph's inputs and outputs.
         data: Known tensors that the code reads, in the order of their buffers.
     """
@@ -62,8 +73,12 @@ class Lowering:
         constants: Mapping[Node, Tensor],
         rows: int | None = None,
         masked: Sequence[Masked] = (),
+        without_rule: Callable[[Lowering, Node], Any] | None = None,
     ) -> None:
         self.masked = MaskedWeights(masked)
+        self.eager: list[Any] = []
+        self.held = 0
+        self._without_rule = without_rule
         self._rows = rows
         self.pool = Pool()
         self.body: list[Statement | Call] = []
@@ -146,22 +161,37 @@ class Lowering:
         return BufVal(buffer, tuple(tensor.shape), tuple(tensor.stride()), 0, self.pool)
 
     def _one(self, node: Node) -> None:
+        if self._without_rule is None:
+            self.values[node] = self._by_rule(node)
+            return
+        length, packed = len(self.body), dict(self._packed)
+        try:
+            if any(isinstance(self.values.get(x), HeldVal) for x in node.all_input_nodes):
+                raise Unsupported("a value that PyTorch holds")
+            self.values[node] = self._by_rule(node)
+        except Unsupported:
+            # What the rule has begun is undone.
+            del self.body[length:]
+            self._packed = packed
+            self.values[node] = self._without_rule(self, node)
+
+    def _by_rule(self, node: Node) -> Any:
         rule = RULES.get(node.target)
         if rule is None:
-            raise Unsupported(f"no rule for the operation {node.target}")
+            raise NoRule(f"no rule for the operation {node.target}")
         self.node = node
-        args = torch.fx.node.map_arg(node.args, self.value)
-        kwargs = torch.fx.node.map_arg(dict(node.kwargs), self.value)
         try:
+            args = torch.fx.node.map_arg(node.args, self.value)
+            kwargs = torch.fx.node.map_arg(dict(node.kwargs), self.value)
             made = rule(self, *args, **kwargs)
         except Unsupported as error:
-            raise Unsupported(f"{node.target}: {error}") from error
+            raise NoRule(f"{node.target}: {error}") from error
         except (TypeError, IndexError, KeyError, AttributeError, ValueError) as error:
             text = f"{node.target}: its rule does not know these arguments ({error})"
-            raise Unsupported(text) from error
+            raise NoRule(text) from error
         if isinstance(made, LazyVal) and self._keep(node, made):
             made = self.realize(made)
-        self.values[node] = made
+        return made
 
     def _keep(self, node: Node, value: LazyVal) -> bool:
         """Whether a formula is better computed once into memory."""
@@ -315,7 +345,7 @@ class Lowering:
             self.store(target, lambda index: self.pool.cast(wide.load(index), "float"))
             return
         axes = [d for d, n in enumerate(shape) if n != 1]
-        axes = _order_of_loops(axes, shape, load, target, reduced)
+        axes = order_of_loops(axes, shape, load, target, reduced)
         names = {d: f"i{k}" for k, d in enumerate(axes)}
         index = tuple(Ix.var(names[d]) if d in names else Ix() for d in range(len(shape)))
         value = self.pool.cast(load(index), target.ctype)
@@ -341,37 +371,3 @@ class Lowering:
         if isinstance(x, BufVal | LazyVal):
             return self.pool.cast(x.load(self.index(x, index)), kind)
         return self.pool.lit(x, kind)
-
-
-def _order_of_loops(
-    axes: list[int],
-    shape: Shape,
-    load: Callable[[tuple[Ix, ...]], Expr],
-    target: BufVal,
-    reduced: frozenset[int],
-) -> list[int]:
-    """Put innermost the axis along which most accesses are dense; the rest stays in order."""
-    if len(axes) < 2:
-        return axes
-    names = {d: f"i{d}" for d in axes}
-    index = tuple(Ix.var(names[d]) if d in names else Ix() for d in range(len(shape)))
-    steps: list[Ix] = [target.at([i for d, i in enumerate(index) if d not in reduced])] * 2
-    seen: set[int] = set()
-    stack = [load(index)]
-    while stack:
-        one = stack.pop()
-        if one.number not in seen:
-            seen.add(one.number)
-            if one.op == "load":
-                steps.append(one.args[1])
-            stack.extend(one.inputs)
-
-    def worth(d: int) -> float:
-        good = 0.0
-        for step in steps:
-            k = abs(step.coefficient(names[d]))
-            good += 1.0 if k == 1 else 0.8 if k == 0 else 0.0
-        return good * min(shape[d], 16)
-
-    inner = max(axes, key=lambda d: (worth(d), d))
-    return [d for d in axes if d != inner] + [inner]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.engine.native.constants import known_values
+from pyro_nfvi.engine.native.eager import EagerCalls
 from pyro_nfvi.engine.native.expr import ctype
 from pyro_nfvi.engine.native.holes import Masked, find_masked, full_blocks, ranges, table
 from pyro_nfvi.engine.native.library import (
@@ -54,27 +55,32 @@ class BuildInfo:
         compile: Seconds to compile it, or to find it compiled.
         cached: Whether it was found.
         loops: Loops and calls of the source.
+        eager: Names of the operations that PyTorch computes.
     """
 
     generate: float
     compile: float
     cached: bool
     loops: int
+    eager: tuple[str, ...] = ()
 
 
-def build_native(program: Program, optimizer_spec: OptimizerSpec) -> NativeRunner:
+def build_native(
+    program: Program, optimizer_spec: OptimizerSpec, *, eager: bool = False
+) -> NativeRunner:
     """Build a runner that takes the program's steps in compiled code.
 
     Args:
         program: The captured step; its parameters and constants are float32 or float64.
         optimizer_spec: The optimiser.
+        eager: Leave to PyTorch the operations without a rule, each at some ten microseconds.
 
     Returns:
         The runner, with the present parameters and optimiser state already in it.
 
     Raises:
-        Unsupported: An operation without a rule, an unknown optimiser, no compiler; the message
-            is the reason.
+        Unsupported: An operation without a rule (unless ``eager``), an unknown optimiser, no
+            compiler; the message is the reason.
 
     Cost:
         A compile of one to a few seconds the first time; afterwards the object is found.
@@ -95,7 +101,7 @@ def build_native(program: Program, optimizer_spec: OptimizerSpec) -> NativeRunne
     amsgrad = any(options.get("amsgrad") for options in optimizer_spec.options)
     outer = kind in ("Adam", "AdamW") and not amsgrad
     masked = find_masked(program.graph, known, len(program.params), outer=outer) if still else []
-    source = generate(program.graph, known, program.eps.shape[0], masked)
+    source = generate(program.graph, known, program.eps.shape[0], masked, eager=eager)
     real = ctype(program.params[0].dtype)
     bound, bad = source.outputs[-2:]
     if bound[0] != real or bad[0] != "int64_t":
@@ -113,7 +119,8 @@ def build_native(program: Program, optimizer_spec: OptimizerSpec) -> NativeRunne
     middle = time.perf_counter()
     path, cached = compile_text(text)
     end = time.perf_counter()
-    info = BuildInfo(middle - begin, end - middle, cached, source.loops)
+    left = tuple(one.name for one in source.eager)
+    info = BuildInfo(middle - begin, end - middle, cached, source.loops, left)
     return NativeRunner(program, optimizer_spec, kind, source, path, info, masked)
 
 
@@ -213,6 +220,7 @@ class NativeRunner:
         self._bad = torch.zeros(1, dtype=torch.int64)
         self._work = _aligned(int(self._library.nfvi_work()) // 8 + 8, torch.float64)
         self._data = source.data  # the code reads them: they must live
+        self._eager = EagerCalls(source.eager)
         inputs = [self._part(0, k).data_ptr() for k in range(count)]
         # The streams' places are filled in by each step, constants are read through ``data``.
         inputs += [0] * (1 + len(program.streams) + len(program.consts))
@@ -232,6 +240,7 @@ class NativeRunner:
             self._work.data_ptr(),
             first,
             second,
+            self._eager.address,
         )
         rows = [self._flat[row].data_ptr() for row in range(5)]
         self._fit = FitStruct(
@@ -273,7 +282,7 @@ class NativeRunner:
         bounds = torch.empty(n, dtype=torch.float64)
         bad = torch.empty(n, dtype=torch.int64)
         ok = torch.empty(n, dtype=torch.bool)
-        interrupted = False
+        interrupted = self._eager.interrupted = False
         self._fit.done = 0
         try:
             self._library.nfvi_run(
@@ -286,6 +295,8 @@ class NativeRunner:
             if not self._fit.done:
                 raise
             interrupted = True
+        self._eager.check()
+        interrupted = interrupted or self._eager.interrupted
         done = self._fit.done
         return BlockResult(bounds[:done], bad[:done], ok[:done], interrupted)
 

@@ -23,6 +23,7 @@ from pyro_nfvi.engine.native import (
     scans,
     views,
 )
+from pyro_nfvi.engine.native.eager import EagerOperation, lower_eagerly
 from pyro_nfvi.engine.native.emit import emit_group
 from pyro_nfvi.engine.native.holes import Masked
 from pyro_nfvi.engine.native.loops import Group, fuse
@@ -62,12 +63,14 @@ class Source:
         data: Known tensors it reads.
         outputs: Type and size of each output.
         loops: How many loops and calls it has.
+        eager: Operations for which it calls PyTorch.
     """
 
     text: str
     data: tuple[Tensor, ...]
     outputs: tuple[tuple[str, int], ...]
     loops: int
+    eager: tuple[EagerOperation, ...] = ()
 
 
 @lru_cache(maxsize=8)
@@ -81,6 +84,8 @@ def generate(
     constants: Mapping[Node, Tensor],
     rows: int | None = None,
     masked: Sequence[Masked] = (),
+    *,
+    eager: bool = False,
 ) -> Source:
     """Generate ``static void step(Ctx*)`` from a graph.
 
@@ -89,12 +94,13 @@ def generate(
         constants: Values of the nodes that are known.
         rows: Number of particles, for which memory is laid out.
         masked: Parameters that are zero where their masks are, by the caller's promise.
+        eager: Leave to PyTorch what has no rule.
 
     Raises:
         Unsupported: An operation, or a use of one, has no rule.
     """
     try:
-        low = Lowering(graph, constants, rows, masked)
+        low = Lowering(graph, constants, rows, masked, lower_eagerly if eager else None)
     except RecursionError as error:
         raise Unsupported("a formula that is nested too deeply") from error
     groups = fuse(low.body)
@@ -125,7 +131,7 @@ def generate(
         ]
     )
     outputs = tuple((b.ctype, b.size) for b in low.outputs)
-    return Source(text, tuple(low.data), outputs, len(groups))
+    return Source(text, tuple(low.data), outputs, len(groups), tuple(low.eager))
 
 
 def _data_names(low: Lowering) -> dict[str, str]:

@@ -9,7 +9,16 @@ from typing import TypeAlias
 
 from pyro_nfvi.engine.native.expr import Expr, Ix, Pool
 
-__all__ = ["BufVal", "Buffer", "LazyVal", "Val", "contiguous", "remembered", "view_strides"]
+__all__ = [
+    "BufVal",
+    "Buffer",
+    "HeldVal",
+    "LazyVal",
+    "Val",
+    "contiguous",
+    "remembered",
+    "view_strides",
+]
 
 Shape: TypeAlias = tuple[int, ...]
 Loader: TypeAlias = Callable[[tuple[Ix, ...]], Expr]
@@ -109,6 +118,17 @@ class LazyVal:
     def probe(self) -> Expr:
         """Return the expression at a general index, to look at what it costs."""
         return self.load(tuple(Ix.var(f"q{d}") for d in range(len(self.shape))))
+
+
+@dataclass(frozen=True, eq=False)
+class HeldVal:
+    """A tensor that PyTorch holds, of a type that the code has no name for (complex numbers).
+
+    Attributes:
+        place: Its number.
+    """
+
+    place: int
 
 
 Val: TypeAlias = BufVal | LazyVal

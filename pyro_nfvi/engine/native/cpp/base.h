@@ -134,6 +134,9 @@ typedef void (*nfvi_dgemm)(const char*, const char*, const int*, const int*, con
     const double*, const double*, const int*, const double*, const int*, const double*, double*,
     const int*);
 
+// An operation that PyTorch computes: its number, and addresses of arguments and results.
+typedef void (*nfvi_eager)(int64_t, void* const*);
+
 struct Ctx {
   const void** in;
   void** out;
@@ -141,4 +144,5 @@ struct Ctx {
   void* work;
   nfvi_sgemm sgemm;
   nfvi_dgemm dgemm;
+  nfvi_eager eager;
 };
