@@ -84,7 +84,14 @@ def main():
     if options.smoke:
         return
     env = environment()
-    header = ["model", "particles", "hybrid, µs", "graph / hybrid", "svi / hybrid", "left to PyTorch"]
+    header = [
+        "model",
+        "particles",
+        "hybrid, µs",
+        "graph / hybrid",
+        "svi / hybrid",
+        "left to PyTorch",
+    ]
     body = f"""
 Time of a step of `iaf*2`, medians of {options.rounds} rounds in turn; ratios within rounds,
 median [range]. The last column counts the

@@ -153,6 +153,13 @@ def _heavy(z: Tensor, name: Callable[[int], str]) -> list[str]:
     ]
 
 
+def _factor(factor: float) -> str:
+    """Say by how much a number at least 1 multiplies."""
+    if factor < 3:
+        return f"{100 * (factor - 1):.0f} %"
+    return f"a factor of {factor:.2g}" if factor < 1e3 else "a factor of more than 1000"
+
+
 def _moved(z: Tensor, log_weights: Tensor, count: float, name: Callable[[int], str]) -> list[str]:
     """Name the numbers that reweighting moves, the worst first."""
     z = z.double()
@@ -170,7 +177,7 @@ def _moved(z: Tensor, log_weights: Tensor, count: float, name: Callable[[int], s
     order = worst.argsort(descending=True)[:_NAMED].tolist()
     return [
         f"reweighting moves {name(i)} by {float(shift[i]):.2f} sd and its sd by "
-        f"{100 * (math.exp(float(stretch[i])) - 1):.0f} %"
+        f"{_factor(math.exp(float(stretch[i])))}"
         for i in order
         if worst[i] > 1
     ]

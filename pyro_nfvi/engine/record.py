@@ -29,7 +29,7 @@ __all__ = ["Recorder"]
 aten = torch.ops.aten
 
 #: Most operations of a step: beyond, Python's share of its time is small, or building takes long.
-_LARGEST = 20_000
+_LARGEST = 60_000
 #: Largest constant that is looked through for being one number.
 _LOOK = 1_000_000
 #: Operations that do nothing to a value.

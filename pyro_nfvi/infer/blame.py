@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -84,7 +85,18 @@ def _in_the_guide(
         x, ladj = guide.transport()(eps)
         bound = (log_joint(x, subsample) + ladj).mean()
         grads = torch.autograd.grad(bound, [param for _, param in named], allow_unused=True)
+    largest, where = 0.0, ""
     for (name, _), grad in zip(named, grads):
-        if grad is not None and not bool(torch.isfinite(grad).all()):
+        if grad is None or not grad.numel():
+            continue
+        size = float(grad.abs().max())
+        if not math.isfinite(size):
             return f"the gradient of the guide's parameter {name!r} is not finite"
+        if size > largest:
+            largest, where = size, name
+    if largest > torch.finfo(eps.dtype).max ** 0.4:  # the squares of some such are no number
+        return (
+            f"the gradient of the guide's parameter {where!r} reaches {largest:.0e}, beyond what "
+            "its norm can hold"
+        )
     return "the gradient of a parameter of the model is not finite"

@@ -129,7 +129,9 @@ def table(rows: Sequence[Row], published: Sequence[Published] = ()) -> list[dict
         if "nll" in first:
             nll, nll_sd = row.mean_sd("nll")
             line["NLL"] = _pair(nll, nll_sd)
-            line["quantity"] = f"-ELBO; NLL({first['nll_samples']}), {first['nll_images']} images"
+            line["quantity"] += f"; NLL({first['nll_samples']}), {first['nll_images']} images"
+        if "bits" in first:  # of the NLL where there is one
+            line["quantity"] += f" ({row.mean_sd('bits')[0]:.2f} bits/dim)"
         lines.append(line)
     for one in published:
         elbo = one.quantity.startswith("-ELBO")

@@ -48,6 +48,15 @@ def test_the_number_that_moves_is_named():
     assert not any("theta[0]" in reason for reason in verdict.reasons)
 
 
+def test_one_draw_with_all_the_weight_gives_no_endless_number():
+    gen = torch.Generator().manual_seed(0)
+    z, log_w = torch.randn(S, 2, generator=gen), torch.zeros(S)
+    log_w[7] = 1e4
+    words = "; ".join(judge_weights(z, log_w).reasons)
+    assert "its sd by a factor of more than 1000" in words
+    assert len(words) < 500
+
+
 def test_draws_of_weight_zero_stay_where_they_are():
     # Far from 0, one impossible draw must not count as a draw at 0.
     z, log_w = weighed(1.0)

@@ -47,6 +47,20 @@ def test_nothing_wrong_but_a_gradient_of_the_guide():
     assert "steep" in found
 
 
+class Strong(Steep):
+    """A finite slope, whose square is not."""
+
+    def forward(self, x, context=None):
+        return x + 1e25 * (self.steep - self.steep.detach()), x.new_zeros(x.shape[:-1])
+
+
+def test_a_gradient_whose_norm_overflows():
+    guide, log_joint = set_up(conjugate, Y, flow=Strong(1))
+    found = blame(guide, log_joint, torch.ones(4, 1), {})
+    assert "steep" in found
+    assert "beyond what its norm can hold" in found
+
+
 def test_parameter():
     guide, log_joint = set_up(conjugate, Y)
     with torch.no_grad():

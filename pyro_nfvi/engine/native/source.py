@@ -49,7 +49,7 @@ _RULES = (
     views,
 )
 #: Loops of a step at most; a compiler takes some 6 ms for each.
-_MOST = 6000
+_MOST = 12_000
 #: Characters of a function, about, at which the next one begins: compilers slow down on long ones.
 _PART = 12_000
 
