@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ _FEWEST = 4
 _EARLY, _RARER = 1000, 4
 #: A bound from here on says nothing, in nats.
 _HUGE = 1e100
+#: Median absolute deviations (some seven standard ones) beyond which a bound is drawn in.
+_FAR = 10.0
 
 
 class StopReason(str):
@@ -44,7 +47,8 @@ class Plateau:
 
     The bound is flat when it rose by less than ``tolerance`` nats, or by less than its standard
     error. The noise of the bound shrinks as the approximation gets good, so the test sharpens by
-    itself.
+    itself. Single wild bounds count as far ones only: otherwise one would be noise in which any
+    rise is lost.
 
     Args:
         block: Steps in a block.
@@ -90,6 +94,7 @@ class Plateau:
         before, after = _counting(losses[-2 * span : -span]), _counting(losses[-span:])
         if min(len(before), len(after)) < span // 2:
             return False
+        before, after = _drawn_in(before), _drawn_in(after)
         (mean_before, var_before), (mean_after, var_after) = _moments(before), _moments(after)
         self.rise = mean_before - mean_after
         error = math.sqrt(var_before / len(before) + var_after / len(after))
@@ -160,6 +165,15 @@ def outlook(losses: Sequence[float], block: int = 50) -> Outlook | None:
 def _counting(losses: Sequence[float]) -> list[float]:
     """The losses that say something: a bound may be finite, and its square not."""
     return [x for x in losses if abs(x) < _HUGE]
+
+
+def _drawn_in(values: list[float]) -> list[float]:
+    """Put values far from the median at the edge of what is near."""
+    middle = statistics.median(values)
+    reach = _FAR * statistics.median(abs(x - middle) for x in values)
+    if not reach:
+        return values
+    return [min(max(x, middle - reach), middle + reach) for x in values]
 
 
 def _moments(values: list[float]) -> tuple[float, float]:

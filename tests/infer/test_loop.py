@@ -97,6 +97,16 @@ def test_default_rate():
     assert default_rate(10**6) == 0.002
 
 
+def test_one_enormous_loss_does_not_make_a_rise_into_noise():
+    generator = torch.Generator().manual_seed(3)
+    losses = (50 - 0.02 * torch.arange(400.0) + torch.randn(400, generator=generator)).tolist()
+    assert not Plateau().flat(losses)
+    for place in (50, 350):
+        wild = list(losses)
+        wild[place] = 1e6
+        assert not Plateau().flat(wild)
+
+
 def test_plateau():
     torch.manual_seed(0)
     plateau = Plateau()
