@@ -100,6 +100,7 @@ def test_bound_is_below_the_mass_and_tightens():
     assert gaps[0] > 0.05
 
 
+@pytest.mark.slow
 def test_fit_nears_the_entropy_and_a_flow_gets_nearer():
     # Two equal columns of four levels and a free one: 4/3 bits per dimension.
     x = torch.randint(0, 4, (1500, 3), generator=torch.Generator().manual_seed(0))

@@ -16,8 +16,8 @@ _FEWEST = 4
 _EARLY, _RARER = 1000, 4
 #: A bound from here on says nothing, in nats.
 _HUGE = 1e100
-#: Median absolute deviations (some seven standard ones) beyond which a bound is drawn in.
-_FAR = 10.0
+#: Median absolute deviations beyond which a bound is drawn in: far, since a start may be steep.
+_FAR = 100.0
 
 
 class StopReason(str):
@@ -47,8 +47,7 @@ class Plateau:
 
     The bound is flat when it rose by less than ``tolerance`` nats, or by less than its standard
     error. The noise of the bound shrinks as the approximation gets good, so the test sharpens by
-    itself. Single wild bounds count as far ones only: otherwise one would be noise in which any
-    rise is lost.
+    itself. A wild bound counts as a merely far one: else it would be noise that hides any rise.
 
     Args:
         block: Steps in a block.

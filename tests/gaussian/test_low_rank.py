@@ -59,6 +59,7 @@ def test_only_wide_guides_take_directions():
         guide.start_along(found)
 
 
+@pytest.mark.slow
 def test_a_regression_of_many_latents_is_right():
     gen = torch.Generator().manual_seed(0)
     x = torch.randn(200, 4, generator=gen)

@@ -102,6 +102,7 @@ def test_a_biased_guide_is_caught():
     assert found.summary()["mu"].word == "too low"
 
 
+@pytest.mark.slow
 def test_a_mean_field_guide_is_too_narrow():
     found = run(correlated, (torch.tensor(0.0),), num_simulations=24, guide=mean_field)
     assert found.verdict == "not calibrated"
