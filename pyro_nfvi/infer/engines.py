@@ -183,7 +183,8 @@ class _Builder:
             try:
                 self._program = self._capture()
             except Unsupported as error:
-                self._program = error
+                # Pyro appends the shapes of the trace to what passes through it.
+                self._program = Unsupported(str(error).partition("\nTrace Shapes:")[0].rstrip())
             step.optimizer.zero_grad(set_to_none=True)
             self.seconds["capture"] = time.monotonic() - begin
         if isinstance(self._program, Unsupported):

@@ -91,6 +91,7 @@ def test_what_cannot_be_captured_runs_as_it_is_and_says_why():
     assert found.engine == "svi"
     assert "Python reads a value that depends on latents" in found.engine_reason
     assert found.engine_reason.count("Python reads") == 1
+    assert "\n" not in found.engine_reason
     with pytest.raises(OptionError, match="engine='graph' cannot run this fit: Python reads"):
         fit((model, (Y,)), engine="graph")
 

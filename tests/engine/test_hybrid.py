@@ -57,6 +57,14 @@ def complex_chain(x):
     return (torch.fft.irfft(z * z.abs().clamp(min=0.5), n=x.shape[-1]) + x, z.real * 2, z.imag)
 
 
+def view_that_outlives_its_memory(x):
+    z = torch.view_as_complex(x[:4, :6].exp().reshape(4, 3, 2))
+    y = torch.linalg.matrix_exp(x[:4, :4] / 4)  # may take the place of the exponentials
+    for _ in range(3):
+        y = torch.linalg.matrix_exp((y @ y).tanh() / 4)
+    return (y, torch.fft.fft(z).abs())
+
+
 def several_results(x):
     values, vectors = torch.linalg.eigh(x @ x.mT + torch.eye(x.shape[-2], dtype=x.dtype))
     return (values.log().sum(-1), (vectors.abs() * values.unsqueeze(-2)).sum(-1))
@@ -76,7 +84,9 @@ def whole(x):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("f", [complex_chain, several_results, turned, integers, whole])
+@pytest.mark.parametrize(
+    "f", [complex_chain, view_that_outlives_its_memory, several_results, turned, integers, whole]
+)
 def test_an_operation_without_a_rule_is_computed_by_pytorch(f, dtype):
     x = torch.randn(5, 7, dtype=dtype, generator=torch.Generator().manual_seed(2))
     mine = NativeFunction(make_fx(f, tracing_mode="fake")(x), eager=True)

@@ -185,7 +185,9 @@ class EagerCalls:
                 if isinstance(x, _Memory):
                     self._tensor(which, x, places).copy_(result)
                 elif x is not None:
-                    self._held[x.place] = result
+                    # What looks into the code's memory would change when that is used again.
+                    inside = any(_same_memory(result, one) for one in (*args, *kwargs.values()))
+                    self._held[x.place] = result.clone() if inside else result
 
     def _tensor(self, which: int, x: _Memory, places: Any) -> Tensor:
         """Return the code's memory as a tensor."""
@@ -209,3 +211,12 @@ class EagerCalls:
                 self._tensor(which, x, places).fill_(float("nan") if real else 0)
             elif x is not None and x.place in self._held:
                 self._held[x.place] = torch.full_like(self._held[x.place], float("nan"))
+
+
+def _same_memory(result: Tensor, x: Any) -> bool:
+    """Whether a result shares its storage with an argument, or with one in a list of them."""
+    if isinstance(x, list | tuple):
+        return any(_same_memory(result, one) for one in x)
+    if not isinstance(x, Tensor):
+        return False
+    return result.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
