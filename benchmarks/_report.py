@@ -66,3 +66,10 @@ def write(name: str, title: str, results: dict, body: str, folder: Path | None =
     page = folder / f"{name}.md"
     page.write_text(f"---\norphan: true\n---\n\n# {title}\n\n{body.strip()}\n")
     return page
+
+
+def put(page: str, mark: str, text: str) -> str:
+    """Replace what stands between two comments of the page."""
+    begin, end = f"<!-- {mark} -->", f"<!-- end {mark} -->"
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n\n{text.strip()}\n\n{end}{rest.split(end)[1]}"

@@ -22,7 +22,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from benchmarks._report import ROOT, environment, in_words, table
+from benchmarks._report import ROOT, environment, in_words, put, table
 from pyro_nfvi import AutoFlow
 from pyro_nfvi.engine import Unsupported
 from pyro_nfvi.errors import NFVIError
@@ -280,13 +280,6 @@ def shares(engines):
         f"native alone {native} of {count} ({native / count:.0%}), native or hybrid {both} "
         f"({both / count:.0%}), captured {captured} ({captured / count:.0%})"
     )
-
-
-def put(page, mark, text):
-    """Replace what stands between two comments of the page."""
-    begin, end = f"<!-- {mark} -->", f"<!-- end {mark} -->"
-    before, rest = page.split(begin)
-    return f"{before}{begin}\n\n{text.strip()}\n\n{end}{rest.split(end)[1]}"
 
 
 def clean(reason):
