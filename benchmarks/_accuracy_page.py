@@ -31,9 +31,10 @@ NOTE = (
     "in other runs than those of NUTS, on a machine with other work, so ratios near 1 say nothing. "
     "Ours contain the fit, its diagnostics and the capture of the model, but not the C++ compiler, "
     "which the engine starts as a process of its own when it has not seen a model and a flow "
-    "before ([cold and warm](engine.md)). For guides of NumPyro the CPU seconds above contain tracing and compiling as well, "
-    "all steps in one compiled loop; guides are as they come (BNAF one flow with hidden factors "
-    "8 and 8, IAF three flows), with the steps, particles, rates and clipping of Pyro's. "
+    "before ([cold and warm](engine.md)). For guides of NumPyro the CPU seconds above contain "
+    "tracing and compiling as well, all steps in one compiled loop; guides are as they come (BNAF "
+    "one flow with hidden factors 8 and 8, IAF three flows), with the steps, particles, rates and "
+    "clipping of Pyro's. "
 )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for benchmarks/
 
+from benchmarks import _accuracy_page as judged
 from benchmarks import accuracy, calibration, engine
 from benchmarks._report import DOCS, ROOT, put, table
 
@@ -35,7 +36,7 @@ def accuracy_in_short():
             continue
         title = "`NFVI(model).run(data)`" if who == "auto" else accuracy.PYRO[who][0]
         middle = [statistics.median(row[key] for row in fine) for key in ("w1_over_floor", "cpu")]
-        right = f"{sum(map(accuracy.right, mine))} of {len(mine)}"
+        right = f"{sum(map(judged.right, mine))} of {len(mine)}"
         lines.append([title, right, f"{middle[0]:.1f}", f"{middle[1]:.1f}"])
     head = ["sixteen posteriors", "fits that are right", "distance, median", "CPU s, median"]
     return table(head, lines)
@@ -71,8 +72,8 @@ def measured():
         (f"{pyro:.0f}", f"{numpyro:.1f}") for pyro, numpyro in map(speed().get, ("iaf", "planar"))
     )
     words = [
-        f"A fit is right when every mean is within {accuracy.MEAN} sds and every sd within "
-        f"{100 * accuracy.SD:.0f} % of long reference runs; the distance is the sliced Wasserstein "
+        f"A fit is right when every mean is within {judged.MEAN} sds and every sd within "
+        f"{100 * judged.SD:.0f} % of long reference runs; the distance is the sliced Wasserstein "
         f"one, over that of as many exact draws. Pyro's guides had {accuracy.STEPS:,} steps of "
         f"{accuracy.PARTICLES} particles ([accuracy](docs/benchmarks/accuracy.md)). Of the {good} "
         f"default fits that called themselves good, {wrong or 'none'} "
