@@ -17,34 +17,44 @@ SIZES = (500, 1000, 2000, 4000)
 DRAWS = 2000
 
 
+class NoNumPyroError(Exception):
+    """The Python that was named does not start, or has no NumPyro: no result of a rival."""
+
+
 class Rival:
     """A process of ``python`` that fits ``posterior``; leave the context to end it."""
 
     def __init__(self, python, posterior):
-        self.folder = tempfile.TemporaryDirectory()
+        self.folder, self.process = tempfile.TemporaryDirectory(), None
         data, self.draws = (Path(self.folder.name) / name for name in ("data.npz", "draws.npz"))
         np.savez(data, **{name: np.asarray(value) for name, value in posterior.data.items()})
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        self.process = subprocess.Popen(
-            [python, str(WORKER), posterior.name, str(data)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, env={**os.environ, **threads, "JAX_PLATFORMS": "cpu"},
-        )  # fmt: skip
-        self.versions = self.read()
+        command = [python, str(WORKER), posterior.name, str(data)]
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                text=True, env={**os.environ, **threads, "JAX_PLATFORMS": "cpu"},
+            )  # fmt: skip
+            self.versions = self.read()
+        except (OSError, RuntimeError) as error:
+            self.__exit__()
+            raise NoNumPyroError(f"{python} does not run NumPyro; try {command}") from error
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
+        if self.process is not None:
+            self.process.stdin.close()
+            self.process.wait()
+            self.process.stdout.close()
         self.folder.cleanup()
 
     def read(self):
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"NumPyro's process ended; run it by hand: {self.process.args}")
+            raise RuntimeError("NumPyro's process ended without an answer")
         return json.loads(line)
 
     def ask(self, method, **settings):

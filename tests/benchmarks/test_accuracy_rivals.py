@@ -14,7 +14,7 @@ from pyro.poutine.util import site_is_subsample
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.accuracy_rivals.process import Rival  # noqa: E402
+from benchmarks.accuracy_rivals.process import NoNumPyroError, Rival, nuts  # noqa: E402
 from benchmarks.posteriordb import MODELS, load  # noqa: E402
 
 PYTHON = os.environ.get("NFVI_NUMPYRO")
@@ -45,3 +45,26 @@ def test_log_joint_is_that_of_the_pyro_model(name):
     assert np.ptp(expected) > 1
     gap = found - expected  # a constant is no difference
     assert np.ptp(gap) < 1e-8 * np.abs(expected).max()
+
+
+def test_a_python_without_numpyro_is_an_error_of_its_own():
+    torch.set_default_dtype(torch.float64)
+    for python in ("./no-such-python", "false"):
+        with pytest.raises(NoNumPyroError, match="does not run NumPyro"):
+            Rival(python, load("dogs-dogs"))
+
+
+@needs_numpyro
+@pytest.mark.slow
+def test_nuts_ends_with_the_first_size_that_is_good_enough():
+    torch.set_default_dtype(torch.float64)
+
+    def scores_of(posterior, draws):
+        assert all(np.isfinite(value.numpy()).all() for value in draws.values())
+        return {"w1_over_floor": 100 / len(draws["beta"])}
+
+    row = nuts(PYTHON, load("dogs-dogs"), scores_of, seed=0, goal=2.0, sizes=(20, 50, 80))
+    assert [found["size"] for found in row["tries"]] == [20, 50]
+    assert row["reached"]
+    assert row["size"] == 50
+    assert 0 < row["warm_cpu"] < row["cpu"]
