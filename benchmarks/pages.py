@@ -20,7 +20,7 @@ from benchmarks import accuracy, calibration, engine
 from benchmarks._report import DOCS, ROOT, put, table
 
 #: Guides in the table, ours first.
-SHOWN = ("auto", "iaf_pyro", "mvn", "diagonal", "planar_pyro")
+SHOWN = ("auto", "iaf_pyro", "planar_pyro", "mvn", "diagonal", "iaf_numpyro", "bnaf_numpyro")
 
 
 def kept(name):
@@ -34,7 +34,7 @@ def accuracy_in_short():
         fine = [row for row in mine if "error" not in row]
         if not fine:
             continue
-        title = "`NFVI(model).run(data)`" if who == "auto" else accuracy.PYRO[who][0]
+        title = "`NFVI(model).run(data)`" if who == "auto" else accuracy.TITLES[who]
         middle = [statistics.median(row[key] for row in fine) for key in ("w1_over_floor", "cpu")]
         right = f"{sum(map(judged.right, mine))} of {len(mine)}"
         lines.append([title, right, f"{middle[0]:.1f}", f"{middle[1]:.1f}"])
@@ -74,7 +74,7 @@ def measured():
     words = [
         f"A fit is right when every mean is within {judged.MEAN} sds and every sd within "
         f"{100 * judged.SD:.0f} % of long reference runs; the distance is the sliced Wasserstein "
-        f"one, over that of as many exact draws. Pyro's guides had {accuracy.STEPS:,} steps of "
+        f"one, over that of as many exact draws. The others had {accuracy.STEPS:,} steps of "
         f"{accuracy.PARTICLES} particles ([accuracy](docs/benchmarks/accuracy.md)). Of the {good} "
         f"default fits that called themselves good, {wrong or 'none'} "
         f"{'were' if wrong > 1 else 'was'} wrong ([more fits](docs/benchmarks/calibration.md)).",
