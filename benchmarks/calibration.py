@@ -125,7 +125,7 @@ def in_numbers(rows):
     if not good or not right:
         return "Too few fits to say anything."
     return (
-        f"Of {len(good)} fits called good {wrong} are wrong: {100 * wrong / len(good):.1f} %, at "
+        f"Of {len(good)} fits called good {wrong} {'is' if wrong == 1 else 'are'} wrong: {100 * wrong / len(good):.1f} %, at "
         f"most {100 * upper(wrong, len(good)):.1f} % with 95 % confidence, if fits were "
         f"independent. Of {len(right)} right fits {100 * called / len(right):.0f} % are called "
         "good."
