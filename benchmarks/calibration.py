@@ -124,11 +124,11 @@ def in_numbers(rows):
     called = sum(row["verdict"] == "good" for row in right)
     if not good or not right:
         return "Too few fits to say anything."
+    share, most = 100 * wrong / len(good), 100 * upper(wrong, len(good))
     return (
-        f"Of {len(good)} fits called good {wrong} {'is' if wrong == 1 else 'are'} wrong: {100 * wrong / len(good):.1f} %, at "
-        f"most {100 * upper(wrong, len(good)):.1f} % with 95 % confidence, if fits were "
-        f"independent. Of {len(right)} right fits {100 * called / len(right):.0f} % are called "
-        "good."
+        f"Of {len(good)} fits called good {wrong} {'is' if wrong == 1 else 'are'} wrong: "
+        f"{share:.1f} %, at most {most:.1f} % with 95 % confidence, if fits were independent. "
+        f"Of {len(right)} right fits {100 * called / len(right):.0f} % are called good."
     )
 
 
