@@ -113,12 +113,14 @@ class MADE(nn.Module):
         hidden: Widths of the hidden layers.
         reverse: Take the inputs from the last to the first.
         activation: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``.
+        skip_connections: Whether to have the skip. Without it every hidden layer needs D - 1 units
+            at least, or some outputs would not see some inputs.
 
     Shape:
         ``x (*b, D)``, ``context (*b, C)`` -> ``(*b, D, num_outputs)``.
 
     Raises:
-        OptionError: An unknown activation.
+        OptionError: An unknown activation; hidden layers too narrow to do without the skip.
 
     Source: Germain et al. 2015, arXiv:1502.03509, section 4; the skip is its equation 16.
 
@@ -138,6 +140,7 @@ class MADE(nn.Module):
         hidden: Sequence[int] = (32,),
         reverse: bool = False,
         activation: Activation = "tanh",
+        skip_connections: bool = True,
     ) -> None:
         super().__init__()
         self.dim, self.context_dim, self.num_outputs = dim, context_dim, num_outputs
@@ -149,6 +152,12 @@ class MADE(nn.Module):
         # (context only) is one of them; without, a first output has nothing to look at.
         lowest = -1 if context_dim else 0
         span = max(dim - 1 - lowest, 1)
+        if not skip_connections and min(hidden) < span:
+            raise OptionError(
+                f"skip_connections=False needs hidden layers of at least {span} units (dim={dim}, "
+                f"context_dim={context_dim}), or outputs would not see all earlier inputs; got "
+                f"{list(hidden)}. Give a larger hidden_dim, or keep the skip."
+            )
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         self._masks: list[str] = []
@@ -159,10 +168,10 @@ class MADE(nn.Module):
             degrees = following
         outputs = rank.repeat_interleave(num_outputs)
         self._add_layer(outputs[:, None] > degrees, zero=True)
-        self.skip = nn.Parameter(torch.zeros(len(outputs), len(inputs)))
-        self.register_buffer(
-            "skip_mask", (outputs[:, None] > inputs).to(self.skip.dtype), persistent=False
-        )
+        weight = torch.zeros(len(outputs), len(inputs))
+        self.skip = nn.Parameter(weight) if skip_connections else None
+        mask = (outputs[:, None] > inputs).to(weight.dtype)
+        self.register_buffer("skip_mask", mask * float(skip_connections), persistent=False)
         self.skip_mask: Tensor
 
     def _add_layer(self, mask: Tensor, *, zero: bool) -> None:
@@ -190,6 +199,10 @@ class MADE(nn.Module):
         """Weights of the hidden layers and of the last, masked."""
         return [weight * getattr(self, name) for weight, name in zip(self.weights, self._masks)]
 
+    def _masked_skip(self) -> Tensor:
+        # Without a skip its mask is all zeros.
+        return self.skip_mask if self.skip is None else self.skip * self.skip_mask
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the outputs, the last axis over ``num_outputs``."""
         first, *hidden, last = zip(self.masked_weights(), self.biases)
@@ -198,7 +211,8 @@ class MADE(nn.Module):
         for weight, bias in hidden:
             h = between(F.linear(h, weight, bias))
         out = F.linear(h, *last)
-        out = out + self._both(x, context, self.skip * self.skip_mask)
+        if self.skip is not None:
+            out = out + self._both(x, context, self._masked_skip())
         return out.unflatten(-1, (self.dim, self.num_outputs))
 
     def _both(
@@ -233,7 +247,7 @@ class MADE(nn.Module):
         """
         between, _ = _ACTIVATIONS[self.activation]
         (first, *inner, last), (bias, *biases, last_bias) = self.masked_weights(), self.biases
-        skip = self.skip * self.skip_mask
+        skip = self._masked_skip()
         inputs = self._join(start, context)
         total = F.linear(inputs, first, bias)
         beside = F.linear(inputs, skip)
@@ -266,7 +280,7 @@ class MADE(nn.Module):
 
         The rest as in :func:`pyro_nfvi.masked_solve.solve_transposed`.
         """
-        weights, skip = self.masked_weights(), self.skip * self.skip_mask
+        weights, skip = self.masked_weights(), self._masked_skip()
         slopes = self._slopes(x, context, weights)
         if self.context_dim:
             weights, skip = [weights[0][:, : self.dim], *weights[1:]], skip[:, : self.dim]
@@ -292,7 +306,7 @@ class MADE(nn.Module):
         product: Tensor = weights[-1].expand(*x.shape[:-1], *weights[-1].shape)
         for weight, slope in zip(reversed(weights[:-1]), reversed(slopes)):
             product = (product * slope.unsqueeze(-2)) @ weight
-        product = product + self.skip * self.skip_mask
+        product = product + self._masked_skip()
         return product[..., : self.dim].unflatten(-2, (self.dim, self.num_outputs))
 
     def _join(self, x: Tensor, context: Tensor | None) -> Tensor:

@@ -112,6 +112,7 @@ FLOWS: dict[str, Case] = {
     ),
     "iaf_affine": Case(lambda d, c: iaf(d, c, hidden_dim=16)),
     "iaf_affine_reverse": Case(lambda d, c: iaf(d, c, hidden_dim=(8, 8), reverse=True)),
+    "iaf_without_skip": Case(lambda d, c: iaf(d, c, hidden_dim=(8, 9), skip_connections=False)),
     "iaf_sigmoid": Case(lambda d, c: iaf(d, c, hidden_dim=16, gate="sigmoid")),
     "maf": Case(lambda d, c: maf(d, c, hidden_dim=16)),
     "iaf_relu": Case(

@@ -36,7 +36,7 @@ class Pyro:
     def __init__(self, name, flow, particles):
         pyro.enable_validation(False)
         self.model, self.args = load(name)
-        if flow == "iaf":
+        if flow != "planar":
             width = hidden(name)
             guide = AutoIAFNormal(self.model, hidden_dim=[width, width], num_transforms=2)
         else:
@@ -60,8 +60,11 @@ class Ours:
     def __init__(self, name, flow, particles, engine="native"):
         self.model, self.args = load(name)
         width = hidden(name)
-        options = {"hidden_dim": (width, width), "activation": "relu"} if flow == "iaf" else {}
-        formula = "iaf*2" if flow == "iaf" else "planar*16"
+        options, formula = {}, "planar*16"
+        if flow != "planar":
+            options = {"hidden_dim": (width, width), "activation": "relu"}
+            options["skip_connections"] = flow == "iaf with skip"
+            formula = "iaf*2"
         self.make = lambda count: NFVI(
             self.model,
             lambda model: AutoFlow(model, formula, **options),

@@ -44,6 +44,8 @@ class Autoregressive(Flow):
         activation: Of the masked net: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``. ReLU learns
             densities of few dimensions with steep edges faster; tanh is smooth, as path gradients
             like it, and holds still at outliers.
+        skip_connections: Whether a masked matrix runs past the hidden layers. Without it (as in
+            Pyro's and NumPyro's nets) the hidden layers need D - 1 units at least.
 
     Shape:
         ``x (*b, D)``, ``context (*b, C)`` or broadcastable -> ``y (*b, D)``, ``ladj (*b,)``.
@@ -53,8 +55,8 @@ class Autoregressive(Flow):
         recursion forms a (D, D) Jacobian per row up to D = 64, above it 32 blocks on its diagonal.
 
     Raises:
-        OptionError: ``hidden_dim`` is not a positive integer or a sequence of them, or an unknown
-            activation.
+        OptionError: ``hidden_dim`` is not a positive integer or a sequence of them, or too small
+            to do without the skip; an unknown activation.
         ShapeError, ContextError: A point or context of the wrong size.
 
     Source: Kingma et al. 2016, arXiv:1606.04934, algorithm 1; Papamakarios et al. 2017,
@@ -80,6 +82,7 @@ class Autoregressive(Flow):
         hidden_dim: Hidden = None,
         reverse: bool = False,
         activation: Activation = "tanh",
+        skip_connections: bool = True,
     ) -> None:
         super().__init__(dim, context_dim)
         self.kernel = check_kernel(kernel)
@@ -92,6 +95,7 @@ class Autoregressive(Flow):
             hidden=hidden,
             reverse=reverse,
             activation=activation,
+            skip_connections=skip_connections,
         )
         size = sum(parameter.numel() for parameter in self.net.parameters())
         if size > _LARGE:
@@ -154,6 +158,7 @@ def iaf(
     gate: Gate = "affine",
     reverse: bool = False,
     activation: Activation = "tanh",
+    skip_connections: bool = True,
 ) -> Flow:
     """Build one inverse autoregressive layer: fast to sample, D passes to score a new point.
 
@@ -164,6 +169,7 @@ def iaf(
         gate: ``"affine"`` (bounded log-scale) or ``"sigmoid"`` (Kingma's, normalised).
         reverse: Take the coordinates from the last to the first.
         activation: Of the masked net, as in :class:`Autoregressive`.
+        skip_connections: As in :class:`Autoregressive`.
 
     Source: Kingma et al. 2016, arXiv:1606.04934.
 
@@ -179,6 +185,7 @@ def iaf(
         hidden_dim=hidden_dim,
         reverse=reverse,
         activation=activation,
+        skip_connections=skip_connections,
     )
 
 
@@ -190,6 +197,7 @@ def maf(
     gate: Gate = "affine",
     reverse: bool = False,
     activation: Activation = "tanh",
+    skip_connections: bool = True,
 ) -> Flow:
     """Build one masked autoregressive layer: fast to score, D passes to sample; ``iaf(...).inv``.
 
@@ -200,6 +208,7 @@ def maf(
         gate: As in :func:`iaf`.
         reverse: Take the coordinates from the last to the first.
         activation: Of the masked net, as in :class:`Autoregressive`.
+        skip_connections: As in :class:`Autoregressive`.
 
     Source: Papamakarios et al. 2017, arXiv:1705.07057.
 
@@ -215,5 +224,6 @@ def maf(
         gate=gate,
         reverse=reverse,
         activation=activation,
+        skip_connections=skip_connections,
     )
     return layer.inv

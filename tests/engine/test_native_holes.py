@@ -78,6 +78,13 @@ def test_a_step_with_left_out_blocks_is_the_eager_step(particles):
 
 
 @needs_compiler
+@pytest.mark.parametrize("objective", ["total", "path"])
+def test_a_net_without_the_skip_is_the_eager_one(objective):
+    options = {"skip_connections": False, "hidden_dim": 75}
+    check_restarted("native", case(4, objective=objective, **options), steps=2)
+
+
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["total", "path"])
 @pytest.mark.parametrize("optim", OPTIMISERS)

@@ -172,6 +172,23 @@ def test_solving_input_by_input_equals_whole_passes(reverse):
     torch.testing.assert_close(outputs, net(x, context))
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("context_dim", [0, 2])
+def test_without_the_skip_every_earlier_input_is_seen(reverse, context_dim):
+    dim = 6
+    hidden = dim if context_dim else dim - 1
+    options = {"reverse": reverse, "skip_connections": False}
+    flow = iaf(dim, context_dim, hidden_dim=(hidden, hidden), **options).double()
+    assert flow.net.skip is None
+    perturb(flow, 0.5, seeded(5))
+    context = double(context_dim, seed=1) if context_dim else None
+    seen = (flow.net.jacobian(double(dim), context) != 0).any(1)
+    earlier = torch.ones(dim, dim).triu(1) if reverse else torch.ones(dim, dim).tril(-1)
+    assert torch.equal(seen, earlier.bool())
+    with pytest.raises(OptionError, match=f"at least {hidden} units.*keep the skip"):
+        iaf(dim, context_dim, hidden_dim=(hidden, hidden - 1), **options)
+
+
 @pytest.mark.parametrize("name", ["iaf", "maf", "nsf-ar", "naf", "realnvp", "nsf"])
 def test_an_unknown_activation_is_named(name):
     with pytest.raises(OptionError, match="'tanh', 'relu'"):

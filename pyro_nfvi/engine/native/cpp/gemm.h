@@ -1,11 +1,13 @@
 // Products of matrices whose sizes are known: C[M,N] = A[M,K] B[K,N] (+ D), B, C, D with dense rows.
+// ``ints`` are as many whole numbers of the same size: what chooses lanes.
 template <class T, int B> struct Vec;
-#define NFVI_VEC(T, B) \
+#define NFVI_VEC(T, I, B) \
   template <> struct Vec<T, B> { \
     typedef T type __attribute__((vector_size(B), aligned(sizeof(T)), may_alias)); \
+    typedef I ints __attribute__((vector_size(B))); \
   };
-NFVI_VEC(float, 64) NFVI_VEC(float, 32) NFVI_VEC(float, 16)
-NFVI_VEC(double, 64) NFVI_VEC(double, 32) NFVI_VEC(double, 16)
+NFVI_VEC(float, int32_t, 64) NFVI_VEC(float, int32_t, 32) NFVI_VEC(float, int32_t, 16)
+NFVI_VEC(double, int64_t, 64) NFVI_VEC(double, int64_t, 32) NFVI_VEC(double, int64_t, 16)
 
 #ifdef __AVX512F__
 #define NFVI_BYTES 64

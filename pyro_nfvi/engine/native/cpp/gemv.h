@@ -13,6 +13,47 @@ static inline __attribute__((always_inline)) T lanes(typename Vec<T, BYTES>::typ
   return part[0];
 }
 
+#ifndef __clang__
+// Of p and then of q the sums of the first and the second half of each block of B lanes.
+template <class T, int BYTES, int B>
+static inline __attribute__((always_inline)) typename Vec<T, BYTES>::type halved(
+    typename Vec<T, BYTES>::type p, typename Vec<T, BYTES>::type q) {
+  constexpr int W = BYTES / sizeof(T);
+  typename Vec<T, BYTES>::ints first, second;
+#pragma GCC unroll 16
+  for (int j = 0; j < W; j++) {
+    const int lane = j % (W / 2);
+    first[j] = j / (W / 2) * W + lane / (B / 2) * B + lane % (B / 2);
+    second[j] = first[j] + B / 2;
+  }
+  return __builtin_shuffle(p, q, first) + __builtin_shuffle(p, q, second);
+}
+#endif
+
+// c[i] = the sum of the numbers in acc[i], for R vectors: eight share their additions.
+template <class T, int BYTES, int R>
+static inline __attribute__((always_inline)) void sums(
+    const typename Vec<T, BYTES>::type* acc, T* c) {
+#ifndef __clang__
+  constexpr int W = BYTES / sizeof(T);
+  if constexpr (R == 8 && W >= 8) {
+    typedef typename Vec<T, BYTES>::type V;
+    V four[4], two[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) four[i] = halved<T, BYTES, W>(acc[2 * i], acc[2 * i + 1]);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) two[i] = halved<T, BYTES, W / 2>(four[2 * i], four[2 * i + 1]);
+    V one = halved<T, BYTES, W / 4>(two[0], two[1]);
+    if constexpr (W == 16) one = halved<T, BYTES, 2>(one, one);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) c[i] = one[i];
+    return;
+  }
+#endif
+#pragma GCC unroll 8
+  for (int i = 0; i < R; i++) c[i] = lanes<T, BYTES>(acc[i]);
+}
+
 // R rows: c[i] = sum over k of a[i, k] x[k]; ``end`` holds the last numbers of x behind zeros.
 template <class T, int BYTES, int R, int K, int LDA>
 static inline __attribute__((always_inline)) void dots(
@@ -32,16 +73,16 @@ static inline __attribute__((always_inline)) void dots(
     // Those of the last vector that were added before are taken out, not multiplied by zero: an
     // infinite one must not become NaN.
     const V v = *(const V*)end;
+    typename Vec<T, BYTES>::ints fresh;
+#pragma GCC unroll 16
+    for (int j = 0; j < W; j++) fresh[j] = j < W - REST ? 0 : -1;
 #pragma GCC unroll 8
     for (int i = 0; i < R; i++) {
-      V row = *(const V*)(a + (int64_t)i * LDA + K - W);
-#pragma GCC unroll 16
-      for (int j = 0; j < W - REST; j++) row[j] = 0;
-      acc[i] += row * v;
+      const V row = *(const V*)(a + (int64_t)i * LDA + K - W);
+      acc[i] += (fresh ? row : V{}) * v;
     }
   }
-#pragma GCC unroll 8
-  for (int i = 0; i < R; i++) c[i] = lanes<T, BYTES>(acc[i]);
+  sums<T, BYTES, R>(acc, c);
 }
 
 // c[i] = sum over k of a[i, k] x[k], for rows of a that are dense.
@@ -65,9 +106,9 @@ static __attribute__((noinline)) void dot_gemv(const T* a, const T* x, T* c) {
   }
 }
 
-// NV vectors of columns: c[j] = sum over k of x[k] b[k, j]; U sums run beside one another, or each
-// addition would wait for the last.
-template <class T, int BYTES, int NV, int K, int LDB>
+// NV vectors of columns, none beyond LAST: c[j] = sum over k of x[k] b[k, j]; U sums run beside one
+// another, or each addition would wait for the last.
+template <class T, int BYTES, int NV, int K, int LDB, int LAST>
 static inline __attribute__((always_inline)) void columns(const T* b, const T* x, T* c) {
   typedef typename Vec<T, BYTES>::type V;
   constexpr int W = BYTES / sizeof(T), U = NV == 1 ? 8 : NV == 2 ? 4 : NV <= 4 ? 2 : 1;
@@ -82,16 +123,17 @@ static inline __attribute__((always_inline)) void columns(const T* b, const T* x
     for (int u = 0; u < U; u++)
 #pragma GCC unroll 8
       for (int j = 0; j < NV; j++)
-        acc[u][j] += x[k + u] * *(const V*)(b + (int64_t)(k + u) * LDB + W * j);
+        acc[u][j] += x[k + u] * *(const V*)(b + (int64_t)(k + u) * LDB + (W * j < LAST ? W * j : LAST));
   for (; k < K; k++)
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; j++) acc[0][j] += x[k] * *(const V*)(b + (int64_t)k * LDB + W * j);
+    for (int j = 0; j < NV; j++)
+      acc[0][j] += x[k] * *(const V*)(b + (int64_t)k * LDB + (W * j < LAST ? W * j : LAST));
 #pragma GCC unroll 8
   for (int u = 1; u < U; u++)
 #pragma GCC unroll 8
     for (int j = 0; j < NV; j++) acc[0][j] += acc[u][j];
 #pragma GCC unroll 8
-  for (int j = 0; j < NV; j++) *(V*)(c + W * j) = acc[0][j];
+  for (int j = 0; j < NV; j++) *(V*)(c + (W * j < LAST ? W * j : LAST)) = acc[0][j];
 }
 
 // c[j] = sum over k of x[k] b[k, j], for rows of b that are dense.
@@ -104,13 +146,15 @@ static __attribute__((noinline)) void row_gemv(const T* b, const T* x, T* c) {
       for (int j = 0; j < N; j++) acc[j] += x[k] * b[(int64_t)k * LDB + j];
     for (int j = 0; j < N; j++) c[j] = acc[j];
   } else {
-    constexpr int W = BYTES / sizeof(T), EIGHT = N / (8 * W) * (8 * W);
-    constexpr int FOUR = N / (4 * W) * (4 * W), TWO = N / (2 * W) * (2 * W), ONE = N / W * W;
-    for (int j = 0; j < EIGHT; j += 8 * W) columns<T, BYTES, 8, K, LDB>(b + j, x, c + j);
-    if constexpr (FOUR > EIGHT) columns<T, BYTES, 4, K, LDB>(b + EIGHT, x, c + EIGHT);
-    if constexpr (TWO > FOUR) columns<T, BYTES, 2, K, LDB>(b + FOUR, x, c + FOUR);
-    if constexpr (ONE > TWO) columns<T, BYTES, 1, K, LDB>(b + TWO, x, c + TWO);
-    // The last columns with some of those before them, which come out the same again.
-    if constexpr (N > ONE) columns<T, BYTES, 1, K, LDB>(b + N - W, x, c + N - W);
+    // The last vector of columns holds some of those before, which come out the same again.
+    constexpr int W = BYTES / sizeof(T), ALL = (N + W - 1) / W, EIGHT = ALL / 8 * 8;
+    constexpr int FOUR = ALL / 4 * 4, TWO = ALL / 2 * 2, LAST = N - W;
+    constexpr int E = (EIGHT - 8) * W, F = EIGHT * W, S = FOUR * W;
+    constexpr int O = TWO * W < LAST ? TWO * W : LAST;
+    for (int j = 0; j < E; j += 8 * W) columns<T, BYTES, 8, K, LDB, 8 * W>(b + j, x, c + j);
+    if constexpr (EIGHT > 0) columns<T, BYTES, 8, K, LDB, LAST - E>(b + E, x, c + E);
+    if constexpr (FOUR > EIGHT) columns<T, BYTES, 4, K, LDB, LAST - F>(b + F, x, c + F);
+    if constexpr (TWO > FOUR) columns<T, BYTES, 2, K, LDB, LAST - S>(b + S, x, c + S);
+    if constexpr (ALL > TWO) columns<T, BYTES, 1, K, LDB, 0>(b + O, x, c + O);
   }
 }

@@ -44,8 +44,9 @@ static __attribute__((noinline)) void dot_gemv_holes(
     if (s * R + R <= N) {
       for (int q = table[s]; q < table[s + 1]; q++)
         dots_run<T, BYTES, R, K>(from, x, runs[2 * q], runs[2 * q + 1], acc, rest);
+      sums<T, BYTES, R>(acc, c + s * R);
 #pragma GCC unroll 8
-      for (int i = 0; i < R; i++) c[s * R + i] = lanes<T, BYTES>(acc[i]) + rest[i];
+      for (int i = 0; i < R; i++) c[s * R + i] += rest[i];
     } else {
       for (int i = 0; s * R + i < N; i++) {
         for (int q = table[s]; q < table[s + 1]; q++)
