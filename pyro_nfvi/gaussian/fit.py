@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,6 +61,12 @@ class GaussianFit:
             return 1.0
         rows = self.factor / self.scale.unsqueeze(-1)
         return float(torch.linalg.cond(rows)) ** 2
+
+    def in_units(self, units: Tensor) -> GaussianFit:
+        """Return the same Gaussians of ``units (D,)`` times their numbers; bounds stay."""
+        across = units.unsqueeze(-1) if self.factor.dim() == 2 else units
+        starts = Normals(self.starts.loc * units, self.starts.factor * across)
+        return replace(self, loc=self.loc * units, factor=self.factor * across, starts=starts)
 
 
 def fit_gaussian(

@@ -23,8 +23,12 @@ __all__ = ["gaussian_stage", "prior_points", "start_along"]
 _STARTS, _NUMBERS = 12, 2_000_000
 #: Most steps of each climb to a mode, and how much of the rise a start on the way has.
 _CLIMB, _SHARE = 80, 0.9
-#: A Gaussian this far out or this wide has run away along a direction without a posterior.
+#: A Gaussian this far out or this wide, in units of the start and of draws from the prior (at least
+#: 1), has run away along a direction without a posterior.
 _RUN_AWAY = 1e7
+#: Where draws from the prior are larger than this, or smaller than one over it, their size is tried
+#: as the unit.
+_EXTREME = 1e5
 #: Draws from the prior that are tried for each start.
 _TRIES = 20
 
@@ -55,7 +59,44 @@ def gaussian_stage(
     most = max(1, min(_STARTS, _NUMBERS // (16 * max(1, log_joint.size))))
     if log_joint.how == "loop" or log_joint.subsampled:
         most = 1  # many runs cost too much, and bounds on other data cannot be compared
-    starts = _starts(log_joint, target, most, effort, generator)
+    drawn = prior_points(log_joint, target, 5) if most > 1 else None
+    size = _size(log_joint.latent.init_loc, drawn)
+    units = [torch.ones_like(size)]
+    if not bool(((size > 1 / _EXTREME) & (size < _EXTREME)).all()):
+        units.append(size)
+    tried = [_fitted(log_joint, like, one, drawn, most, effort, generator) for one in units]
+    found = max(tried, key=lambda fit: fit.bound)
+    init = log_joint.latent.init_loc.detach().double()
+    unit = size.maximum(init.abs()).clamp(min=1.0)
+    far = torch.maximum(found.scale, (found.loc - init).abs()) / unit
+    if not bool((far < _RUN_AWAY).all()):
+        # Whether there is a posterior at all is told after the fit, from where it can be seen.
+        name = log_joint.latent.at(int(far.argmax()))
+        raise WeightError(f"the Gaussian ran away along {name}, beyond {_RUN_AWAY:g}.")
+    return found
+
+
+def _size(init: Tensor, drawn: Tensor | None) -> Tensor:
+    """How large numbers are, by draws from the prior: dollars may come in billions."""
+    if drawn is None or not len(drawn):
+        return torch.ones_like(init, dtype=torch.float64)
+    return drawn.abs().amax(0).clamp(min=torch.finfo(init.dtype).tiny)
+
+
+def _fitted(
+    log_joint: LogJoint,
+    like: Tensor,
+    units: Tensor,
+    drawn: Tensor | None,
+    most: int,
+    effort: float,
+    generator: torch.Generator,
+) -> GaussianFit:
+    """Fit with the latents in these units, and give the fit back in their own."""
+    scale, shift = units.to(like), float(units.log().sum())
+    target = Target(lambda u: log_joint(scale * u) + shift, like)
+    init = log_joint.latent.init_loc.detach().double() / units
+    starts = _starts(target, init, None if drawn is None else drawn / units, most, effort)
     found = fit_gaussian(
         target,
         starts,
@@ -64,12 +105,7 @@ def gaussian_stage(
         noisy=bool(log_joint.subsampled),
         generator=generator,
     )
-    far = torch.maximum(found.scale, (found.loc - log_joint.latent.init_loc).abs())
-    if not bool((far < _RUN_AWAY).all()):
-        # Whether there is a posterior at all is told after the fit, from where it can be seen.
-        name = log_joint.latent.at(int(far.argmax()))
-        raise WeightError(f"the Gaussian ran away along {name}, beyond {_RUN_AWAY:g}.")
-    return found
+    return found if bool((units == 1).all()) else found.in_units(units)
 
 
 def start_along(
@@ -95,13 +131,11 @@ def start_along(
 
 
 def _starts(
-    log_joint: LogJoint, target: Target, most: int, effort: float, generator: torch.Generator
+    target: Target, init: Tensor, drawn: Tensor | None, most: int, effort: float
 ) -> Normals:
-    init = log_joint.latent.init_loc.detach().double()
     diagonal = len(init) > FULL_DIM
-    if most == 1:
+    if drawn is None:
         return Normals.around(init[None], 0.1, diagonal=diagonal)
-    drawn = prior_points(log_joint, target, 5)
     steps = max(1, round(_CLIMB * effort))
     climbed = [point for row in [init, *drawn[:2]] for point in _climb(target, row, steps)]
     centres = torch.stack([init, init, *climbed[:2], *drawn[:2], *climbed[2:], *drawn[2:]])[:most]

@@ -23,7 +23,7 @@ __all__ = ["Runaway", "blame_runaway", "check_proper", "find_runaway"]
 #: A fit of fewer steps has not looked around yet.
 _FEWEST_STEPS = 100
 
-#: Distances from a draw, in spreads of the draws (at least 1).
+#: Distances from a draw, in spreads of the draws (at least 1, or the size of the start).
 _DISTANCES = (10.0, 30.0, 80.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
 #: Nearer than this there may be another mode, which is no fault.
 _FAR = 30.0
@@ -197,7 +197,8 @@ def _lines(
     """Choose the lines; those that mix coordinates come first."""
     dim = z.shape[1]
     centred = z - z.mean(0)
-    spread = centred.std(0).clamp(min=1.0)
+    # Where numbers come in billions, a fit that has not got there is not without a posterior.
+    spread = centred.std(0).maximum(latent.init_loc.detach().abs()).clamp(min=1.0)
     spread[_bent(latent)] = 1.0  # e-folds of a bounded number: 30 of them are far
     # The widest coordinates first: not all may be looked at.
     axes = torch.diag(spread)[spread.argsort(descending=True)]

@@ -93,3 +93,20 @@ def test_heavy_tails_are_not_good_however_even_the_weights(freedom, word):
     assert verdict == word
     told = any("tails of theta[0], theta[1]" in reason for reason in verdict.reasons)
     assert told == (word != "good")
+
+
+def test_tails_without_a_variance_are_not_good_where_the_weights_are_all_one():
+    torch.manual_seed(0)
+    z = torch.distributions.Cauchy(0.0, 1.0).sample((S, 1)).double()
+    verdict = judge_weights(z, torch.zeros(S), name=lambda i: "theta")
+    assert verdict == "usable with reweighting"
+    assert "the tails of theta" in verdict.reasons[1]
+    # That of three degrees of freedom has one. False alarms: below 20 * 0.3 %.
+    z = torch.distributions.StudentT(3.0).sample((S, 20)).double()
+    assert judge_weights(z, torch.zeros(S)) == "good"
+
+
+def test_a_number_that_does_not_vary_has_no_tail():
+    z, log_w = weighed(1.0)
+    z[:, 0] = 3.0
+    assert judge_weights(z, log_w) == "good"

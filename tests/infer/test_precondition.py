@@ -123,7 +123,9 @@ def test_starts_that_cannot_be_evaluated_are_drawn_again():
 
 def test_no_gaussian_is_said():
     def flat():
-        pyro.sample("a", dist.Normal(torch.tensor(0.0), 1e9))
+        # A prior that cannot be drawn from: nothing tells how large numbers are.
+        a = pyro.sample("a", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.factor("wide", -0.5 * (a / 1e9) ** 2)
         pyro.sample("o", dist.Normal(torch.tensor(0.0), 1.0), obs=torch.tensor(0.0))
 
     with pytest.warns(ImproperWarning):
@@ -193,3 +195,26 @@ def test_single_precision_holds_at_a_large_condition_number():
     assert float((draws.std(0) / sds - 1).abs().max()) < 0.1
     assert fit.verdict == "good"
     assert "run the model in float64" in fit.report
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e12])
+def test_numbers_may_come_in_billions(unit):
+    def model(x, y):
+        a = pyro.sample("a", dist.Normal(0.0, unit))
+        b = pyro.sample("b", dist.Normal(0.0, 1 / unit))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(a / unit + b * x, 0.1), obs=y)
+
+    x = torch.linspace(1.0, 5.0, 30)
+    design = torch.stack([torch.ones(30), x], 1).double()
+    y = design.float() @ torch.tensor([1.0, 0.5])
+    cov = (torch.eye(2).double() + design.T @ design / 0.01).inverse()
+    mean = cov @ design.T @ y.double() / 0.01
+    fit = NFVI(model, seed=0, progress=False).run(x * unit, y)
+    assert fit.verdict == "good"
+    draws, size = fit.sample(4000, seed=1), (unit, 1 / unit)
+    for i, name in enumerate("ab"):
+        z = (draws[name].double() / size[i] - mean[i]) / cov[i, i].sqrt()
+        # Of 4000 draws: 5 standard errors of the mean, 5 of the sd.
+        assert abs(z.mean()) < 0.08
+        assert abs(z.std() - 1) < 0.056
