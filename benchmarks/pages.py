@@ -54,23 +54,22 @@ def calibration_outcome(row):
 
 
 def speed():
-    """How often our step of each flow fits into Pyro's and NumPyro's, on the smallest model."""
-    small = {}
-    for result in kept("engine")["steps"]:
-        model, flow, particles = result["row"]
-        if model == "schools" and particles == 1:
-            pair = (
-                statistics.median(engine.ratios(result, rival)) for rival in ("pyro", "numpyro")
-            )
-            small[flow] = tuple(pair)
-    return small
+    """How often our step fits into Pyro's and NumPyro's, by row of the engine's table."""
+    return {
+        tuple(result["row"]): tuple(
+            statistics.median(engine.ratios(result, rival)) for rival in ("pyro", "numpyro")
+        )
+        for result in kept("engine")["steps"]
+    }
 
 
 def measured():
     good, wrong = verdicts()
-    iaf, planar = (
-        (f"{pyro:.0f}", f"{numpyro:.1f}") for pyro, numpyro in map(speed().get, ("iaf", "planar"))
-    )
+    rows = speed()
+    small = {flow: rows["schools", flow, 1] for flow in ("iaf", "planar")}
+    iaf, planar = ((f"{pyro:.0f}", f"{numpyro:.1f}") for pyro, numpyro in small.values())
+    equal = [numpyro for (_, flow, _), (_, numpyro) in rows.items() if flow in small]
+    larger = [rows["wide", "iaf with skip", particles][1] for particles in (1, 32)]
     words = [
         f"A fit is right when every mean is within {judged.MEAN} sds and every sd within "
         f"{100 * judged.SD:.0f} % of long reference runs; the distance is the sliced Wasserstein "
@@ -80,9 +79,10 @@ def measured():
         f"{'were' if wrong > 1 else 'was'} wrong ([more fits](docs/benchmarks/calibration.md)).",
         f"A training step on eight schools, with one particle: IAF {iaf[0]} times faster "
         f"than Pyro's `SVI.step` and {iaf[1]} times faster than NumPyro's compiled loop; "
-        f"sixteen planar layers {planar[0]} and {planar[1]} times. The lead "
-        "shrinks as models grow, and is gone at 500 latents with IAF ([all "
-        "rows](docs/benchmarks/engine.md)).",
+        f"sixteen planar layers {planar[0]} and {planar[1]} times. With nets of equal size NumPyro "
+        f"takes {min(equal):.1f} to {max(equal):.0f} times as long in all rows, up to 500 latents. "
+        "There our default nets, half as large again, take as long as its own "
+        f"({min(larger):.2f} and {max(larger):.2f}; [all rows](docs/benchmarks/engine.md)).",
     ]
     return "\n\n".join([accuracy_in_short(), *map(wrapped, words)])
 
