@@ -17,7 +17,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.errors import ModelError, OptionError, ShapeError
-from pyro_nfvi.supports import bijection, frozen, inside, support_from_spec, support_spec
+from pyro_nfvi.supports import bijection, inside, support_from_spec, support_of, support_spec
 
 __all__ = ["LatentSite", "LatentSpace"]
 
@@ -122,7 +122,7 @@ class LatentSpace:
         for name, site in trace.nodes.items():
             if not _is_latent(site):
                 continue
-            support = frozen(site["fn"].support)
+            support = support_of(site["fn"])
             value = site["value"].detach()
             try:
                 u = bijection(support).inv(inside(support, value))

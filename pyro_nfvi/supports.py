@@ -6,17 +6,18 @@ import math
 from functools import lru_cache
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import Distribution, biject_to, constraints
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 
 from pyro_nfvi.errors import ModelError, OptionError
 from pyro_nfvi.triangular import CorrTransform, TrilTransform
 
-__all__ = ["bijection", "frozen", "inside", "support_from_spec", "support_spec"]
+__all__ = ["bijection", "frozen", "inside", "support_from_spec", "support_of", "support_spec"]
 
 # Constraints by name. Singletons of torch and Pyro are found by their class.
 _PLAIN: dict[str, Constraint] = {
@@ -42,6 +43,8 @@ _BOUNDED: dict[str, tuple[type[Constraint], tuple[str, ...]]] = {
     "interval": (constraints.interval, ("lower_bound", "upper_bound")),
     "half_open_interval": (constraints.half_open_interval, ("lower_bound", "upper_bound")),
 }
+#: Distributions of angles, whose densities repeat themselves.
+_ANGLES = (dist.VonMises, dist.SineSkewed, dist.SineBivariateVonMises)
 _TRIL = {
     "lower_cholesky": "exp",
     "softplus_lower_cholesky": "softplus",
@@ -175,6 +178,30 @@ def inside(support: Constraint, value: Tensor) -> Tensor:
             return torch.where(eye, torch.ones_like(value), value * (1 - margin))
         return torch.where(eye, value.clamp(min=info.tiny) * (1 + margin), value)
     return value
+
+
+def support_of(fn: Any) -> Constraint:
+    """Return the support of a distribution, frozen; that of an angle is one turn.
+
+    The density of an angle repeats itself on the real line, which torch gives as its support: there
+    it has no integral, and a guide would fit several of its copies.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> support_of(dist.VonMises(0.0, 1.0))
+        Interval(lower_bound=-3.141592653589793, upper_bound=3.141592653589793)
+    """
+    support, inner = frozen(fn.support), fn
+    while isinstance(getattr(inner, "base_dist", None), Distribution):
+        inner = inner.base_dist
+    return _one_turn(support) if isinstance(inner, _ANGLES) else support
+
+
+def _one_turn(support: Constraint) -> Constraint:
+    if isinstance(support, constraints.independent):
+        base = _one_turn(support.base_constraint)
+        return constraints.independent(base, support.reinterpreted_batch_ndims)
+    return constraints.interval(-math.pi, math.pi)
 
 
 def _frozen_bound(bound: Any) -> Any:

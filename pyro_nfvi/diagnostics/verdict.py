@@ -67,13 +67,14 @@ def judge_weights(
     *,
     name: Callable[[int], str] = str,
     faults: Sequence[str] = (),
+    values: Tensor | None = None,
 ) -> Verdict:
     r"""Judge an approximation by the importance weights of its draws.
 
     - **good**: :math:`\hat k < 0.5` with a gap between evidence and ELBO below 0.1 nats, or a gap
-      below 0.05 with at least 90 % of the draws effective and no number with tails so heavy that
-      it has no variance; and reweighting moves no mean by more
-      than 0.1 sd (and three of its standard errors) and no sd by more than 15 %.
+      below 0.05 with at least 90 % of the draws effective; reweighting moves no mean by more
+      than 0.1 sd (and three of its standard errors) and no sd by more than 15 %; and no number
+      has tails so heavy that it may have no variance.
     - **usable with reweighting**: :math:`\hat k < 0.7`, a gap below 1 nat, 100 effective draws; or
       a gap below 0.1 with at least 80 % of the draws effective.
     - **do not trust**: all else, and whatever comes with a fault.
@@ -84,6 +85,8 @@ def judge_weights(
         name: Names coordinate i of z for the reasons.
         faults: What is known to be wrong from elsewhere: a mode that was missed, a posterior
             that is improper.
+        values: The draws as the user sees them, in the same order (S, D), where that is not z:
+            a scale whose logarithm is z. Their tails are looked at too.
 
     Cost:
         O(S D), and one sort of the weights.
@@ -120,14 +123,23 @@ def judge_weights(
         return Verdict(BAD, [share, numbers], _NEXT_FIT)
     moved = _moved(z, smoothed.log_weights, count, name)
     nearly_exact = gap < _SMALL_GAP and count > _EVEN * len(z)
-    heavy = _heavy(z, log_w, _NO_VARIANCE[khat < _KHAT], name)
-    close = (khat < _KHAT and gap < _GAP) or nearly_exact
-    if close and not moved and not heavy:
-        return Verdict(GOOD, [numbers], "Use the draws as they are.")
+    if ((khat < _KHAT and gap < _GAP) or nearly_exact) and not moved:
+        # Only where weights are good can they say anything of tails.
+        heavy = _heavy(z, log_w, _NO_VARIANCE[khat < _KHAT])
+        if values is not None:
+            heavy = sorted({*heavy, *_heavy(values, log_w, _NO_VARIANCE[1])})
+        if not heavy:
+            return Verdict(GOOD, [numbers], "Use the draws as they are.")
+        names = [name(i) for i in heavy[:_NAMED]] + ["..."] * (len(heavy) > _NAMED)
+        told = (
+            f"the tails of {', '.join(names)} are so heavy that there may be no variance: "
+            "quantiles say more than means and sds"
+        )
+        return Verdict(USABLE, [numbers, told], _NEXT_HEAVY)
     even = gap < _GAP and count > _MOSTLY * len(z)
     if (khat < _USABLE_KHAT and gap < _USABLE_GAP and count >= _USABLE_ESS) or even:
-        return Verdict(USABLE, [numbers, *moved, *heavy], _NEXT_WEIGHT)
-    return Verdict(BAD, [numbers, *moved, *heavy], _NEXT_FIT)
+        return Verdict(USABLE, [numbers, *moved], _NEXT_WEIGHT)
+    return Verdict(BAD, [numbers, *moved], _NEXT_FIT)
 
 
 _NEXT_FAULT = "See the reasons; no reweighting repairs this."
@@ -135,27 +147,21 @@ _NEXT_WEIGHT = (
     "Use fit.resample(n), fit.summary(reweighted=True) and to_arviz(reweighted=True); or give the "
     "fit more steps or a larger flow."
 )
+_NEXT_HEAVY = "Use medians and intervals; the draws are right where there are any."
 _NEXT_FIT = (
     "Give the fit more steps (max_steps) or a larger flow, write the model in another "
     "parametrisation (non-centred scales), or run NUTS."
 )
 
 
-def _heavy(z: Tensor, log_w: Tensor, most: float, name: Callable[[int], str]) -> list[str]:
-    """Name the numbers whose tails in the posterior are too heavy for a variance."""
+def _heavy(z: Tensor, log_w: Tensor, most: float) -> list[int]:
+    """Find the numbers whose tails in the posterior are too heavy for a variance."""
     ok = torch.isfinite(z).all(-1) & torch.isfinite(log_w)
     z, log_w = z[ok].double(), log_w[ok].double()
     # What a draw adds to the second moment.
     terms = (z - z.median(0).values).abs().log().mul(2) + log_w.unsqueeze(-1)
     varied = [i for i in range(z.shape[-1]) if bool((terms[:, i] > -math.inf).any())]
-    found = [i for i in varied if psis(terms[:, i]).khat > most]
-    if not found:
-        return []
-    names = ", ".join(name(i) for i in found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
-    return [
-        f"the tails of {names} are so heavy that there may be no variance: quantiles say more "
-        "than means and sds"
-    ]
+    return [i for i in varied if psis(terms[:, i]).khat > most]
 
 
 def _factor(factor: float) -> str:

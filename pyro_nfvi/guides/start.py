@@ -11,7 +11,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_nfvi.supports import bijection, frozen
+from pyro_nfvi.supports import bijection, support_of
 
 __all__ = ["feasible", "prior_trace", "value_of"]
 
@@ -27,7 +27,7 @@ def feasible(site: Mapping[str, Any]) -> Tensor:
         tensor([1., 1., 1.])
     """
     fn = site["fn"]
-    transform = bijection(frozen(fn.support))
+    transform = bijection(support_of(fn))
     return transform(torch.zeros(transform.inverse_shape(fn.shape())))
 
 

@@ -25,7 +25,7 @@ from pyro_nfvi.errors import EngineWarning, OptionError
 from pyro_nfvi.infer.snapshot import Snapshot
 from pyro_nfvi.infer.step import CLIP, EagerRunner, EagerStep
 
-__all__ = ["ENGINES", "Chosen", "Watch", "choose"]
+__all__ = ["ENGINES", "Chosen", "Watch", "check_engine", "choose"]
 
 #: What ``engine=`` takes.
 ENGINES = ("auto", "native", "hybrid", "inductor", "graph", "svi")
@@ -92,6 +92,28 @@ class Watch:
         )
 
 
+def check_engine(engine: str) -> None:
+    """Refuse an engine by name that cannot run here, before anything is fitted.
+
+    Raises:
+        OptionError: It needs a compiler, and there is none.
+    """
+    if engine not in ("native", "hybrid"):
+        return
+    from pyro_nfvi.engine.native.compiler import find_compiler
+
+    try:
+        find_compiler()
+    except Unsupported as error:
+        raise _refused(engine, error) from error
+
+
+def _refused(engine: str, error: Unsupported) -> OptionError:
+    return OptionError(
+        f"engine={engine!r} cannot run this fit: {error}. engine='auto' takes what can."
+    )
+
+
 def choose(engine: str, step: EagerStep, num_particles: int, max_steps: int) -> Chosen:
     """Choose and build the engine.
 
@@ -114,9 +136,7 @@ def choose(engine: str, step: EagerStep, num_particles: int, max_steps: int) -> 
         try:
             return builder.build(engine, "asked for")
         except Unsupported as error:
-            raise OptionError(
-                f"engine={engine!r} cannot run this fit: {error}. engine='auto' takes what can."
-            ) from error
+            raise _refused(engine, error) from error
     reasons = []
     if max_steps >= _COMPILE:
         try:
@@ -216,6 +236,16 @@ class _Builder:
             streams = {name: x[0].to(self.step.params[0].device) for name, x in numbers.items()}
             return density.sample_base(count), log_joint.draw_subsample() | streams
 
+    def _whose(self) -> str:
+        """Say who may be at fault when a step differs."""
+        fault = "this is a fault of the engine"
+        if all(param.dtype == torch.float64 for param in self.step.params):
+            return fault.capitalize()
+        return (
+            "Single precision may be too coarse for this model, the eager step included: try "
+            f"torch.set_default_dtype(torch.float64). If it happens there too, {fault}"
+        )
+
     def _check(self, name: str, runner: Runner) -> tuple[float, float]:
         """Compare a step with an eager one from the same state; return the seconds of both.
 
@@ -259,8 +289,8 @@ class _Builder:
             runner.push()
         if problem is not None:
             warnings.warn(
-                f"The {name} engine is not used: {problem}. This is a fault of the engine; the "
-                "fit goes on without it.",
+                f"The {name} engine is not used: {problem}. {self._whose()}; the fit goes on "
+                "without it.",
                 EngineWarning,
                 stacklevel=2,
             )

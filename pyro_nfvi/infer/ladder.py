@@ -16,7 +16,7 @@ from pyro_nfvi.flows import Chain, Elementwise, Flow, TailKernel
 from pyro_nfvi.gaussian import GaussianFit
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.fit import Fit, Training
-from pyro_nfvi.infer.run import FitRun
+from pyro_nfvi.infer.run import WHOLE, FitRun
 from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.infer.tails import heavy_tails, with_tail
 from pyro_nfvi.logjoint import LogJoint
@@ -152,7 +152,8 @@ def add_flows(
     flows, tail = rungs(guide.latent.dim), False
     for stage, formula in enumerate(flows, start=1):
         left = seconds_left(run)
-        if best is not None and (enough(best) or steps < _FEWEST or left == 0.0):
+        over = run.interrupted or steps < _FEWEST or left == 0.0
+        if best is not None and (over or enough(best)):
             break
         begun = time.monotonic()
         tail = tail or (best is not None and heavy_tails(best))
@@ -209,9 +210,16 @@ def gaussian_fit(
         "step": 0.0,
         "steps_per_s": len(gaussian.losses) / max(1e-9, seconds),
     }
-    reason = StopReason(
-        "converged", f"The Gaussian stage took all of its {len(gaussian.losses)} last steps."
-    )
+    last, most = len(gaussian.losses), run.options.max_steps
+    if run.interrupted:
+        text = "Interrupted while other modes were looked for: there may be more."
+        reason = StopReason("interrupted", text)
+    elif most < WHOLE:
+        text = f"max_steps={most} left {last} last steps to the Gaussian stage."
+        reason = StopReason("max_steps", text)
+    else:
+        text = f"The Gaussian stage took all of its {last} last steps."
+        reason = StopReason("converged", text)
     training = Training(
         gaussian.losses,
         reason,

@@ -18,7 +18,7 @@ __all__ = ["best_of", "look_for_modes", "missed_modes", "modes_of_starts"]
 
 #: Points from which modes are looked for, the fewest that are worth it, and most numbers that one
 #: call of the model may hold for them.
-_POINTS, _FEWEST, _NUMBERS = 48, 8, 2_000_000
+_POINTS, _FEWEST, _NUMBERS = 192, 8, 2_000_000
 #: How many times wider than the best Gaussian draws around it are.
 _REACHES = (3.0, 10.0)
 #: Power of the density for a tempered start, and steps of its Gaussian.

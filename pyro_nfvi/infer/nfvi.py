@@ -14,7 +14,7 @@ from pyro.infer import config_enumerate
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
 from pyro_nfvi.guides.start import prior_trace
 from pyro_nfvi.infer.auto import climb
-from pyro_nfvi.infer.engines import ENGINES
+from pyro_nfvi.infer.engines import ENGINES, check_engine
 from pyro_nfvi.infer.fit import Fit
 from pyro_nfvi.infer.guide_spec import GuideSpec, check_guide
 from pyro_nfvi.infer.optim import OptimSpec, check_optim
@@ -82,8 +82,8 @@ class NFVI:
             ``"svi"`` (ordinary PyTorch).
         seed: Same seed, same result; None draws one.
         progress: Show a bar with bound and rate.
-        callbacks: Called with a :class:`StepInfo` after each step; one that returns True stops
-            the fit.
+        callbacks: Called with a :class:`StepInfo` after each step of training (the Gaussian stage
+            before it has none); one that returns True stops the fit.
         checkpoint: File for the state of the fit, written every ``checkpoint_every`` steps.
         checkpoint_every: Steps between two writes.
         resume: Go on from ``checkpoint`` if the file is there, with the same numbers as if the
@@ -192,6 +192,7 @@ class NFVI:
                 # The store's set-up ran the model; start from the seed whatever that drew.
                 torch.random.default_generator.manual_seed(seed)
                 model = _enumerated(self.model, args, kwargs)
+            check_engine(self.engine)
             run = FitRun(self, model, args, kwargs, names, seed, begin)
             climbs = self.guide == "auto" and self.precondition and self.stop
             return climb(run) if climbs else run.whole()
@@ -207,7 +208,8 @@ def _explained() -> Iterator[None]:
     except Exception as error:
         raise ModelError(
             f"The model could not be run with the arguments of run(): {type(error).__name__}: "
-            f"{error}. Pass the model's own arguments, as in model(*args, **kwargs)."
+            f"{error}. Pass the model's own arguments, as in model(*args, **kwargs), and data as "
+            "tensors."
         ) from error
 
 

@@ -150,15 +150,19 @@ def prior_points(log_joint: LogJoint, target: Target, num: int) -> Tensor:
     """
     latent = log_joint.latent
     found: list[Tensor] = []
-    for _ in range(_TRIES * num):
-        if len(found) == num:
+    for _ in range(_TRIES):
+        missing = num - len(found)
+        if missing == 0:
             break
-        try:
-            found.append(_prior_draw(log_joint.model, log_joint.args, log_joint.kwargs, latent))
-        except Exception:  # a draw on which the model fails
-            continue
-        if not bool(target(found[-1][None])[2]):
-            found.pop()
+        drawn = []
+        for _ in range(missing):
+            try:
+                drawn.append(_prior_draw(log_joint.model, log_joint.args, log_joint.kwargs, latent))
+            except Exception:  # a draw on which the model fails
+                continue
+        if drawn:
+            ok = target(torch.stack(drawn))[2].tolist()
+            found += [row for row, fine in zip(drawn, ok) if fine]
     return torch.stack(found) if found else latent.init_loc.new_zeros(0, latent.dim).double()
 
 

@@ -35,7 +35,7 @@ from pyro_nfvi.logjoint import LogJoint
 if TYPE_CHECKING:
     from pyro_nfvi.infer.nfvi import NFVI
 
-__all__ = ["FitRun"]
+__all__ = ["WHOLE", "FitRun"]
 
 #: Draws on which a fit is judged; fewer where one run of the model is very large, or where every
 #: draw takes a run of its own.
@@ -43,7 +43,7 @@ _DRAWS, _LOOP_DRAWS, _FEWEST_DRAWS, _NUMBERS = 2000, 500, 200, 300_000_000
 #: Condition number of a Gaussian in single precision from which on the report says so.
 _ILL = 1e6
 #: Fits of fewer steps than this take a shorter Gaussian stage.
-_WHOLE = 1000
+WHOLE = 1000
 _INTERRUPTED = StopReason(
     "interrupted", "Interrupted in the Gaussian stage; the guide is where it starts."
 )
@@ -126,7 +126,7 @@ class FitRun:
             found = gaussian_stage(
                 log_joint,
                 init_loc,
-                effort=min(1.0, options.max_steps / _WHOLE),
+                effort=min(1.0, options.max_steps / WHOLE),
                 generator=self._generator(init_loc, 3),
             )
         except KeyboardInterrupt:
@@ -170,7 +170,7 @@ class FitRun:
                 like,
                 found,
                 tempered=self.options.explore == "tempered",
-                effort=min(1.0, self.options.max_steps / _WHOLE),
+                effort=min(1.0, self.options.max_steps / WHOLE),
                 generator=self._generator(like, 4),
             )
         except KeyboardInterrupt:

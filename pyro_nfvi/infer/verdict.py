@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from pyro_nfvi.diagnostics import Verdict, judge_weights
 from pyro_nfvi.gaussian import MOST_MODES
 from pyro_nfvi.infer.outside import too_much
@@ -40,14 +42,25 @@ def verdict(fit: Fit) -> Verdict:
             "data was scored in subsamples, so nothing can be said: run the fitted guide on "
             "the model with subsample_size=None"
         )
-    word = judge_weights(fit.draws.z, fit.draws.log_w, name=fit.latent.at, faults=faults)
-    if faults:
-        return word
+    word = judge_weights(
+        fit.draws.z, fit.draws.log_w, name=fit.latent.at, faults=faults, values=_seen(fit)
+    )
     unseen = []
+    if fit.why_stopped in ("max_steps", "max_seconds") and any(
+        told in fit.why_stopped.detail for told in ("still rising", "would bring about")
+    ):
+        unseen.append(f"training was cut short: {fit.why_stopped.detail}")
+    if faults:
+        return Verdict(word, [*word.reasons, *unseen], word.next_step)
     if modes:
         unseen.append(
             f"{len(modes)} modes were found from {settings['starts']} starts; one to which no "
             "start came is missing"
+        )
+    elif settings.get("starts"):
+        unseen.append(
+            f"none of {settings['starts']} starts led to another mode; one to which no start came "
+            "is missing"
         )
     alone = sum(mode["starts"] <= 1 for mode in modes)
     if alone:
@@ -60,3 +73,13 @@ def verdict(fit: Fit) -> Verdict:
             "funnel, or a model that cannot be run out there)"
         )
     return Verdict(word, [*word.reasons, *unseen], word.next_step)
+
+
+def _seen(fit: Fit) -> Tensor:
+    """Draws with each bounded number in its own space, where it has a place of its own there."""
+    seen = fit.draws.z.clone()
+    values, _ = fit.latent.constrain(fit.draws.z)
+    for site in fit.latent.records:
+        if site.shape == site.unconstrained_shape:
+            seen[:, site.start : site.stop] = values[site.name].reshape(len(seen), -1)
+    return seen

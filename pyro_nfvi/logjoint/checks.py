@@ -18,7 +18,7 @@ from pyro_nfvi.errors import ModelError, NoDataWarning
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint.missing import mask_of
 from pyro_nfvi.logjoint.run import is_deterministic, is_observed
-from pyro_nfvi.supports import frozen, support_spec
+from pyro_nfvi.supports import support_of, support_spec
 
 __all__ = [
     "check_data",
@@ -163,7 +163,7 @@ def check_structure(trace: Trace, latent: LatentSpace, enumerated: frozenset[str
                 f"{record.shape} when the guide was set up. A flow needs fixed shapes: pass "
                 "arguments of the same sizes, or build a new guide."
             )
-        found = frozen(site["fn"].support)
+        found = support_of(site["fn"])
         if not _close(support_spec(found), support_spec(record.support)):
             raise ModelError(
                 f"The support of the latent site {name!r} depends on other latents (it was "

@@ -76,6 +76,79 @@ def test_tails_beyond_the_draws_are_seen():
     assert error < 0.01
 
 
+@pytest.mark.parametrize(
+    "prior", [dist.Cauchy(3.0, 2.0), dist.HalfCauchy(1.0), dist.InverseGamma(0.5, 0.5)]
+)
+def test_a_posterior_without_a_variance_is_not_good(prior):
+    def model():
+        pyro.sample("x", prior)
+        pyro.factor("nothing", torch.zeros(()))
+
+    verdict = auto(model).verdict
+    assert verdict != "good"
+    assert any("the tails of x are so heavy" in reason for reason in verdict.reasons)
+
+
+def test_an_angle_has_one_turn():
+    y = torch.tensor([0.1, -0.3, 0.4, 0.2, -0.1])
+
+    def model():
+        mu = pyro.sample("mu", dist.VonMises(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.VonMises(mu, 4.0), obs=y)
+
+    grid = torch.linspace(-torch.pi, torch.pi, 20001, dtype=torch.float64)
+    log_p = dist.VonMises(0.0, 1.0).log_prob(grid)
+    log_p = log_p + dist.VonMises(grid[:, None], 4.0).log_prob(y.double()).sum(-1)
+    exact = log_p.logsumexp(0) + torch.log(grid[1] - grid[0])
+    fit = auto(model)
+    found, error = fit.log_evidence()
+    assert fit.verdict == "good"
+    assert abs(found - exact) < 5 * error + 1e-3
+    assert fit.sample(1000)["mu"].abs().max() < torch.pi
+
+
+def test_starts_that_found_nothing_else_are_counted():
+    reasons = auto(conjugate, Y).verdict.reasons
+    assert any("starts led to another mode; one to which no start came" in r for r in reasons)
+
+
+def test_a_fit_cut_short_says_that_its_bound_still_rose():
+    fit = auto(eight_schools, guide="iaf*2", max_steps=600, precondition=False, optim=1e-3)
+    assert fit.why_stopped == "max_steps"
+    assert "cut short" in fit.verdict.reasons[-1]
+    assert "the bound was still rising" in fit.verdict.reasons[-1]
+
+
+def test_a_gaussian_stage_cut_short_says_so():
+    fit = auto(conjugate, Y, max_steps=10)
+    assert fit.why_stopped == "max_steps"
+    assert "max_steps=10" in fit.why_stopped.detail
+
+
+def test_ctrl_c_while_modes_are_looked_for_is_an_interruption(monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyro_nfvi.infer.run.look_for_modes", interrupt)
+    fit = auto(conjugate, Y)
+    assert fit.why_stopped == "interrupted"
+    assert "modes were looked for" in fit.why_stopped.detail
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_mode_in_a_corner_of_the_prior_is_found(seed):
+    # 4 % of the prior's draws are nearer to it than to the one at 0: all miss it once in 50 times.
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(5), 5.0).to_event(1))
+        near = dist.Normal(0.0, 0.1).log_prob(x).sum(-1)
+        far = dist.Normal(8.0, 0.1).log_prob(x).sum(-1) + 2.5 * (8 / 5) ** 2
+        pyro.factor("two", torch.logaddexp(near, far))
+
+    fit = auto(model, seed=seed)
+    assert [round(mode["weight"], 1) for mode in fit.modes] == [0.5, 0.5]
+
+
 def test_subsampled_fits_cannot_be_judged():
     def model(y):
         mu = pyro.sample("mu", dist.Normal(ZERO, 5.0))

@@ -97,7 +97,10 @@ def _run(command: list[str], folder: str, patience: float = _PATIENCE) -> None:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         told = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "")
-        raise Unsupported(f"the compiler failed (status {done.returncode}): {told.strip()[:300]}")
+        told = told.strip()[:300] or f"{command[0]} said nothing"
+        raise Unsupported(f"the compiler failed (status {done.returncode}): {told}")
+    if not Path(folder, command[command.index("-o") + 1]).exists():
+        raise Unsupported(f"the compiler {command[0]} ended without an error and wrote nothing")
 
 
 _LOCK = threading.Lock()
