@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,16 +14,23 @@ from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.diagnostics import ess, psis
 from pyro_nfvi.errors import WeightError
-from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi.logjoint import Evaluation, LogJoint
+from pyro_nfvi.logjoint.subsample import cover
 from pyro_nfvi.mixture import MixtureDensity
 
 if TYPE_CHECKING:
     from pyro_nfvi.diagnostics import PSIS
 
-__all__ = ["WeighedDraws", "push_chunks", "weigh"]
+__all__ = ["WeighedDraws", "most_on_all_data", "push_chunks", "score", "weigh"]
 
 #: Rows pushed through the flow at once.
 _ROWS = 4096
+
+
+#: Most batches in which all data is scored, and numbers that take part.
+_BATCHES, _NUMBERS = 2000, 1_000_000_000
+#: Fewest draws that are scored on all data, or else all of them on one batch.
+_FEWEST = 200
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,41 @@ def weigh(
     num: int,
     generator: torch.Generator | None,
 ) -> WeighedDraws:
-    """Draw from the density and score the draws by the model."""
+    """Draw from the density and score the draws by the model, on all data where that is possible.
+
+    Fewer draws than ``num`` come where all data is so much that it takes long.
+    """
+    affordable = most_on_all_data(log_joint)
+    num = num if affordable < _FEWEST else min(num, affordable)
     z, log_q = push_chunks(
         density, num, lambda rows: density.sample_base(rows, generator=generator)
     )
-    found = log_joint.evaluate(z, log_joint.draw_subsample(generator), generator=generator)
-    return WeighedDraws(z, found.log_p, log_q, found.deterministic, not log_joint.subsampled)
+    found, exact = score(log_joint, z, generator)
+    return WeighedDraws(z, found.log_p, log_q, found.deterministic, exact)
+
+
+def most_on_all_data(log_joint: LogJoint) -> int:
+    """Return how many draws can be scored on all data; 0 if none can."""
+    if not log_joint.subsampled:
+        return _NUMBERS
+    if len(log_joint.subsampled) > 1:
+        return 0  # crossed plates would need all pairs of batches
+    ((size, count),) = log_joint.subsampled.values()
+    batches = len(cover(size, count)[0])
+    return 0 if batches > _BATCHES else _NUMBERS // (batches * max(1, log_joint.size))
+
+
+def score(
+    log_joint: LogJoint, z: Tensor, generator: torch.Generator | None
+) -> tuple[Evaluation, bool]:
+    """Score draws ``z (S, D)``; the second says whether on all data, or on one mini-batch."""
+    if not log_joint.subsampled or most_on_all_data(log_joint) < len(z):
+        found = log_joint.evaluate(z, log_joint.draw_subsample(generator), generator=generator)
+        return found, not log_joint.subsampled
+    ((name, (size, count)),) = log_joint.subsampled.items()
+    index, weights = cover(size, count)
+    total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
+    for row, weight in zip(index.to(z.device), weights.tolist()):
+        found = log_joint.evaluate(z, {name: row}, generator=generator)
+        total += weight * found.log_p.double()
+    return replace(found, log_p=total.to(z)), True

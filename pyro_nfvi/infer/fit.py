@@ -374,8 +374,8 @@ class Fit:
     def _no_weights(self) -> str:
         if not self.draws.exact:
             return (
-                "the model scores its data in subsamples, so importance weights are noise. Run it "
-                "with subsample_size=None for this."
+                "the model subsamples its data and draws saw one mini-batch, so importance weights "
+                "are noise. Save the fit and load it with the model at subsample_size=None."
             )
         return "the model gives density 0 to every draw, or cannot score them."
 

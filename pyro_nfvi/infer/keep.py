@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pyro_nfvi.infer.draws import most_on_all_data, score
 from pyro_nfvi.infer.loop import Loop
 from pyro_nfvi.infer.snapshot import Snapshot
 
@@ -30,12 +31,18 @@ def keep_better(loop: Loop, seed: int) -> bool:
     if loop.generator is not None:
         generator = torch.Generator(loop.generator.device).manual_seed(seed + 2)
     eps = loop.guide.density().sample_base(_COMPARE, generator=generator)
-    subsample = loop.log_joint.draw_subsample(generator)
+    joint = loop.log_joint
+    subsample = joint.draw_subsample(generator)
+    # On all data where that is possible: what one batch likes best is not the best state.
+    whole = bool(joint.subsampled) and most_on_all_data(joint) >= _COMPARE
+
+    def log_p(z: torch.Tensor) -> torch.Tensor:
+        return score(joint, z, generator)[0].log_p if whole else joint(z, subsample)
 
     def log_w() -> torch.Tensor:
         with torch.no_grad():
             z, log_q = loop.guide.density().push(eps)
-            found = loop.log_joint(z, subsample) - log_q
+            found = log_p(z) - log_q
         found = torch.where(torch.isfinite(found), found, torch.full_like(found, -1e10)).double()
         return loop.objective.terms(found)
 

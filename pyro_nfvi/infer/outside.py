@@ -44,7 +44,8 @@ def mass_outside(
     """
     z = draws.z.double()
     dim = z.shape[-1]
-    if dim > _DIM or not draws.exact or log_joint.how == "loop" or draws.num_bad:
+    unfit = bool(log_joint.subsampled) or log_joint.how == "loop"
+    if dim > _DIM or unfit or not draws.exact or draws.num_bad:
         return None
     centre = z.mean(0)
     tril, failed = torch.linalg.cholesky_ex(torch.cov(z.T).reshape(dim, dim))

@@ -28,9 +28,11 @@ def reason_of(loop: Loop, word: str) -> StopReason:
     if state.converged:
         span = plateau.block * plateau.window
         begin = state.decay[0] if state.decay else state.step
+        # A fit that was resumed after it had ended has not looked itself.
+        change = "hardly" if rise != rise else f"by {rise:+.3g} nats"
         return StopReason(
             "converged",
-            f"The bound changed by {rise:+.3g} nats over the {span} steps before step {begin}: "
+            f"The bound changed {change} over the {span} steps before step {begin}: "
             f"it rose by no more than {plateau.tolerance:g} or its standard error. The "
             f"learning rate then went down, to 1 % {steps}.{_outlook(loop)}",
         )

@@ -221,7 +221,7 @@ class FitRun:
         options = self.options
         schedule = Schedule(
             options.max_steps if max_steps is None else max_steps,
-            early=options.stop,
+            early=options.stop and not log_joint.subsampled,  # noise hides that a bound rises
             max_seconds=options.max_seconds if max_seconds is None else max_seconds,
         )
         loop = self._loop(guide, log_joint, schedule, stage, travels=travels)
@@ -340,13 +340,13 @@ class FitRun:
             schedule,
             num_particles=options.num_particles,
             generator=self._generator(guide.latent.init_loc, 0) if standard else None,
-            stop=options.stop,
+            stop=options.stop and not log_joint.subsampled,
             callbacks=options.callbacks,
             checkpoint=self._checkpoint(guide, stage),
             show=options.progress,
             # What changes in the first training, such as a temperature, has changed for good.
             first=0 if stage == 1 else options.objective.settled,
-            average=options.average,
+            average=options.average or bool(log_joint.subsampled),
         )
 
     def _checkpoint(self, guide: AutoFlow, stage: int) -> Checkpoint | None:

@@ -73,8 +73,9 @@ def load(
     """Read a fit that ``fit.save(path)`` wrote.
 
     Without the model it draws, scores, reweights and summarises; with it deterministic sites of
-    new draws come back too, and ArviZ gets predictions. The file holds tensors and plain
-    descriptions; no code in it runs.
+    new draws come back too, and ArviZ gets predictions. Draws that could only be scored on
+    mini-batches are scored again where the model is given all data. The file holds tensors and
+    plain descriptions; no code in it runs.
 
     Args:
         path: The file.
@@ -133,6 +134,9 @@ def load(
         _fill(guide, state)
         store_state = _take_over(params)
         log_joint = LogJoint(model, *call, guide.latent)
+        if not draws.exact and not log_joint.subsampled:  # all data, where the fit saw batches
+            log_p = log_joint.evaluate(draws.z).log_p
+            draws = dataclasses.replace(draws, log_p=log_p, exact=True)
     return Fit(guide, draws, made, params, log_joint, store_state)
 
 

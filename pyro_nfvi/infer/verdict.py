@@ -39,8 +39,9 @@ def verdict(fit: Fit) -> Verdict:
         faults.append("the fit diverged")
     if not fit.draws.exact:
         faults.append(
-            "data was scored in subsamples, so nothing can be said: run the fitted guide on "
-            "the model with subsample_size=None"
+            "draws were scored on one mini-batch alone (several plates subsample, or there is too "
+            "much data), so nothing can be said: save the fit, and load(path, model=model, "
+            "args=..., kwargs=...) with subsample_size=None"
         )
     word = judge_weights(
         fit.draws.z, fit.draws.log_w, name=fit.latent.at, faults=faults, values=_seen(fit)

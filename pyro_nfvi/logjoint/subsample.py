@@ -1,11 +1,13 @@
-"""Mini-batches for many steps at once, drawn without replacement."""
+"""Mini-batches for many steps at once, drawn without replacement; and those that hold all data."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
-__all__ = ["draw_without_replacement"]
+__all__ = ["cover", "draw_without_replacement"]
 
 #: Above this share of the whole, shuffling is cheaper than drawing and leaving out repeats.
 _SHARE = 0.25
@@ -51,3 +53,39 @@ def draw_without_replacement(
         parts.append(drawn[enough][keep].reshape(-1, count))
         missing -= int(enough.sum())
     return torch.cat(parts)
+
+
+def cover(size: int, count: int) -> tuple[Tensor, Tensor]:
+    r"""Batches of ``count`` with weights whose sum counts each of ``size`` data once.
+
+    A log joint with scaled mini-batches, averaged over these with the weights, is that of all data.
+    Where ``count`` does not divide ``size``, the rest and one batch more form a ring, which batches
+    go round until each of its data was met equally often.
+
+    Args:
+        size: Number of data.
+        count: Size of a batch.
+
+    Returns:
+        Indices ``(K, count)`` and weights ``(K,)``, float64, which sum to one.
+
+    Cost:
+        K is ``size / count``, and up to ``2 count`` more where that is no whole number.
+
+    Example:
+        >>> index, weights = cover(10, 4)
+        >>> (index, weights.tolist())
+        (tensor([[0, 1, 2, 3],
+                [4, 5, 6, 7],
+                [8, 9, 4, 5],
+                [6, 7, 8, 9]]), [0.4, 0.2, 0.2, 0.2])
+    """
+    rest = size % count
+    ring = rest + count if rest else 0
+    whole = torch.arange(size - ring).reshape(-1, count)
+    if not ring:
+        return whole, torch.full((len(whole),), count / size, dtype=torch.float64)
+    turns = count // math.gcd(ring, count)
+    around = torch.arange(turns * ring).remainder(ring).reshape(-1, count) + (size - ring)
+    weights = [torch.ones(len(whole)).double(), torch.ones(len(around)).double() / turns]
+    return torch.cat([whole, around]), torch.cat(weights) * count / size

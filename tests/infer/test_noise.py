@@ -8,7 +8,7 @@ import torch
 from pyro_nfvi import AutoFlow
 from pyro_nfvi.infer.noise import Noise
 from pyro_nfvi.logjoint import LogJoint
-from pyro_nfvi.logjoint.subsample import draw_without_replacement
+from pyro_nfvi.logjoint.subsample import cover, draw_without_replacement
 
 
 def model(y):
@@ -116,3 +116,16 @@ def test_same_seed_same_subsets():
         for _ in range(2)
     )
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [(10, 5), (10, 4), (7, 7), (919, 256), (5, 4), (100, 99), (3, 1)]
+)
+def test_batches_that_cover_count_each_datum_once(size, count):
+    index, weights = cover(size, count)
+    counted = torch.zeros(size, dtype=torch.float64)
+    for row, weight in zip(index, weights):
+        assert len(set(row.tolist())) == count
+        counted[row] += weight * size / count
+    torch.testing.assert_close(counted, torch.ones_like(counted))
+    assert len(index) <= size / count + 2 * count

@@ -152,8 +152,9 @@ def test_a_mode_in_a_corner_of_the_prior_is_found(seed):
 def test_subsampled_fits_cannot_be_judged():
     def model(y):
         mu = pyro.sample("mu", dist.Normal(ZERO, 5.0))
-        with pyro.plate("data", len(y), subsample_size=2) as index:
-            pyro.sample("y", dist.Normal(mu, 2.0), obs=y[index])
+        for name in "ab":
+            with pyro.plate(name, len(y), subsample_size=2) as index:
+                pyro.sample(f"y_{name}", dist.Normal(mu, 2.0), obs=y[index])
 
     verdict = auto(model, Y, guide="affine", max_steps=100).verdict
     assert verdict == "do not trust"
