@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_nfvi.errors import DivergedError, WeightError
 from pyro_nfvi.gaussian import GaussianFit, Modes, Normals
 from pyro_nfvi.guides import AutoFlow, AutoMixture
-from pyro_nfvi.infer.checkpoint import Checkpoint
+from pyro_nfvi.infer.checkpoint import Checkpoint, fingerprint
 from pyro_nfvi.infer.draws import weigh
 from pyro_nfvi.infer.engines import choose
 from pyro_nfvi.infer.fit import Fit, Training
@@ -353,7 +353,7 @@ class FitRun:
         options = self.options
         if options.checkpoint is None:
             return None
-        identity = {
+        identity = fingerprint(self.args, self.kwargs) | {
             "latent space": guide.latent.spec(),
             "guide": {name: list(p.shape) for name, p in guide.named_parameters()},
             "objective": options.objective.name,

@@ -327,6 +327,13 @@ def test_checkpoints_are_written_on_the_way(tmp_path):
     assert len(fit.losses) == 300
 
 
+def test_a_checkpoint_of_other_data_is_refused(tmp_path):
+    path = tmp_path / "fit.ckpt"
+    quick(checkpoint=path, max_steps=20, checkpoint_every=10).run(Y)
+    with pytest.raises(FileError, match="another fit: its arguments"):
+        quick(checkpoint=path, max_steps=20, resume=True).run(Y + 1)
+
+
 def test_resume_without_a_file_starts_from_the_beginning(tmp_path):
     fit = quick(checkpoint=tmp_path / "none.ckpt", resume=True, max_steps=20).run(Y)
     assert len(fit.losses) == 20
