@@ -206,10 +206,16 @@ def _explained() -> Iterator[None]:
     except NFVIError:
         raise
     except Exception as error:
+        words = str(error).partition("\nTrace Shapes:")[0]  # which Pyro appends
+        cure = (
+            "Data made of NumPy arrays are float64: give them as x.float(), or call "
+            "torch.set_default_dtype(torch.float64) before the model makes its numbers."
+            if "dtype" in words
+            else "Pass the model's own arguments, as in model(*args, **kwargs), data as tensors."
+        )
         raise ModelError(
             f"The model could not be run with the arguments of run(): {type(error).__name__}: "
-            f"{error}. Pass the model's own arguments, as in model(*args, **kwargs), and data as "
-            "tensors."
+            f"{words}. {cure}"
         ) from error
 
 

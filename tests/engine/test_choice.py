@@ -63,6 +63,18 @@ def test_same_seed_same_result(engine):
     assert torch.equal(one.draws.z, other.draws.z)
 
 
+@pytest.mark.parametrize("engine", ["graph", pytest.param("native", marks=needs_compiler)])
+def test_data_in_float64_and_latents_in_float32_are_captured(engine):
+    # Data made of NumPy arrays are float64, and so is the log joint then.
+    model = (conjugate, (Y.double(),))
+    expected, found = fit(model, engine="svi"), fit(model, engine=engine)
+    assert found.engine == engine
+    assert found.sample(2)["mu"].dtype == torch.float32
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-3, atol=1e-3)
+    for key, value in expected.params.items():
+        torch.testing.assert_close(found.params[key], value, rtol=1e-3, atol=1e-3)
+
+
 @needs_compiler
 def test_auto_compiles_a_long_fit():
     found = fit("schools", engine="auto", max_steps=1000)

@@ -185,6 +185,15 @@ def test_bad_models_are_named():
         quick(poisson).run()
 
 
+def test_numbers_of_two_types_are_told_apart():
+    def model(x):
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal((x @ b).sum(), 1.0), obs=torch.tensor(1.0))
+
+    with pytest.raises(ModelError, match=r"dtype[^\n]*NumPy arrays are float64: give them"):
+        quick(model, max_steps=5).run(torch.ones(3, 2, dtype=torch.float64))
+
+
 def test_infinite_initial_loss_is_an_error():
     def model():
         mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0), 1.0))

@@ -42,6 +42,8 @@ __all__ = ["BuildInfo", "NativeRunner", "build_native"]
 
 #: Numbers between the parameters in the flat vectors: each starts at a line of the cache.
 _ALIGN = 16
+#: Types that a bound may have: data in float64 make it one, whatever the parameters are.
+_BOUNDS = {"float": torch.float32, "double": torch.float64}
 #: Bytes of a large page.
 _PAGED = 1 << 21
 
@@ -104,7 +106,7 @@ def build_native(
     source = generate(program.graph, known, program.eps.shape[0], masked, eager=eager)
     real = ctype(program.params[0].dtype)
     bound, bad = source.outputs[-2:]
-    if bound[0] != real or bad[0] != "int64_t":
+    if bound[0] not in _BOUNDS or bad[0] != "int64_t":
         raise Unsupported(f"a bound of type {bound[0]} or a count of type {bad[0]}")
     text = "\n".join(
         [
@@ -113,7 +115,7 @@ def build_native(
             "NFVI_API int64_t nfvi_work(){return NFVI_WORK;}",
             "NFVI_API void nfvi_run(Fit* f,const void* const* from,const double* rates,"
             "int64_t n,double* bounds,int64_t* bad,uint8_t* ok)"
-            f"{{run<{real}>(f,from,rates,n,bounds,bad,ok);}}",
+            f"{{run<{real},{bound[0]}>(f,from,rates,n,bounds,bad,ok);}}",
         ]
     )
     middle = time.perf_counter()
@@ -215,8 +217,7 @@ class NativeRunner:
     def _connect(self, source: Source) -> None:
         """Tell the code where everything lies."""
         program, count = self._program, len(self._program.params)
-        dtype = program.params[0].dtype
-        self._bound = torch.zeros(1, dtype=dtype)
+        self._bound = torch.zeros(1, dtype=_BOUNDS[source.outputs[-2][0]])
         self._bad = torch.zeros(1, dtype=torch.int64)
         self._work = _aligned(int(self._library.nfvi_work()) // 8 + 8, torch.float64)
         self._data = source.data  # the code reads them: they must live

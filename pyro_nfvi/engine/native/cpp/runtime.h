@@ -318,8 +318,8 @@ struct Flush {
 #endif
 };
 
-// Up to n steps; only the last one may be refused.
-template <class T>
+// Up to n steps; only the last one may be refused. The bound is of type B.
+template <class T, class B>
 static void run(Fit* f, const void* const* from, const double* rates, int64_t n, double* bounds,
     int64_t* bad, uint8_t* ok) {
   const Flush flush{};
@@ -327,7 +327,7 @@ static void run(Fit* f, const void* const* from, const double* rates, int64_t n,
     for (int64_t k = 0; k < f->streams; k++)
       f->cx->in[f->first_stream + k] = (const char*)from[k] + s * f->stride[k];
     step(f->cx);
-    bounds[s] = (double)*(const T*)f->bound;
+    bounds[s] = (double)*(const B*)f->bound;
     bad[s] = *f->bad;
     // A NaN squared stays one, an overflow of the squares is infinite as in torch.
     const double length = norm((T*)f->grd, f);
