@@ -146,7 +146,7 @@ def main():
     parser.add_argument("--who", nargs="+", default=["auto"], choices=list(TITLES))
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, help="most steps, instead of the default")
     parser.add_argument("--numpyro", metavar="PYTHON", help="a Python that has NumPyro")
     parser.add_argument("--page", action="store_true", help="write the page anew, run nothing")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")

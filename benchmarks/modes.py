@@ -123,7 +123,7 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="one small target, few steps")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    folder, steps = DOCS, 3000
+    folder, steps = DOCS, None
     if args.smoke:
         folder, steps = ROOT / "out" / "benchmarks", 300
         args.targets, args.seeds = ["regression"], 1

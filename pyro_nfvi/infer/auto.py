@@ -6,7 +6,16 @@ import time
 
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.fit import Fit
-from pyro_nfvi.infer.ladder import Rung, add_flows, gaussian_fit, good_enough, rung_of, told
+from pyro_nfvi.infer.ladder import (
+    Rung,
+    add_flows,
+    gaussian_fit,
+    good_enough,
+    rung_of,
+    rungs,
+    told,
+)
+from pyro_nfvi.infer.longer import train_longer
 from pyro_nfvi.infer.mixture import fit_modes
 from pyro_nfvi.infer.run import FitRun
 
@@ -14,7 +23,7 @@ __all__ = ["climb"]
 
 
 def climb(run: FitRun) -> Fit:
-    """Fit a Gaussian; put a flow inside it; put more layers in front of that.
+    """Fit a Gaussian; put a flow inside it, more layers in front; train that with more particles.
 
     Where the Gaussian stage came upon several modes, that is done for each of them, and the
     result is their mixture (:func:`fit_modes`), unless its bound is lower.
@@ -32,6 +41,11 @@ def climb(run: FitRun) -> Fit:
             mixture = fit_modes(run, log_joint, best, run.modes, tried)
             if mixture is not None:
                 return run.complete(mixture)
+
+    def enough(fit: Fit) -> bool:
+        """Whether it is good: its own draws do not show that a guide is too narrow."""
+        return good_enough(fit) and not run.leaves_out(fit)
+
     best, more = add_flows(
         run,
         log_joint,
@@ -40,7 +54,11 @@ def climb(run: FitRun) -> Fit:
         travels=gaussian is None,
         notes=notes,
         max_steps=run.options.max_steps,
-        # Its own draws do not show that a guide is too narrow.
-        enough=lambda fit: good_enough(fit) and not run.leaves_out(fit),
+        enough=enough,
+    )
+    left = run.options.max_steps + run.options.more_steps - sum(rung.steps for rung in more)
+    last = 1 + len(rungs(guide.latent.dim))
+    best = train_longer(
+        run, log_joint, best, more, notes, max_steps=left, stage=last, enough=enough
     )
     return run.complete(told(best, [*tried, *more], notes, time.monotonic() - run.begin))

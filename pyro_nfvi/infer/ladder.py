@@ -24,11 +24,14 @@ from pyro_nfvi.objectives import Objective
 
 __all__ = [
     "ENDS",
+    "FEWEST",
     "Rung",
     "add_flows",
+    "adopt",
     "gain",
     "gaussian_fit",
     "good_enough",
+    "joined",
     "nearly_exact",
     "rung_of",
     "rungs",
@@ -44,7 +47,7 @@ _KHAT, _GAP, _SMALL_GAP, _ESS = 0.5, 0.1, 0.02, 0.9
 #: Ways in which a training ends after which no other begins.
 ENDS = ("interrupted", "callback", "max_seconds")
 #: Fewest steps with which one more flow is begun.
-_FEWEST = 300
+FEWEST = 300
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def add_flows(
     flows, tail = rungs(guide.latent.dim), False
     for stage, formula in enumerate(flows, start=1):
         left = seconds_left(run)
-        over = run.interrupted or steps < _FEWEST or left == 0.0
+        over = run.interrupted or steps < FEWEST or left == 0.0
         if best is not None and (over or enough(best)):
             break
         begun = time.monotonic()
@@ -160,12 +163,12 @@ def add_flows(
         if tail:
             formula = with_tail(formula)
         # The first flow leaves a third of the steps to the next, if there will be one.
-        share = steps if stage == len(flows) else max(min(steps, _FEWEST), 2 * steps // 3)
+        share = steps if stage == len(flows) else max(min(steps, FEWEST), 2 * steps // 3)
         try:
             with run.own_names():
                 larger = AutoFlow(run.model, formula, outer="whitened")
                 larger.setup(*run.args, **run.kwargs)
-                _grow(guide if best is None else best.guide, larger)
+                adopt(guide if best is None else best.guide, larger)
                 fit = run.train(
                     larger,
                     log_joint,
@@ -192,7 +195,7 @@ def add_flows(
         tried.append(rung_of(formula, fit, time.monotonic() - begun, kept=gained))
         if not gained:
             break
-        best = fit if best is None or not best.training.settings["flow"] else _joined(best, fit)
+        best = fit if best is None or not best.training.settings["flow"] else joined(best, fit)
         if fit.why_stopped in ENDS:
             break
     assert best is not None
@@ -232,7 +235,7 @@ def gaussian_fit(
     return run.judge(guide, log_joint, training)
 
 
-def _grow(old: AutoFlow, new: AutoFlow) -> None:
+def adopt(old: AutoFlow, new: AutoFlow) -> None:
     """Copy all of the old guide into the last layers of the new one, which starts where it is."""
     new_outer, old_outer = new._modules["outer"], old._modules["outer"]
     assert new_outer is not None
@@ -300,7 +303,7 @@ def rung_of(flow: str, fit: Fit, seconds: float, *, kept: bool) -> Rung:
     return Rung(flow, fit.elbo, fit.elbo_se, fit.khat, share, len(fit.losses), seconds, kept)
 
 
-def _joined(before: Fit, after: Fit) -> Fit:
+def joined(before: Fit, after: Fit) -> Fit:
     """The later fit, with the losses of both trainings."""
     losses = torch.cat([before.training.losses, after.training.losses])
     notes = (*before.training.notes, *after.training.notes)

@@ -17,6 +17,7 @@ from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.ladder import (
     ENDS,
+    FEWEST,
     Rung,
     add_flows,
     gain,
@@ -38,8 +39,6 @@ _WEIGH = 1000
 _COSTS = 0.005
 #: Numbers by which a line of the report says where a mode is.
 _NAMED = 6
-#: Fewest steps for a component's flows.
-_FEWEST = 300
 
 
 def fit_modes(
@@ -49,8 +48,8 @@ def fit_modes(
 
     Each component is trained for itself: a reverse-KL fit that starts in a mode stays there. The
     weights are learnt from importance weights under the exact density of the mixture, so that
-    components may touch. Each mode has half of ``max_steps``, and all together three times as many
-    at most; the seconds are shared.
+    components may touch. Each mode has half of ``max_steps`` (3000 by default), and all together
+    three times as many at most; the seconds are shared.
 
     Args:
         run: The call that this belongs to.
@@ -72,13 +71,13 @@ def fit_modes(
         return None
     notes = list(run.notes)
     # Half of the steps for each mode, and three times as many together at most.
-    most = max(_FEWEST, run.options.max_steps // 2)
-    steps = 3 * run.options.max_steps
+    whole = run.options.max_steps + run.options.more_steps
+    most, steps = max(FEWEST, whole // 2), 3 * whole
     stage, begun = 1, time.monotonic()
     order = [place for place in _by_cost(best, parts) if not nearly_exact(parts[place])]
     losses: list[Tensor] = []
     for place in order:
-        if good_enough(best) or run.interrupted or steps < _FEWEST or seconds_left(run) == 0.0:
+        if good_enough(best) or run.interrupted or steps < FEWEST or seconds_left(run) == 0.0:
             break
         share = min(steps, most)
         fit, rungs = add_flows(

@@ -27,6 +27,10 @@ from pyro_nfvi.objectives import Objective, make_objective
 __all__ = ["NFVI"]
 
 
+#: Most steps where the caller does not say.
+_STEPS = 3000
+
+
 class NFVI:
     r"""Normalizing-flow variational inference: fits a flow guide to a Pyro model.
 
@@ -58,7 +62,9 @@ class NFVI:
         optim: None (Adam), a learning rate, a callable from parameters to a torch optimiser, or
             one of ``pyro.optim``. The schedule multiplies its rate.
         num_particles: Draws in each step.
-        max_steps: Most steps.
+        max_steps: Most steps. None: 3000, and with ``guide="auto"`` up to 3000 more, of four times
+            the particles, where a fit in up to 100 latents is not good enough by then. A number
+            is for both together.
         max_seconds: Most seconds of training, or None. With a limit, a fit is repeatable only as
             far as the machine's speed is.
         average: Whether to average the parameters over the decay of the rate, and to keep the
@@ -72,9 +78,9 @@ class NFVI:
             draws of the prior and wide draws around it, ``"tempered"`` from a Gaussian fitted to
             the tenth root of the density in place of the latter, ``"off"`` not beyond the
             Gaussian's own starts. With ``guide="auto"`` several modes become a mixture
-            (:class:`AutoMixture <pyro_nfvi.guides.AutoMixture>`), each with half of ``max_steps``;
-            for another guide the verdict tells which it misses. A mode to which no start climbs
-            is not found.
+            (:class:`AutoMixture <pyro_nfvi.guides.AutoMixture>`), each with half of ``max_steps``
+            (3000 by default); for another guide the verdict tells which it misses. A mode to which
+            no start climbs is not found.
         stop: Whether to stop when the bound is flat; False takes exactly ``max_steps``.
         engine: What runs the steps: ``"auto"``, which falls back by itself and says why
             (``fit.engine``, ``fit.engine_reason``), or one by name: ``"native"``,
@@ -117,7 +123,7 @@ class NFVI:
         optim: OptimSpec = None,
         *,
         num_particles: int = 64,
-        max_steps: int = 3000,
+        max_steps: int | None = None,
         max_seconds: float | None = None,
         stop: bool = True,
         average: bool = False,
@@ -151,6 +157,9 @@ class NFVI:
             raise OptionError("callbacks is a sequence of callables, such as [my_callback].")
         if resume and checkpoint is None:
             raise OptionError("resume=True needs checkpoint=path.")
+        #: Steps that ``guide="auto"`` may add with more particles.
+        self.more_steps = _STEPS if max_steps is None else 0
+        max_steps = _STEPS if max_steps is None else max_steps
         Schedule(max_steps, early=stop, max_seconds=max_seconds)  # checks its own options
         self.model, self.guide, self.optim = model, guide, optim
         self.objective = make_objective("path" if objective is None else objective)

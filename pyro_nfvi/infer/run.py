@@ -203,6 +203,7 @@ class FitRun:
         max_steps: int | None = None,
         max_seconds: float | None = None,
         stage: int = 1,
+        grow: int = 1,
     ) -> Fit:
         """Train a guide and judge it.
 
@@ -214,6 +215,7 @@ class FitRun:
             max_steps: Most steps; those of the options by default.
             max_seconds: Most seconds; those of the options by default.
             stage: Which training of this run it is; each has a checkpoint of its own.
+            grow: Times as many particles; from 2 on, what is flat is judged over twice the steps.
 
         Raises:
             DivergedError: With the best fit until then.
@@ -224,7 +226,9 @@ class FitRun:
             early=options.stop and not log_joint.subsampled,  # noise hides that a bound rises
             max_seconds=options.max_seconds if max_seconds is None else max_seconds,
         )
-        loop = self._loop(guide, log_joint, schedule, stage, travels=travels)
+        count = grow * options.num_particles
+        loop = self._loop(guide, log_joint, schedule, stage, count, travels=travels)
+        loop.plateau.window *= min(grow, 2)
         loop.state.notes += notes
         started = time.monotonic()
         try:
@@ -311,6 +315,7 @@ class FitRun:
         log_joint: LogJoint,
         schedule: Schedule,
         stage: int,
+        count: int,
         *,
         travels: bool,
     ) -> Loop:
@@ -325,20 +330,16 @@ class FitRun:
         step = EagerStep(guide, log_joint, options.objective, params, len(models), optimizer)
         # Another base draws from torch's own state, which is the fit's for this time.
         standard = guide.density().base is None
+        asked = "svi" if self.interrupted else options.engine
         return Loop(
-            choose(
-                "svi" if self.interrupted else options.engine,
-                step,
-                options.num_particles,
-                schedule.max_steps,
-            ),
+            choose(asked, step, count, schedule.max_steps),
             guide,
             log_joint,
             options.objective,
             params,
             optimizer,
             schedule,
-            num_particles=options.num_particles,
+            num_particles=count,
             generator=self._generator(guide.latent.init_loc, 0) if standard else None,
             stop=options.stop and not log_joint.subsampled,
             callbacks=options.callbacks,
@@ -365,8 +366,7 @@ class FitRun:
 
     def _finish(self, loop: Loop, reason: StopReason, started: float) -> Fit:
         """Keep the better of the last and the best state, judge it, and wrap it up."""
-        trained = time.monotonic()
-        state, engine = loop.state, loop.engine
+        trained, state, engine = time.monotonic(), loop.state, loop.engine
         notes = list(state.notes)
         if not keep_better(loop, self.seed):
             which = "the average of some, or " if loop.average else ""

@@ -1,0 +1,93 @@
+"""More particles, and steps, for a flow of ``guide="auto"`` that is not good enough yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from pyro_nfvi.errors import DivergedError
+from pyro_nfvi.guides import AutoFlow
+from pyro_nfvi.infer.fit import Fit
+from pyro_nfvi.infer.ladder import (
+    ENDS,
+    FEWEST,
+    Rung,
+    adopt,
+    gain,
+    joined,
+    rung_of,
+    seconds_left,
+)
+from pyro_nfvi.infer.run import FitRun
+from pyro_nfvi.logjoint import LogJoint
+
+__all__ = ["train_longer"]
+
+#: Times as many particles. With them the bound rises where noise had hidden that it does: on six
+#: posteriors the gap to the evidence halved, and as many numbers in more steps of few particles
+#: brought half of that.
+_GROW = 4
+#: Largest dimension: beyond, a step of so many particles takes tens of milliseconds.
+_DIM = 100
+
+
+def train_longer(
+    run: FitRun,
+    log_joint: LogJoint,
+    best: Fit,
+    tried: list[Rung],
+    notes: list[str],
+    *,
+    max_steps: int,
+    stage: int,
+    enough: Callable[[Fit], bool],
+) -> Fit:
+    """Train a flow again from where it is, with four times the particles, unless it is good enough.
+
+    What comes of it is kept where its bound is no lower. Not done for a Gaussian, for more than 100
+    latents, for mini-batches, and for a model that runs for one particle at a time.
+
+    Args:
+        run: The call that this belongs to.
+        log_joint: The model's log joint.
+        best: The fit so far.
+        tried: What was tried; a rung is added.
+        notes: Lines for the report.
+        max_steps: Most steps.
+        stage: Number of the training, after which its checkpoint is named.
+        enough: Whether a fit is good enough.
+
+    Returns:
+        The better fit.
+    """
+    formula, left = best.training.settings["flow"], seconds_left(run)
+    dear = log_joint.how == "loop" or log_joint.subsampled or best.latent.dim > _DIM
+    over = run.interrupted or best.why_stopped in ENDS or max_steps < FEWEST or left == 0.0
+    if not formula or dear or over or enough(best):
+        return best
+    begun, name = time.monotonic(), f"{formula} with {_GROW} times the particles"
+    try:
+        with run.own_names():
+            guide = AutoFlow(run.model, formula, outer="whitened")
+            guide.setup(*run.args, **run.kwargs)
+            adopt(best.guide, guide)
+            fit = run.train(
+                guide,
+                log_joint,
+                travels=False,
+                notes=[],
+                max_steps=max_steps,
+                max_seconds=left,
+                stage=stage,
+                grow=_GROW,
+            )
+    except KeyboardInterrupt:  # while the engine was built; training returns its fit
+        notes.append(f"interrupted before {name} was trained")
+        run.interrupted = True
+        return best
+    except DivergedError as error:
+        notes.append(f"{name} diverged: {error}")
+        return best
+    kept = gain(fit, best, run.options.objective) > 0
+    tried.append(rung_of(name, fit, time.monotonic() - begun, kept=kept))
+    return joined(best, fit) if kept else best
