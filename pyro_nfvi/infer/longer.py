@@ -24,8 +24,7 @@ from pyro_nfvi.logjoint import LogJoint
 __all__ = ["train_longer"]
 
 #: Times as many particles. With them the bound rises where noise had hidden that it does: on six
-#: posteriors the gap to the evidence halved, and as many numbers in more steps of few particles
-#: brought half of that.
+#: posteriors that brought more than as many numbers in more steps of few particles.
 _GROW = 4
 #: Largest dimension: beyond, a step of so many particles takes tens of milliseconds.
 _DIM = 100
