@@ -64,7 +64,8 @@ def architecture_of(options: Options, data: ImageData) -> Architecture:
     if options.likelihood == "categorical":
         likelihood["levels"] = max(data.levels, 2)
     if options.conditional and not data.num_labels:
-        raise OptionError(f"--conditional needs labels; {data.name} has none.")
+        why = f" that can be used: {data.no_labels}" if data.no_labels else ""
+        raise OptionError(f"--conditional needs labels; {data.name} has none{why}.")
     return Architecture(
         shape=data.shape,
         latent_dim=options.latent_dim,
