@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from vae.cases import images, linear_gaussian, make, spread
 from vae.test_training import options, silent
 
-from pyro_nfvi.errors import OptionError
+from pyro_nfvi.errors import DataError, OptionError
 from pyro_nfvi.vae import (
     Architecture,
     active_units,
@@ -40,8 +41,21 @@ def test_numbers_are_those_of_the_vae():
     assert shifted.bits == pytest.approx((3 - result.elbo) / 4 / np.log(2), abs=1e-5)
     assert "negative ELBO" in str(result)
     assert result.record()["nll_samples"] == 200
-    with pytest.raises(OptionError):
-        evaluate(vae, x[:1])
+
+
+def test_a_single_image_has_numbers_but_no_errors():
+    vae, x, evidence = linear_gaussian()
+    result = evaluate(vae, x[:1], nll_samples=50)
+    assert result.elbo == pytest.approx(float(evidence[0]), abs=1e-5)
+    assert (result.elbo_se, result.kl_se, result.record()["nll_se"]) == (None, None, None)
+    assert "nan" not in json.dumps(result.record()).lower()
+    text = str(result)
+    assert "±" not in text
+    assert "nats, 1 image\n" in text
+    assert "single image" in text
+    assert "collapse" not in text
+    with pytest.raises(DataError, match="batch of images"):
+        evaluate(vae, x[:0])
 
 
 def test_active_units_see_through_the_noise_of_the_draws():
