@@ -45,6 +45,7 @@ class Evaluation:
         latent_dim: D.
         images: Number of images.
         bits: Bits per dimension from the NLL (from the ELBO without one).
+        elbo_bits: Bits per dimension from the ELBO of all images, as papers give it.
         warning: What is wrong, in words; empty if nothing is.
     """
 
@@ -59,6 +60,7 @@ class Evaluation:
     latent_dim: int
     images: int
     bits: float
+    elbo_bits: float
     warning: str
 
     def __str__(self) -> str:
@@ -73,8 +75,10 @@ class Evaluation:
                 f"first {_images(len(self.nll.value))} (negative ELBO of these: "
                 f"{float(self.nll.bound.mean()):.2f})"
             )
+        of_nll = "" if self.nll is None else f"{self.bits:.3f} ({self.nll.label}), "
         lines.append(
-            f"bits per dimension {self.bits:.3f}; active units {self.active} of {self.latent_dim}"
+            f"bits per dimension {of_nll}{self.elbo_bits:.3f} (-ELBO); active units {self.active} "
+            f"of {self.latent_dim}"
         )
         if self.warning:
             lines.append(f"WARNING: {self.warning}")
@@ -175,7 +179,7 @@ def evaluate(
         nll = vae.nll(x[:count], labels, num_samples=nll_samples, seed=seed, progress=progress)
     active = int(active_units(vae, x, y, seed=seed).sum())
     dim = math.prod(x.shape[1:])
-    per_image = (nll.mean if nll is not None else -means[0]) - log_volume
+    per_bit = dim * math.log(2)
     return Evaluation(
         elbo=means[0],
         elbo_se=errors[0],
@@ -187,7 +191,8 @@ def evaluate(
         active=active,
         latent_dim=vae.latent_dim,
         images=len(x),
-        bits=per_image / (dim * math.log(2)),
+        bits=((nll.mean if nll is not None else -means[0]) - log_volume) / per_bit,
+        elbo_bits=(-means[0] - log_volume) / per_bit,
         warning=collapse_warning(means[2], active, vae.latent_dim) if len(x) > 1 else _SINGLE,
     )
 
