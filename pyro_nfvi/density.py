@@ -147,6 +147,11 @@ class FlowDensity(nn.Module):
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Score any point: ``(*b, D) -> (*b,)``, differentiable in the point and parameters."""
+        if not isinstance(z, Tensor):
+            raise ShapeError(
+                f"FlowDensity.log_prob needs a tensor (*b, {self.flow.dim}); got "
+                f"{type(z).__name__}: torch.as_tensor(z)."
+            )
         if z.dim() == 0 or z.shape[-1] != self.flow.dim:
             raise ShapeError(
                 f"FlowDensity.log_prob needs points of shape (*b, {self.flow.dim}); got "

@@ -96,7 +96,7 @@ def _check(x: Tensor, context: Tensor | None, flow: Flow, like: Tensor, *, whole
                 "together. Convert with x.float()."
             )
         x = x.to(like)
-    x = x.to(like.device)
+    x = x.detach().to(like.device)  # what made the data is not trained
     _check_finite(x, "the data")
     if (context is None) != (context_dim == 0):
         came = "None" if context is None else f"one of shape {tuple(context.shape)}"
@@ -107,7 +107,7 @@ def _check(x: Tensor, context: Tensor | None, flow: Flow, like: Tensor, *, whole
                 f"fit needs a context of shape ({len(x)}, {context_dim}), a row for each row of "
                 f"the data; got {tuple(context.shape)}."
             )
-        context = context.to(like)
+        context = context.detach().to(like)
         _check_finite(context, "the context")
     return x, context
 

@@ -10,7 +10,14 @@ import torch
 from torch.distributions import Normal
 
 from pyro_nfvi import FlowDensity
-from pyro_nfvi.errors import ContextError, DataError, DataWarning, DivergedError, OptionError
+from pyro_nfvi.errors import (
+    ContextError,
+    DataError,
+    DataWarning,
+    DivergedError,
+    OptionError,
+    ShapeError,
+)
 from pyro_nfvi.flows import ActNorm, BatchNorm, Chain, Flow, make_flow
 from pyro_nfvi.rows import log_density_ceiling
 
@@ -221,6 +228,15 @@ def test_bad_contexts_are_named(context_dim, context, words):
     density = FlowDensity(make_flow("affine", 2, context_dim=context_dim))
     with pytest.raises(ContextError, match=words):
         density.fit(normal_rows(20), context, **QUICK)
+
+
+def test_data_that_are_a_result_of_training_are_taken_as_numbers():
+    x = normal_rows(50).requires_grad_()
+    density = FlowDensity(make_flow("affine", 2))
+    density.fit(2 * x, **QUICK)
+    assert x.grad is None
+    with pytest.raises(ShapeError, match="as_tensor"):
+        density.log_prob(x.detach().numpy())
 
 
 def test_bad_context_values_are_named():

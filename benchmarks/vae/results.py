@@ -114,7 +114,9 @@ def main():
         device=run.device, **chosen,
     )  # fmt: skip
     rows = sweep(options, flows, seeds)
-    published = published_for(data.shape, "as-is" if data.levels == 2 else "dynamic")
+    as_is = data.levels == 2 or run.likelihood == "categorical"
+    kind = "as-is" if as_is else "dynamic"
+    published = published_for(data.shape, kind, run.likelihood, data)
     folder = RunFolder(runs)
     write_tables(folder, rows, published)
     lines = table(rows, published)

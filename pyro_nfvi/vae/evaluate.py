@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_nfvi.errors import OptionError
 from pyro_nfvi.vae.importance import NLL
 from pyro_nfvi.vae.model import FlowVAE
 from pyro_nfvi.vae.streams import stream
@@ -23,6 +22,11 @@ _FEW, _NO_KL = 0.1, 0.1
 #: Images at a time.
 _ROWS = 500
 _ELBO, _UNITS = 101, 102
+#: Said instead of a verdict on active units, which are a variance over images.
+_SINGLE = (
+    "there is a single image: no standard errors over images, and active units cannot be counted "
+    "(0 says nothing here). Evaluate more images."
+)
 
 
 @dataclass(frozen=True)
@@ -31,46 +35,50 @@ class Evaluation:
 
     Attributes:
         elbo: Mean ELBO, one draw per image.
-        elbo_se: Its standard error over images.
+        elbo_se: Its standard error over images; None for a single one.
         reconstruction: Mean of ``log p(x | z)``.
         kl: Mean of the Monte Carlo KL divergence.
-        kl_se: Its standard error.
+        kl_se: Its standard error; None for a single image.
         log_det: Mean of the flow's summed log-determinants.
         nll: Importance-sampled NLL of the first images; None if not asked for.
         active: Coordinates of z that carry something, out of ``latent_dim``.
         latent_dim: D.
         images: Number of images.
         bits: Bits per dimension from the NLL (from the ELBO without one).
+        elbo_bits: Bits per dimension from the ELBO of all images, as papers give it.
         warning: What is wrong, in words; empty if nothing is.
     """
 
     elbo: float
-    elbo_se: float
+    elbo_se: float | None
     reconstruction: float
     kl: float
-    kl_se: float
+    kl_se: float | None
     log_det: float
     nll: NLL | None
     active: int
     latent_dim: int
     images: int
     bits: float
+    elbo_bits: float
     warning: str
 
     def __str__(self) -> str:
         lines = [
-            f"negative ELBO  {-self.elbo:8.2f} ± {self.elbo_se:.2f} nats, {self.images} images",
-            f"  reconstruction {-self.reconstruction:.2f}, KL {self.kl:.2f} ± {self.kl_se:.2f} "
+            f"negative ELBO  {-self.elbo:8.2f}{_pm(self.elbo_se)} nats, {_images(self.images)}",
+            f"  reconstruction {-self.reconstruction:.2f}, KL {self.kl:.2f}{_pm(self.kl_se)} "
             f"(the flow's log-determinants: {self.log_det:.2f})",
         ]
         if self.nll is not None:
             lines.append(
-                f"{self.nll.label:13s}  {self.nll.mean:8.2f} ± {self.nll.mean_se:.2f} nats, the "
-                f"first {len(self.nll.value)} images (negative ELBO of these: "
+                f"{self.nll.label:13s}  {self.nll.mean:8.2f}{_pm(_nll_se(self.nll))} nats, the "
+                f"first {_images(len(self.nll.value))} (negative ELBO of these: "
                 f"{float(self.nll.bound.mean()):.2f})"
             )
+        of_nll = "" if self.nll is None else f"{self.bits:.3f} ({self.nll.label}), "
         lines.append(
-            f"bits per dimension {self.bits:.3f}; active units {self.active} of {self.latent_dim}"
+            f"bits per dimension {of_nll}{self.elbo_bits:.3f} (-ELBO); active units {self.active} "
+            f"of {self.latent_dim}"
         )
         if self.warning:
             lines.append(f"WARNING: {self.warning}")
@@ -85,7 +93,7 @@ class Evaluation:
         if self.nll is not None:
             found |= {
                 "nll": self.nll.mean,
-                "nll_se": self.nll.mean_se,
+                "nll_se": _nll_se(self.nll),
                 "nll_negative_elbo": float(self.nll.bound.mean()),  # of the same images
                 "nll_samples": self.nll.num_samples,
                 "nll_images": len(self.nll.value),
@@ -93,6 +101,28 @@ class Evaluation:
                 "ess_median": float(self.nll.ess.median()),
             }
         return found
+
+
+def _errors(values: Tensor) -> list[float] | list[None]:
+    """Standard errors over images; a single image has no spread to take one from."""
+    count = values.shape[1]
+    if count < 2:
+        return [None] * len(values)
+    found: list[float] = (values.std(1) / math.sqrt(count)).tolist()
+    return found
+
+
+def _nll_se(nll: NLL) -> float | None:
+    """Standard error of the mean over images; that of a single one would be over draws."""
+    return nll.mean_se if len(nll.value) > 1 else None
+
+
+def _pm(error: float | None) -> str:
+    return "" if error is None else f" ± {error:.2f}"
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
 
 
 @torch.no_grad()
@@ -111,13 +141,17 @@ def evaluate(
 
     Args:
         vae: The VAE.
-        x: Images, prepared for its likelihood ``(N, *shape)``.
+        x: Images, prepared for its likelihood ``(N, *shape)``; of a single one there are no
+            standard errors, and no coordinate counts as active.
         y: Labels of a conditional VAE.
         nll_samples: Importance samples per image; 0 for no NLL.
         nll_images: Images for the NLL, the first ones; None for all.
         seed: Of the noise.
         log_volume: Nats from a density of pixels to a probability of integers, for the bits.
         progress: Show a bar.
+
+    Raises:
+        DataError: No images, or images that the likelihood does not describe.
 
     Example:
         >>> import torch
@@ -128,8 +162,7 @@ def evaluate(
         >>> result.images, result.nll.label
         (20, 'NLL(50)')
     """
-    if len(x) < 2:
-        raise OptionError(f"evaluate needs at least 2 images; got {len(x)}.")
+    vae.check(x)
     parts = []
     for number, start in enumerate(range(0, len(x), _ROWS)):
         rows = slice(start, start + _ROWS)
@@ -138,7 +171,7 @@ def evaluate(
         terms = vae.elbo(x[rows], labels, generator=generator)
         parts.append(torch.stack([terms.bound, terms.reconstruction, terms.kl, terms.log_det]))
     values = torch.cat(parts, 1).double()
-    means, errors = values.mean(1).tolist(), (values.std(1) / math.sqrt(len(x))).tolist()
+    means, errors = values.mean(1).tolist(), _errors(values)
     nll = None
     if nll_samples:
         count = len(x) if not nll_images else min(nll_images, len(x))
@@ -146,7 +179,7 @@ def evaluate(
         nll = vae.nll(x[:count], labels, num_samples=nll_samples, seed=seed, progress=progress)
     active = int(active_units(vae, x, y, seed=seed).sum())
     dim = math.prod(x.shape[1:])
-    per_image = (nll.mean if nll is not None else -means[0]) - log_volume
+    per_bit = dim * math.log(2)
     return Evaluation(
         elbo=means[0],
         elbo_se=errors[0],
@@ -158,8 +191,9 @@ def evaluate(
         active=active,
         latent_dim=vae.latent_dim,
         images=len(x),
-        bits=per_image / (dim * math.log(2)),
-        warning=collapse_warning(means[2], active, vae.latent_dim),
+        bits=((nll.mean if nll is not None else -means[0]) - log_volume) / per_bit,
+        elbo_bits=(-means[0] - log_volume) / per_bit,
+        warning=collapse_warning(means[2], active, vae.latent_dim) if len(x) > 1 else _SINGLE,
     )
 
 

@@ -15,6 +15,7 @@ from pyro_nfvi.errors import WeightError
 from pyro_nfvi.vae.posterior import Posterior
 from pyro_nfvi.vae.streams import stream
 from pyro_nfvi.vae.terms import joint_terms
+from pyro_nfvi.vae.tiles import rows_at_once
 
 if TYPE_CHECKING:
     from pyro_nfvi.vae.model import FlowVAE
@@ -100,9 +101,11 @@ def importance_nll(
     """Estimate ``-log p(x)``; see ``FlowVAE.nll``.
 
     Images are encoded once; a tile of images runs through all its samples before the next. The
-    log weights of one tile are kept (eight bytes each), since k-hat needs their tail.
+    log weights of one tile are kept (eight bytes each), since k-hat needs their tail. A tile has
+    at most ``tile`` rows, and fewer where a row of the decoder holds many numbers.
     """
     vae.check(x)
+    tile = rows_at_once(vae, x, vae.condition(None if y is None else y[:1], x[:1]), most=tile)
     samples = min(num_samples, max(_BLOCK, tile // _BLOCK * _BLOCK))
     width = max(1, min(len(x), tile // samples))
     rows: list[Tensor] = []
@@ -114,7 +117,7 @@ def importance_nll(
             posterior = vae.encode(part, labels)
             c = vae.condition(labels, part)
             numbers = range(first + start, first + stop)
-            log_w = _weights(vae, part, c, posterior, numbers, num_samples, samples, seed)
+            log_w = _weights(vae, part, c, posterior, numbers, num_samples, samples, tile, seed)
             rows.append(torch.stack([_row(log_w[:, i]) for i in range(stop - start)]))
             bar.update(stop - start)
     value, se, ess, khat, bound = torch.cat(rows).unbind(-1)
@@ -129,6 +132,7 @@ def _weights(
     images: range,
     num_samples: int,
     chunk: int,
+    tile: int,
     seed: int,
 ) -> Tensor:
     """Log weights ``(S, b)`` of a tile, in float64 on the CPU."""
@@ -139,7 +143,9 @@ def _weights(
     for start in range(0, num_samples, chunk):
         count = min(chunk, num_samples - start)
         eps = torch.stack([_noise(count, posterior.loc, g) for g in streams], 1)
-        found.append(joint_terms(vae, x, c, posterior.push(eps)).log_w.double().cpu())
+        # Blocks of noise are drawn whole; the decoder may have to take them in pieces.
+        for piece in eps.split(max(1, tile // len(x))):
+            found.append(joint_terms(vae, x, c, posterior.push(piece)).log_w.double().cpu())
     return torch.cat(found)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_nfvi.errors import OptionError
-from pyro_nfvi.plots.style import FIT, GREY, INK, REFERENCE, STYLE, levels_holding, pyplot
+from pyro_nfvi.errors import FileError, OptionError
+from pyro_nfvi.plots.style import FIT, INK, REFERENCE, STYLE, pyplot
 from pyro_nfvi.vae.model import FlowVAE
+from pyro_nfvi.vae.posterior_picture import plot_posterior
 from pyro_nfvi.vae.streams import stream
 
 __all__ = [
@@ -20,32 +24,91 @@ __all__ = [
     "plot_posterior",
     "plot_reconstructions",
     "plot_samples",
+    "save_figure",
+    "span_of",
 ]
 
-#: Masses inside the contours of a posterior.
-_MASSES = (0.5, 0.9, 0.99)
+
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure as PNG, whole or not at all, and close it.
+
+    Raises:
+        FileError: The disk is full, or the folder is gone or read-only.
+    """
+    target = Path(path)
+    beside = target.with_name(f".{target.name}.new")
+    try:
+        held = io.BytesIO()
+        figure.savefig(held, format="png")
+        beside.write_bytes(held.getbuffer())
+        os.replace(beside, target)
+    except OSError as error:
+        _forget(beside)
+        raise FileError(
+            f"The picture {target} cannot be written: {error.strerror or error}. Checkpoints and "
+            f"results in {target.parent} are complete: only pictures are missing. Make room, or "
+            "make the folder writable, and draw it again with load_vae(folder) and the functions "
+            "of pyro_nfvi.vae.pictures."
+        ) from error
+    finally:
+        pyplot().close(figure)
+
+
+def _forget(path: Path) -> None:
+    """Drop what a failed write left, where that can be done."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def span_of(vae: FlowVAE, x: Tensor) -> tuple[float, float]:
+    """Return the values that are drawn black and white: one scale for all pictures of a data set.
+
+    Levels of a categorical and pixels from 0 to 1 have their own scale; other real pixels that of
+    the images.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.vae import Architecture
+        >>> from pyro_nfvi.vae.pictures import span_of
+        >>> vae = Architecture((4, 4), latent_dim=2, hidden=(8,)).build(seed=0)
+        >>> span_of(vae, torch.full((1, 4, 4), 0.5))
+        (0.0, 1.0)
+    """
+    levels = getattr(vae.likelihood, "levels", None)
+    if levels is not None:
+        return 0.0, float(levels - 1)
+    low, high = float(x.min()), float(x.max())
+    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+
+
+def _visible(images: Tensor, span: tuple[float, float]) -> Tensor:
+    """Images to look at from 0 to 1: grey ``(N, H, W)`` or colour ``(N, H, W, 3)``."""
+    shape = images.shape
+    if images.dim() == 4 and shape[-1] != 3 and shape[1] in (1, 3):
+        images = images.movedim(1, -1)
+    if images.dim() == 4 and images.shape[-1] == 1:
+        images = images.squeeze(-1)
+    if images.dim() != 3 and not (images.dim() == 4 and images.shape[-1] == 3):
+        raise OptionError(
+            "Pictures need grey images (N, H, W) or colour ones, (N, 3, H, W) or (N, H, W, 3); "
+            f"got (N, {', '.join(map(str, shape[1:]))}). Reshape flat images to height and width."
+        )
+    low, high = span
+    scaled = (images.detach().float().cpu() - low) / max(high - low, 1e-9)
+    return scaled.clamp(0, 1)
 
 
 def _mosaic(images: Tensor, columns: int) -> Any:
-    """Images ``(N, H, W)`` side by side, a thin line between, row by row."""
-    count, height, width = images.shape
+    """Images ``(N, H, W)`` or ``(N, H, W, 3)`` side by side, a thin line between, row by row."""
+    count, height, width = images.shape[:3]
     rows = -(-count // columns)
-    canvas = torch.ones(rows * (height + 1) + 1, columns * (width + 1) + 1)
+    canvas = torch.ones(rows * (height + 1) + 1, columns * (width + 1) + 1, *images.shape[3:])
     for i, image in enumerate(images):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
         canvas[top : top + height, left : left + width] = image
     return canvas.numpy()
-
-
-def _grey(images: Tensor) -> Tensor:
-    """Images to look at, ``(N, H, W)`` from 0 to 1."""
-    images = images.detach().float().cpu()
-    if images.dim() != 3:
-        raise OptionError(f"Pictures need grey images (N, H, W); got {tuple(images.shape)}.")
-    low, high = float(images.min()), float(images.max())
-    if low < 0 or high > 1:
-        images = (images - low) / max(high - low, 1e-9)
-    return images
 
 
 def _show(images: Tensor, columns: int, title: str) -> Any:
@@ -56,10 +119,15 @@ def _show(images: Tensor, columns: int, title: str) -> Any:
         figure, axes = plt.subplots(
             figsize=(7.0, max(1.0, scale * grid.shape[0]) + 0.35), layout="constrained"
         )
-        axes.imshow(grid, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(title, loc="left", color=INK)
     return figure
+
+
+def _at_least_one(what: str, count: int, name: str) -> None:
+    if count < 1:
+        raise OptionError(f"{what} needs {name}, at least 1; got {count}.")
 
 
 @torch.no_grad()
@@ -67,6 +135,8 @@ def plot_reconstructions(
     vae: FlowVAE, x: Tensor, y: Tensor | None = None, *, columns: int = 10, seed: int = 0
 ) -> Any:
     """Images in odd rows, below each its reconstruction from one draw of its posterior.
+
+    Both have one scale of greys, that of the images.
 
     Example:
         >>> import torch
@@ -76,13 +146,15 @@ def plot_reconstructions(
         >>> len(figure.axes)
         1
     """
+    _at_least_one("plot_reconstructions", len(x), "images x")
+    _at_least_one("plot_reconstructions", columns, "columns")
     columns = min(columns, len(x))
     count = len(x) // columns * columns
     x, y = x[:count], None if y is None else y[:count]
     generator = stream(seed, 1, device=x.device)
     again = vae.reconstruct(x, y, generator=generator)
-    levels = max(float(x.max()), 1.0)
-    both = [_grey(x / levels), _grey(again / levels)]
+    span = span_of(vae, x)
+    both = [_visible(x, span), _visible(again, span)]
     rows = [part.reshape(-1, columns, *part.shape[1:]) for part in both]
     woven = torch.stack(rows, 1).reshape(-1, *both[0].shape[1:])
     return _show(woven, columns, "images and, below each, their reconstruction")
@@ -90,9 +162,23 @@ def plot_reconstructions(
 
 @torch.no_grad()
 def plot_samples(
-    vae: FlowVAE, *, rows: int = 6, columns: int = 10, y: Tensor | None = None, seed: int = 0
+    vae: FlowVAE,
+    *,
+    rows: int = 6,
+    columns: int = 10,
+    y: Tensor | None = None,
+    seed: int = 0,
+    span: tuple[float, float] | None = None,
 ) -> Any:
     """Expected images at draws from the prior; with labels a column each.
+
+    Args:
+        vae: The VAE.
+        rows: Rows of images.
+        columns: Columns of images.
+        y: Labels of a conditional VAE, ``rows * columns`` of them.
+        seed: Of the draws.
+        span: Values drawn black and white, such as ``span_of(vae, x)``; from the samples if None.
 
     Example:
         >>> from pyro_nfvi.vae import Architecture, plot_samples
@@ -100,17 +186,16 @@ def plot_samples(
         >>> len(plot_samples(vae, rows=2, columns=3).axes)
         1
     """
+    _at_least_one("plot_samples", rows, "rows")
+    _at_least_one("plot_samples", columns, "columns")
     device = next(vae.parameters()).device
     if vae.condition_dim and y is None:
         columns = min(columns, vae.condition_dim)
         y = torch.arange(columns, device=device).repeat(rows)
     generator = stream(seed, 2, device=device)
     images = vae.sample(rows * columns, y, generator=generator)
-    return _show(_grey(images / _largest(vae)), columns, "samples: expected images of the model")
-
-
-def _largest(vae: FlowVAE) -> float:
-    return float(getattr(vae.likelihood, "levels", 2) - 1)
+    seen = _visible(images, span_of(vae, images) if span is None else span)
+    return _show(seen, columns, "samples: expected images of the model")
 
 
 @torch.no_grad()
@@ -131,6 +216,7 @@ def plot_interpolation(
     pairs = len(x) // 2
     if not pairs:
         raise OptionError(f"An interpolation needs at least 2 images; got {len(x)}.")
+    _at_least_one("plot_interpolation", steps, "steps")
     generator = stream(seed, 3, device=x.device)
     z = vae.encode(x[: 2 * pairs], None if y is None else y[: 2 * pairs])
     ends = z.draw(1, generator=generator).z[0].reshape(pairs, 2, -1)
@@ -141,11 +227,13 @@ def plot_interpolation(
         c = c.reshape(pairs, 2, -1)
         c = c[:, :1] * (1 - share) + c[:, 1:] * share
     images = vae.likelihood.mean(vae.decode(way, c)).flatten(0, 1)
-    return _show(_grey(images / _largest(vae)), steps, "between pairs of images")
+    return _show(_visible(images, span_of(vae, x)), steps, "between pairs of images")
 
 
 def plot_curves(lines: Sequence[dict[str, Any]]) -> Any:
     """Negative ELBO of training and validation images, and KL divergence, against epochs.
+
+    Numbers that are not finite are left out.
 
     Args:
         lines: Lines of ``log.jsonl``.
@@ -159,15 +247,14 @@ def plot_curves(lines: Sequence[dict[str, Any]]) -> Any:
     if not lines:
         raise OptionError("There is no line in the log to draw.")
     plt = pyplot()
-    epochs = [line["epoch"] for line in lines]
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.0), layout="constrained")
         for part, colour in (("train", REFERENCE), ("valid", FIT)):
-            left.plot(epochs, [-line[part]["elbo"] for line in lines], color=colour, label=part)
-            right.plot(epochs, [line[part]["kl"] for line in lines], color=colour, label=part)
-        low = min(-line[part]["elbo"] for line in lines for part in ("train", "valid"))
-        late = [-line["valid"]["elbo"] for line in lines[len(lines) // 10 :]]
-        left.set_ylim(low - 0.05 * (max(late) - low) - 0.1, max(late) + 0.1)
+            _curve(left, lines, part, "elbo", -1.0, colour)
+            _curve(right, lines, part, "kl", 1.0, colour)
+        low, high = _heights(lines)
+        if low < high:
+            left.set_ylim(low - 0.05 * (high - low) - 0.1, high + 0.1)
         for axes, name in ((left, "negative ELBO, nats"), (right, "KL divergence, nats")):
             axes.set_xlabel("epoch")
             axes.set_ylabel(name)
@@ -175,70 +262,19 @@ def plot_curves(lines: Sequence[dict[str, Any]]) -> Any:
     return figure
 
 
-@torch.no_grad()
-def plot_posterior(
-    vae: FlowVAE,
-    x: Tensor,
-    y: Tensor | None = None,
-    *,
-    extent: float | None = None,
-    points: int = 120,
-) -> Any:
-    """Contours of single images' posteriors, latent size 2: the flow's over the exact ones.
+def _curve(
+    axes: Any, lines: Sequence[dict[str, Any]], part: str, key: str, sign: float, colour: str
+) -> None:
+    kept = [line for line in lines if math.isfinite(line[part][key])]
+    heights = [sign * line[part][key] for line in kept]
+    # A line through a single point is not to be seen.
+    mark = "o" if len(kept) == 1 else None
+    axes.plot([line["epoch"] for line in kept], heights, color=colour, label=part, marker=mark)
 
-    The exact posterior is the model's joint density on a grid, normalised there; areas hold 50 %,
-    90 % and 99 % of it, lines of the approximation's.
 
-    Args:
-        vae: A VAE with ``latent_dim=2``.
-        x: A few images.
-        y: Their labels.
-        extent: Half the side of the square; from the draws if None.
-        points: Points of the grid on a side.
-
-    Example:
-        >>> import torch
-        >>> from pyro_nfvi.vae import Architecture, plot_posterior
-        >>> vae = Architecture((4, 4), latent_dim=2, flow="planar*2", hidden=(8,)).build(seed=0)
-        >>> x = torch.bernoulli(torch.full((3, 4, 4), 0.5))
-        >>> len(plot_posterior(vae, x, points=20).axes)
-        3
-    """
-    if vae.latent_dim != 2:
-        raise OptionError(f"plot_posterior needs latent_dim=2; got {vae.latent_dim}.")
-    plt = pyplot()
-    posterior = vae.encode(x, y)
-    if extent is None:
-        draws = posterior.draw(200, generator=stream(0, 4, device=x.device)).z
-        extent = max(3.0, 1.2 * float(draws.abs().max()))
-    axis = torch.linspace(-extent, extent, points, device=x.device, dtype=posterior.loc.dtype)
-    across, up = torch.meshgrid(axis, axis, indexing="xy")
-    grid = torch.stack([across, up], -1).reshape(-1, 1, 2).expand(-1, len(x), 2)
-    c = vae.condition(y, x)
-    log_p = vae.likelihood.log_prob(vae.decode(grid, c), x) + vae.prior_log_prob(grid, c)
-    exact = torch.softmax(log_p, 0).T.reshape(len(x), points, points).cpu().double().numpy()
-    log_q = torch.softmax(posterior.log_prob(grid), 0).T
-    ours = log_q.reshape(len(x), points, points).cpu().double().numpy()
-    ticks = axis.cpu().numpy()
-    columns = min(len(x), 4)
-    rows = math.ceil(len(x) / columns)
-    with plt.rc_context(STYLE):
-        figure, all_axes = plt.subplots(
-            rows, columns, figsize=(2.1 * columns + 0.3, 2.1 * rows + 0.4),
-            sharex=True, sharey=True, squeeze=False, layout="constrained",
-        )  # fmt: skip
-        for axes, true, approximate in zip(all_axes.flat, exact, ours):
-            heights = levels_holding(true, _MASSES)
-            axes.contourf(
-                ticks, ticks, true, [*heights, 1.01 * true.max()],
-                colors=["#e4e7ec", "#ccd2da", REFERENCE][-len(heights):],
-            )  # fmt: skip
-            axes.contour(
-                ticks, ticks, approximate, levels_holding(approximate, _MASSES),
-                colors=FIT, linewidths=1.1,
-            )  # fmt: skip
-            axes.set_aspect("equal")
-        for axes in list(all_axes.flat)[len(x) :]:
-            axes.remove()
-        figure.suptitle("exact posterior (areas) and q (lines)", x=0.02, ha="left", color=GREY)
-    return figure
+def _heights(lines: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Lowest of all, and highest of validation after the first tenth; NaN where there is none."""
+    every = [-line[part]["elbo"] for line in lines for part in ("train", "valid")]
+    late = [-line["valid"]["elbo"] for line in lines[len(lines) // 10 :]]
+    low = min(filter(math.isfinite, every), default=math.nan)
+    return low, max(filter(math.isfinite, late), default=math.nan)

@@ -12,7 +12,7 @@ import math
 import signal
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from types import FrameType
 from typing import Any
@@ -241,7 +241,7 @@ def _report(
     )  # fmt: skip
     say(f"Test images, parameters of the best epoch:\n{result}")
     folder.write("results.json", json.dumps(result.record(), indent=1) + "\n")
-    if options.pictures and x.dim() == 3:
+    if options.pictures:
         _draw(vae, x, y, folder, say)
     say(f"Everything is in {folder.path}.")
     return result
@@ -257,19 +257,30 @@ def _draw(
     except ImportError as error:
         say(f"No pictures: {error}")
         return
-    few = slice(0, 30)
-    labels = None if y is None else y[few]
-    made = {
-        "reconstructions": pictures.plot_reconstructions(vae, x[few], labels),
-        "samples": pictures.plot_samples(vae),
-        "interpolation": pictures.plot_interpolation(vae, x[:12], None if y is None else y[:12]),
-        "curves": pictures.plot_curves(folder.lines()),
+    span = pictures.span_of(vae, x)
+
+    def some(count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return x[:count], None if y is None else y[:count]
+
+    made: dict[str, Callable[[], Any]] = {
+        # First what depends on no image: it is there whatever images look like.
+        "curves": lambda: pictures.plot_curves(folder.lines()),
+        "reconstructions": lambda: pictures.plot_reconstructions(vae, *some(30)),
+        "samples": lambda: pictures.plot_samples(vae, span=span),
+        "interpolation": lambda: pictures.plot_interpolation(vae, *some(12)),
     }
     if vae.latent_dim == 2:
-        made["posteriors"] = pictures.plot_posterior(vae, x[:8], None if y is None else y[:8])
-    for name, figure in made.items():
-        figure.savefig(folder.path / f"{name}.png")
-        pictures.pyplot().close(figure)
+        made["posteriors"] = lambda: pictures.plot_posterior(vae, *some(64), panels=8)
+    missing: dict[str, list[str]] = {}
+    for name, draw in made.items():
+        try:
+            figure = draw()
+        except OptionError as error:  # images that cannot be drawn, or too few
+            missing.setdefault(str(error), []).append(f"{name}.png")
+            continue
+        pictures.save_figure(figure, folder.path / f"{name}.png")
+    for why, names in missing.items():
+        say(f"Not drawn: {', '.join(names)}. {why}")
 
 
 class _Signals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from vae.cases import images, linear_gaussian, make, spread
 from vae.test_training import options, silent
 
-from pyro_nfvi.errors import OptionError
+from pyro_nfvi.errors import DataError, OptionError
 from pyro_nfvi.vae import (
     Architecture,
     active_units,
@@ -22,9 +23,12 @@ from pyro_nfvi.vae import (
     plot_samples,
 )
 from pyro_nfvi.vae.checkpoint import RunFolder
-from pyro_nfvi.vae.papers import PUBLISHED, published_for
-from pyro_nfvi.vae.sweep import Row, main, sweep, table, write_tables
+from pyro_nfvi.vae.data import ImageData
+from pyro_nfvi.vae.papers import PUBLISHED, in_columns, published_for
+from pyro_nfvi.vae.sweep import Row, main, sweep, write_tables
 from pyro_nfvi.vae.sweep_plots import depths
+
+STATIC = published_for((28, 28), "as-is", "bernoulli", "mnist_static.npz")
 
 
 def test_numbers_are_those_of_the_vae():
@@ -38,10 +42,26 @@ def test_numbers_are_those_of_the_vae():
     assert result.warning == ""
     shifted = evaluate(vae, x, nll_samples=0, log_volume=-3.0)
     assert shifted.bits == pytest.approx((3 - result.elbo) / 4 / np.log(2), abs=1e-5)
+    assert shifted.elbo_bits == shifted.bits
+    assert "bits per dimension" in str(result)
+    assert "(-ELBO)" in str(result)
     assert "negative ELBO" in str(result)
     assert result.record()["nll_samples"] == 200
-    with pytest.raises(OptionError):
-        evaluate(vae, x[:1])
+
+
+def test_a_single_image_has_numbers_but_no_errors():
+    vae, x, evidence = linear_gaussian()
+    result = evaluate(vae, x[:1], nll_samples=50)
+    assert result.elbo == pytest.approx(float(evidence[0]), abs=1e-5)
+    assert (result.elbo_se, result.kl_se, result.record()["nll_se"]) == (None, None, None)
+    assert "nan" not in json.dumps(result.record()).lower()
+    text = str(result)
+    assert "±" not in text
+    assert "nats, 1 image\n" in text
+    assert "single image" in text
+    assert "collapse" not in text
+    with pytest.raises(DataError, match="batch of images"):
+        evaluate(vae, x[:0])
 
 
 def test_active_units_see_through_the_noise_of_the_draws():
@@ -106,13 +126,13 @@ def test_a_sweep_writes_tables_and_does_not_repeat_itself(grey, tmp_path):
     again = sweep(given, flows, [0, 1], say=silent)
     assert [row.results for row in again] == [row.results for row in rows]
     folder = RunFolder(tmp_path / "sweep")
-    write_tables(folder, rows, published_for((28, 28), "as-is"))
+    write_tables(folder, rows, STATIC)
     text = (folder.path / "table.md").read_text()
     assert "NLL(20)" in text
     assert "NLL(200)" in text  # Rezende and Mohamed's
     with (folder.path / "table.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 3 + len(published_for((28, 28), "as-is"))
+    assert len(lines) == 3 + len(STATIC)
     assert all(line["quantity"] for line in lines)
     assert (folder.path / "sweep.png").exists()
     assert not (folder.path / "curve.png").exists()  # no flow came with two depths
@@ -147,9 +167,51 @@ def test_rows_are_grouped_by_what_differs_in_depth_alone():
 
 def test_published_rows_say_what_they_are():
     assert all(row.source and row.quantity for row in PUBLISHED)
-    assert published_for((8, 8), "dynamic") == ()
-    assert {row.data for row in published_for((28, 20), "as-is")} == {"Frey faces"}
-    assert table([], published_for((28, 20), "as-is"))[0]["-ELBO"] == "4.53 ± 0.02"
+    frey = published_for((28, 20), "as-is", "categorical", "freyfaces.npz")
+    assert {row.data for row in frey} == {"Frey faces"}
+    assert in_columns(frey[0]) == {"-ELBO": "", "NLL": "", "-ELBO bits/dim": "4.53 ± 0.02"}
+    assert in_columns(STATIC[0]) == {"-ELBO": "", "NLL": "89.90", "-ELBO bits/dim": ""}
+    assert all(set(in_columns(row)) == set(in_columns(frey[0])) for row in PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "likelihood", "name", "data"),
+    [
+        (
+            (28, 28),
+            "dynamic",
+            "bernoulli",
+            "mnist.npz, (28, 28), 50000/10000/10000",
+            "dynamic MNIST",
+        ),
+        ((28, 28), "dynamic", "bernoulli", "MNIST", "dynamic MNIST"),
+        ((28, 28), "dynamic", "bernoulli", "mnist.npz, 800/100/100", None),
+        ((28, 28), "as-is", "categorical", "mnist.npz", None),
+        ((28, 28), "as-is", "bernoulli", "omniglot28_binary.npz", None),
+        ((28, 28), "as-is", "bernoulli", "kmnist.npz", None),
+        ((28, 28), "dynamic", "bernoulli", "fashion-mnist.npz", None),
+        ((28, 28), "threshold", "bernoulli", "mnist.npz", None),
+        ((28, 28), "as-is", "bernoulli", "x.npz", None),
+        ((28, 20), "as-is", "categorical", "x.npz", None),
+        ((28, 20), "dequantize", "gaussian", "freyfaces.npz", None),
+        ((8, 8), "dynamic", "bernoulli", "mnist.npz", None),
+    ],
+)
+def test_published_rows_need_the_data_of_the_papers(shape, kind, likelihood, name, data):
+    found = {row.data for row in published_for(shape, kind, likelihood, name)}
+    assert found == ({data} if data else set())
+
+
+def test_published_rows_know_data_by_their_content():
+    def of(first, last):
+        parts = [torch.zeros(n, 28, 28, dtype=torch.uint8) for n in (50000, 10000, 10000)]
+        parts[0][0].view(-1)[:first] = 1
+        parts[2][0].view(-1)[:last] = 1
+        return ImageData("unnamed", *parts, levels=2)
+
+    assert published_for((28, 28), "as-is", "bernoulli", of(123, 147)) == STATIC
+    assert published_for((28, 28), "as-is", "bernoulli", of(123, 146)) == ()
+    assert published_for((28, 28), "as-is", "categorical", of(123, 147)) == ()
 
 
 def test_vaes_of_one_seed_share_their_nets_whatever_the_flow():

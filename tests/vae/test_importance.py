@@ -9,6 +9,8 @@ import torch
 from vae.cases import images, linear_gaussian, make, spread
 
 from pyro_nfvi.errors import OptionError, WeightError
+from pyro_nfvi.vae import Architecture, Categorical, tiles
+from pyro_nfvi.vae.tiles import numbers_per_row
 
 
 def test_exact_posterior_gives_the_evidence_without_error():
@@ -48,6 +50,28 @@ def test_value_of_an_image_does_not_depend_on_tiles_or_neighbours():
     part = vae.nll(x[4:], num_samples=600, first=4)
     torch.testing.assert_close(part.value, whole.value[4:], atol=1e-6, rtol=1e-6)
     assert not torch.equal(vae.nll(x, num_samples=600, seed=1).value, whole.value)
+
+
+@pytest.mark.parametrize("flow", [None, "planar*2"])
+def test_a_tile_counts_the_numbers_of_a_row(flow, monkeypatch):
+    vae = spread(make(flow, likelihood=Categorical(levels=256)))
+    x = (255 * images(3)).long()
+    assert numbers_per_row(vae, x) == 6 * 256
+    whole = vae.nll(x, num_samples=300)
+    seen = []
+    vae.decoder.register_forward_hook(lambda part, given, out: seen.append(out.numel()))
+    for bound in (1, 10 * 6 * 256, 700 * 6 * 256):
+        monkeypatch.setattr(tiles, "_ON_CPU", bound)
+        seen.clear()
+        found = vae.nll(x, num_samples=300)
+        assert max(seen) <= max(bound, 6 * 256)
+        torch.testing.assert_close(found.value, whole.value, atol=1e-4, rtol=1e-6)
+
+
+def test_a_row_counts_the_widest_layer():
+    vae = Architecture((8, 8), latent_dim=2, flow="none", nets="conv").build(seed=0)
+    assert numbers_per_row(vae, torch.zeros(1, 8, 8)) > 64
+    assert not any(part._forward_hooks for part in vae.decoder.modules())
 
 
 def test_leaves_the_global_random_state_alone():
