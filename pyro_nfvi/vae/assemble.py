@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -9,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.density import FlowDensity
-from pyro_nfvi.errors import DataError, OptionError, ShapeError
+from pyro_nfvi.errors import ContextError, DataError, OptionError, ShapeError
 from pyro_nfvi.flows import Flow, make_flow
 from pyro_nfvi.vae.bound import amortize_linearly
 
-__all__ = ["at_least_one", "encoder_output", "plate", "posterior_flow", "prior_density"]
+__all__ = ["at_least_one", "call_net", "encoder_output", "plate", "posterior_flow", "prior_density"]
 
 
 def plate(x: Tensor, num_data: int | None) -> Any:
@@ -27,7 +29,11 @@ def plate(x: Tensor, num_data: int | None) -> Any:
 
 def at_least_one(what: str, value: Any) -> None:
     """Refuse counts that are none."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    try:
+        fits = not isinstance(value, bool) and operator.index(value) >= 1
+    except TypeError:
+        fits = False
+    if not fits:
         raise OptionError(f"{what} needs whole numbers of at least 1; got {value!r}.")
 
 
@@ -72,8 +78,21 @@ def prior_density(
     return density
 
 
+def call_net(what: str, net: Callable[..., Any], *given: Tensor) -> Any:
+    """Call encoder or decoder; what torch says of sizes and types is told with its name."""
+    try:
+        return net(*given)
+    except RuntimeError as error:
+        came = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in given)
+        words = (str(error).splitlines() or [""])[0]
+        raise ShapeError(
+            f"The {what} failed on an input of shape {came}: {words}. Check the sizes and the "
+            "number type that it was built for."
+        ) from error
+
+
 def encoder_output(
-    found: Any, rows: int, dim: int, context_dim: int
+    found: Any, rows: int, dim: int, context_dim: int, *, flow: bool = True
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Check what an encoder returned; return ``(loc, scale, context or None)``."""
     want = f"(loc ({rows}, {dim}), scale ({rows}, {dim}), " + (
@@ -88,8 +107,19 @@ def encoder_output(
     fits = shapes[:2] == [(rows, dim)] * 2
     if context_dim:
         fits = fits and len(found) == 3 and shapes[2] == (rows, context_dim)
+    if flow and not context_dim and context is not None:
+        came = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
+        raise ContextError(
+            f"The encoder returns a context, {came}, and context_dim=0 is one flow for all images. "
+            "Build FlowVAE(..., context_dim=...) with its size, or return None for it."
+        )
     if not fits:
         raise ShapeError(f"The encoder needs to return {want}; it returned shapes {shapes}.")
+    if not loc.is_floating_point() or loc.dtype != scale.dtype:
+        raise DataError(
+            f"The encoder's loc and scale need one floating type; they are {loc.dtype} and "
+            f"{scale.dtype}."
+        )
     # NaN passes: whoever trains finds it, and says where it came from.
     if scale.device.type == "cpu" and bool((scale <= 0).any()):
         raise DataError(

@@ -46,6 +46,14 @@ def blame(vae: FlowVAE, x: Tensor, y: Tensor | None, eps: Tensor) -> str:
     for name, parameter in vae.named_parameters():
         if parameter.grad is not None and not _finite(parameter.grad):
             return f"the gradient of {name} is not finite"
+    norms = {
+        name: float(parameter.grad.double().norm())
+        for name, parameter in vae.named_parameters()
+        if parameter.grad is not None
+    }
+    if norms:
+        name = max(norms, key=lambda key: norms[key])
+        return f"the gradient's norm overflows; that of {name} is largest, {norms[name]:.2g}"
     return "the sum over the batch is not finite"
 
 

@@ -139,6 +139,12 @@ class RunFolder:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise FileError(f"{self.last} does not fit this VAE: {error}") from error
 
+    def clear_strays(self) -> None:
+        """Remove what a run that was killed while it wrote a checkpoint left beside it."""
+        for target in (self.last, self.best):
+            for stray in self.path.glob(f".{target.name}.*"):
+                stray.unlink(missing_ok=True)
+
     def append(self, line: dict[str, Any]) -> None:
         """Add a line to the log."""
         try:

@@ -17,17 +17,25 @@ from pyro_nfvi.vae.idx import looks_like_idx, read_idx
 
 __all__ = ["ImageData", "load_data"]
 
-#: Names under which the parts of a data set are found in an npz file.
+#: Names under which the parts of a data set are found in an npz file, as :func:`_plain` has them.
 _NAMES = {
-    "train": ("x_train", "train_images", "train", "train_x", "X_train"),
-    "valid": ("x_val", "x_valid", "x_validation", "valid", "val", "valid_x", "X_val"),
-    "test": ("x_test", "test_images", "test", "test_x", "X_test"),
-    "y_train": ("y_train", "train_labels", "train_y"),
-    "y_valid": ("y_val", "y_valid", "y_validation", "valid_y"),
-    "y_test": ("y_test", "test_labels", "test_y"),
-}
-_WHOLE = ("x", "images", "X", "data", "arr_0")
-_WHOLE_LABELS = ("y", "labels", "targets", "arr_1")
+    "train": ("xtrain", "trainimages", "train", "trainx"),
+    "valid": (
+        "xval", "xvalid", "xvalidation", "valid", "val", "validx", "valx", "valimages",
+        "validimages", "validationimages",
+    ),
+    "test": ("xtest", "testimages", "test", "testx"),
+    "y_train": ("ytrain", "trainlabels", "trainy"),
+    "y_valid": (
+        "yval", "yvalid", "yvalidation", "validy", "valy", "vallabels", "validlabels",
+        "validationlabels",
+    ),
+    "y_test": ("ytest", "testlabels", "testy"),
+}  # fmt: skip
+_WHOLE = ("x", "images", "data", "arr0")
+_WHOLE_LABELS = ("y", "labels", "targets", "arr1")
+#: More classes than this are no labels to condition on, but numbers of something.
+_MOST_LABELS = 10_000
 #: Share of the training images that is held out where a file names no validation images.
 _HELD_OUT = 1 / 6
 
@@ -43,6 +51,7 @@ class ImageData:
         test: Images to report.
         levels: Number of levels of integer pixels; 0 for floating-point ones.
         labels: Labels of the three parts, int64 ``(N,)``, or None.
+        no_labels: Why there are none, where a file holds some that cannot be used.
     """
 
     name: str
@@ -51,6 +60,7 @@ class ImageData:
     test: Tensor
     levels: int
     labels: tuple[Tensor, Tensor, Tensor] | None = None
+    no_labels: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,8 +84,10 @@ def load_data(source: str | os.PathLike[str], *, seed: int = 0) -> ImageData:
 
     Args:
         source: ``"digits"`` (8 x 8 digits of scikit-learn, no download); an npz file with
-            ``x_train``, ``x_val``, ``x_test`` and labels ``y_...`` (validation images, test
-            images and labels may be missing); an idx file, or a folder of them as MNIST has.
+            ``x_train``, ``x_val``, ``x_test`` and labels ``y_...`` (or ``train_images`` and so on;
+            validation images, test images and labels may be missing), or with one array; an idx
+            file, or a folder of them as MNIST has. Real pixels that are all k/255 are read as the
+            256 levels that they are.
         seed: Of the split of a file with one array of images.
 
     Raises:
@@ -120,6 +132,11 @@ def _digits() -> ImageData:
     return ImageData("digits", train, valid, test, 17, labels)
 
 
+def _plain(name: str) -> str:
+    """A name without case, underscores and the like: ``X_Train`` and ``xtrain`` are the same."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
@@ -132,15 +149,27 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as held:
             wanted = {n for names in _NAMES.values() for n in names} | {*_WHOLE, *_WHOLE_LABELS}
-            found = {name: held[name] for name in held.files if name in wanted}
             there = list(held.files)
+            known = [name for name in there if _plain(name) in wanted]
+            # One array under a name of its own is not to be mistaken.
+            found = {_plain(name): held[name] for name in known}
+            if not known and len(there) == 1:
+                found = {"x": held[there[0]]}
     except ValueError as error:
+        if "pickle" not in str(error):
+            raise FileError(f"{path} is damaged: {error}. Copy or download it again.") from error
         raise FileError(
             f"{path} holds objects instead of numbers, which are not read (they could run code): "
             f"{error}. Save plain arrays."
         ) from error
     except Exception as error:  # zipfile and numpy fail on harmed bytes in many ways
         raise FileError(f"{path} is damaged: {error}. Copy or download it again.") from error
+    strange = [name for name, value in found.items() if not isinstance(value, np.ndarray)]
+    if strange:
+        raise FileError(
+            f"{path} is a zip file whose member {strange[0]!r} is no array. Write images with "
+            "np.savez_compressed(path, x_train=..., x_val=..., x_test=...)."
+        )
     if not any(name in found for name in (*_NAMES["train"], *_WHOLE)):
         raise DataError(
             f"{path} holds no images under a name that is known: it has {', '.join(there)}. "
@@ -150,6 +179,11 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _from_folder(path: Path, seed: int) -> ImageData:
+    packed = sorted(path.glob("*.npz"))
+    if len(packed) == 1:
+        return _assemble(packed[0].name, _read_npz(packed[0]), seed)
+    if (path / "raw").is_dir():  # as torchvision lays it out
+        return _from_folder(path / "raw", seed)
     found: dict[str, np.ndarray] = {}
     for file in sorted(path.iterdir()):
         if not file.is_file() or not looks_like_idx(file):
@@ -158,10 +192,11 @@ def _from_folder(path: Path, seed: int) -> ImageData:
         if part is None and "test" in file.name:
             part = "test"
         if part is not None:
-            found[f"{'y' if 'label' in file.name else 'x'}_{part}"] = read_idx(file)
-    if "x_train" not in found:
+            found[f"{'y' if 'label' in file.name else 'x'}{part}"] = read_idx(file)
+    if "xtrain" not in found:
         raise DataError(
-            f"{path} holds no idx file of training images, such as train-images-idx3-ubyte.gz."
+            f"{path} holds no idx file of training images, such as train-images-idx3-ubyte.gz"
+            + (f", and {len(packed)} npz files: name one of them." if packed else ".")
         )
     return _assemble(path.name, found, seed)
 
@@ -183,7 +218,9 @@ def _assemble(name: str, held: Mapping[str, np.ndarray], seed: int) -> ImageData
         cut = len(train) - max(1, round(len(train) * _HELD_OUT))
         arrays |= {"train": train[:cut], "valid": train[cut:]}
         if labels is not None:
-            arrays |= {"y_train": labels[:cut], "y_valid": labels[cut:]}
+            fits = labels.ndim > 0 and len(labels) == len(train)
+            held_out = labels[cut:] if fits else labels
+            arrays |= {"y_train": labels[:cut] if fits else labels, "y_valid": held_out}
     images = [_images(arrays[part], part, name) for part in ("train", "valid", "test")]
     if len({part.shape[1:] for part in images}) > 1:
         shapes = ", ".join(str(part.shape[1:]) for part in images)
@@ -191,10 +228,16 @@ def _assemble(name: str, held: Mapping[str, np.ndarray], seed: int) -> ImageData
     tensors, levels = _levels(images, name)
     found = [arrays[part] for part in ("y_train", "y_valid", "y_test")]
     classes = None
+    problem = ""
     if all(y is not None for y in found):
-        first, second, third = (_labels(y, x, name) for y, x in zip(found, images))
-        classes = (first, second, third)
-    return ImageData(name, tensors[0], tensors[1], tensors[2], levels, classes)
+        # Who does not condition on labels has no need of good ones.
+        problem = "; ".join(filter(None, (_label_problem(y, x) for y, x in zip(found, images))))
+        if not problem:
+            first, second, third = (
+                torch.from_numpy(np.asarray(y).reshape(-1).astype(np.int64)) for y in found
+            )
+            classes = (first, second, third)
+    return ImageData(name, tensors[0], tensors[1], tensors[2], levels, classes, problem)
 
 
 def _split(x: np.ndarray | None, y: np.ndarray | None, seed: int) -> dict[str, np.ndarray | None]:
@@ -208,8 +251,10 @@ def _split(x: np.ndarray | None, y: np.ndarray | None, seed: int) -> dict[str, n
         "train": order[: -2 * tenth], "valid": order[-2 * tenth : -tenth], "test": order[-tenth:]
     }  # fmt: skip
     found: dict[str, np.ndarray | None] = {part: x[rows] for part, rows in where.items()}
+    # Labels that do not belong to the images are passed on as they are, to be told of.
+    fits = y is not None and y.ndim > 0 and len(y) == len(x)
     for part, rows in where.items():
-        found[f"y_{part}"] = None if y is None else y[rows]
+        found[f"y_{part}"] = y[rows] if fits and y is not None else y
     return found
 
 
@@ -236,6 +281,8 @@ def _levels(images: list[np.ndarray], name: str) -> tuple[list[Tensor], int]:
                 bad = int((~np.isfinite(x)).sum())
                 raise DataError(f"{name}: {bad} pixels are not finite. Drop or repair the images.")
             whole = whole and bool((x == np.round(x)).all())
+    images = _same_scale(images, name)
+    whole = whole or all(x.dtype.kind in "uib" for x in images)
     low, high = min(x.min() for x in images), max(x.max() for x in images)
     if whole:
         if low < 0 or high > 255:
@@ -247,12 +294,36 @@ def _levels(images: list[np.ndarray], name: str) -> tuple[list[Tensor], int]:
     return [torch.from_numpy(x.astype(np.float32)) for x in images], 0
 
 
-def _labels(y: np.ndarray | None, x: np.ndarray, name: str) -> Tensor:
-    assert y is not None
-    flat = y.reshape(-1)
-    if len(flat) != len(x) or y.dtype.kind not in "ui" or flat.min() < 0:
-        raise DataError(
-            f"{name}: {len(x)} images need as many labels, integers from 0; got shape {y.shape} "
-            f"of {y.dtype}."
+def _same_scale(images: list[np.ndarray], name: str) -> list[np.ndarray]:
+    """Parts on one scale; those that are k/255 throughout as the integers k."""
+    tops = [float(x.max()) for x in images]
+    real = [x.dtype.kind == "f" for x in images]
+    if any(real) and not all(real) and min(tops) <= 1 < 16 < max(tops):
+        scales = ", ".join(
+            f"{part} up to {top:g} ({x.dtype})"
+            for part, top, x in zip(("train", "valid", "test"), tops, images)
         )
-    return torch.from_numpy(flat.astype(np.int64))
+        raise DataError(f"{name}: the parts are on different scales: {scales}. Save them on one.")
+    if not all(real) or max(tops) > 1 or min(float(x.min()) for x in images) < 0:
+        return images
+    if max(tops) < 1 and all(bool((x == np.round(x)).all()) for x in images):
+        return images
+    levels = [np.round(x * 255.0) for x in images]
+    # Half precision rounds k/255 by 0.06 of a level.
+    exact = all(bool((np.abs(x * 255.0 - k) < 0.1).all()) for x, k in zip(images, levels))
+    binary = all(bool(((x == 0) | (x == 1)).all()) for x in images)
+    return [k.astype(np.uint8) for k in levels] if exact and not binary else images
+
+
+def _label_problem(y: np.ndarray | None, x: np.ndarray) -> str:
+    """Why numbers are no labels of these images; nothing if they are."""
+    assert y is not None
+    whole = y.dtype.kind in "uib"
+    if y.size != len(x) or not whole or y.min() < 0:
+        return (
+            f"{len(x)} images need as many labels, integers from 0; its shape is {y.shape} of "
+            f"{y.dtype}"
+        )
+    if y.max() >= _MOST_LABELS:
+        return f"labels go up to {int(y.max())}, and classes are below {_MOST_LABELS}"
+    return ""

@@ -52,20 +52,22 @@ class Team:
         return total[0] / total[1]
 
     def sum_gradients(self, params: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by the sum over the processes, in one message."""
+        """Replace each gradient by the sum over the processes, in one message.
+
+        A parameter without a gradient in any process keeps none: an optimiser passes it over then,
+        as it does in one process, where a gradient of zero would count as a step.
+        """
         if self.size == 1:
             return
         leaves = list(params)
-        for leaf in leaves:
-            if leaf.grad is None:
-                leaf.grad = torch.zeros_like(leaf)
-        flat = torch.cat([leaf.grad.reshape(-1) for leaf in leaves if leaf.grad is not None])
+        grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        there = grads[0].new_tensor([float(leaf.grad is not None) for leaf in leaves])
+        flat = torch.cat([*(grad.reshape(-1) for grad in grads), there])
         dist.all_reduce(flat)
-        place = 0
-        for leaf in leaves:
-            assert leaf.grad is not None
-            leaf.grad.copy_(flat[place : place + leaf.numel()].view_as(leaf))
-            place += leaf.numel()
+        sizes = [leaf.numel() for leaf in leaves]
+        *parts, there = flat.split([*sizes, len(leaves)])
+        for leaf, part, found in zip(leaves, parts, there.tolist(), strict=True):
+            leaf.grad = part.view_as(leaf).clone() if found else None
 
     def share(self, module: nn.Module) -> None:
         """Give every process the leader's parameters and buffers."""
@@ -101,11 +103,15 @@ def open_team(device: str = "auto") -> Team:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         where = torch.device(device)
-    except RuntimeError as error:
-        raise OptionError(f"--device {device} is not known: {error}") from error
+        torch.empty(1, device=where)
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise OptionError("--device cuda: torch finds no GPU. Take --device cpu.") from error
+        words = str(error).splitlines()[0]
+        raise OptionError(
+            f"--device {device} cannot be used: {words} Take --device cpu."
+        ) from error
     if where.type == "cuda":
-        if not torch.cuda.is_available():
-            raise OptionError("--device cuda: torch finds no GPU. Take --device cpu.")
         where = torch.device("cuda", local if size > 1 else where.index or 0)
         torch.cuda.set_device(where)
     if size > 1:

@@ -20,9 +20,19 @@ _DTYPES = {
 
 
 def looks_like_idx(path: Path) -> bool:
-    """Whether a name is that of an idx file, packed or not."""
+    """Whether a file is one of idx, packed or not, or is called so and is no npz file."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start[:2] == b"\x1f\x8b":
+            with gzip.open(path) as packed:
+                start = packed.read(4)
+    except (OSError, EOFError, zlib.error):
+        start = b""
+    if len(start) == 4 and start[:2] == b"\0\0" and start[2] in _DTYPES:
+        return True
     name = path.name.removesuffix(".gz")
-    return "idx" in name or name.endswith("ubyte")
+    return start[:2] != b"PK" and ("idx" in name or name.endswith("ubyte"))
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:

@@ -17,6 +17,7 @@ from pyro_nfvi.flows import Flow
 from pyro_nfvi.guides.param_store import sync_module
 from pyro_nfvi.vae.assemble import (
     at_least_one,
+    call_net,
     encoder_output,
     plate,
     posterior_flow,
@@ -146,9 +147,13 @@ class FlowVAE(PyroModule):
         """
         self.check(x)
         c = self.condition(y, x)
+        like = next(self.encoder.parameters(), None)
         given = self.likelihood.encoder_input(x)
-        found = self.encoder(given) if c is None else self.encoder(given, c)
-        loc, scale, context = encoder_output(found, len(x), self.latent_dim, self.context_dim)
+        given = given if like is None else given.to(like.dtype)
+        found = call_net("encoder", self.encoder, given, *(() if c is None else (c,)))
+        loc, scale, context = encoder_output(
+            found, len(x), self.latent_dim, self.context_dim, flow=self.flow is not None
+        )
         return Posterior(loc, scale, self.flow, context)
 
     def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
@@ -164,9 +169,9 @@ class FlowVAE(PyroModule):
             if c is None:
                 raise ContextError("This VAE is conditional: decode needs the labels c.")
             rows = c.expand(*batch, self.condition_dim).reshape(-1, self.condition_dim)
-            params = self.decoder(flat, rows)
+            params = call_net("decoder", self.decoder, flat, rows)
         else:
-            params = self.decoder(flat)
+            params = call_net("decoder", self.decoder, flat)
         if not isinstance(params, Tensor) or params.shape[:1] != flat.shape[:1]:
             came = tuple(params.shape) if isinstance(params, Tensor) else type(params).__name__
             raise ShapeError(
@@ -198,20 +203,21 @@ class FlowVAE(PyroModule):
             return None
         if y is None:
             raise ContextError(f"This VAE is conditional: pass labels y (condition_dim={size}).")
+        like = next(self.parameters(), torch.empty(()))
+        y = torch.as_tensor(y, device=like.device)
         if y.dim() == 1 and not y.is_floating_point():
             if len(y) != len(x) or bool(((y < 0) | (y >= size)).any()):
                 raise ContextError(
                     f"Labels need to be {len(x)} integers from 0 to {size - 1}; got {len(y)} from "
                     f"{int(y.min())} to {int(y.max())}."
                 )
-            like = next(self.parameters(), torch.empty(()))
             return nn.functional.one_hot(y.long(), size).to(like)
         if y.shape != (len(x), size):
             raise ContextError(
                 f"Labels need shape ({len(x)},), integers, or ({len(x)}, {size}); got "
                 f"{tuple(y.shape)}."
             )
-        return y
+        return y.to(like)
 
     # ----------------------------------------------------------------------------- Pyro's door
 
@@ -256,10 +262,12 @@ class FlowVAE(PyroModule):
         return self.prior.distribution(seen).expand((len(x),))
 
     def _sync(self, part: str, module: nn.Module | None) -> None:
-        """Keep the parameters and Pyro's store one and the same, as the flow guides do."""
-        adopt = part not in self.__dict__.setdefault("_in_store", set())
-        sync_module(self, f"{type(self).__name__}.{part}", module, adopt=adopt)
-        self.__dict__["_in_store"].add(part)
+        """Keep the parameters and Pyro's store one and the same: loaded values are taken over.
+
+        Those of another VAE of this process are not: nets come with weights of their own, and the
+        VAE that is trained next would begin with trained ones.
+        """
+        sync_module(self, f"{type(self).__name__}.{part}", module, adopt=False)
 
     # ------------------------------------------------------------------------- without Pyro
 

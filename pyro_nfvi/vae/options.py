@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,11 +85,21 @@ class Options:
     pictures: bool = _option(True, "draw pictures at the end")
 
     def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):
+            value, kind = getattr(self, one.name), type(one.default)
+            if kind is float and type(value) is int:
+                setattr(self, one.name, float(value))
+            elif kind is str and isinstance(value, os.PathLike):
+                setattr(self, one.name, os.fspath(value))
+            elif type(value) is not kind:
+                raise OptionError(
+                    f"--{one.name.replace('_', '-')} is of type {kind.__name__}; got {value!r}."
+                )
         least = {
             "latent_dim": 1, "context_dim": -1, "flow_hidden": 0, "rank": 0, "epochs": 1,
             "batch_size": 1, "num_samples": 1, "cycles": 1, "tempered": 0, "patience": 0,
             "save_steps": 1, "nll_samples": 0, "nll_images": 0, "threads": 0, "warmup": 0,
-            "beta": 0, "free_bits": 0,
+            "beta": 0, "free_bits": 0, "seed": 0,
         }  # fmt: skip
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
@@ -105,6 +116,14 @@ class Options:
                     f"{one.name} is one of {', '.join(filter(None, known))}; got "
                     f"{getattr(self, one.name)!r}."
                 )
+        if self.objective == "iwae":
+            plain = {"beta": 1.0, "free_bits": 0.0, "tempered": 0, "cycles": 1}
+            for name, value in plain.items():
+                if getattr(self, name) != value:
+                    raise OptionError(
+                        f"--{name.replace('_', '-')} belongs to --objective elbo; the IWAE bound "
+                        "has no KL divergence of its own to weight."
+                    )
         wrong = {"elbo": "dreg", "iwae": "path"}[self.objective]
         if self.estimator == wrong:
             raise OptionError(

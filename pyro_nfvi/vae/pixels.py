@@ -78,8 +78,13 @@ def _checked(x: Tensor, levels: int) -> Tensor:
     return x
 
 
+def _top(levels: int) -> int:
+    """The pixel that is ink for certain; real pixels are probabilities."""
+    return levels - 1 if levels else 1
+
+
 def _binomial(rng: np.random.RandomState, x: Tensor, levels: int) -> Tensor:
-    drawn = rng.binomial(1, x.numpy().astype(np.float64) / (levels - 1))
+    drawn = rng.binomial(1, x.numpy().astype(np.float64) / _top(levels))
     return torch.from_numpy(drawn.astype(np.float32)).to(torch.get_default_dtype())
 
 
@@ -116,7 +121,7 @@ class Preparation:
             parts = (data.train, data.valid, data.test)
             return tuple(x.long() if keep else x.to(torch.get_default_dtype()) for x in parts)  # type: ignore[return-value]
         if self.kind == "threshold":
-            cut = (self.levels - 1) / 2
+            cut = _top(self.levels) / 2
             parts = (data.train, data.valid, data.test)
             return tuple((x > cut).to(torch.get_default_dtype()) for x in parts)  # type: ignore[return-value]
         if self.kind == "dequantize":
@@ -136,7 +141,7 @@ class Preparation:
         """Prepare training images with uniform noise of their shape."""
         rows = x.to(noise)
         if self.kind == "dynamic":
-            return (noise * (self.levels - 1) < rows).to(noise)
+            return (noise * _top(self.levels) < rows).to(noise)
         return _spread(rows, noise, self.levels, self.margin)
 
     def log_volume(self, dim: int) -> float:
@@ -148,6 +153,28 @@ class Preparation:
     def spec(self) -> dict[str, Any]:
         """Describe the preparation with what JSON can hold."""
         return {"kind": self.kind, "levels": self.levels, "margin": self.margin}
+
+
+def _check_real(data: ImageData, name: str) -> None:
+    """Refuse real pixels that a likelihood does not describe."""
+    parts = (data.train, data.valid, data.test)
+    low, high = min(float(x.min()) for x in parts), max(float(x.max()) for x in parts)
+    came = f"{data.name} holds real pixels from {low:g} to {high:g}"
+    if name == "categorical":
+        raise OptionError(
+            f"{came}; the categorical likelihood is for integers. Save them as integers 0 to 255 "
+            "(uint8), or take --likelihood gaussian."
+        )
+    if name == "bernoulli" and (low < 0 or high > 1):
+        raise OptionError(
+            f"{came}; the bernoulli likelihood takes 0 to 1, as probabilities of ink. Save "
+            f"x / {high:g}, or integers 0 to 255 (uint8), or take --likelihood gaussian."
+        )
+    if name == "logit-normal" and (low <= 0 or high >= 1):
+        raise OptionError(
+            f"{came}; a logit-normal has no density at 0, at 1 and beyond. Save integers 0 to 255 "
+            "(uint8), which are dequantised, or take --likelihood gaussian."
+        )
 
 
 def choose_preparation(data: ImageData, likelihood: Likelihood, kind: str = "auto") -> Preparation:
@@ -175,11 +202,8 @@ def choose_preparation(data: ImageData, likelihood: Likelihood, kind: str = "aut
         "gaussian": ("dequantize",) if levels else ("as-is",),
         "logit-normal": ("dequantize",) if levels else ("as-is",),
     }.get(name, _KINDS)
-    if name in ("bernoulli", "categorical") and not levels:
-        raise OptionError(
-            f"{data.name} holds real pixels, which the {name} likelihood does not describe. Take "
-            "--likelihood gaussian or logit-normal."
-        )
+    if not levels:
+        _check_real(data, name)
     chosen = fits[0] if kind == "auto" else kind
     if chosen not in fits:
         raise OptionError(

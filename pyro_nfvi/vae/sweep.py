@@ -14,19 +14,28 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pyro_nfvi.errors import NFVIError, OptionError
+from pyro_nfvi.errors import FileError, NFVIError, OptionError
+from pyro_nfvi.flows import make_flow
+from pyro_nfvi.infer.files import read_file
 from pyro_nfvi.plots.style import pyplot
 from pyro_nfvi.vae.checkpoint import RunFolder
+from pyro_nfvi.vae.data import load_data
 from pyro_nfvi.vae.options import Options, parse
 from pyro_nfvi.vae.papers import Published, published_for
 from pyro_nfvi.vae.sweep_plots import draw_curve, draw_points
-from pyro_nfvi.vae.train import train
+from pyro_nfvi.vae.train import fingerprint, train
 
 __all__ = ["Row", "main", "sweep", "table", "write_tables"]
+
+
+#: Options that say nothing of a run's results.
+_FREE = frozenset(
+    {"out", "resume", "overwrite", "quiet", "pictures", "device", "threads", "save_steps"}
+)
 
 
 @dataclass(frozen=True)
@@ -70,17 +79,19 @@ def sweep(
         say: What lines of text are given to.
     """
     rows = []
-    for flow in flows:
+    # A flow that cannot be built is told of before the others have trained.
+    every = [_with_flow(options, flow) for flow in flows]
+    for flow, chosen in zip(flows, every, strict=True):
         results, size = [], 0
         for seed in seeds:
             place = Path(options.out) / f"{_slug(flow)}-seed{seed}"
             done = place / "results.json"
-            if not done.exists():
+            one = replace(
+                chosen, seed=seed, out=str(place), resume=not options.overwrite,
+                overwrite=options.overwrite,
+            )  # fmt: skip
+            if options.overwrite or not _is_done(one, place):
                 say(f"== {flow}, seed {seed}")
-                one = replace(
-                    _with_flow(options, flow), seed=seed, out=str(place), resume=True,
-                    overwrite=False,
-                )  # fmt: skip
                 run = train(one, say=say)
                 if run.progress.done == "interrupted":
                     raise KeyboardInterrupt
@@ -105,8 +116,33 @@ def _with_flow(options: Options, flow: str) -> Options:
         name, _, value = part.partition("=")
         if name not in names:
             raise OptionError(f"{flow!r}: a flow takes {', '.join(names)} here; got {name!r}.")
-        changes[names[name]] = value if name in ("gate", "kind") else int(value)
-    return replace(options, **changes)
+        try:
+            changes[names[name]] = value if name in ("gate", "kind") else int(value)
+        except ValueError as error:
+            raise OptionError(f"{flow!r}: {name} is a whole number; got {value!r}.") from error
+    chosen = replace(options, **changes)
+    if formula != "none":
+        make_flow(formula, options.latent_dim, 1, **chosen.flow_options)
+    return chosen
+
+
+def _is_done(options: Options, place: Path) -> bool:
+    """Whether a folder holds the results of a run with these options, on these data.
+
+    Where something differs, training says what (``--resume`` of another run), or goes on.
+    """
+    try:
+        held = json.loads((place / "config.json").read_text("utf-8"))
+        spec, _ = read_file(place / "best.pt", "VAE")
+    except (OSError, ValueError, FileError):
+        return False
+    if not (place / "results.json").exists():
+        return False
+    ours = {name: value for name, value in asdict(options).items() if name not in _FREE}
+    theirs = {name: value for name, value in held.items() if name not in _FREE}
+    return ours == theirs and spec.get("data") == fingerprint(
+        load_data(options.data, seed=options.seed)
+    )
 
 
 def table(rows: Sequence[Row], published: Sequence[Published] = ()) -> list[dict[str, str]]:
@@ -227,8 +263,6 @@ def _split(text: str) -> list[str]:
 
 
 def _published(place: Path) -> tuple[Published, ...]:
-    from pyro_nfvi.infer.files import read_file
-
     spec, _ = read_file(place / "best.pt", "VAE")
     shape = tuple(spec["architecture"]["shape"])
     return published_for(shape, spec["preparation"]["kind"])

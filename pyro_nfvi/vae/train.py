@@ -11,6 +11,7 @@ import json
 import math
 import signal
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from types import FrameType
@@ -33,7 +34,7 @@ from pyro_nfvi.vae.options import IDENTITY, Options, parse
 from pyro_nfvi.vae.pixels import Preparation, choose_preparation
 from pyro_nfvi.vae.trainer import Feed, Plan, Trainer
 
-__all__ = ["Run", "main", "train"]
+__all__ = ["Run", "fingerprint", "main", "train"]
 
 #: What a shell is told of a run that a signal ended: 128 + SIGTERM.
 _TERMINATED = 143
@@ -63,7 +64,8 @@ def architecture_of(options: Options, data: ImageData) -> Architecture:
     if options.likelihood == "categorical":
         likelihood["levels"] = max(data.levels, 2)
     if options.conditional and not data.num_labels:
-        raise OptionError(f"--conditional needs labels; {data.name} has none.")
+        why = f" that can be used: {data.no_labels}" if data.no_labels else ""
+        raise OptionError(f"--conditional needs labels; {data.name} has none{why}.")
     return Architecture(
         shape=data.shape,
         latent_dim=options.latent_dim,
@@ -77,6 +79,14 @@ def architecture_of(options: Options, data: ImageData) -> Architecture:
         condition_dim=data.num_labels if options.conditional else 0,
         amortize=options.amortize,
     )
+
+
+def fingerprint(data: ImageData) -> str:
+    """Name, sizes and a checksum of images: a run goes on with the data that it began with."""
+    parts = (data.train, data.valid, data.test)
+    sums = [zlib.crc32(part.contiguous().numpy().tobytes()) for part in parts]
+    sizes = "/".join(str(len(part)) for part in parts)
+    return f"{data.name}, {data.shape}, {sizes}, contents {zlib.crc32(repr(sums).encode()):08x}"
 
 
 def loss_of(options: Options, steps_per_epoch: int) -> VAELoss:
@@ -107,7 +117,10 @@ def train(options: Options, *, say: Any = print) -> Run:
         torch.set_num_threads(options.threads)
     team = open_team(options.device)
     try:
-        return _train(options, team, say if team.leads else lambda *_: None)
+        # Nets of a user's own may draw from torch's state, which checkpoints hold.
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(options.seed)
+            return _train(options, team, say if team.leads else lambda *_: None)
     finally:
         close_team(team)
 
@@ -131,7 +144,7 @@ def _train(options: Options, team: Team, say: Any) -> Run:
     spec = {
         "architecture": json.loads(json.dumps(architecture.spec())),
         "options": {name: getattr(options, name) for name in IDENTITY},
-        "data": f"{data.name}, {data.shape}, {len(data.train)}/{len(data.valid)}/{len(data.test)}",
+        "data": fingerprint(data),
         "loss": loss.spec(),
         "preparation": preparation.spec(),
         "version": __version__,
@@ -152,6 +165,8 @@ def _train(options: Options, team: Team, say: Any) -> Run:
         show=not options.quiet, stop=signals.came,
     )  # fmt: skip
     _begin(options, trainer, folder, say)
+    if team.leads:
+        folder.write("config.json", json.dumps(asdict(options), indent=1) + "\n")
     with signals:
         progress = trainer.run()
     if progress.done == "interrupted":
@@ -182,7 +197,7 @@ def _open_folder(options: Options, team: Team, spec: dict[str, Any]) -> RunFolde
         for old in (folder.last, folder.best, folder.log):
             old.unlink(missing_ok=True)
     if team.leads:
-        folder.write("config.json", json.dumps(asdict(options), indent=1) + "\n")
+        folder.clear_strays()
     team.wait()
     return folder
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_nfvi.errors import DataError, DivergedError
+from pyro_nfvi.errors import DataError, DivergedError, OptionError
 from pyro_nfvi.vae.blame import blame
 from pyro_nfvi.vae.checkpoint import Progress, RunFolder
 from pyro_nfvi.vae.distributed import Team
@@ -121,8 +121,14 @@ class Trainer:
         self.progress = Progress()
         self._params = [p for p in vae.parameters() if p.requires_grad]
         whole, rest = divmod(len(feed.train), plan.batch_size)
-        # A last batch too small to give every process an image is left out.
-        self.steps_per_epoch = whole + (rest >= self.team.size)
+        smallest = min(plan.batch_size, rest or plan.batch_size)
+        if smallest < self.team.size:
+            raise OptionError(
+                f"Each of {self.team.size} processes needs an image of every batch, and "
+                f"{len(feed.train)} images in batches of {plan.batch_size} leave one of "
+                f"{smallest}. Take another --batch-size, or fewer processes."
+            )
+        self.steps_per_epoch = whole + (rest > 0)
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint."""
@@ -169,7 +175,8 @@ class Trainer:
             at.batch += 1
             if self.team.any(self.stop()):
                 return False
-            if at.step % self.plan.save_steps == 0 and at.batch < self.steps_per_epoch:
+            good = not at.bad_in_a_row
+            if at.step % self.plan.save_steps == 0 and at.batch < self.steps_per_epoch and good:
                 self._save()
         return True
 
@@ -237,11 +244,12 @@ class Trainer:
             return
         where = blame(self.vae, x, y, eps)
         kept = ""
-        if self.folder is not None and self.folder.last.exists():
-            kept = f" The last checkpoint, {self.folder.last}, is from before."
+        if self.folder is not None and self.folder.best.exists():
+            kept = f" The best parameters until now, of epoch {at.best_epoch}: {self.folder.best}."
         raise DivergedError(
             f"{_MAX_BAD} steps in a row had no finite gradient, up to step {at.step}: {where}. "
-            f"Take a smaller --lr or --clip-norm.{kept}"
+            "Start anew (--overwrite, or another --out) with a smaller --lr or --clip-norm."
+            f"{kept}"
         )
 
     # ------------------------------------------------------------------- the end of an epoch

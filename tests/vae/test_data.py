@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_shapes_and_types_are_brought_into_one_form(tmp_path):
     assert load_data(npz(tmp_path / "f.npz", x=(GREY > 99).astype(float))).levels == 2
     assert load_data(npz(tmp_path / "g.npz", x=GREY > 99)).levels == 2
     assert load_data(npz(tmp_path / "h.npz", x=GREY.astype(float))).levels == 256
-    real = load_data(npz(tmp_path / "i.npz", x=GREY / 255))
+    real = load_data(npz(tmp_path / "i.npz", x=GREY / 200.3))
     assert real.levels == 0
     assert real.train.dtype == torch.float32
 
@@ -133,21 +134,85 @@ def test_wrong_and_truncated_files_say_so(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "hint"),
     [
-        ({"foo": GREY}, "foo"),
+        ({"foo": GREY, "bar": GREY}, "foo, bar"),
         ({"x": GREY[:0]}, "at least 3"),
         ({"x_train": GREY[:0], "x_val": GREY, "x_test": GREY}, "empty"),
         ({"x": np.full((9, 2, 2), np.nan)}, "not finite"),
         ({"x": GREY.astype(np.int64) - 5}, "0 to 255"),
         ({"x": np.full((9, 2, 2), "a")}, "not numbers"),
         ({"x_train": GREY, "x_val": GREY[:, :2], "x_test": GREY}, "differ in shape"),
-        ({"x": GREY, "y": LABELS - 7}, "labels"),
+        ({"x_train": GREY, "x_val": GREY, "x_test": GREY / 255}, "different scales"),
     ],
 )
 def test_images_that_cannot_be_used_are_refused(tmp_path, arrays, hint):
     with pytest.raises(DataError, match=hint):
         load_data(npz(tmp_path / "x.npz", **arrays))
+    with pytest.raises(DataError, match=hint):
+        load_data(tmp_path)  # a folder with one file
+    (tmp_path / "x.npz").unlink()
     with pytest.raises(DataError, match="idx"):
         load_data(tmp_path)
+
+
+def test_labels_that_cannot_be_used_are_left_out_with_the_reason(tmp_path):
+    for labels in (
+        LABELS - 7, LABELS[:7], np.float32(3), np.eye(30)[:, :3], LABELS.astype(str),
+        LABELS + 1_000_000,
+    ):  # fmt: skip
+        data = load_data(npz(tmp_path / "x.npz", x=GREY, y=labels))
+        assert data.labels is None
+        assert "labels" in data.no_labels
+    data = load_data(npz(tmp_path / "x.npz", x=GREY, y=LABELS > 1))
+    assert data.num_labels == 2
+
+
+def test_names_and_kinds_of_files(tmp_path):
+    parts = {"train_images": GREY[:20], "val_images": GREY[20:23], "test_images": GREY[23:]}
+    data = load_data(npz(tmp_path / "my_idx_data.npz", **parts))
+    assert [len(part) for part in (data.train, data.valid, data.test)] == [20, 3, 7]
+    assert len(load_data(npz(tmp_path / "a.npz", Xtrain=GREY[:20], X_TEST=GREY[20:])).test) == 10
+    assert load_data(npz(tmp_path / "b.npz", mine=GREY)).shape == GREY.shape[1:]
+    (tmp_path / "images.bin").write_bytes(idx_bytes(GREY))
+    (tmp_path / "images.gz").write_bytes(gzip.compress(idx_bytes(GREY)))
+    for name in ("images.bin", "images.gz"):
+        assert load_data(tmp_path / name).shape == GREY.shape[1:]
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").write_bytes(idx_bytes(GREY))
+    assert load_data(raw.parent).shape == GREY.shape[1:]
+    with zipfile.ZipFile(tmp_path / "plain.npz", "w") as file:
+        file.writestr("x", "hello")
+    with pytest.raises(FileError, match="no array"):
+        load_data(tmp_path / "plain.npz")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_grey_images_between_0_and_1_are_read_as_the_levels_that_they_are(tmp_path, dtype):
+    data = load_data(npz(tmp_path / "x.npz", x_train=GREY.astype(dtype) / 255))
+    assert data.levels == 256
+    whole = np.concatenate([data.train, data.valid, data.test])
+    assert sorted(map(bytes, whole)) == sorted(map(bytes, GREY))
+
+
+def test_real_pixels_are_probabilities_of_ink(tmp_path):
+    x = np.full((40, 5, 5), 0.3) + 0.001 * GREY[0, 0, 0]
+    x[:, 0] = 0.0
+    data = load_data(npz(tmp_path / "x.npz", x=x))
+    assert data.levels == 0
+    made = choose_preparation(data, Bernoulli())
+    assert made.kind == "dynamic"
+    train, valid, _ = made.images(data)
+    drawn = made.draw(train, torch.rand(train.shape, generator=torch.Generator().manual_seed(0)))
+    for pixels in (drawn, valid):
+        assert set(pixels.unique().tolist()) == {0.0, 1.0}
+        assert not pixels[:, 0].any()
+    assert not made.log_volume(25)
+    for likelihood, hint in ((LogitNormal(), "no density at 0"), (Categorical(256), "uint8")):
+        with pytest.raises(OptionError, match=hint):
+            choose_preparation(data, likelihood)
+    wide = load_data(npz(tmp_path / "y.npz", x=255 * x + 0.3))
+    with pytest.raises(OptionError, match="Save x / "):
+        choose_preparation(wide, Bernoulli())
 
 
 def test_fixed_binarisation_is_that_of_the_peers(tmp_path):
@@ -198,7 +263,7 @@ def test_dequantised_pixels_stay_in_their_cell_and_inside():
 def test_preparations_that_do_not_fit_are_refused(tmp_path):
     digits = load_data("digits")
     binary = load_data(npz(tmp_path / "b.npz", x=GREY > 99))
-    real = load_data(npz(tmp_path / "r.npz", x=GREY / 255))
+    real = load_data(npz(tmp_path / "r.npz", x=GREY / 200.3))
     assert choose_preparation(binary, Bernoulli()).kind == "as-is"
     assert choose_preparation(digits, Categorical(17)).kind == "as-is"
     assert choose_preparation(real, Gaussian()).kind == "as-is"

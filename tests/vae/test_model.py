@@ -343,3 +343,52 @@ def test_a_flow_posterior_holds_two_modes_and_a_gaussian_does_not():
     # Half of the exact posterior's mass is at either root of z^2 = 1.
     assert min(found[None], 1 - found[None]) < 0.02
     assert 0.2 < found["planar*8"] < 0.8
+
+
+def test_a_vae_takes_nothing_from_another_of_the_same_process(tmp_path):
+    def trained(vae, steps=3):
+        svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-2}), Trace_ELBO())
+        for _ in range(steps):
+            svi.step(images())
+        return vae
+
+    with pyro.get_param_store().scope():
+        one = trained(make("planar*2", seed=0))
+        kept = copy.deepcopy(one.state_dict())
+        two = make("planar*2", seed=1)
+        own = copy.deepcopy(two.state_dict())
+        two.elbo(images())
+        trained(two, 1)
+        # One step of Adam moves a number by its rate at most.
+        for name, value in two.state_dict().items():
+            assert float((value - own[name]).abs().max()) < 0.011
+        assert all(torch.equal(value, kept[name]) for name, value in one.state_dict().items())
+        # The first goes on, and what was saved comes back.
+        pyro.get_param_store().save(str(tmp_path / "store"))
+        trained(one)
+        assert any(not torch.equal(value, kept[name]) for name, value in one.state_dict().items())
+        pyro.get_param_store().load(str(tmp_path / "store"))
+        three = make("planar*2", seed=2)
+        three.model(images())
+        three.guide(images())
+        assert all(
+            torch.equal(value, two.state_dict()[name]) for name, value in three.state_dict().items()
+        )
+
+
+def test_nets_that_do_not_fit_are_named():
+    encoder = DenseEncoder(SHAPE, DIM, (8,), context_dim=4)
+    vae = FlowVAE(encoder, make().decoder, DIM, 0, "planar*2")
+    with pytest.raises(ContextError, match=r"returns a context, \(5, 4\), and context_dim=0"):
+        vae.elbo(images())
+    assert FlowVAE(encoder, make().decoder, DIM, 0, None).elbo(images()).bound.shape == (5,)
+    with pytest.raises(ShapeError, match=r"encoder failed on an input of shape \(5, 4, 2\)"):
+        make().elbo(torch.zeros(5, 4, 2))
+    with pytest.raises(ShapeError, match="decoder failed on an input of shape"):
+        make().decode(torch.zeros(5, DIM, dtype=torch.float64))
+    # Images in double precision are no reason to fail.
+    assert make().elbo(images().double()).bound.shape == (5,)
+    labelled = make(condition_dim=3)
+    assert labelled.elbo(images(), [0, 1, 2, 0, 1]).bound.shape == (5,)
+    rows = nn.functional.one_hot(torch.tensor([0, 1, 2, 0, 1]), 3)
+    assert labelled.elbo(images(), rows).bound.shape == (5,)

@@ -21,6 +21,7 @@ from pyro_nfvi.vae.checkpoint import RunFolder
 from pyro_nfvi.vae.distributed import Team
 from pyro_nfvi.vae.options import Options, parse
 from pyro_nfvi.vae.pixels import Preparation
+from pyro_nfvi.vae.sweep import sweep
 from pyro_nfvi.vae.train import main, train
 from pyro_nfvi.vae.trainer import Feed, Plan, Trainer
 
@@ -264,7 +265,10 @@ def test_every_option_trains(grey, tmp_path, change):
 def test_wrong_options_are_refused(grey, tmp_path, change):
     with pytest.raises(NFVIError):
         train(options(change.pop("data", grey), tmp_path / "run", **change), say=silent)
-    for bad in ({"epochs": 0}, {"lr": 0.0}, {"estimator": "dreg"}, {"likelihood": "normal"}):
+    for bad in (
+        {"epochs": 0}, {"lr": 0.0}, {"estimator": "dreg"}, {"likelihood": "normal"},
+        {"epochs": 1.5}, {"objective": "iwae", "beta": 2.0}, {"seed": -1},
+    ):  # fmt: skip
         with pytest.raises(OptionError):
             Options(**bad)
     with pytest.raises(DataError):
@@ -364,3 +368,64 @@ def test_two_processes_end_where_one_does(grey, tmp_path):
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, atol=1e-6, rtol=0)
     assert two.stdout.count("Trained 4 epochs") == 1  # one process talks
+
+
+def test_a_refused_resume_changes_nothing(grey, tmp_path):
+    train(options(grey, tmp_path / "run", epochs=1), say=silent)
+    held = (tmp_path / "run" / "config.json").read_text("utf-8")
+    with pytest.raises(FileError, match="is of another run: its latent_dim"):
+        train(options(grey, tmp_path / "run", latent_dim=3, resume=True), say=silent)
+    assert (tmp_path / "run" / "config.json").read_text("utf-8") == held
+    # The same name and sizes, other pixels.
+    with np.load(grey) as file:
+        np.savez_compressed(grey, x=255 - file["x"], y=file["y"])
+    with pytest.raises(FileError, match="its data is"):
+        train(options(grey, tmp_path / "run", resume=True), say=silent)
+
+
+def test_files_of_two_runs_of_one_seed_hold_the_same(grey, tmp_path):
+    torch.manual_seed(1)
+    train(options(grey, tmp_path / "one", epochs=1), say=silent)
+    torch.manual_seed(2)
+    train(options(grey, tmp_path / "two", epochs=1), say=silent)
+    one, two = (tmp_path / name / "last.pt" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    stray = tmp_path / "one" / ".last.pt.abc"
+    stray.write_bytes(b"half a checkpoint")
+    train(options(grey, tmp_path / "one", resume=True), say=silent)
+    assert not stray.exists()
+
+
+def test_every_process_needs_an_image_of_every_batch(grey):
+    data = torch.rand(21, 3)
+    feed = Feed(data, data, Preparation("as-is", 2))
+    plan = Plan(ELBOLoss(), 1, 10, 1e-3)
+    vae = make(None)
+    optimizer = torch.optim.Adam(vae.parameters())
+    with pytest.raises(OptionError, match=r"Each of 2 processes.*21 images.* leave one of 1"):
+        Trainer(vae, feed, plan, optimizer, team=Team(0, 2, torch.device("cpu")))
+    assert Trainer(vae, feed, plan, optimizer).steps_per_epoch == 3
+
+
+def test_a_sweep_repeats_what_was_done_with_other_options(grey, tmp_path):
+    said = []
+
+    def numbers(**more):
+        said.clear()
+        asked = options(grey, tmp_path / "sweep", epochs=1, **more)
+        return sweep(asked, ["none"], [0], say=said.append)[0].results[0]
+
+    first = numbers()
+    assert numbers() == first
+    assert not said
+    assert numbers(nll_samples=30)["nll_samples"] == 30
+    with pytest.raises(FileError, match="its lr is"):
+        numbers(lr=1e-2)
+    assert numbers(lr=1e-2, overwrite=True) != first
+    with np.load(grey) as file:
+        np.savez_compressed(grey, x=255 - file["x"], y=file["y"])
+    with pytest.raises(FileError, match="its data is"):
+        numbers(lr=1e-2)
+    with pytest.raises(OptionError, match="rank is a whole number"):
+        sweep(options(grey, tmp_path / "other"), ["none", "sylvester*2:rank=x"], [0], say=silent)
+    assert not (tmp_path / "other").exists()
