@@ -23,9 +23,10 @@ from pyro_nfvi.flows import make_flow
 from pyro_nfvi.infer.files import read_file
 from pyro_nfvi.plots.style import pyplot
 from pyro_nfvi.vae.checkpoint import RunFolder
-from pyro_nfvi.vae.data import load_data
+from pyro_nfvi.vae.data import ImageData, load_data
 from pyro_nfvi.vae.options import Options, parse
-from pyro_nfvi.vae.papers import Published, published_for
+from pyro_nfvi.vae.papers import Published, in_columns, published_for
+from pyro_nfvi.vae.pictures import save_figure
 from pyro_nfvi.vae.sweep_plots import draw_curve, draw_points
 from pyro_nfvi.vae.train import fingerprint, train
 
@@ -155,6 +156,7 @@ def table(rows: Sequence[Row], published: Sequence[Published] = ()) -> list[dict
             "model": row.flow,
             "-ELBO": _pair(elbo, elbo_sd),
             "NLL": "",
+            "-ELBO bits/dim": "",
             "quantity": "-ELBO",
             "KL": f"{row.mean_sd('kl')[0]:.2f}",
             "active": f"{row.mean_sd('active')[0]:.0f}/{first['latent_dim']}",
@@ -166,14 +168,12 @@ def table(rows: Sequence[Row], published: Sequence[Published] = ()) -> list[dict
             nll, nll_sd = row.mean_sd("nll")
             line["NLL"] = _pair(nll, nll_sd)
             line["quantity"] += f"; NLL({first['nll_samples']}), {first['nll_images']} images"
-        if "bits" in first:  # of the NLL where there is one
-            line["quantity"] += f" ({row.mean_sd('bits')[0]:.2f} bits/dim)"
+        if "elbo_bits" in first:  # runs of earlier versions have none
+            line["-ELBO bits/dim"] = _pair(*row.mean_sd("elbo_bits"))
         lines.append(line)
     for one in published:
-        elbo = one.quantity.startswith("-ELBO")
-        number = _pair(one.value, math.nan if one.spread is None else one.spread)
         lines.append({
-            "model": one.model, "-ELBO": number if elbo else "", "NLL": "" if elbo else number,
+            "model": one.model, **in_columns(one),
             "quantity": one.quantity, "KL": "", "active": "", "parameters": "", "seeds": "",
             "source": f"{one.source}: {one.data}, {one.settings}",
         })  # fmt: skip
@@ -200,7 +200,8 @@ def write_tables(
     """
     lines = table(rows, published)
     note = (
-        "Nats per image. -ELBO and NLL(S) are different quantities: compare like with like. "
+        "Nats per image, but for -ELBO bits/dim. -ELBO and NLL(S) are different quantities: "
+        "compare like with like. "
         "± is the standard deviation between seeds (for papers, what they give).\n"
     )
     folder.write("table.md", f"{_markdown(lines)}\n{note}")
@@ -210,13 +211,12 @@ def write_tables(
     writer.writerows(lines)
     folder.write("table.csv", text.getvalue())
     try:
-        plt = pyplot()
+        pyplot()
     except NFVIError:
         return
     for name, figure in (("sweep.png", draw_points(rows)), ("curve.png", draw_curve(rows))):
         if figure is not None:
-            figure.savefig(folder.path / name)
-            plt.close(figure)
+            save_figure(figure, folder.path / name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -233,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = sweep(options, _split(own.flows), seeds)
         folder = RunFolder(options.out)
         first = folder.path / f"{_slug(rows[0].flow)}-seed{seeds[0]}"
-        write_tables(folder, rows, _published(first))
+        write_tables(folder, rows, _published(first, load_data(options.data, seed=options.seed)))
     except NFVIError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -262,10 +262,11 @@ def _split(text: str) -> list[str]:
     return found
 
 
-def _published(place: Path) -> tuple[Published, ...]:
+def _published(place: Path, data: ImageData) -> tuple[Published, ...]:
     spec, _ = read_file(place / "best.pt", "VAE")
     shape = tuple(spec["architecture"]["shape"])
-    return published_for(shape, spec["preparation"]["kind"])
+    likelihood = spec["architecture"]["likelihood"]["name"]
+    return published_for(shape, spec["preparation"]["kind"], likelihood, data)
 
 
 if __name__ == "__main__":
