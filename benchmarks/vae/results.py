@@ -4,6 +4,7 @@
     python benchmarks/vae/results.py --data mnist_static.npz       # hours on a CPU
     python benchmarks/vae/results.py --data freyfaces.npz --likelihood categorical --seeds 0
     python benchmarks/vae/results.py --data mnist_static.npz --papers   # their settings: a GPU
+    python benchmarks/vae/results.py --data mnist_static.npz --page     # the page from its JSON
     python benchmarks/vae/results.py --smoke                       # seconds
 
 Runs are kept in --runs: those that are done are not repeated, one that was cut off goes on.
@@ -11,8 +12,10 @@ Writes docs/benchmarks/vae_NAME.{md,json,png}.
 """
 
 import argparse
+import json
 import shutil
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +27,7 @@ from pyro_nfvi.vae import load_data
 from pyro_nfvi.vae.checkpoint import RunFolder
 from pyro_nfvi.vae.options import Options
 from pyro_nfvi.vae.papers import published_for
-from pyro_nfvi.vae.sweep import sweep, table, write_tables
+from pyro_nfvi.vae.sweep import Row, sweep, table, write_tables
 
 FLOWS = ("none", "iaf*4:hidden_dim=320", "planar*16", "sylvester*4:rank=8", "radial*16")
 #: Order that the papers find, the worst first.
@@ -45,6 +48,7 @@ def given():
     parser.add_argument("--nll-images", type=int, default=500)
     parser.add_argument("--papers", action="store_true", help="z 64, convolutions, 2000 epochs")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--page", action="store_true", help="write the page anew, run nothing")
     parser.add_argument("--smoke", action="store_true")
     return parser.parse_args()
 
@@ -113,32 +117,40 @@ def main():
         pictures=False, nll_images=min(run.nll_images, 50) if run.smoke else run.nll_images,
         device=run.device, **chosen,
     )  # fmt: skip
-    rows = sweep(options, flows, seeds)
+    target = ROOT / "out" / "benchmarks" if run.smoke else DOCS
+    target.mkdir(parents=True, exist_ok=True)
+    env = environment()
+    if run.page:
+        held = json.loads((target / f"vae_{name}.json").read_text("utf-8"))
+        rows, env = [Row(**one) for one in held["rows"]], held["environment"]
+        chosen = held["settings"]
+        options = replace(options, **chosen)
+    else:
+        rows = sweep(options, flows, seeds)
     as_is = data.levels == 2 or run.likelihood == "categorical"
     kind = "as-is" if as_is else "dynamic"
     published = published_for(data.shape, kind, run.likelihood, data)
-    folder = RunFolder(runs)
-    write_tables(folder, rows, published)
     lines = table(rows, published)
     keys = list(lines[0])
     body_table = "\n".join(
         "| " + " | ".join(cells) + " |"
         for cells in (keys, ["---"] * len(keys), *([line[key] for key in keys] for line in lines))
     )
-    env = environment()
-    target = ROOT / "out" / "benchmarks" if run.smoke else DOCS
-    target.mkdir(parents=True, exist_ok=True)
-    picture = folder.path / "sweep.png"
-    if picture.exists():
-        shutil.copy(picture, target / f"vae_{name}.png")
+    if not run.page:
+        folder = RunFolder(runs)
+        write_tables(folder, rows, published)
+        picture = folder.path / "sweep.png"
+        if picture.exists():
+            shutil.copy(picture, target / f"vae_{name}.png")
+    seen = rows[0].results[0]["nll_images"]
     size = "gated convolutions" if run.papers else "gated dense nets 300-300"
     body = f"""
 {data}. {size}, latent size {options.latent_dim}, {options.epochs} epochs of batches of
 {options.batch_size}, KL warm-up over {options.warmup:g} epochs, {options.optimizer} at rate
 {options.lr:g}; the epoch best on validation images. -ELBO on all {len(data.test)} test images,
-NLL({options.nll_samples}) on the first {min(options.nll_images or len(data.test), len(data.test))}
-of them (means over different images: compare NLL with NLL). Nats per image, ± the standard
-deviation between seeds.
+NLL({options.nll_samples}) on the first {seen} of them (means over different images: compare NLL
+with NLL, or with the -ELBO of the same images in the column `quantity`). Nats per image but for
+bits/dim, ± the standard deviation between seeds.
 
 {body_table}
 
@@ -154,7 +166,7 @@ these runs should have reached.
     results = {
         "environment": env,
         "settings": chosen,
-        "rows": [{"flow": row.flow, "seeds": row.seeds, "results": row.results} for row in rows],
+        "rows": [asdict(row) for row in rows],
     }
     print(write(f"vae_{name}", f"Flow VAEs on {name}", results, body, target))
 

@@ -167,7 +167,11 @@ def table(rows: Sequence[Row], published: Sequence[Published] = ()) -> list[dict
         if "nll" in first:
             nll, nll_sd = row.mean_sd("nll")
             line["NLL"] = _pair(nll, nll_sd)
-            line["quantity"] += f"; NLL({first['nll_samples']}), {first['nll_images']} images"
+            same = row.mean_sd("nll_negative_elbo")[0]  # of fewer images than all, perhaps
+            line["quantity"] += (
+                f"; NLL({first['nll_samples']}), {first['nll_images']} images, whose -ELBO is "
+                f"{same:.2f}"
+            )
         if "elbo_bits" in first:  # runs of earlier versions have none
             line["-ELBO bits/dim"] = _pair(*row.mean_sd("elbo_bits"))
         lines.append(line)
