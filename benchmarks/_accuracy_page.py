@@ -69,7 +69,8 @@ def page(results, titles):
         "range."
     ]
     head = ["posterior", "mean error", "sd error", "W1", "k-hat", "verdict", "flow", "CPU s"]
-    for who in dict.fromkeys(key.split("|")[1] for key in rows):
+    there = dict.fromkeys(key.split("|")[1] for key in rows)
+    for who in sorted(there, key=list(titles).index):
         if who == NUTS:
             continue
         lines, all_rows = [], []

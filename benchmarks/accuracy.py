@@ -127,13 +127,14 @@ def numpyros(posterior, who, seed, steps, python, goal):
 
 def one(name, who, seed, steps, python=None, goal=None):
     posterior = load(name)
+    most = STEPS if steps is None else min(steps, STEPS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             if who in PYRO:
-                return pyros(posterior, PYRO[who][1], seed, min(steps, STEPS))
+                return pyros(posterior, PYRO[who][1], seed, most)
             if who in NUMPYRO:
-                return numpyros(posterior, who, seed, min(steps, STEPS), python, goal)
+                return numpyros(posterior, who, seed, most, python, goal)
             return ours(posterior, who, seed, steps)
         except process.NoNumPyroError:
             raise

@@ -14,6 +14,8 @@ __all__ = ["Outlook", "Plateau", "StopReason", "outlook"]
 _FEWEST = 4
 #: Steps up to which a fit looks back after each block, and blocks between two looks later on.
 _EARLY, _RARER = 1000, 4
+#: Nats that are next to nothing.
+_LITTLE = 0.05
 #: A bound from here on says nothing, in nats.
 _HUGE = 1e100
 #: Median absolute deviations beyond which a bound is drawn in: far, since a start may be steep.
@@ -117,7 +119,8 @@ class Outlook:
     def __str__(self) -> str:
         if self.gain <= 2 * self.error:
             most = max(self.gain, 0.0) + 2 * self.error
-            return f"{self.steps} steps more would bring next to nothing, {most:.2g} nats at most"
+            little = "next to nothing, " if most < _LITTLE else ""
+            return f"{self.steps} steps more would bring {little}{most:.2g} nats at most"
         return (
             f"{self.steps} steps more at the constant rate would bring about {self.gain:.2g} ± "
             f"{self.error:.1g} nats, of which the smaller rates have brought a part"
