@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,26 +12,10 @@ from torch import Tensor
 
 from pyro_nfvi.errors import DataError, FileError, MissingPackageError
 from pyro_nfvi.vae.idx import looks_like_idx, read_idx
+from pyro_nfvi.vae.npz import Held, read_npz
 
 __all__ = ["ImageData", "load_data"]
 
-#: Names under which the parts of a data set are found in an npz file, as :func:`_plain` has them.
-_NAMES = {
-    "train": ("xtrain", "trainimages", "train", "trainx"),
-    "valid": (
-        "xval", "xvalid", "xvalidation", "valid", "val", "validx", "valx", "valimages",
-        "validimages", "validationimages",
-    ),
-    "test": ("xtest", "testimages", "test", "testx"),
-    "y_train": ("ytrain", "trainlabels", "trainy"),
-    "y_valid": (
-        "yval", "yvalid", "yvalidation", "validy", "valy", "vallabels", "validlabels",
-        "validationlabels",
-    ),
-    "y_test": ("ytest", "testlabels", "testy"),
-}  # fmt: skip
-_WHOLE = ("x", "images", "data", "arr0")
-_WHOLE_LABELS = ("y", "labels", "targets", "arr1")
 #: More classes than this are no labels to condition on, but numbers of something.
 _MOST_LABELS = 10_000
 #: Share of the training images that is held out where a file names no validation images.
@@ -110,8 +92,8 @@ def load_data(source: str | os.PathLike[str], *, seed: int = 0) -> ImageData:
             "idx file or a folder of idx files."
         )
     if looks_like_idx(path):
-        return _assemble(path.name, {"x": read_idx(path)}, seed)
-    return _assemble(path.name, _read_npz(path), seed)
+        return _assemble(path.name, Held({"x": read_idx(path)}), seed)
+    return _assemble(path.name, read_npz(path), seed)
 
 
 def _digits() -> ImageData:
@@ -132,56 +114,10 @@ def _digits() -> ImageData:
     return ImageData("digits", train, valid, test, 17, labels)
 
 
-def _plain(name: str) -> str:
-    """A name without case, underscores and the like: ``X_Train`` and ``xtrain`` are the same."""
-    return "".join(letter for letter in name.lower() if letter.isalnum())
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            start = file.read(4)
-        what = "is truncated" if start[:2] == b"PK" else f"starts with {start!r}"
-        raise FileError(
-            f"{path} is no npz file, or not a whole one: it {what}. Write images with "
-            "np.savez_compressed(path, x_train=..., x_val=..., x_test=...)."
-        )
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            wanted = {n for names in _NAMES.values() for n in names} | {*_WHOLE, *_WHOLE_LABELS}
-            there = list(held.files)
-            known = [name for name in there if _plain(name) in wanted]
-            # One array under a name of its own is not to be mistaken.
-            found = {_plain(name): held[name] for name in known}
-            if not known and len(there) == 1:
-                found = {"x": held[there[0]]}
-    except ValueError as error:
-        if "pickle" not in str(error):
-            raise FileError(f"{path} is damaged: {error}. Copy or download it again.") from error
-        raise FileError(
-            f"{path} holds objects instead of numbers, which are not read (they could run code): "
-            f"{error}. Save plain arrays."
-        ) from error
-    except Exception as error:  # zipfile and numpy fail on harmed bytes in many ways
-        raise FileError(f"{path} is damaged: {error}. Copy or download it again.") from error
-    strange = [name for name, value in found.items() if not isinstance(value, np.ndarray)]
-    if strange:
-        raise FileError(
-            f"{path} is a zip file whose member {strange[0]!r} is no array. Write images with "
-            "np.savez_compressed(path, x_train=..., x_val=..., x_test=...)."
-        )
-    if not any(name in found for name in (*_NAMES["train"], *_WHOLE)):
-        raise DataError(
-            f"{path} holds no images under a name that is known: it has {', '.join(there)}. "
-            "Write them as x_train, x_val and x_test, or as x."
-        )
-    return found
-
-
 def _from_folder(path: Path, seed: int) -> ImageData:
     packed = sorted(path.glob("*.npz"))
     if len(packed) == 1:
-        return _assemble(packed[0].name, _read_npz(packed[0]), seed)
+        return _assemble(packed[0].name, read_npz(packed[0]), seed)
     if (path / "raw").is_dir():  # as torchvision lays it out
         return _from_folder(path / "raw", seed)
     found: dict[str, np.ndarray] = {}
@@ -192,23 +128,20 @@ def _from_folder(path: Path, seed: int) -> ImageData:
         if part is None and "test" in file.name:
             part = "test"
         if part is not None:
-            found[f"{'y' if 'label' in file.name else 'x'}{part}"] = read_idx(file)
-    if "xtrain" not in found:
+            found[f"y_{part}" if "label" in file.name else part] = read_idx(file)
+    if "train" not in found:
         raise DataError(
             f"{path} holds no idx file of training images, such as train-images-idx3-ubyte.gz"
             + (f", and {len(packed)} npz files: name one of them." if packed else ".")
         )
-    return _assemble(path.name, found, seed)
+    return _assemble(path.name, Held(found), seed)
 
 
-def _pick(held: Mapping[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray | None:
-    return next((held[name] for name in names if name in held), None)
-
-
-def _assemble(name: str, held: Mapping[str, np.ndarray], seed: int) -> ImageData:
-    arrays = {part: _pick(held, names) for part, names in _NAMES.items()}
+def _assemble(name: str, held: Held, seed: int) -> ImageData:
+    parts = ("train", "valid", "test", "y_train", "y_valid", "y_test")
+    arrays = {part: held.arrays.get(part) for part in parts}
     if arrays["train"] is None:
-        arrays = _split(_pick(held, _WHOLE), _pick(held, _WHOLE_LABELS), seed)
+        arrays = _split(held.arrays["x"], held.arrays.get("y"), seed)
     if arrays["test"] is None:
         arrays = _split(arrays["train"], arrays["y_train"], seed)
     if arrays["valid"] is None:
@@ -228,7 +161,7 @@ def _assemble(name: str, held: Mapping[str, np.ndarray], seed: int) -> ImageData
     tensors, levels = _levels(images, name)
     found = [arrays[part] for part in ("y_train", "y_valid", "y_test")]
     classes = None
-    problem = ""
+    problem = held.no_labels
     if all(y is not None for y in found):
         # Who does not condition on labels has no need of good ones.
         problem = "; ".join(filter(None, (_label_problem(y, x) for y, x in zip(found, images))))

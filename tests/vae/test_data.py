@@ -134,7 +134,11 @@ def test_wrong_and_truncated_files_say_so(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "hint"),
     [
-        ({"foo": GREY, "bar": GREY}, "foo, bar"),
+        ({"foo": GREY, "bar": GREY}, r"foo \(30, 4, 6\) uint8, bar .* Understood are x_train"),
+        ({"X_train": GREY, "x_train": GREY[:9]}, r"several .* x_train \(9, 4, 6\)"),
+        ({"x_train": GREY, "train_images": GREY}, "several .* train images"),
+        ({"images": GREY, "data": GREY}, "several .* x images"),
+        ({"x": GREY, "x_test": GREY}, "Call the training images x_train"),
         ({"x": GREY[:0]}, "at least 3"),
         ({"x_train": GREY[:0], "x_val": GREY, "x_test": GREY}, "empty"),
         ({"x": np.full((9, 2, 2), np.nan)}, "not finite"),
@@ -164,6 +168,40 @@ def test_labels_that_cannot_be_used_are_left_out_with_the_reason(tmp_path):
         assert "labels" in data.no_labels
     data = load_data(npz(tmp_path / "x.npz", x=GREY, y=LABELS > 1))
     assert data.num_labels == 2
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"y_train": np.array([{}] * 30)},
+        {"y_train": LABELS, "Y_train": LABELS},
+        {"y_train": LABELS, "data": np.array([{}])},
+        {"data": np.array("a note")},
+    ],
+)
+def test_arrays_that_are_not_needed_stop_nothing(tmp_path, more):
+    data = load_data(npz(tmp_path / "x.npz", x_train=GREY, **more))
+    assert data.shape == GREY.shape[1:]
+    usable = [name for name in more if name.lower() == "y_train" and more[name].dtype != object]
+    assert (data.labels is not None) == (len(usable) == 1)
+    assert bool(data.no_labels) == (data.labels is None and "data" not in more)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("x.npy", b"\x93NUMPY\x01\x00\xff\xff" + b"a" * 65535, "damaged"),
+        ("x.npy", b"\x93NUMPY garbage", "damaged"),
+        ("x.npy", b"garbage", "'x' is no array"),
+        ("note.txt", b"hello", "'note.txt' is no array"),
+    ],
+)
+def test_garbage_within_a_zip_file_is_called_so(tmp_path, name, content, hint):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr(name, content)
+    with pytest.raises(FileError, match=hint) as caught:
+        load_data(tmp_path / "a.npz")
+    assert "objects" not in str(caught.value)
 
 
 def test_names_and_kinds_of_files(tmp_path):
