@@ -12,12 +12,11 @@ from torch import Tensor
 
 from pyro_nfvi.errors import DataError, FileError, MissingPackageError
 from pyro_nfvi.vae.idx import looks_like_idx, read_idx
+from pyro_nfvi.vae.labels import why_unusable
 from pyro_nfvi.vae.npz import Held, read_npz
 
 __all__ = ["ImageData", "load_data"]
 
-#: More classes than this are no labels to condition on, but numbers of something.
-_MOST_LABELS = 10_000
 #: Share of the training images that is held out where a file names no validation images.
 _HELD_OUT = 1 / 6
 
@@ -138,61 +137,80 @@ def _from_folder(path: Path, seed: int) -> ImageData:
 
 
 def _assemble(name: str, held: Held, seed: int) -> ImageData:
-    parts = ("train", "valid", "test", "y_train", "y_valid", "y_test")
-    arrays = {part: held.arrays.get(part) for part in parts}
-    if arrays["train"] is None:
-        arrays = _split(held.arrays["x"], held.arrays.get("y"), seed)
-    if arrays["test"] is None:
-        arrays = _split(arrays["train"], arrays["y_train"], seed)
-    if arrays["valid"] is None:
-        # The last ones in the file's order: 10,000 of MNIST's 60,000.
-        train, labels = arrays["train"], arrays["y_train"]
-        assert train is not None
-        cut = len(train) - max(1, round(len(train) * _HELD_OUT))
-        arrays |= {"train": train[:cut], "valid": train[cut:]}
-        if labels is not None:
-            fits = labels.ndim > 0 and len(labels) == len(train)
-            held_out = labels[cut:] if fits else labels
-            arrays |= {"y_train": labels[:cut] if fits else labels, "y_valid": held_out}
+    # Who does not condition on labels has no need of good ones.
+    problem = held.no_labels or why_unusable(held.arrays)
+    given = {part: x for part, x in held.arrays.items() if not part.startswith("y")}
+    if not problem:
+        # Labels of images that are not there were not looked at.
+        names = {"y" if part == "x" else f"y_{part}" for part in given} & set(held.arrays)
+        given |= {part: held.arrays[part].reshape(-1).astype(np.int64) for part in names}
+    arrays = _divide(given, seed)
     images = [_images(arrays[part], part, name) for part in ("train", "valid", "test")]
     if len({part.shape[1:] for part in images}) > 1:
         shapes = ", ".join(str(part.shape[1:]) for part in images)
         raise DataError(f"{name}: images of train, valid and test differ in shape: {shapes}.")
     tensors, levels = _levels(images, name)
-    found = [arrays[part] for part in ("y_train", "y_valid", "y_test")]
     classes = None
-    problem = held.no_labels
-    if all(y is not None for y in found):
-        # Who does not condition on labels has no need of good ones.
-        problem = "; ".join(filter(None, (_label_problem(y, x) for y, x in zip(found, images))))
-        if not problem:
-            first, second, third = (
-                torch.from_numpy(np.asarray(y).reshape(-1).astype(np.int64)) for y in found
-            )
-            classes = (first, second, third)
+    if {"y_train", "y_valid", "y_test"} <= set(arrays):
+        first, second, third = (
+            torch.from_numpy(arrays[part]) for part in ("y_train", "y_valid", "y_test")
+        )
+        classes = (first, second, third)
     return ImageData(name, tensors[0], tensors[1], tensors[2], levels, classes, problem)
 
 
-def _split(x: np.ndarray | None, y: np.ndarray | None, seed: int) -> dict[str, np.ndarray | None]:
+def _divide(given: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """Make three parts of what there is; parts that the file names stay as they are."""
+    if "x" in given:
+        return _split(given["x"], given.get("y"), seed)
+    if "valid" not in given and "test" not in given:
+        return _split(given["train"], given.get("y_train"), seed)
+    count = _count(given["train"])
+    if "test" not in given:
+        order = np.random.RandomState(seed).permutation(count)
+        return _hold_out(given, "test", order, max(1, count // 10))
+    if "valid" not in given:
+        # The last ones in the file's order: 10,000 of MNIST's 60,000.
+        return _hold_out(given, "valid", np.arange(count), max(1, round(count * _HELD_OUT)))
+    return given
+
+
+def _count(x: np.ndarray) -> int:
+    return len(x) if x.ndim else 0
+
+
+def _hold_out(
+    given: dict[str, np.ndarray], part: str, order: np.ndarray, count: int
+) -> dict[str, np.ndarray]:
+    """Make the last training images in an order the images of another part."""
+    if len(order) < 2:
+        raise DataError(
+            f"There are {len(order)} training images, and of these the {part} images are taken; "
+            f"at least 2 are needed, or {part} images in the file."
+        )
+    found = dict(given)
+    for name in {"train", "y_train"} & set(given):
+        found[name] = given[name][order[:-count]]
+        found[name.replace("train", part)] = given[name][order[-count:]]
+    return found
+
+
+def _split(x: np.ndarray, y: np.ndarray | None, seed: int) -> dict[str, np.ndarray]:
     """Divide one array of images 8 : 1 : 1 at random."""
-    assert x is not None
-    if x.ndim == 0 or len(x) < 3:
-        raise DataError(f"There are {len(x) if x.ndim else 0} images; at least 3 are needed.")
+    if _count(x) < 3:
+        raise DataError(f"There are {_count(x)} images; at least 3 are needed.")
     order = np.random.RandomState(seed).permutation(len(x))
     tenth = max(1, len(x) // 10)
     where = {
         "train": order[: -2 * tenth], "valid": order[-2 * tenth : -tenth], "test": order[-tenth:]
     }  # fmt: skip
-    found: dict[str, np.ndarray | None] = {part: x[rows] for part, rows in where.items()}
-    # Labels that do not belong to the images are passed on as they are, to be told of.
-    fits = y is not None and y.ndim > 0 and len(y) == len(x)
-    for part, rows in where.items():
-        found[f"y_{part}"] = y[rows] if fits and y is not None else y
+    found = {part: x[rows] for part, rows in where.items()}
+    if y is not None:
+        found |= {f"y_{part}": y[rows] for part, rows in where.items()}
     return found
 
 
-def _images(x: np.ndarray | None, part: str, name: str) -> np.ndarray:
-    assert x is not None
+def _images(x: np.ndarray, part: str, name: str) -> np.ndarray:
     if x.ndim < 2 or x.shape[0] == 0 or 0 in x.shape:
         raise DataError(f"{name}: the {part} images are empty or no images: shape {x.shape}.")
     if x.dtype.kind not in "uifb":
@@ -246,17 +264,3 @@ def _same_scale(images: list[np.ndarray], name: str) -> list[np.ndarray]:
     exact = all(bool((np.abs(x * 255.0 - k) < 0.1).all()) for x, k in zip(images, levels))
     binary = all(bool(((x == 0) | (x == 1)).all()) for x in images)
     return [k.astype(np.uint8) for k in levels] if exact and not binary else images
-
-
-def _label_problem(y: np.ndarray | None, x: np.ndarray) -> str:
-    """Why numbers are no labels of these images; nothing if they are."""
-    assert y is not None
-    whole = y.dtype.kind in "uib"
-    if y.size != len(x) or not whole or y.min() < 0:
-        return (
-            f"{len(x)} images need as many labels, integers from 0; its shape is {y.shape} of "
-            f"{y.dtype}"
-        )
-    if y.max() >= _MOST_LABELS:
-        return f"labels go up to {int(y.max())}, and classes are below {_MOST_LABELS}"
-    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 import zipfile
 
@@ -22,6 +23,8 @@ from pyro_nfvi.vae import (
     load_data,
 )
 from pyro_nfvi.vae.idx import read_idx
+from pyro_nfvi.vae.options import Options
+from pyro_nfvi.vae.train import architecture_of
 
 rng = np.random.RandomState(0)
 GREY = rng.randint(0, 256, (30, 4, 6)).astype(np.uint8)
@@ -158,16 +161,47 @@ def test_images_that_cannot_be_used_are_refused(tmp_path, arrays, hint):
         load_data(tmp_path)
 
 
-def test_labels_that_cannot_be_used_are_left_out_with_the_reason(tmp_path):
-    for labels in (
-        LABELS - 7, LABELS[:7], np.float32(3), np.eye(30)[:, :3], LABELS.astype(str),
-        LABELS + 1_000_000,
-    ):  # fmt: skip
-        data = load_data(npz(tmp_path / "x.npz", x=GREY, y=labels))
-        assert data.labels is None
-        assert "labels" in data.no_labels
-    data = load_data(npz(tmp_path / "x.npz", x=GREY, y=LABELS > 1))
-    assert data.num_labels == 2
+@pytest.mark.parametrize(
+    ("labels", "hint"),
+    [
+        (LABELS - 7, "down to -7"),
+        (LABELS[:7], r"shape \(7,\) for 30 images"),
+        (np.float32(3), r"shape \(\) for 30 images"),
+        (np.eye(3)[LABELS], "argmax"),
+        (LABELS.astype(str), "np.unique"),
+        (LABELS.astype(float), "float64 and not integers"),
+        (LABELS + 1_000_000, "below 10000"),
+        (np.array([{}] * 30), "objects"),
+    ],
+)
+@pytest.mark.parametrize("part", ["", "_train"])
+def test_labels_that_cannot_be_used_are_left_out_with_the_reason(tmp_path, labels, hint, part):
+    data = load_data(npz(tmp_path / "x.npz", **{f"x{part}": GREY, f"y{part}": labels}))
+    assert data.labels is None
+    assert re.search(hint, data.no_labels)
+    with pytest.raises(OptionError, match=hint):
+        architecture_of(Options(conditional=True), data)
+    assert architecture_of(Options(), data).condition_dim == 0
+
+
+def test_labels_of_all_parts_or_none(tmp_path):
+    for labels in (LABELS > 1, LABELS[:, None].astype(">i8")):
+        whole = load_data(npz(tmp_path / "x.npz", x=GREY, y=labels)).labels
+        assert whole is not None
+        assert torch.cat(whole).bincount().tolist() == np.bincount(labels.ravel()).tolist()
+    data = load_data(npz(tmp_path / "x.npz", x_train=GREY, x_test=GREY, y_train=LABELS))
+    assert data.labels is None
+    assert "no y_test" in data.no_labels
+
+
+def test_a_validation_set_is_kept_where_the_test_set_is_missing(tmp_path):
+    data = load_data(npz(tmp_path / "x.npz", x_train=GREY[:20], x_val=GREY[20:]))
+    assert torch.equal(data.valid, torch.from_numpy(GREY[20:]))
+    rest = torch.cat([data.train, data.test]).numpy()
+    assert len(data.test) == 2
+    assert sorted(map(bytes, rest)) == sorted(map(bytes, GREY[:20]))
+    with pytest.raises(DataError, match="1 training images"):
+        load_data(npz(tmp_path / "x.npz", x_train=GREY[:1], x_test=GREY))
 
 
 @pytest.mark.parametrize(
@@ -177,14 +211,15 @@ def test_labels_that_cannot_be_used_are_left_out_with_the_reason(tmp_path):
         {"y_train": LABELS, "Y_train": LABELS},
         {"y_train": LABELS, "data": np.array([{}])},
         {"data": np.array("a note")},
+        {"y_train": LABELS, "y_test": LABELS.astype(str), "targets": np.array("a note")},
     ],
 )
 def test_arrays_that_are_not_needed_stop_nothing(tmp_path, more):
     data = load_data(npz(tmp_path / "x.npz", x_train=GREY, **more))
     assert data.shape == GREY.shape[1:]
-    usable = [name for name in more if name.lower() == "y_train" and more[name].dtype != object]
-    assert (data.labels is not None) == (len(usable) == 1)
-    assert bool(data.no_labels) == (data.labels is None and "data" not in more)
+    wrong = "Y_train" in more or ("y_train" in more and more["y_train"].dtype == object)
+    assert bool(data.no_labels) == wrong
+    assert (data.labels is not None) == ("y_train" in more and not wrong)
 
 
 @pytest.mark.parametrize(
