@@ -14,6 +14,7 @@ from pyro_nfvi.errors import DataError, FileError, MissingPackageError
 from pyro_nfvi.vae.idx import looks_like_idx, read_idx
 from pyro_nfvi.vae.labels import why_unusable
 from pyro_nfvi.vae.npz import Held, read_npz
+from pyro_nfvi.vae.scales import on_one_scale
 
 __all__ = ["ImageData", "load_data"]
 
@@ -149,7 +150,7 @@ def _assemble(name: str, held: Held, seed: int) -> ImageData:
     if len({part.shape[1:] for part in images}) > 1:
         shapes = ", ".join(str(part.shape[1:]) for part in images)
         raise DataError(f"{name}: images of train, valid and test differ in shape: {shapes}.")
-    tensors, levels = _levels(images, name)
+    tensors, levels = on_one_scale(images, name)
     classes = None
     if {"y_train", "y_valid", "y_test"} <= set(arrays):
         first, second, third = (
@@ -221,46 +222,3 @@ def _images(x: np.ndarray, part: str, name: str) -> np.ndarray:
     if x.ndim == 2 and side * side == x.shape[1]:
         x = x.reshape(len(x), side, side)
     return x
-
-
-def _levels(images: list[np.ndarray], name: str) -> tuple[list[Tensor], int]:
-    """Integers as uint8 with their number of levels, other pixels as float32."""
-    whole = True
-    for x in images:
-        if x.dtype.kind == "f":
-            if not np.isfinite(x).all():
-                bad = int((~np.isfinite(x)).sum())
-                raise DataError(f"{name}: {bad} pixels are not finite. Drop or repair the images.")
-            whole = whole and bool((x == np.round(x)).all())
-    images = _same_scale(images, name)
-    whole = whole or all(x.dtype.kind in "uib" for x in images)
-    low, high = min(x.min() for x in images), max(x.max() for x in images)
-    if whole:
-        if low < 0 or high > 255:
-            raise DataError(
-                f"{name}: integer pixels go from {low:g} to {high:g}; 0 to 255 are read."
-            )
-        levels = 2 if high <= 1 else 256 if high > 16 else int(high) + 1
-        return [torch.from_numpy(x.astype(np.uint8)) for x in images], levels
-    return [torch.from_numpy(x.astype(np.float32)) for x in images], 0
-
-
-def _same_scale(images: list[np.ndarray], name: str) -> list[np.ndarray]:
-    """Parts on one scale; those that are k/255 throughout as the integers k."""
-    tops = [float(x.max()) for x in images]
-    real = [x.dtype.kind == "f" for x in images]
-    if any(real) and not all(real) and min(tops) <= 1 < 16 < max(tops):
-        scales = ", ".join(
-            f"{part} up to {top:g} ({x.dtype})"
-            for part, top, x in zip(("train", "valid", "test"), tops, images)
-        )
-        raise DataError(f"{name}: the parts are on different scales: {scales}. Save them on one.")
-    if not all(real) or max(tops) > 1 or min(float(x.min()) for x in images) < 0:
-        return images
-    if max(tops) < 1 and all(bool((x == np.round(x)).all()) for x in images):
-        return images
-    levels = [np.round(x * 255.0) for x in images]
-    # Half precision rounds k/255 by 0.06 of a level.
-    exact = all(bool((np.abs(x * 255.0 - k) < 0.1).all()) for x, k in zip(images, levels))
-    binary = all(bool(((x == 0) | (x == 1)).all()) for x in images)
-    return [k.astype(np.uint8) for k in levels] if exact and not binary else images

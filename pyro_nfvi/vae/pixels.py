@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_nfvi.errors import DataError, OptionError
 from pyro_nfvi.vae.data import ImageData
 from pyro_nfvi.vae.likelihoods import Likelihood
+from pyro_nfvi.vae.scales import grey_recipe
 
 __all__ = ["Preparation", "binarize", "choose_preparation", "dequantize"]
 
@@ -160,20 +161,21 @@ def _check_real(data: ImageData, name: str) -> None:
     parts = (data.train, data.valid, data.test)
     low, high = min(float(x.min()) for x in parts), max(float(x.max()) for x in parts)
     came = f"{data.name} holds real pixels from {low:g} to {high:g}"
+    save = f"Save {grey_recipe(low, high)}"
     if name == "categorical":
         raise OptionError(
-            f"{came}; the categorical likelihood is for integers. Save them as integers 0 to 255 "
-            "(uint8), or take --likelihood gaussian."
+            f"{came}; the categorical likelihood is for integers. {save}, or take --likelihood "
+            "gaussian."
         )
     if name == "bernoulli" and (low < 0 or high > 1):
         raise OptionError(
-            f"{came}; the bernoulli likelihood takes 0 to 1, as probabilities of ink. Save "
-            f"x / {high:g}, or integers 0 to 255 (uint8), or take --likelihood gaussian."
+            f"{came}; the bernoulli likelihood takes 0 to 1, as probabilities of ink, or integers "
+            f"0 to 255. {save}, or take --likelihood gaussian."
         )
     if name == "logit-normal" and (low <= 0 or high >= 1):
         raise OptionError(
-            f"{came}; a logit-normal has no density at 0, at 1 and beyond. Save integers 0 to 255 "
-            "(uint8), which are dequantised, or take --likelihood gaussian."
+            f"{came}; a logit-normal has no density at 0, at 1 and beyond. {save}, which are "
+            "dequantised, or take --likelihood gaussian."
         )
 
 

@@ -1,0 +1,107 @@
+"""The scale of pixels in a file: integers with their levels, or real numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_nfvi.errors import DataError
+
+__all__ = ["grey_recipe", "on_one_scale"]
+
+_PARTS = ("train", "valid", "test")
+
+
+def on_one_scale(images: Sequence[np.ndarray], name: str) -> tuple[list[Tensor], int]:
+    """Integers as uint8 with their number of levels, other pixels as float32 with 0.
+
+    Args:
+        images: Training, validation and test images.
+        name: What messages call the data.
+
+    Raises:
+        DataError: Pixels that are not finite, integers beyond 0 to 255, or parts on different
+            scales.
+    """
+    for x in images:
+        if x.dtype.kind == "f" and not np.isfinite(x).all():
+            bad = int((~np.isfinite(x)).sum())
+            raise DataError(f"{name}: {bad} pixels are not finite. Drop or repair the images.")
+    whole = [_is_whole(x) for x in images]
+    _check_scales(images, whole, name)
+    if not all(whole):
+        levels = _as_levels(images)
+        if levels is None:
+            return [torch.from_numpy(x.astype(np.float32)) for x in images], 0
+        return [torch.from_numpy(x) for x in levels], 256
+    low, high = min(x.min() for x in images), max(x.max() for x in images)
+    if low < 0 or high > 255:
+        raise DataError(
+            f"{name}: integer pixels go from {low:g} to {high:g}; 0 to 255 are read. Save "
+            f"{grey_recipe(float(low), float(high))}."
+        )
+    count = 2 if high <= 1 else 256 if high > 16 else int(high) + 1
+    return [torch.from_numpy(x.astype(np.uint8)) for x in images], count
+
+
+def grey_recipe(low: float, high: float) -> str:
+    """Say in NumPy how pixels ``x`` of a range become integers 0 to 255.
+
+    Example:
+        >>> from pyro_nfvi.vae.scales import grey_recipe
+        >>> grey_recipe(0.0, 0.9), grey_recipe(-1.0, 1.0)
+        ('np.round(255 * x).astype(np.uint8)', 'np.round((x + 1.0) * (255 / 2.0)).astype(np.uint8)')
+    """
+    if low >= 0 and high <= 1:
+        return "np.round(255 * x).astype(np.uint8)"
+    if low >= 0 and high <= 256:  # 8 bits with noise, or scaled down and up again
+        return "np.round(x).clip(0, 255).astype(np.uint8)"
+    if low >= 0 and high == int(high):  # levels from 0, of 16 bits say
+        return f"np.round(x * (255 / {high:.10g})).astype(np.uint8)"
+    # Numbers with a point, for small integer types overflow otherwise.
+    shift, span = (float(f"{value:.10g}") for value in (abs(low), high - low or 1.0))
+    sign = "-" if low >= 0 else "+"
+    return f"np.round((x {sign} {shift}) * (255 / {span})).astype(np.uint8)"
+
+
+def _is_whole(x: np.ndarray) -> bool:
+    return x.dtype.kind != "f" or bool((x == np.round(x)).all())
+
+
+def _check_scales(images: Sequence[np.ndarray], whole: Sequence[bool], name: str) -> None:
+    """Refuse parts of which some go to 255, say, and others to 1."""
+    tops = [float(x.max()) for x in images]
+    kinds = {x.dtype.kind == "f" for x in images}
+    # A part of fractions up to 1, or of truth values, is on the scale of 0 to 1 for certain.
+    small = any(
+        top <= 1 and (not w or x.dtype.kind == "b") for x, w, top in zip(images, whole, tops)
+    )
+    large = any(w and top > 1 for w, top in zip(whole, tops))
+    if (small and large) or (len(kinds) == 2 and min(tops) <= 1 < 16 < max(tops)):
+        scales = ", ".join(
+            f"{part} up to {top:g} ({x.dtype})" for part, top, x in zip(_PARTS, tops, images)
+        )
+        raise DataError(
+            f"{name}: the parts are on different scales: {scales}. Save all of them on one, such "
+            f"as integers 0 to 255; from 0 to 1 they become that by {grey_recipe(0.0, 1.0)}."
+        )
+
+
+def _as_levels(images: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    """The integers k of pixels that are k/255 throughout; None if they are not."""
+    found = []
+    for x in images:
+        if x.dtype.kind != "f" or x.min() < 0 or x.max() > 1:
+            return None
+        # Half precision rounds k/255 by 0.06 of a level; others by next to nothing, so that dark
+        # images in steps of 1/256 are not taken for these.
+        half = x.dtype.itemsize == 2
+        scaled = (x.astype(np.float32) if half else x) * 255.0
+        level = np.round(scaled)
+        if not (np.abs(scaled - level) < (0.1 if half else 1e-3)).all():
+            return None
+        found.append(level.astype(np.uint8))
+    return found
