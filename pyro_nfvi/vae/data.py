@@ -121,6 +121,7 @@ def _from_folder(path: Path, seed: int) -> ImageData:
     if (path / "raw").is_dir():  # as torchvision lays it out
         return _from_folder(path / "raw", seed)
     found: dict[str, np.ndarray] = {}
+    origin: dict[str, str] = {}
     for file in sorted(path.iterdir()):
         if not file.is_file() or not looks_like_idx(file):
             continue
@@ -128,7 +129,15 @@ def _from_folder(path: Path, seed: int) -> ImageData:
         if part is None and "test" in file.name:
             part = "test"
         if part is not None:
-            found[f"y_{part}" if "label" in file.name else part] = read_idx(file)
+            key = f"y_{part}" if "label" in file.name else part
+            # The same file is often there both packed and unpacked.
+            stem = file.name.removesuffix(".gz")
+            if origin.setdefault(key, stem) != stem:
+                raise DataError(
+                    f"{path} holds several idx files for one part: {origin[key]} and {file.name}. "
+                    "Put each data set into a folder of its own."
+                )
+            found[key] = read_idx(file)
     if "train" not in found:
         raise DataError(
             f"{path} holds no idx file of training images, such as train-images-idx3-ubyte.gz"

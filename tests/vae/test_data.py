@@ -104,6 +104,11 @@ def test_idx_files_and_folders(tmp_path, pack):
     assert data.labels is not None
     one = load_data(tmp_path / f"train-images-idx3-ubyte{suffix}")
     assert len(one.train) + len(one.valid) + len(one.test) == 24
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(GREY[:24]))  # packed or not
+    assert torch.equal(load_data(tmp_path).train, data.train)
+    (tmp_path / "letters-train-images-idx3-ubyte").write_bytes(idx_bytes(GREY))
+    with pytest.raises(DataError, match="folder of its own"):
+        load_data(tmp_path)
 
 
 def test_wrong_and_truncated_files_say_so(tmp_path):
