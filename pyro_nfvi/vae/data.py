@@ -68,13 +68,15 @@ def load_data(source: str | os.PathLike[str], *, seed: int = 0) -> ImageData:
         source: ``"digits"`` (8 x 8 digits of scikit-learn, no download); an npz file with
             ``x_train``, ``x_val``, ``x_test`` and labels ``y_...`` (or ``train_images`` and so on;
             validation images, test images and labels may be missing), or with one array; an idx
-            file, or a folder of them as MNIST has. Real pixels that are all k/255 are read as the
-            256 levels that they are.
-        seed: Of the split of a file with one array of images.
+            file; a folder with one npz file, or with idx files as MNIST has. Real pixels that are
+            all k/255 are read as the 256 levels that they are. Labels that cannot be used are left
+            out, and ``no_labels`` says why.
+        seed: Of the split where there are no test images.
 
     Raises:
         FileError: A file that is missing, truncated or something else.
-        DataError: A file without images, or with images that cannot be used.
+        DataError: A file without images, with several arrays for one part, or with images that
+            cannot be used.
 
     Example:
         >>> from pyro_nfvi.vae import load_data

@@ -143,8 +143,8 @@ def _choose_images(path: Path, members: list[_Member]) -> dict[str, _Member]:
         images = [one for one in named if one.like_images]
         if len(images) > 1 and not (part == "x" and "train" in chosen):
             raise DataError(
-                f"{path} holds several arrays that can be the {part} images: {_listing(images)}. "
-                f"Keep one of them. {_UNDERSTOOD}."
+                f"{path} holds several arrays that can be the {'' if part == 'x' else part + ' '}"
+                f"images: {_listing(images)}. Keep one of them. {_UNDERSTOOD}."
             )
         if named:
             chosen[part] = (images or named)[0]
@@ -192,7 +192,7 @@ def _load(path: Path, wanted: dict[str, _Member]) -> dict[str, np.ndarray]:
                 f"{path} holds objects instead of numbers in {one}, which are not read (they could "
                 "run code). Save plain arrays, images of one shape."
             ) from error
-        words = (str(error).splitlines() or [type(error).__name__])[0]
+        words = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise FileError(f"{path} is damaged: {words}. Copy or download it again.") from error
     strange = [one.name for part, one in wanted.items() if not isinstance(found[part], np.ndarray)]
     if strange:

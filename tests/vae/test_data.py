@@ -145,7 +145,7 @@ def test_wrong_and_truncated_files_say_so(tmp_path):
         ({"foo": GREY, "bar": GREY}, r"foo \(30, 4, 6\) uint8, bar .* Understood are x_train"),
         ({"X_train": GREY, "x_train": GREY[:9]}, r"several .* x_train \(9, 4, 6\)"),
         ({"x_train": GREY, "train_images": GREY}, "several .* train images"),
-        ({"images": GREY, "data": GREY}, "several .* x images"),
+        ({"images": GREY, "data": GREY}, "several arrays that can be the images: images"),
         ({"x": GREY, "x_test": GREY}, "Call the training images x_train"),
         ({"x": GREY[:0]}, "at least 3"),
         ({"x_train": GREY[:0], "x_val": GREY, "x_test": GREY}, "empty"),
