@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_nfvi.errors import DivergedError, OptionError
+from pyro_nfvi.errors import DataWarning, DivergedError, OptionError
 from pyro_nfvi.flows.actnorm import ActNorm, BatchNorm
 from pyro_nfvi.flows.base import Chain, Flow
 from pyro_nfvi.rows import Rows, log_density_ceiling, split_rows
@@ -268,6 +269,9 @@ class _Loop:
                 if now < best:
                     kept, best, stale = self.snapshot(), now, 0
                     continue
+                if not math.isfinite(best):  # nothing to choose by yet: the newest is kept
+                    kept = self.snapshot()
+                    continue
                 stale += 1
                 if stale >= patience:
                     stale = 0
@@ -278,12 +282,32 @@ class _Loop:
                     back(_DECAY)
         except KeyboardInterrupt:
             report.reason = "interrupted"
+            if not math.isfinite(best):
+                kept = self.snapshot()
         finally:
             bar.close()
             if math.isfinite(best) or report.steps:
                 self.module.load_state_dict(kept)
             report.best, report.seconds = best, time.perf_counter() - began
+        if report.valid and not math.isfinite(best):
+            self._warn_of_held()
         return report
+
+    def _warn_of_held(self) -> None:
+        """Say which held-out rows have no finite density, so that nothing could be chosen by."""
+        assert self.held is not None
+        x, context = self.held
+        noise = torch.Generator(self.generator.device).manual_seed(self.look_seed)
+        with torch.no_grad():
+            bad = ~self.loss(x, context, noise).isfinite()
+        row = int(bad.nonzero()[0]) if bool(bad.any()) else 0
+        warnings.warn(
+            f"{int(bad.sum())} of {len(x)} held-out rows have no finite density, the first at "
+            f"{x[row].tolist()}: the fit took all its steps and kept the last parameters, with "
+            "nothing to choose them by. Leave such rows out of valid, or scale the data.",
+            DataWarning,
+            stacklevel=4,
+        )
 
     def step(self, optimizer: torch.optim.Optimizer, batch: Rows, clip_norm: float) -> float | None:
         """Take one step; None, and nothing changed, where loss or gradient are not finite."""

@@ -159,7 +159,10 @@ class Metropolis(PathLayer):
             accepted = (uniform.log() < there - now).detach()
             x = torch.where(accepted.unsqueeze(-1), proposal, x)
             now = torch.where(accepted, there, now)
-        return x, start - now
+        # A chain that stays has a ratio of one, at a density of zero too: infinite logs do not
+        # say so.
+        none = (start == now) & start.isinf()
+        return x, torch.where(none, 0.0, start) - torch.where(none, 0.0, now)
 
 
 @final
@@ -239,7 +242,9 @@ class PathSampler(nn.Module):
             else:
                 z, change = layer(z)
             log_w = log_w + change
-        return z, log_w + self.log_density(z)
+        log_w = log_w + self.log_density(z)
+        # A chain that left the reals is where the target has nothing.
+        return z, torch.where(z.isfinite().all(-1), log_w, -math.inf)
 
     def fit(
         self,

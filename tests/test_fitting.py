@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from pyro_nfvi import FlowDensity
+from pyro_nfvi import FlowDensity, fitting
 from pyro_nfvi.errors import (
     ContextError,
     DataError,
@@ -316,3 +316,33 @@ def test_half_precision_points_are_refused():
 def test_progress_bar_tells_the_nats(capsys):
     FlowDensity(make_flow("affine", 2)).fit(normal_rows(), seed=0, max_steps=120)
     assert "nats" in capsys.readouterr().err
+
+
+def test_held_out_rows_without_a_density_do_not_undo_the_fit():
+    x = normal_rows(300) + 3
+    held = x[:50].clone()
+    held[0, 0] = 1e25
+    density = FlowDensity(make_flow("affine", 2))
+    before = float(-density.log_prob(x).detach().mean())
+    with pytest.warns(DataWarning, match="1 of 50 held-out rows have no finite density"):
+        report = density.fit(x, valid=held, max_steps=400, seed=0, progress=False)
+    assert report.reason == "max_steps"
+    assert float(-density.log_prob(x).detach().mean()) < before - 1
+
+
+def test_an_early_interrupt_keeps_what_was_learnt(monkeypatch):
+    x = normal_rows(20_000) + 3
+    density = FlowDensity(make_flow("affine", 2))
+    before = float(-density.log_prob(x).detach().mean())
+    step, taken = fitting._Loop.step, []
+
+    def interrupted(loop, *args):
+        if len(taken) == 100:
+            raise KeyboardInterrupt
+        taken.append(step(loop, *args))
+        return taken[-1]
+
+    monkeypatch.setattr(fitting._Loop, "step", interrupted)
+    report = density.fit(x, batch_size=64, lr=1e-2, seed=0, progress=False)
+    assert (report.reason, report.train) == ("interrupted", [])
+    assert float(-density.log_prob(x).detach().mean()) < before - 1

@@ -193,3 +193,17 @@ def test_global_random_state_is_left_alone():
 def test_mistakes_are_named(make):
     with pytest.raises(OptionError):
         make()
+
+
+def test_a_target_with_an_edge_has_weights_of_zero_and_not_nan():
+    def half(z):
+        return torch.where(z[..., 0] > 0, -0.5 * z.square().sum(-1), -torch.inf)
+
+    layers = [DiagonalAffine(1), Metropolis(num_steps=5)]
+    sampler = PathSampler(half, layers)
+    with torch.no_grad():
+        _, log_w = sampler.sample(20_000, generator=torch.Generator().manual_seed(0))
+    assert not log_w.isnan().any()
+    # Half a normal: sqrt(2 pi) / 2; the standard error of 20,000 weights is below 0.01.
+    evidence = float(log_w.double().exp().mean())
+    assert abs(evidence - math.sqrt(2 * math.pi) / 2) < 0.05

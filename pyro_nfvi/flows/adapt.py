@@ -35,6 +35,10 @@ _REFUSED = {
 _REFUSED_ZUKO = {
     "CircularShiftTransform": "it lives on circles, not on all reals",
     "NCSF": "it lives on circles, not on all reals",
+    **dict.fromkeys(
+        ("GF", "NAF", "SOSPF", "UNAF"),
+        "its inverse is searched for between -10 and 10 alone, and draws are cut there; use 'naf'",
+    ),
 }
 
 
