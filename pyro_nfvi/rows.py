@@ -53,9 +53,11 @@ def split_rows(
     rows = _check(x, context, flow, like, whole=whole)
     held: Rows | None
     if isinstance(valid, (Tensor, tuple)):
+        if isinstance(valid, tuple) and len(valid) != 2:
+            raise OptionError(f"valid is rows, or a pair (rows, context); got {len(valid)} parts.")
         held_x, seen = valid if isinstance(valid, tuple) else (valid, None)
         train, held = rows, _check(held_x, seen, flow, like, whole=whole)
-    elif isinstance(valid, bool) or not 0 <= valid < 1:
+    elif isinstance(valid, bool) or not isinstance(valid, int | float) or not 0 <= valid < 1:
         raise OptionError(f"valid is a share from 0 up to 1, or the rows held out; got {valid!r}.")
     else:
         count = 0 if valid == 0 else max(1, round(valid * len(x)))
@@ -73,12 +75,16 @@ def _take(rows: Rows, index: Tensor) -> Rows:
     return x[index], None if context is None else context[index]
 
 
+def _as_tensor(name: str, value: object) -> str:
+    """What came, and how to make a tensor of it."""
+    frame = ".to_numpy()" if hasattr(value, "to_numpy") else ""  # pandas and the like
+    return f"{type(value).__name__}: torch.as_tensor({name}{frame})"
+
+
 def _check(x: Tensor, context: Tensor | None, flow: Flow, like: Tensor, *, whole: bool) -> Rows:
     dim, context_dim = flow.dim, flow.context_dim
     if not isinstance(x, Tensor):
-        raise DataError(
-            f"fit needs a tensor (n, {dim}); got {type(x).__name__}: torch.as_tensor(x)."
-        )
+        raise DataError(f"fit needs a tensor (n, {dim}); got {_as_tensor('x', x)}.")
     if x.dim() != 2 or x.shape[-1] != dim:
         raise DataError(f"fit needs data of shape (n, {dim}); got {tuple(x.shape)}.")
     if len(x) == 0:
@@ -99,9 +105,15 @@ def _check(x: Tensor, context: Tensor | None, flow: Flow, like: Tensor, *, whole
     x = x.detach().to(like.device)  # what made the data is not trained
     _check_finite(x, "the data")
     if (context is None) != (context_dim == 0):
-        came = "None" if context is None else f"one of shape {tuple(context.shape)}"
+        shape = tuple(getattr(context, "shape", ()))
+        came = "None" if context is None else f"one of shape {shape}"
         raise ContextError(f"The flow has context_dim={context_dim}; got the context {came}.")
     if context is not None:
+        if not isinstance(context, Tensor):
+            raise ContextError(
+                f"fit needs a context of shape ({len(x)}, {context_dim}), a tensor; got "
+                f"{_as_tensor('context', context)}."
+            )
         if context.shape != (len(x), context_dim):
             raise ContextError(
                 f"fit needs a context of shape ({len(x)}, {context_dim}), a row for each row of "

@@ -239,6 +239,21 @@ def test_data_that_are_a_result_of_training_are_taken_as_numbers():
         density.log_prob(x.detach().numpy())
 
 
+def test_what_is_no_tensor_is_told_how_to_become_one():
+    class Frame:
+        def to_numpy(self):
+            return normal_rows(20).numpy()
+
+    density = FlowDensity(make_flow("affine", 2, context_dim=1))
+    with pytest.raises(DataError, match=r"got Frame: torch.as_tensor\(x.to_numpy\(\)\)"):
+        density.fit(Frame(), torch.zeros(20, 1), **QUICK)
+    with pytest.raises(ContextError, match=r"got ndarray: torch.as_tensor\(context\)"):
+        density.fit(normal_rows(20), torch.zeros(20, 1).numpy(), **QUICK)
+    for valid in ("0.1", None, [0.1], (normal_rows(5),)):
+        with pytest.raises(OptionError, match="valid is"):
+            density.fit(normal_rows(20), torch.zeros(20, 1), valid=valid, **QUICK)
+
+
 def test_bad_context_values_are_named():
     density = FlowDensity(make_flow("affine", 2, context_dim=1))
     with pytest.raises(DataError, match="the context are not finite"):
