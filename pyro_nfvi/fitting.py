@@ -300,11 +300,16 @@ class _Loop:
         noise = torch.Generator(self.generator.device).manual_seed(self.look_seed)
         with torch.no_grad():
             bad = ~self.loss(x, context, noise).isfinite()
-        row = int(bad.nonzero()[0]) if bool(bad.any()) else 0
+        what = "the mean over the held-out rows is not finite"
+        if bool(bad.any()):
+            what = (
+                f"{int(bad.sum())} of {len(x)} held-out rows have no finite density, the first at "
+                f"{x[bad][0].tolist()}"
+            )
         warnings.warn(
-            f"{int(bad.sum())} of {len(x)} held-out rows have no finite density, the first at "
-            f"{x[row].tolist()}: the fit took all its steps and kept the last parameters, with "
-            "nothing to choose them by. Leave such rows out of valid, or scale the data.",
+            f"{what}: the last "
+            "parameters are kept, with nothing to choose them by. Leave such rows out of valid, or "
+            "scale the data.",
             DataWarning,
             stacklevel=4,
         )

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -37,6 +38,7 @@ __all__ = [
     "rungs",
     "seconds_left",
     "told",
+    "train_from",
 ]
 
 #: Largest dimension for autoregressive layers, whose path gradient costs O(D^2) a particle.
@@ -165,20 +167,18 @@ def add_flows(
         # The first flow leaves a third of the steps to the next, if there will be one.
         share = steps if stage == len(flows) else max(min(steps, FEWEST), 2 * steps // 3)
         try:
-            with run.own_names():
-                larger = AutoFlow(run.model, formula, outer="whitened")
-                larger.setup(*run.args, **run.kwargs)
-                adopt(guide if best is None else best.guide, larger)
-                fit = run.train(
-                    larger,
-                    log_joint,
-                    travels=travels,
-                    notes=before if stage == 1 else [],
-                    max_steps=share,
-                    # With nothing to keep yet, one step is taken however late it is.
-                    max_seconds=None if left is None else max(left, 1e-3),
-                    stage=first + stage - 1,
-                )
+            fit = train_from(
+                guide if best is None else best.guide,
+                formula,
+                run,
+                log_joint,
+                travels=travels,
+                notes=before if stage == 1 else [],
+                max_steps=share,
+                # With nothing to keep yet, one step is taken however late it is.
+                max_seconds=None if left is None else max(left, 1e-3),
+                stage=first + stage - 1,
+            )
         except KeyboardInterrupt:  # while the engine was built; training returns its fit
             if best is None:
                 raise
@@ -233,6 +233,23 @@ def gaussian_fit(
         tuple(notes),
     )
     return run.judge(guide, log_joint, training)
+
+
+def train_from(start: AutoFlow, formula: str, run: FitRun, log_joint: LogJoint, **how: Any) -> Fit:
+    """Train a guide of a formula that takes over all of another's layers, and judge it.
+
+    Args:
+        start: The guide to start from; it stays as it is.
+        formula: The flow, whose last layers are those of the other.
+        run: The call that this belongs to.
+        log_joint: The model's log joint.
+        **how: As :meth:`FitRun.train` has it.
+    """
+    with run.own_names():
+        guide = AutoFlow(run.model, formula, outer="whitened")
+        guide.setup(*run.args, **run.kwargs)
+        adopt(start, guide)
+        return run.train(guide, log_joint, **how)
 
 
 def adopt(old: AutoFlow, new: AutoFlow) -> None:

@@ -6,17 +6,16 @@ import time
 from collections.abc import Callable
 
 from pyro_nfvi.errors import DivergedError
-from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.fit import Fit
 from pyro_nfvi.infer.ladder import (
     ENDS,
     FEWEST,
     Rung,
-    adopt,
     gain,
     joined,
     rung_of,
     seconds_left,
+    train_from,
 )
 from pyro_nfvi.infer.run import FitRun
 from pyro_nfvi.logjoint import LogJoint
@@ -66,20 +65,18 @@ def train_longer(
         return best
     begun, name = time.monotonic(), f"{formula} with {_GROW} times the particles"
     try:
-        with run.own_names():
-            guide = AutoFlow(run.model, formula, outer="whitened")
-            guide.setup(*run.args, **run.kwargs)
-            adopt(best.guide, guide)
-            fit = run.train(
-                guide,
-                log_joint,
-                travels=False,
-                notes=[],
-                max_steps=max_steps,
-                max_seconds=left,
-                stage=stage,
-                grow=_GROW,
-            )
+        fit = train_from(
+            best.guide,
+            formula,
+            run,
+            log_joint,
+            travels=False,
+            notes=[],
+            max_steps=max_steps,
+            max_seconds=left,
+            stage=stage,
+            grow=_GROW,
+        )
     except KeyboardInterrupt:  # while the engine was built; training returns its fit
         notes.append(f"interrupted before {name} was trained")
         run.interrupted = True

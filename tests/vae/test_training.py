@@ -396,7 +396,7 @@ def test_files_of_two_runs_of_one_seed_hold_the_same(grey, tmp_path):
     assert not stray.exists()
 
 
-def test_every_process_needs_an_image_of_every_batch(grey):
+def test_every_process_needs_an_image_of_every_batch():
     data = torch.rand(21, 3)
     feed = Feed(data, data, Preparation("as-is", 2))
     plan = Plan(ELBOLoss(), 1, 10, 1e-3)
