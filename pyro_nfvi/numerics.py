@@ -12,6 +12,7 @@ from torch.nn import functional as F
 __all__ = [
     "MIN_SLOPE",
     "bounded",
+    "bounded_inverse",
     "holds_everywhere",
     "log_tanh_slope",
     "one_plus_a",
@@ -58,6 +59,12 @@ def bounded(x: Tensor, bound: float) -> Tensor:
     An arc tangent (:func:`soft_clamp`) nears its bound more slowly and takes ten times as long.
     """
     return x * (1 + (x / bound).square()).rsqrt()
+
+
+def bounded_inverse(y: Tensor, bound: float) -> Tensor:
+    """Invert :func:`bounded`; what lies at the bound or beyond is taken as close to it."""
+    part = (y / bound).clamp(-0.999, 0.999)
+    return bound * part * (1 - part.square()).rsqrt()
 
 
 def sech2(t: Tensor) -> Tensor:

@@ -13,9 +13,6 @@ from pyro_nfvi.flows.base import Flow
 
 __all__ = ["ActNorm", "BatchNorm"]
 
-#: Least standard deviation that is divided by: a constant column stays finite.
-_MIN_SCALE = 1e-6
-
 
 def _moments(x: Tensor, dim: int, name: str) -> TensorPair:
     if x.dim() < 2 or x.shape[-1] != dim or x[..., 0].numel() < 2 or not x.is_floating_point():
@@ -26,7 +23,17 @@ def _moments(x: Tensor, dim: int, name: str) -> TensorPair:
     rows = x.detach().reshape(-1, dim)
     if not bool(rows.isfinite().all()):
         raise ShapeError(f"{name} needs finite data; got NaN or infinity.")
-    return rows.mean(0), rows.std(0).clamp_min(_MIN_SCALE)
+    # In float64: squares of small numbers would be 0, and sums of large ones would lose the rest.
+    wide = rows.double()
+    mean, std = wide.mean(0), wide.std(0)
+    return mean.to(rows.dtype), _positive(std, mean, rows.dtype).to(rows.dtype)
+
+
+def _positive(std: Tensor, mean: Tensor, dtype: torch.dtype) -> Tensor:
+    """Keep a scale off 0: at what the dtype resolves beside the mean, and at 1 beside 0."""
+    limits = torch.finfo(dtype)
+    least = (limits.eps * mean.abs()).clamp_min(limits.tiny)
+    return torch.where((std == 0) & (mean == 0), torch.ones_like(std), torch.maximum(std, least))
 
 
 @final

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
 from pyro_nfvi._typing import TensorPair
-from pyro_nfvi.errors import ContextError, OptionError
-from pyro_nfvi.flows.base import Flow
+from pyro_nfvi.errors import ContextError, OptionError, ShapeError
+from pyro_nfvi.flows.base import Flow, check_dim
 
 __all__ = ["Adapted", "adapt"]
 
@@ -84,7 +86,16 @@ class Adapted(Flow):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
         y, context = self.enter(y, context)
         transform = self._bind(context)
-        x = transform.inv(y)
+        try:
+            x = transform.inv(y)
+        except RuntimeError as error:
+            if y.dtype == torch.get_default_dtype() or "dtype" not in str(error):
+                raise
+            raise ShapeError(
+                f"{type(self.source).__name__} computes its inverse in torch's default dtype, "
+                f"{torch.get_default_dtype()}; got a point of {y.dtype}. Take the flow and the "
+                "point in that dtype, or a flow of this library."
+            ) from error
         # Scored at a fresh point: a cache filled by the inversion is not trusted.
         _forget(transform)
         again = transform(x)
@@ -105,8 +116,9 @@ def adapt(source: Any, dim: int, context_dim: int = 0) -> Flow:
         context_dim: Size of the context that a conditional transform takes.
 
     Raises:
-        OptionError: Not a transform, not a bijection of all reals, or one that is known to be
-            wrong; the reason is named.
+        OptionError: Not a transform, not a bijection of all reals, of another size, or one that
+            is known to be wrong or does not come back from two points that are tried; the reason
+            is named.
         ContextError: A conditional transform without ``context_dim``.
 
     Example:
@@ -115,7 +127,13 @@ def adapt(source: Any, dim: int, context_dim: int = 0) -> Flow:
         >>> adapt(T.spline(3), dim=3).inverse_kind
         'sequential'
     """
+    check_dim("adapt", dim)
     if isinstance(source, Flow):
+        if (source.dim, source.context_dim) != (dim, context_dim):
+            raise OptionError(
+                f"adapt got a flow of dim={source.dim}, context_dim={source.context_dim} for "
+                f"dim={dim}, context_dim={context_dim}."
+            )
         return source
     if _is_zuko(source) and type(source).__name__ in _REFUSED_ZUKO:
         raise _refusal(source, _REFUSED_ZUKO[type(source).__name__])
@@ -141,7 +159,9 @@ def adapt(source: Any, dim: int, context_dim: int = 0) -> Flow:
         )
     if is_transform:
         _check_reals(source)
-    return Adapted(source, dim, context_dim)
+    flow = Adapted(source, dim, context_dim)
+    _try(flow)
+    return flow
 
 
 def _refusal(part: Any, reason: str) -> OptionError:
@@ -163,6 +183,57 @@ def _check_reals(transform: Transform) -> None:
         bounded = isinstance(constraint, constraints.Constraint)
         if bounded and constraint not in (constraints.real, constraints.real_vector):
             raise _refusal(transform, f"its {name} is {constraint}, not all reals")
+
+
+@torch.no_grad()
+def _try(flow: Adapted) -> None:
+    """Refuse what fails at two points, one near 0 and one far out."""
+    source = flow.source
+    numbers = (
+        tensor
+        for tensor in itertools.chain(flow.parameters(), flow.buffers())
+        if tensor.is_floating_point()
+    )
+    like = next(numbers, torch.empty(()))
+    x = torch.linspace(-0.5, 0.5, flow.dim).to(like) * like.new_tensor([[1.0], [60.0]]) + 0.1
+    context = like.new_zeros(2, flow.context_dim) if flow.context_dim else None
+    sizes = f"dim={flow.dim}, context_dim={flow.context_dim}"
+    try:
+        bound = flow._bind(context)
+        if not isinstance(bound, Transform):
+            raise _refusal(source, f"its call returns a {type(bound).__name__}, not a transform")
+        y, ladj = flow(x, context)
+        if y.shape != x.shape or ladj.shape != x.shape[:-1]:
+            raise _refusal(
+                source,
+                f"at points {tuple(x.shape)} it returns {tuple(y.shape)}, with log-determinants "
+                f"{tuple(ladj.shape)}: is it built for {sizes}?",
+            )
+        back, _ = flow.inverse(y, context)
+        again, _ = flow(back, context)
+    except (OptionError, ShapeError):
+        raise
+    except Exception as error:
+        raise OptionError(
+            f"adapt tried {type(source).__name__} at points {tuple(x.shape)} with {sizes}, and it "
+            f"failed. Is it built for these sizes? It says: {type(error).__name__}: {error}"
+        ) from error
+    # Where the map is steep or flat, rounding may move the point; then its image stays.
+    for point, found, image, found_image in zip(x, back, y, again):
+        lost = min(_apart(found, point), _apart(found_image, image))
+        if lost > 0.05:
+            raise _refusal(
+                source,
+                f"its inverse does not come back: from {point[0].item():.3g} it goes to "
+                f"{found[0].item():.3g} in the first coordinate (one that is searched for in an "
+                "interval cuts draws there)",
+            )
+
+
+def _apart(found: Tensor, expected: Tensor) -> float:
+    """Largest relative difference; 0 where a number is not finite, which tells nothing."""
+    gap = ((found - expected).abs() / (1 + expected.abs())).max().item()
+    return gap if gap < float("inf") else 0.0
 
 
 def _is_lazy(source: Any) -> bool:

@@ -17,6 +17,9 @@ from pyro_nfvi.numerics import softplus_inverse
 __all__ = ["Affine", "DiagonalAffine", "LowerTriangular"]
 
 _START = 0.5413248546129181  # softplus(_START) = 1
+#: What a context may do: scales between 0.02 and 5, rows that lean by at most 3 scales, so that
+#: chains of such maps keep their inverse at any context.
+_BOUNDS = {"scale": 4.5, "tril": 3.0}
 
 
 def _forward(x: Tensor, loc: Tensor, scale: Tensor, scale_tril: Tensor | None) -> TensorPair:
@@ -46,7 +49,8 @@ class DiagonalAffine(ParamFlow):
 
     Args:
         dim: Event size D.
-        context_dim: Size of the context; 0 for free parameters.
+        context_dim: Size of the context; 0 for free parameters. A context drives the scale
+            between 0.02 and 5.
         hidden_dim: Width of the hyper-net (with a context only).
 
     Shape:
@@ -65,6 +69,8 @@ class DiagonalAffine(ParamFlow):
         >>> bool((y == 1).all())
         True
     """
+
+    context_bounds = {"scale": _BOUNDS["scale"]}
 
     def init_params(self) -> TensorDict:
         return {"loc": torch.zeros(self.dim), "scale": torch.zeros(self.dim)}
@@ -92,7 +98,8 @@ class LowerTriangular(ParamFlow):
 
     Args:
         dim: Event size D.
-        context_dim: Size of the context; 0 for free parameters.
+        context_dim: Size of the context; 0 for free parameters. A context drives the diagonal
+            between 0.02 and 5, and a row's other numbers up to 3 times its diagonal.
         hidden_dim: Width of the hyper-net (with a context only).
 
     Shape:
@@ -111,6 +118,8 @@ class LowerTriangular(ParamFlow):
         >>> bool((y == 1).all())
         True
     """
+
+    context_bounds = _BOUNDS
 
     def init_params(self) -> TensorDict:
         return {

@@ -19,11 +19,12 @@ _START = 0.5413248546129181  # softplus(_START) = 1
 
 @final
 class LULinear(ParamFlow):
-    r"""A linear map by its LU factors: :math:`y = L U x + b`, the identity at the start.
+    r"""A linear map by its LU factors: :math:`y = L S U x + b`, the identity at the start.
 
-    L is unit lower triangular, U upper triangular with a positive diagonal. Glow's fixed random
+    L and U are unit lower and unit upper triangular, S a positive diagonal. Glow's fixed random
     permutation is left out, so that the map starts as the identity; put a ``Permute`` in front
-    where it is wanted.
+    where it is wanted. A context drives S between 0.08 and 3.6, and what is beside the diagonals
+    between -1 and 1, so that chains of such maps keep their inverse at any context.
 
     Args:
         dim: Event size D.
@@ -37,7 +38,8 @@ class LULinear(ParamFlow):
     Cost:
         O(D^2) per row: two products forward, two triangular solves inverse; no determinant.
 
-    Source: Kingma and Dhariwal 2018, arXiv:1807.03039, section 3.2, equation 11.
+    Source: Kingma and Dhariwal 2018, arXiv:1807.03039, section 3.2, equation 11. Differs: the
+    rows of U are in units of its diagonal, without which a small diagonal ruins the inverse.
 
     Example:
         >>> import torch
@@ -53,6 +55,8 @@ class LULinear(ParamFlow):
         self.spread = spread
         super().__init__(dim, context_dim, hidden_dim=hidden_dim)
 
+    context_bounds = {"diagonal": 3.0, "lower": 1.0, "upper": 1.0}
+
     def init_params(self) -> TensorDict:
         square = torch.zeros(self.dim, self.dim)
         vector = torch.zeros(self.dim)
@@ -67,7 +71,7 @@ class LULinear(ParamFlow):
         diagonal = F.softplus(raw + _START) / F.softplus(raw.new_full((), _START))
         eye = torch.eye(self.dim, dtype=raw.dtype, device=raw.device)
         lower = theta["lower"].tril(-1) + eye
-        return lower, theta["upper"].triu(1) + torch.diag_embed(diagonal), diagonal
+        return lower, diagonal.unsqueeze(-1) * (theta["upper"].triu(1) + eye), diagonal
 
     def _forward(self, x: Tensor, theta: TensorDict) -> TensorPair:
         lower, upper, diagonal = self._factors(theta)

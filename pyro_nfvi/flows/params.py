@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyro_nfvi._typing import TensorDict, TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Flow
+from pyro_nfvi.numerics import bounded, bounded_inverse
 
 __all__ = ["FreeParams", "HyperNet", "ParamFlow"]
 
@@ -80,13 +81,18 @@ class ParamFlow(Flow):
     A subclass names its parameters once, in ``init_params``; with ``context_dim=0`` they are
     free, otherwise a :class:`HyperNet` of the context supplies them with a batch shape in
     front. The subclass then writes ``_forward`` and ``_inverse`` for both cases at once, with
-    the point on the last axis.
+    the point on the last axis. Numbers that a map cannot take at any size, such as the logarithm
+    of a scale, get a bound in ``context_bounds``: a net gives them for contexts that nobody has
+    looked at, whereas a free number is where training put it.
 
     Args:
         dim: Event size D.
         context_dim: Size of the context; 0 gives free parameters.
         hidden_dim: Width of the hyper-net's hidden layer (with a context only).
     """
+
+    #: Parameters that a context drives within ``(-bound, bound)`` only, by name.
+    context_bounds: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self, dim: int, context_dim: int = 0, *, hidden_dim: int = 32) -> None:
         super().__init__(dim, context_dim)
@@ -96,6 +102,9 @@ class ParamFlow(Flow):
                 f"the net that a context drives; got {hidden_dim!r}."
             )
         initial = self.init_params()
+        if context_dim:
+            for name, bound in self.context_bounds.items():
+                initial[name] = bounded_inverse(initial[name], bound)
         self.params: nn.Module = (
             HyperNet(initial, context_dim, hidden_dim) if context_dim else FreeParams(initial)
         )
@@ -103,6 +112,14 @@ class ParamFlow(Flow):
     @abstractmethod
     def init_params(self) -> TensorDict:
         """Name the parameters: shapes and initial values."""
+
+    def theta(self, context: Tensor | None = None) -> TensorDict:
+        """Return the parameters at a context by name, within their bounds."""
+        theta = dict(self.params(context))
+        if self.context_dim:
+            for name, bound in self.context_bounds.items():
+                theta[name] = bounded(theta[name], bound)
+        return theta
 
     @abstractmethod
     def _forward(self, x: Tensor, theta: TensorDict) -> TensorPair: ...
@@ -116,17 +133,17 @@ class ParamFlow(Flow):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
         x, context = self.enter(x, context)
-        return self._forward(x, self.params(context))
+        return self._forward(x, self.theta(context))
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
         y, context = self.enter(y, context)
-        return self._inverse(y, self.params(context))
+        return self._inverse(y, self.theta(context))
 
     def forward_with_score(
         self, x: Tensor, score: Tensor, context: Tensor | None = None
     ) -> TensorTriple:
         x, context = self.enter(x, context)
-        theta = self.params(context)
+        theta = self.theta(context)
         with torch.no_grad():
             pushed = self._pull_score(x, score.expand_as(x), theta)
         if pushed is None:

@@ -24,6 +24,9 @@ from pyro_nfvi.numerics import (
 
 __all__ = ["Planar", "PlanarChain"]
 
+#: A context bends no sharper than |w| = e^5: the exponential of what a net gives has no end.
+_CONTEXT_BOUNDS = {"log_norm": 5.0}
+
 
 def _initial(*shape: int) -> TensorDict:
     """Free parameters of layers of the given shape ``(*layers, D)``: random bends of size 0."""
@@ -130,6 +133,8 @@ class Planar(ParamFlow):
         flow.params.load_state_dict(values)
         return flow
 
+    context_bounds = _CONTEXT_BOUNDS
+
     def init_params(self) -> TensorDict:
         return _initial(self.dim)
 
@@ -203,6 +208,8 @@ class PlanarChain(ParamFlow):
         # Before the parent's constructor, which asks for the parameters' shapes.
         self.num_layers = num_layers
         super().__init__(dim, context_dim, hidden_dim=hidden_dim)
+
+    context_bounds = _CONTEXT_BOUNDS
 
     def init_params(self) -> TensorDict:
         return _initial(self.num_layers, self.dim)

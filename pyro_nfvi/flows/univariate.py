@@ -21,6 +21,8 @@ __all__ = ["AffineKernel", "GatedKernel", "Kernel", "ReLUKernel", "ShiftKernel",
 
 #: Bound of the log-scale of a layer: a funnel's scale e^(v/2) needs about 4.5.
 LOG_SCALE_BOUND = 5.0
+#: Bound of the log-slope of a kink: many kinks in a row multiply.
+_LOG_SLOPE_BOUND = 3.0
 
 
 class Kernel(ABC):
@@ -155,7 +157,7 @@ class ReLUKernel(Kernel):
     Source: He et al. 2015, arXiv:1502.01852, equation 1, with a positive slope.
     """
 
-    bound: float = LOG_SCALE_BOUND
+    bound: float = _LOG_SLOPE_BOUND
     num_params: int = 1
 
     def forward(self, x: Tensor, params: Tensor) -> TensorPair:

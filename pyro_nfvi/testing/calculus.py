@@ -35,8 +35,11 @@ def jacobian(y: Tensor, x: Tensor) -> Tensor:
 
 
 def _spread(case: FlowCase, rows: int, salt: int = 0) -> Tensor:
-    """Points of several sizes: most of order 1, some of order 30, one at 0."""
-    sizes = torch.tensor([0.0, 0.3, 1.0, 2.0, 5.0, 30.0], dtype=case.dtype, device=case.device)
+    """Points of several sizes: most of order 1, one at 0, some of order 30; 1e5 in float64."""
+    # In float32 a few layers that stretch leave no digit of a point so far out.
+    far = (1.0, 1e3, 1e5) if case.dtype == torch.float64 else ()
+    listed = (0.0, 0.3, 1.0, 2.0, 5.0, 30.0, *far)
+    sizes = torch.tensor(listed, dtype=case.dtype, device=case.device)
     return case.points(rows, salt=salt) * sizes[torch.arange(rows) % len(sizes)].unsqueeze(-1)
 
 

@@ -166,5 +166,5 @@ def _bind(layer: Flow, context: Tensor | None) -> _Step:
     inner = layer.flow if isinstance(layer, Inverse) else layer
     if not inner.context_dim or context is None:
         return _Step(inner, None, None, flipped)
-    theta = inner.params(context) if isinstance(inner, ParamFlow) else None
+    theta = inner.theta(context) if isinstance(inner, ParamFlow) else None
     return _Step(inner, theta, context, flipped)

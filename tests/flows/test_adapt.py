@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.distributions import transforms as torch_transforms
 
-from pyro_nfvi.errors import ContextError, OptionError
+from pyro_nfvi.errors import ContextError, OptionError, ShapeError
 from pyro_nfvi.flows import Chain, Planar, adapt, make_flow
 from pyro_nfvi.testing import check_flow, perturb
 
@@ -151,6 +151,52 @@ def test_conditional_without_context_dim_is_named():
         adapt(T.conditional_affine_coupling(3, 2), 3)
 
 
+class Halved(torch.nn.Module):
+    """A lazy transform whose inverse is cut at 10, as a search in an interval gives."""
+
+    def forward(self):
+        class Cut(torch_transforms.AffineTransform):
+            def _inverse(self, y):
+                return super()._inverse(y).clamp(-10, 10)
+
+        return Cut(0.0, 2.0, event_dim=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes", "reason"),
+    [
+        (lambda: T.affine_autoregressive(3), (4, 0), "built for these sizes"),
+        (lambda: T.affine_coupling(3), (2, 0), "built for"),
+        (lambda: T.conditional_spline(3, 2), (3, 4), "built for these sizes"),
+        (lambda: T.permute(3), (5, 0), "built for|come back"),
+        (lambda: torch.nn.Linear(3, 3), (3, 0), "built for these sizes"),
+        (lambda: torch.nn.Linear(3, 3), (3, 3), "returns a Tensor"),
+        (lambda: make_flow("planar*2", 2), (7, 0), "dim=2, context_dim=0 for dim=7"),
+        (lambda: make_flow("planar*2", 2), (2, 3), "context_dim=0 for dim=2, context_dim=3"),
+        (Halved, (3, 0), "does not come back: from -29.9 it goes to -10"),
+        (lambda: T.affine_autoregressive(3), (3.0, 0), "integer of at least 1"),
+    ],
+)
+def test_wrong_sizes_and_wrong_inverses_are_told_at_the_door(make, sizes, reason):
+    with pytest.raises(OptionError, match=reason):
+        adapt(make(), *sizes)
+
+
+def test_the_trial_leaves_random_numbers_and_parameters_alone():
+    source = T.spline_coupling(3)
+    before = {name: value.clone() for name, value in source.state_dict().items()}
+    state = torch.get_rng_state()
+    adapt(source, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in source.state_dict().items())
+
+
+def test_an_inverse_in_the_default_dtype_only_is_told():
+    flow = adapt(T.affine_autoregressive(3), 3).double()
+    with pytest.raises(ShapeError, match="default dtype"):
+        flow.inverse(torch.zeros(2, 3, dtype=DOUBLE))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("zuko") is None, reason="needs zuko")
 def test_zuko_flows_in_a_process_of_their_own():
     # Zuko switches validation off when it is imported, for the whole process.
@@ -185,6 +231,22 @@ def test_zuko_flows_in_a_process_of_their_own():
                 assert reason in str(error)
             else:
                 raise AssertionError(f"{name} was taken")
+        for name in cut:
+            layers = getattr(zuko.flows, name)(3, transforms=1).transform.transforms
+            for layer in layers:
+                try:
+                    adapted = adapt(layer, 3)
+                except OptionError as error:
+                    assert "come back" in str(error) or "draws are cut" in str(error), error
+                else:  # a rotation between them
+                    x = torch.full((1, 3), 30.0)
+                    torch.testing.assert_close(adapted.inverse(adapted(x)[0])[0], x)
+        try:
+            adapt(zuko.flows.GMM(3), 3)
+        except OptionError as error:
+            assert "not a transform" in str(error)
+        else:
+            raise AssertionError("a mixture was taken")
         print("right")
     """
     run = subprocess.run(

@@ -81,3 +81,29 @@ def test_constant_column_stays_finite():
     flow = ActNorm(2)
     flow.initialize(torch.tensor([[1.0, 5.0], [2.0, 5.0]]))
     assert flow.inverse(torch.tensor([[1.5, 5.0]]))[0].isfinite().all()
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-12, 1.0, 1e12, 1e30])
+def test_statistics_know_no_unit(unit):
+    flow, y = ActNorm(2), unit * (torch.tensor([3.0, 0.0]) + torch.randn(300, 2))
+    flow.initialize(y)
+    x, ladj = flow.inverse(y)
+    torch.testing.assert_close(x.std(0), torch.ones(2), atol=1e-4, rtol=0)
+    assert ladj[0].item() == pytest.approx(-2 * torch.tensor(unit).double().log().item(), abs=0.3)
+
+
+def test_statistics_of_a_large_offset_keep_what_the_dtype_resolves():
+    y = 1e8 + torch.randn(300, 1, dtype=torch.float64)
+    flow = ActNorm(1).double()
+    flow.initialize(y)
+    assert flow.inverse(y)[0].std().item() == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, -7.0, 1e-40, 1e30])
+def test_a_constant_column_stays_finite(value):
+    flow, y = ActNorm(1), torch.full((5, 1), value)
+    flow.initialize(y)
+    x, ladj = flow.inverse(y)
+    assert x.abs().max() <= 1
+    assert ladj.isfinite().all()
+    assert flow(x)[0].isfinite().all()

@@ -111,7 +111,7 @@ def test_fused_chain_equals_its_layers_row_by_row_with_a_context():
     chain = perturb(PlanarChain(3, 4, context_dim=2).double(), 0.5, seeded(4))
     x, context = double(6, 3), double(6, 2, seed=1)
     y, ladj = chain(x, context)
-    theta = {name: value.detach() for name, value in chain.params(context).items()}
+    theta = {name: value.detach() for name, value in chain.theta(context).items()}
     for i in range(6):
         layers = apart({name: value[i] for name, value in theta.items()})
         one_y, one_ladj = layers(x[i])
