@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_nfvi.errors import OptionError
+from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.flows.linear import DiagonalAffine, LowerTriangular
-from pyro_nfvi.numerics import soft_clamp
+from pyro_nfvi.numerics import log_gamma_step, soft_clamp
+from pyro_nfvi.options import number, whole
 
 __all__ = [
     "Base",
@@ -53,11 +54,7 @@ class Base(nn.Module, ABC):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise OptionError(
-                f"{type(self).__name__} needs dim, an integer of at least 1; got {dim!r}."
-            )
-        self.dim = dim
+        self.dim = whole(f"{type(self).__name__}: dim", dim)
 
     @property
     def event_shape(self) -> torch.Size:
@@ -84,6 +81,12 @@ class Base(nn.Module, ABC):
         cannot be one, stay in the noise. None stands for the identity and the standard normal.
         """
         return None, _held(self)
+
+    def enter(self, value: Tensor) -> None:
+        """Raise unless a value is a tensor ``(*b, D)``; a narrower one would broadcast."""
+        if not isinstance(value, Tensor) or value.shape[-1:] != (self.dim,):
+            came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ShapeError(f"{type(self).__name__} needs values (*b, {self.dim}); got {came}.")
 
     # So that functional_call can score with other parameters.
     def forward(self, value: Tensor) -> Tensor:
@@ -127,6 +130,7 @@ class _LocationScale(Base):
         return self.loc + _bounded(self.log_scale).exp() * standard
 
     def log_prob(self, value: Tensor) -> Tensor:
+        self.enter(value)
         log_scale = _bounded(self.log_scale)
         t = (value - self.loc) * (-log_scale).exp()
         return (self._standard_log_prob(t) - log_scale).sum(-1)
@@ -186,7 +190,8 @@ class Logistic(_LocationScale):
     def _standard_sample(self, size: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         # The midpoints of a grid finer than the dtype near 1/2: neither end is ever drawn.
         tiny = torch.finfo(self.loc.dtype).eps
-        u = _rand(size, self.loc, generator).clamp(tiny, 1 - tiny)
+        u = torch.empty(size, dtype=self.loc.dtype, device=self.loc.device)
+        u = u.uniform_(generator=generator).clamp(tiny, 1 - tiny)
         return u.log() - torch.log1p(-u)
 
     def _standard_log_prob(self, t: Tensor) -> Tensor:
@@ -230,8 +235,9 @@ class StudentT(_LocationScale):
     def __init__(self, dim: int, *, df: float | Sequence[float] | Tensor = 10.0) -> None:
         super().__init__(dim)
         start = torch.as_tensor(df, dtype=torch.float64).detach()
-        if start.shape not in (torch.Size(), (dim,)) or not bool((start > 1).all()):
-            raise OptionError(f"StudentT needs df above 1, one or {dim} numbers; got {df!r}.")
+        fits = start.shape in (torch.Size(), (dim,)) and bool((start > 1).all())
+        if not (fits and bool(start.to(self.loc.dtype).isfinite().all())):
+            raise OptionError(f"StudentT needs finite df above 1, one or {dim}; got {df!r}.")
         excess = start.expand(dim) - 1
         self.raw_df = nn.Parameter((excess + torch.log(-torch.expm1(-excess))).to(self.loc.dtype))
 
@@ -248,8 +254,7 @@ class StudentT(_LocationScale):
 
     def _standard_log_prob(self, t: Tensor) -> Tensor:
         df = self.df
-        constant = torch.lgamma(0.5 * (df + 1)) - torch.lgamma(0.5 * df)
-        constant = constant - 0.5 * (df * math.pi).log()
+        constant = log_gamma_step(0.5 * df) - 0.5 * (df * math.pi).log()
         return constant - 0.5 * (df + 1) * torch.log1p(t.square() / df)
 
 
@@ -294,6 +299,7 @@ class FullRankNormal(Base):
         return self.loc + standard @ self.scale_tril.mT
 
     def log_prob(self, value: Tensor) -> Tensor:
+        self.enter(value)
         rest = (value - self.loc).unsqueeze(-1)
         t = torch.linalg.solve_triangular(self.scale_tril, rest, upper=False).squeeze(-1)
         return (-0.5 * (t.square() + _LOG_2PI) - _bounded(self.log_diagonal)).sum(-1)
@@ -335,12 +341,10 @@ class GaussianMixture(Base):
 
     def __init__(self, dim: int, num_components: int = 8, *, spread: float = 1.0) -> None:
         super().__init__(dim)
-        whole = isinstance(num_components, int) and not isinstance(num_components, bool)
-        if not whole or num_components < 1:
-            raise OptionError(
-                f"GaussianMixture needs num_components of at least 1; got {num_components!r}."
-            )
-        self.num_components = num_components
+        self.num_components = num_components = whole(
+            "GaussianMixture: num_components", num_components
+        )
+        number("GaussianMixture: spread", spread, least=0)
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(spread * torch.randn(num_components, dim))
         self.log_scale = nn.Parameter(torch.zeros(num_components, dim))
@@ -363,6 +367,7 @@ class GaussianMixture(Base):
         return drawn.reshape(*size, self.dim)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        self.enter(value)
         log_scale = _bounded(self.log_scale)
         t = (value.unsqueeze(-2) - self.loc) * (-log_scale).exp()
         parts = (-0.5 * (t.square() + _LOG_2PI) - log_scale).sum(-1)
@@ -393,7 +398,3 @@ def _bounded(log_scale: Tensor) -> Tensor:
 
 def _randn(size: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(size, dtype=like.dtype, device=like.device, generator=generator)
-
-
-def _rand(size: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(size, dtype=like.dtype, device=like.device, generator=generator)

@@ -13,12 +13,12 @@ from torch.distributions import Distribution
 
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi.bases import Base
-from pyro_nfvi.errors import OptionError, ShapeError
+from pyro_nfvi.dequantize import Dequantizer, check_dequantizer
+from pyro_nfvi.errors import ContextError, OptionError, ShapeError
+from pyro_nfvi.flows.base import Flow
 
 if TYPE_CHECKING:
-    from pyro_nfvi.dequantize import Dequantizer
     from pyro_nfvi.fitting import DensityFit
-    from pyro_nfvi.flows.base import Flow
 
 __all__ = ["FlowDensity"]
 
@@ -58,11 +58,13 @@ class FlowDensity(nn.Module):
 
     def __init__(self, flow: Flow, base: Base | Distribution | None = None) -> None:
         super().__init__()
-        if base is not None and tuple(base.event_shape) != (flow.dim,):
+        if not isinstance(flow, Flow):
             raise OptionError(
-                f"FlowDensity needs a base over vectors of size {flow.dim}; got event_shape "
-                f"{tuple(base.event_shape)}. Declare event dimensions with Independent(base, 1)."
+                f"FlowDensity needs a Flow; got {flow!r}. Build one with make_flow(formula, dim), "
+                "or take one of Pyro or Zuko with flows.adapt."
             )
+        if base is not None:
+            _check_base(base, flow.dim)
         self.flow = flow
         self.base = base
 
@@ -79,6 +81,14 @@ class FlowDensity(nn.Module):
                 if tensor.is_floating_point():
                     return tensor
         return torch.empty(())
+
+    def _check_context(self, context: object) -> None:
+        """Raise for a context that has no shape to draw for; the flow checks the rest."""
+        if not (context is None or isinstance(context, Tensor)):
+            raise ContextError(
+                f"FlowDensity needs a tensor as context, (*b, {self.flow.context_dim}); got "
+                f"{type(context).__name__}: torch.as_tensor(context)."
+            )
 
     def sample_base(
         self,
@@ -142,6 +152,7 @@ class FlowDensity(nn.Module):
         With a context ``(*b, C)`` the draws are ``(*shape, *b, D)``.
         """
         size = (shape,) if isinstance(shape, int) else tuple(shape)
+        self._check_context(context)
         batch = () if context is None else tuple(context.shape[:-1])
         return self.push(self.sample_base((*size, *batch), generator=generator), context)
 
@@ -186,6 +197,7 @@ class FlowDensity(nn.Module):
         """
         from pyro_nfvi.distribution import FlowDistribution
 
+        self._check_context(context)
         return FlowDistribution(self, context)
 
     def fit(
@@ -221,6 +233,7 @@ class FlowDensity(nn.Module):
         is an **upper bound** of :math:`-\log_2 P(x) / D` in expectation over the dequantising
         noise, tighter with more ``num_samples`` (their weights are averaged inside the logarithm).
         """
+        check_dequantizer(dequantize)
         with torch.no_grad():
             if dequantize is None:
                 log_p = self.log_prob(x, context)
@@ -229,3 +242,25 @@ class FlowDensity(nn.Module):
                     self, x, context, num_samples=num_samples, generator=generator
                 )
         return -log_p / (self.flow.dim * math.log(2))
+
+
+def _check_base(base: Base | Distribution, dim: int) -> None:
+    """Raise unless noise over vectors of size D can be drawn from it with gradient."""
+    if not isinstance(base, Base | Distribution):
+        raise OptionError(
+            "FlowDensity needs a base of pyro_nfvi.bases or of torch.distributions, or None; got "
+            f"{base!r}."
+        )
+    if tuple(base.event_shape) != (dim,):
+        raise OptionError(
+            f"FlowDensity needs a base over vectors of size {dim}; got event_shape "
+            f"{tuple(base.event_shape)}. Declare event dimensions with Independent(base, 1)."
+        )
+    if isinstance(base, Base):
+        return
+    if tuple(base.batch_shape) or not base.has_rsample:
+        raise OptionError(
+            "FlowDensity needs a base without batch shape, whose draws carry gradients (rsample); "
+            f"got {type(base).__name__} with batch_shape {tuple(base.batch_shape)}"
+            f"{'' if base.has_rsample else ' and no rsample'}."
+        )

@@ -14,15 +14,20 @@ from torch.nn import functional as F
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.errors import DataError, OptionError
 from pyro_nfvi.flows.factory import make_flow
+from pyro_nfvi.options import whole
 
 if TYPE_CHECKING:
     from pyro_nfvi.density import FlowDensity
     from pyro_nfvi.flows.base import Flow
 
-__all__ = ["Dequantizer", "FlowDequantize", "UniformDequantize"]
+__all__ = ["Dequantizer", "FlowDequantize", "UniformDequantize", "check_dequantizer"]
 
 #: How far the unit interval is kept from its ends before the logit.
 _MARGIN = 1e-6
+#: Levels above which the map is computed in float64: a cell is a millionth of the range or so.
+_FINE = 4096
+#: Part of a level that a dtype may lose.
+_RESOLVED = 0.05
 
 
 class Dequantizer(nn.Module, ABC):
@@ -48,7 +53,11 @@ class Dequantizer(nn.Module, ABC):
 
     def __init__(self, levels: int | Sequence[int], dim: int, *, logit: bool = True) -> None:
         super().__init__()
-        counts = torch.as_tensor(levels)
+        dim = whole(f"{type(self).__name__}: dim", dim)
+        try:
+            counts = torch.as_tensor(levels)
+        except (TypeError, ValueError, RuntimeError):
+            counts = torch.empty(0)  # told below
         fits = counts.shape in (torch.Size(), (dim,)) and not counts.is_floating_point()
         if not fits or counts.dtype == torch.bool or int(counts.min()) < 2:
             raise OptionError(
@@ -58,6 +67,7 @@ class Dequantizer(nn.Module, ABC):
         self.dim, self.logit = dim, logit
         self.register_buffer("levels", counts.expand(dim).clone())
         self.levels: Tensor
+        self._most = int(counts.max())
 
     @abstractmethod
     def noise(self, x: Tensor, generator: torch.Generator | None) -> TensorPair:
@@ -76,23 +86,35 @@ class Dequantizer(nn.Module, ABC):
             like: A tensor with the dtype and device of the result.
 
         Raises:
-            DataError: Data that are not integers from 0 to L-1, or of another width.
+            DataError: Data that are not integers from 0 to L-1, of another width, or of more
+                levels than the result's dtype tells apart.
         """
+        x = self._check(x)
         like = torch.empty((), device=x.device) if like is None else like
-        values = self._check(x).to(like)
-        levels = self.levels.to(like)
-        u, log_r = self.noise(values, generator)
-        v = (values + u) / levels
+        if self._most * torch.finfo(like.dtype).eps > _RESOLVED:
+            raise DataError(
+                f"{self._most} levels are more than {like.dtype} tells apart. Take the density in "
+                "float64: density.double()."
+            )
+        u, log_r = self.noise(x.to(like), generator)
+        wide = self._wide(like)
+        levels = self.levels.to(wide)
+        v = (x.to(wide) + u.to(wide)) / levels
         log_volume = -levels.log().sum(-1)
         if not self.logit:
-            return v, log_volume - log_r
+            return v.to(like), log_volume.to(like) - log_r.to(like)
         s = _MARGIN + (1 - 2 * _MARGIN) * v
         log_s, log_rest = s.log(), torch.log1p(-s)
         slope = math.log1p(-2 * _MARGIN) - log_s - log_rest
-        return log_s - log_rest, log_volume + slope.sum(-1) - log_r
+        return (log_s - log_rest).to(like), (log_volume + slope.sum(-1)).to(like) - log_r.to(like)
+
+    def _wide(self, like: Tensor) -> Tensor:
+        """A tensor of the dtype to compute in: many levels in float64, as cells get small."""
+        return like.new_empty((), dtype=torch.float64) if self._most > _FINE else like
 
     def quantize(self, y: Tensor) -> Tensor:
         """Map points back to the integers whose cube they are in: draws of the density to data."""
+        y = y.to(self._wide(y))
         v = (torch.sigmoid(y) - _MARGIN) / (1 - 2 * _MARGIN) if self.logit else y
         levels = self.levels.to(y)
         return (v * levels).floor().clamp_min(0).minimum(levels - 1).long()
@@ -111,8 +133,7 @@ class Dequantizer(nn.Module, ABC):
         With S samples the weights are averaged inside the logarithm (Burda et al. 2016,
         arXiv:1509.00519, equation 8); S = 1 is the bound of the class.
         """
-        if num_samples < 1:
-            raise OptionError(f"log_bound needs num_samples of at least 1; got {num_samples!r}.")
+        num_samples = whole("log_bound: num_samples", num_samples)
         like = next((p for p in density.parameters()), torch.empty((), device=x.device))
         rows = []
         for _ in range(num_samples):
@@ -122,6 +143,11 @@ class Dequantizer(nn.Module, ABC):
 
     def _check(self, x: Tensor) -> Tensor:
         name = type(self).__name__
+        if not isinstance(x, Tensor):
+            raise DataError(
+                f"{name} needs a tensor (*b, {self.dim}); got {type(x).__name__}: "
+                "torch.as_tensor(x)."
+            )
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise DataError(f"{name} needs data of shape (*b, {self.dim}); got {tuple(x.shape)}.")
         whole = not x.is_floating_point() or bool((x == x.round()).all())
@@ -231,6 +257,7 @@ class FlowDequantize(Dequantizer):
         self.flow = built
 
     def noise(self, x: Tensor, generator: torch.Generator | None) -> TensorPair:
+        x = x.to(next(self.flow.parameters(), x).dtype)  # the density may have another dtype
         tiny = torch.finfo(x.dtype).eps
         start = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
         eps = torch.logit(start.clamp(tiny, 1 - tiny))
@@ -239,6 +266,15 @@ class FlowDequantize(Dequantizer):
         # One would round up to the next integer.
         u = torch.sigmoid(f).clamp_max(1 - tiny)
         return u, (_log_slope(eps) - _log_slope(f)).sum(-1) - ladj
+
+
+def check_dequantizer(dequantize: object) -> None:
+    """Raise for what is neither a dequantiser nor None."""
+    if not (dequantize is None or isinstance(dequantize, Dequantizer)):
+        raise OptionError(
+            "dequantize is a Dequantizer, such as UniformDequantize(levels, dim), or None; got "
+            f"{dequantize!r}."
+        )
 
 
 def _log_slope(t: Tensor) -> Tensor:

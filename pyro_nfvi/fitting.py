@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from pyro_nfvi.dequantize import Dequantizer, check_dequantizer
 from pyro_nfvi.errors import DataWarning, DivergedError, OptionError
 from pyro_nfvi.flows.actnorm import ActNorm, BatchNorm
 from pyro_nfvi.flows.base import Chain, Flow
+from pyro_nfvi.options import number, seed_number, whole
 from pyro_nfvi.rows import Rows, log_density_ceiling, split_rows
 
 if TYPE_CHECKING:
     from pyro_nfvi.density import FlowDensity
-    from pyro_nfvi.dequantize import Dequantizer
 
 __all__ = ["DensityFit", "fit_density"]
 
@@ -130,14 +131,17 @@ def fit_density(
         >>> density.rsample_and_log_prob((1000,))[0].mean().round().item()
         3.0
     """
-    counts = {"batch_size": batch_size, "max_steps": max_steps, "patience": patience}
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise OptionError(f"fit needs {name}, an integer of at least 1; got {value!r}.")
-    if not lr > 0 or not clip_norm > 0:
-        raise OptionError(f"fit needs a positive lr and clip_norm; got {lr!r} and {clip_norm!r}.")
+    batch_size, max_steps = whole("fit: batch_size", batch_size), whole("fit: max_steps", max_steps)
+    patience = whole("fit: patience", patience)
+    lr, clip_norm = number("fit: lr", lr, above=0), number("fit: clip_norm", clip_norm, above=0)
+    seed = seed_number(seed)
+    if torch.is_inference_mode_enabled():
+        raise OptionError(
+            "fit trains, and torch.inference_mode keeps it from that: leave it first."
+        )
     if seed is None:
         seed = int(torch.randint(2**31, ()).item())
+    check_dequantizer(dequantize)
     module = nn.ModuleList([density] if dequantize is None else [density, dequantize])
     params = [p for p in module.parameters() if p.requires_grad]
     if not params:
@@ -156,7 +160,9 @@ def fit_density(
             if dequantize is not None:
                 first = dequantize(first, generator=generator, like=like)[0]
             _normalise(density.flow, first, seen, "initialise")
-    return loop.run(batch_size, max_steps, lr, patience, clip_norm, progress=progress)
+    # A caller's no_grad is about what it computes with the density, not about the fit.
+    with torch.enable_grad():
+        return loop.run(batch_size, max_steps, lr, patience, clip_norm, progress=progress)
 
 
 class _Loop:

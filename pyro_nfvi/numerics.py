@@ -14,6 +14,7 @@ __all__ = [
     "bounded",
     "bounded_inverse",
     "holds_everywhere",
+    "log_gamma_step",
     "log_tanh_slope",
     "one_plus_a",
     "one_plus_a_inverse",
@@ -31,6 +32,8 @@ __all__ = [
 _ONE = math.log(math.e - 1.0)
 #: Least slope of ``t + a tanh(t)``: bounds the condition number of the inverse.
 MIN_SLOPE = 1e-3
+#: Where the series of a difference of log gammas takes over.
+_LARGE = 25.0
 #: Newton steps after which every bracketed start has converged (9 suffice for a <= 1000).
 _NEWTON_STEPS = 14
 
@@ -65,6 +68,19 @@ def bounded_inverse(y: Tensor, bound: float) -> Tensor:
     """Invert :func:`bounded`; what lies at the bound or beyond is taken as close to it."""
     part = (y / bound).clamp(-0.999, 0.999)
     return bound * part * (1 - part.square()).rsqrt()
+
+
+def log_gamma_step(x: Tensor) -> Tensor:
+    r""":math:`\log\Gamma(x + \tfrac12) - \log\Gamma(x)` for x > 0, where the two do not cancel.
+
+    From x = 25 on by its series, :math:`\tfrac12\log x - \tfrac1{8x} + \tfrac1{192x^3} -
+    \tfrac1{640x^5} + \tfrac{17}{14336x^7}`, which has all digits there.
+    """
+    few, rest = x.clamp_max(_LARGE), 1 / x.clamp_min(_LARGE)
+    square = rest.square()
+    series = 1 / 192 + square * (-1 / 640 + square * (17 / 14336))
+    series = 0.5 * x.log() + rest * (-1 / 8 + square * series)
+    return torch.where(x > _LARGE, series, torch.lgamma(few + 0.5) - torch.lgamma(few))
 
 
 def sech2(t: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.bases import Base, DiagonalNormal
-from pyro_nfvi.errors import DivergedError, OptionError
+from pyro_nfvi.errors import DivergedError, OptionError, ShapeError
 from pyro_nfvi.flows.base import Flow
+from pyro_nfvi.options import number, seed_number, whole
 
 __all__ = ["Langevin", "Metropolis", "PathLayer", "PathSampler"]
 
@@ -38,14 +39,11 @@ class PathLayer(nn.Module, ABC):
 
     def __init__(self, *, beta: float, step_size: float, num_steps: int) -> None:
         super().__init__()
-        if not 0 < beta <= 1:
-            raise OptionError(f"{type(self).__name__} needs beta in (0, 1]; got {beta!r}.")
-        if not step_size > 0 or isinstance(num_steps, bool) or num_steps < 1:
-            raise OptionError(
-                f"{type(self).__name__} needs a positive step_size and num_steps of at least 1; "
-                f"got {step_size!r} and {num_steps!r}."
-            )
-        self.beta, self.num_steps = beta, num_steps
+        name = type(self).__name__
+        if not number(f"{name}: beta", beta, above=0) <= 1:
+            raise OptionError(f"{name} needs beta in (0, 1]; got {beta!r}.")
+        number(f"{name}: step_size", step_size, above=0)
+        self.beta, self.num_steps = beta, whole(f"{name}: num_steps", num_steps)
         self.log_step = nn.Parameter(torch.tensor(math.log(step_size)))
 
     def tempered(self, log_density: LogDensity) -> LogDensity:
@@ -213,6 +211,17 @@ class PathSampler(nn.Module):
         base: Base | None = None,
     ) -> None:
         super().__init__()
+        if not callable(log_density):
+            raise OptionError(
+                "PathSampler needs log_density, a callable (S, D) -> (S,); got "
+                f"{type(log_density).__name__}."
+            )
+        if not (base is None or isinstance(base, Base)):
+            raise OptionError(
+                f"PathSampler needs a base of pyro_nfvi.bases, or None; got {base!r}."
+            )
+        if isinstance(layers, (Flow, PathLayer)):
+            raise OptionError("PathSampler needs a list of layers; got one layer: [layer].")
         wrong = [type(part).__name__ for part in layers if not isinstance(part, (Flow, PathLayer))]
         if wrong or not layers:
             raise OptionError(
@@ -228,13 +237,29 @@ class PathSampler(nn.Module):
             )
         if any(part.context_dim for part in layers if isinstance(part, Flow)):
             raise OptionError("PathSampler takes flows without context.")
-        self.log_density = log_density
+        # In a tuple, so that a target with parameters of its own is no part of what is trained.
+        self._target = (log_density,)
         self.base = DiagonalNormal(dims.pop()) if base is None else base
         self.layers = nn.ModuleList(layers)
 
+    def log_density(self, z: Tensor) -> Tensor:
+        """The target at points ``(S, D)``, in nats.
+
+        Raises:
+            ShapeError: It does not return one number for each point.
+        """
+        found = self._target[0](z)
+        if not isinstance(found, Tensor) or found.shape != z.shape[:-1]:
+            came = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ShapeError(
+                f"PathSampler needs a log_density that returns {tuple(z.shape[:-1])} for points "
+                f"{tuple(z.shape)}, one number each; got {came}. Sum over the last axis alone."
+            )
+        return found
+
     def sample(self, num_samples: int, *, generator: torch.Generator | None = None) -> TensorPair:
         """Draw ``(z, log_w)``, differentiable in the parameters where gradients are on."""
-        z = self.base.rsample(num_samples, generator=generator)
+        z = self.base.rsample(whole("num_samples", num_samples), generator=generator)
         log_w = -self.base.log_prob(z)
         for layer in self.layers:
             if isinstance(layer, PathLayer):
@@ -262,10 +287,17 @@ class PathSampler(nn.Module):
 
         Raises:
             DivergedError: Twenty such steps in a row.
+            OptionError: An option that is no number of its kind, or nothing that could be trained.
         """
+        num_steps = whole("fit: num_steps", num_steps)
+        num_samples = whole("fit: num_samples", num_samples)
+        lr, clip_norm = number("fit: lr", lr, above=0), number("fit: clip_norm", clip_norm, above=0)
+        seed = seed_number(seed)
         if seed is None:
             seed = int(torch.randint(2**31, ()).item())
         params = [p for p in self.parameters() if p.requires_grad]
+        if not params:
+            raise OptionError("PathSampler has no parameter that requires a gradient to fit.")
         generator = torch.Generator(params[0].device).manual_seed(seed)
         optimizer = torch.optim.Adam(params, lr=lr)
         bounds: list[float] = []

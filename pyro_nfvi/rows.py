@@ -23,6 +23,8 @@ _FEW = 100
 _TIES = 2
 #: Means and deviations, in units of the base, beyond which a column is announced.
 _FAR, _WIDE, _NARROW = 20.0, 20.0, 0.05
+#: Part of a column's range that a dtype has to tell apart.
+_RESOLVED = 0.01
 
 
 def split_rows(
@@ -101,9 +103,9 @@ def _check(x: Tensor, context: Tensor | None, flow: Flow, like: Tensor, *, whole
                 f"fit needs float32 or float64; got {x.dtype}, in which distinct values fall "
                 "together. Convert with x.float()."
             )
-        x = x.to(like)
     x = x.detach().to(like.device)  # what made the data is not trained
     _check_finite(x, "the data")
+    x = x if whole else _convert(x, like, "the data")
     if (context is None) != (context_dim == 0):
         shape = tuple(getattr(context, "shape", ()))
         came = "None" if context is None else f"one of shape {shape}"
@@ -119,9 +121,30 @@ def _check(x: Tensor, context: Tensor | None, flow: Flow, like: Tensor, *, whole
                 f"fit needs a context of shape ({len(x)}, {context_dim}), a row for each row of "
                 f"the data; got {tuple(context.shape)}."
             )
-        context = context.detach().to(like)
+        context = context.detach().to(like.device)
         _check_finite(context, "the context")
+        context = _convert(context, like, "the context")
     return x, context
+
+
+def _convert(x: Tensor, like: Tensor, what: str) -> Tensor:
+    """Take numbers to the density's dtype; raise where it does not hold them apart."""
+    found = x.to(like.dtype)
+    if found.dtype == x.dtype:
+        return found.clone() if found.is_inference() else found
+    limits = torch.finfo(found.dtype)
+    spread, size = x.amax(0) - x.amin(0), x.abs().amax(0)
+    lost = size > limits.max
+    # Numbers of a wider dtype may differ by less than what this one resolves beside them.
+    lost |= (spread > 0) & (limits.eps * size + limits.tiny > _RESOLVED * spread)
+    if bool(lost.any()):
+        column = int(lost.nonzero()[0])
+        raise DataError(
+            f"Column {column} of {what}, from {x[:, column].min():.17g} to "
+            f"{x[:, column].max():.17g} in {x.dtype}, does not fit into {like.dtype}, in which the "
+            "density is. Take density.double(), or standardise the data."
+        )
+    return found
 
 
 def _check_finite(x: Tensor, what: str) -> None:

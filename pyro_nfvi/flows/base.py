@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi.errors import ContextError, OptionError, ShapeError
+from pyro_nfvi.options import whole
 
 if TYPE_CHECKING:
     from pyro_nfvi.flows.transform import FlowTransform
@@ -21,8 +22,7 @@ InverseKind = Literal["exact", "sequential", "numeric"]
 
 def check_dim(name: str, dim: int) -> None:
     """Raise unless ``dim`` is an event size."""
-    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-        raise OptionError(f"{name} needs dim, an integer of at least 1; got {dim!r}.")
+    whole(f"{name}: dim", dim)
 
 
 def _first_parameter(module: nn.Module) -> Tensor | None:
@@ -70,13 +70,8 @@ class Flow(nn.Module, ABC):
     def __init__(self, dim: int, context_dim: int = 0) -> None:
         super().__init__()
         name = type(self).__name__
-        check_dim(name, dim)
-        if isinstance(context_dim, bool) or not isinstance(context_dim, int) or context_dim < 0:
-            raise OptionError(
-                f"{name} needs context_dim, an integer of at least 0; got {context_dim!r}."
-            )
-        self.dim = dim
-        self.context_dim = context_dim
+        self.dim = whole(f"{name}: dim", dim)
+        self.context_dim = whole(f"{name}: context_dim", context_dim, 0)
 
     @abstractmethod
     def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_nfvi._typing import TensorPair, TensorTriple
-from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.numerics import one_plus_a, sech2, soft_clamp, solve_monotone
+from pyro_nfvi.options import whole
 
 __all__ = ["BlockAutoregressive"]
 
@@ -72,9 +72,8 @@ class BlockAutoregressive(Flow):
         reverse: bool = False,
     ) -> None:
         super().__init__(dim, context_dim)
-        for name, value in (("hidden_factor", hidden_factor), ("num_hidden", num_hidden)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OptionError(f"BlockAutoregressive needs {name} >= 1; got {value!r}.")
+        hidden_factor = whole("BlockAutoregressive: hidden_factor", hidden_factor)
+        num_hidden = whole("BlockAutoregressive: num_hidden", num_hidden)
         self.reverse = reverse
         self.factors = (1, *[hidden_factor] * num_hidden, 1)
         self.rise = nn.Parameter(torch.zeros(dim))

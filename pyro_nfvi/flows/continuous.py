@@ -14,6 +14,7 @@ from pyro_nfvi._typing import Hidden, TensorPair
 from pyro_nfvi.errors import MissingPackageError, OptionError
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.nets import hidden_widths
+from pyro_nfvi.options import whole
 
 __all__ = ["Continuous"]
 
@@ -126,8 +127,7 @@ class Continuous(Flow):
             raise OptionError(
                 f"Continuous needs trace 'auto', 'exact' or 'hutchinson'; got {trace!r}."
             )
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise OptionError(f"Continuous needs steps of at least 1; got {steps!r}.")
+        steps = whole("Continuous: steps", steps)
         if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
             raise OptionError(f"Continuous needs a tolerance between 0 and 1; got {tolerance!r}.")
         self.solver, self.steps, self.tolerance, self.trace = solver, steps, tolerance, trace

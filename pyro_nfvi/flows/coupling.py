@@ -101,7 +101,7 @@ class Coupling(Flow):
                 "Coupling takes a conditioner, or hidden_dim and activation for its own, not both."
             )
         else:
-            self.net = conditioner(inputs, outputs)
+            self.net = _built(conditioner, inputs, outputs)
 
     def _params(self, kept: Tensor, context: Tensor | None) -> Tensor:
         inputs = kept
@@ -147,3 +147,28 @@ class Coupling(Flow):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + f", kernel={self.kernel}, moved={len(self.moved)}"
+
+
+def _built(conditioner: Conditioner, inputs: int, outputs: int) -> nn.Module:
+    """Build a caller's conditioner and see that it takes and returns what it should."""
+    net = conditioner(inputs, outputs) if callable(conditioner) else conditioner
+    if not isinstance(net, nn.Module) or net is conditioner:
+        raise OptionError(
+            "Coupling needs conditioner, a callable (inputs, outputs) -> nn.Module; got "
+            f"{conditioner!r}."
+        )
+    like = next((p for p in net.parameters()), torch.empty(()))
+    try:
+        with torch.no_grad():
+            found = tuple(net(like.new_zeros(3, inputs)).shape)
+    except Exception as error:
+        raise OptionError(
+            f"Coupling's conditioner fails at an input (3, {inputs}): {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    if found != (3, outputs):
+        raise OptionError(
+            f"Coupling's conditioner returns {found} for an input (3, {inputs}); it needs "
+            f"(3, {outputs}), {outputs} numbers for each row."
+        )
+    return net

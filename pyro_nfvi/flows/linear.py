@@ -166,7 +166,8 @@ class Affine(Flow):
         own: Whether the numbers are part of the ``state_dict``.
 
     Raises:
-        OptionError: Both or none of ``scale`` and ``scale_tril`` are given.
+        OptionError: Both or none of ``scale`` and ``scale_tril`` are given, or, with ``own``, a
+            scale that is not positive.
         ShapeError: A point of another size or dtype.
 
     Example:
@@ -193,6 +194,13 @@ class Affine(Flow):
             raise OptionError(
                 f"Affine needs loc (D,) and scale (D,) or scale_tril (D, D); got {tuple(loc.shape)}"
                 f" and {None if given is None else tuple(given.shape)}."
+            )
+        diagonal = given if scale_tril is None else given.diagonal()
+        # Its own numbers only: a look at those of a caller would wait for the device at each call.
+        if own and not bool((diagonal > 0).all()):
+            raise OptionError(
+                f"Affine needs a positive scale; got {diagonal.min().item():g}. Put a reflection "
+                "into a flow of your own."
             )
         super().__init__(int(loc.shape[-1]))  # a tensor under torch.jit.trace
         # Buffers, not parameters: their owner trains them.

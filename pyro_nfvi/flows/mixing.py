@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_nfvi._typing import TensorDict, TensorPair
-from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.params import ParamFlow
+from pyro_nfvi.options import whole
 
 __all__ = ["Householder", "LULinear"]
 
@@ -129,9 +129,7 @@ class Householder(ParamFlow):
     def __init__(
         self, dim: int, context_dim: int = 0, *, num_pairs: int = 2, hidden_dim: int = 32
     ) -> None:
-        if isinstance(num_pairs, bool) or not isinstance(num_pairs, int) or num_pairs < 1:
-            raise OptionError(f"Householder needs num_pairs of at least 1; got {num_pairs!r}.")
-        self.num_pairs = num_pairs
+        self.num_pairs = whole("Householder: num_pairs", num_pairs)
         super().__init__(dim, context_dim, hidden_dim=hidden_dim)
 
     def init_params(self) -> TensorDict:

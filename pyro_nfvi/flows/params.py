@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nfvi._typing import TensorDict, TensorPair, TensorTriple
-from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.numerics import bounded, bounded_inverse
+from pyro_nfvi.options import whole
 
 __all__ = ["FreeParams", "HyperNet", "ParamFlow"]
 
@@ -96,11 +96,7 @@ class ParamFlow(Flow):
 
     def __init__(self, dim: int, context_dim: int = 0, *, hidden_dim: int = 32) -> None:
         super().__init__(dim, context_dim)
-        if isinstance(hidden_dim, bool) or not isinstance(hidden_dim, int) or hidden_dim < 1:
-            raise OptionError(
-                f"{type(self).__name__} needs hidden_dim, an integer of at least 1: the width of "
-                f"the net that a context drives; got {hidden_dim!r}."
-            )
+        hidden_dim = whole(f"{type(self).__name__}: hidden_dim (of the context's net)", hidden_dim)
         initial = self.init_params()
         if context_dim:
             for name, bound in self.context_bounds.items():

@@ -21,6 +21,7 @@ from pyro_nfvi.numerics import (
     solve_tanh,
     tanh_slope,
 )
+from pyro_nfvi.options import whole
 
 __all__ = ["Planar", "PlanarChain"]
 
@@ -203,10 +204,8 @@ class PlanarChain(ParamFlow):
     def __init__(
         self, dim: int, num_layers: int, context_dim: int = 0, *, hidden_dim: int = 32
     ) -> None:
-        if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 1:
-            raise OptionError(f"PlanarChain needs num_layers of at least 1; got {num_layers!r}.")
         # Before the parent's constructor, which asks for the parameters' shapes.
-        self.num_layers = num_layers
+        self.num_layers = whole("PlanarChain: num_layers", num_layers)
         super().__init__(dim, context_dim, hidden_dim=hidden_dim)
 
     context_bounds = _CONTEXT_BOUNDS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from pyro_nfvi.guides.param_store import check_store, stored_names, sync_module,
 from pyro_nfvi.guides.summary import base_points, column_quantiles
 from pyro_nfvi.guides.vector_guide import VectorGuide
 from pyro_nfvi.mixture import MixtureDensity
+from pyro_nfvi.options import number, whole
 
 __all__ = ["AutoMixture"]
 
@@ -100,9 +100,7 @@ class AutoMixture(VectorGuide):
         name = type(self).__name__
         if not callable(model):
             raise OptionError(f"{name} needs a Pyro model to call; got {type(model).__name__}.")
-        count = num_components
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise OptionError(f"{name} needs num_components of at least 1; got {count!r}.")
+        count = whole(f"{name}: num_components", num_components)
         flows: list[Any] = list(flow) if isinstance(flow, list | tuple) else [flow] * count
         if len(flows) != count or any(isinstance(one, Flow) for one in flows):
             raise OptionError(
@@ -114,12 +112,11 @@ class AutoMixture(VectorGuide):
             Recipe(name, one, "whitened", flow_options if one else {}, init_scale, None)
             for one in flows
         ]
-        if isinstance(init_spread, bool) or not 0 <= float(init_spread) < math.inf:
-            raise OptionError(f"{name} needs init_spread of at least 0; got {init_spread!r}.")
+        init_spread = number(f"{name}: init_spread", init_spread, least=0)
         super().__init__(model, init_loc_fn, None)
         # Names and callables until set-up; the flows themselves are modules from then on.
         self._recipes = recipes
-        self._init_spread = float(init_spread)
+        self._init_spread = init_spread
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

@@ -8,15 +8,13 @@ from typing import Any
 from pyro_nfvi._typing import Hidden
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.guides.auto_flow import AutoFlow
+from pyro_nfvi.options import whole
 
 __all__ = ["AutoCoupling", "AutoIAF", "AutoPlanar", "AutoRadial", "AutoSpline", "AutoSylvester"]
 
 
 def _formula(name: str, num_flows: int) -> str | None:
-    if isinstance(num_flows, bool) or not isinstance(num_flows, int) or num_flows < 0:
-        raise OptionError(
-            f"num_flows needs to be a whole number of layers, 0 or more; got {num_flows!r}."
-        )
+    num_flows = whole("num_flows", num_flows, 0)
     return f"{name}*{num_flows}" if num_flows else None
 
 

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.diagnostics import Verdict, log_evidence, resample
-from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError
+from pyro_nfvi.errors import ModelError, NotSetUpError
 from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.infer.draws import WeighedDraws, push_chunks
 from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.infer.summary import Summary
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi.options import whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,7 +201,7 @@ class Fit:
         Raises:
             OptionError: ``num_samples`` is not a positive whole number.
         """
-        _check_count(num_samples)
+        num_samples = whole("num_samples", num_samples)
         density = self.guide.density()
         generator = None
         if seed is not None and density.base is None:
@@ -221,7 +222,7 @@ class Fit:
             ModelError: The weights say nothing, because data was scored in subsamples or no draw
                 is possible under the model.
         """
-        _check_count(num_samples)
+        num_samples = whole("num_samples", num_samples)
         smoothed = self.draws.smoothed()
         if smoothed is None:
             raise ModelError(f"The draws cannot be reweighted: {self._no_weights()}")
@@ -390,8 +391,3 @@ class Fit:
                 "This fit was loaded without its model: load(path, model=model, args=...)."
             )
         return self.log_joint
-
-
-def _check_count(num_samples: int) -> None:
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise OptionError(f"num_samples is a whole number of at least 1; got {num_samples!r}.")

@@ -23,6 +23,7 @@ from pyro_nfvi.infer.run import FitRun
 from pyro_nfvi.infer.schedule import Schedule
 from pyro_nfvi.infer.scope import own_params, own_random_state, random_seed
 from pyro_nfvi.objectives import Objective, make_objective
+from pyro_nfvi.options import seed_number, whole
 
 __all__ = ["NFVI"]
 
@@ -141,18 +142,13 @@ class NFVI:
             raise OptionError(f"NFVI needs a Pyro model to call; got {type(model).__name__}.")
         check_guide(guide)
         check_optim(optim)
-        for name, value in (
-            ("num_particles", num_particles),
-            ("checkpoint_every", checkpoint_every),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OptionError(f"{name} is a whole number of at least 1; got {value!r}.")
+        num_particles = whole("num_particles", num_particles)
+        checkpoint_every = whole("checkpoint_every", checkpoint_every)
         if explore not in ("starts", "tempered", "off"):
             raise OptionError(f"explore is 'starts', 'tempered' or 'off'; got {explore!r}.")
         if engine not in ENGINES:
             raise OptionError(f"engine is one of {', '.join(ENGINES)}; got {engine!r}.")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise OptionError(f"seed is a whole number or None; got {seed!r}.")
+        seed = seed_number(seed)
         if callable(callbacks) or not all(callable(callback) for callback in callbacks):
             raise OptionError("callbacks is a sequence of callables, such as [my_callback].")
         if resume and checkpoint is None:

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.diagnostics import psis
-from pyro_nfvi.errors import ModelError, OptionError, WeightError
+from pyro_nfvi.errors import ModelError, WeightError
 from pyro_nfvi.guides import AutoMixture
 from pyro_nfvi.infer.scope import own_random_state, random_seed
 from pyro_nfvi.infer.summary import Summary
+from pyro_nfvi.options import whole
 
 if TYPE_CHECKING:
     from pyro_nfvi.infer.fit import Fit
@@ -108,11 +109,9 @@ def to_nuts(
     progress: bool = True,
 ) -> NutsRun:
     """Run NUTS through the flow; see :meth:`Fit.to_nuts`."""
-    for name, value in (("num_samples", num_samples), ("num_chains", num_chains)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise OptionError(f"{name} is a whole number of at least 1; got {value!r}.")
-    if isinstance(warmup_steps, bool) or not isinstance(warmup_steps, int) or warmup_steps < 0:
-        raise OptionError(f"warmup_steps is a whole number of at least 0; got {warmup_steps!r}.")
+    num_samples = whole("num_samples", num_samples)
+    num_chains = whole("num_chains", num_chains)
+    warmup_steps = whole("warmup_steps", warmup_steps, 0)
     log_joint = fit.require_model()
     if log_joint.subsampled:
         name = next(iter(log_joint.subsampled))

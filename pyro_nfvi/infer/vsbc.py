@@ -23,6 +23,7 @@ from pyro_nfvi.infer.nfvi import NFVI
 from pyro_nfvi.infer.scope import random_seed
 from pyro_nfvi.infer.simulate import Simulation, Simulator
 from pyro_nfvi.infer.workers import Died, Pool, cores, refuse_in_worker
+from pyro_nfvi.options import seed_number, whole
 
 __all__ = ["vsbc"]
 
@@ -305,14 +306,11 @@ def _check(
             f"args is a tuple of the model's arguments, as in (y,); got {type(args).__name__}."
         )
     for name, value in (("num_simulations", num_simulations), ("num_workers", num_workers)):
-        if value is None and name == "num_workers":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise OptionError(f"{name} is a whole number of at least 1; got {value!r}.")
+        if value is not None or name == "num_simulations":
+            whole(name, value)
     if isinstance(level, bool) or not isinstance(level, float) or not 0 < level < 1:
         raise OptionError(f"level is a number between 0 and 1; got {level!r}.")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
-        raise OptionError(f"seed is a whole number of at least 0, or None; got {seed!r}.")
+    seed_number(seed)
     own = [name for name in options if name in _OWN]
     if own:
         raise OptionError(f"{own[0]} belongs to a single fit and cannot be given for all of them.")

@@ -12,6 +12,7 @@ from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.objectives.assemble import rows_that_count, surrogate_of
 from pyro_nfvi.objectives.base import Estimate, LogDensity, Objective
+from pyro_nfvi.options import number, whole
 
 __all__ = ["ImportanceELBO", "RenyiELBO"]
 
@@ -82,12 +83,8 @@ class RenyiELBO(Objective):
 
     def __init__(self, alpha: float = 0.5, num_samples: int = 8, estimator: str = "dreg") -> None:
         kind = type(self).__name__
-        number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
-        if not (number and math.isfinite(alpha)):
-            raise OptionError(f"{kind} needs a finite alpha; got {alpha!r}.")
-        whole = isinstance(num_samples, int) and not isinstance(num_samples, bool)
-        if not whole or num_samples < 1:
-            raise OptionError(f"{kind} needs num_samples of at least 1; got {num_samples!r}.")
+        number(f"{kind}: alpha", alpha)
+        num_samples = whole(f"{kind}: num_samples", num_samples)
         if estimator not in _ESTIMATORS:
             raise OptionError(
                 f"{kind}'s estimator is {' or '.join(map(repr, _ESTIMATORS))}; got {estimator!r}."

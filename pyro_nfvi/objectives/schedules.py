@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyro_nfvi.errors import OptionError
+from pyro_nfvi.options import number
 
 __all__ = ["Constant", "Cyclic", "Linear", "Schedule", "Tempered", "schedule_from_spec"]
 
@@ -35,8 +36,7 @@ class Schedule(ABC):
 
 
 def _check(name: str, what: str, value: float, *, least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-        raise OptionError(f"{name} needs {what} of at least {least:g}; got {value!r}.")
+    number(f"{name}: {what}", value, least=least)
 
 
 @dataclass(frozen=True)

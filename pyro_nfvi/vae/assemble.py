@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from pyro_nfvi.errors import ContextError, DataError, OptionError, ShapeError
 from pyro_nfvi.flows import Flow, make_flow
 from pyro_nfvi.vae.bound import amortize_linearly
 
-__all__ = ["at_least_one", "call_net", "encoder_output", "plate", "posterior_flow", "prior_density"]
+__all__ = ["call_net", "encoder_output", "plate", "posterior_flow", "prior_density"]
 
 
 def plate(x: Tensor, num_data: int | None) -> Any:
@@ -25,16 +24,6 @@ def plate(x: Tensor, num_data: int | None) -> Any:
         raise OptionError(f"num_data is the size of the data set, at least {len(x)}; got {size}.")
     rows = None if size == len(x) else torch.arange(len(x), device=x.device)
     return pyro.plate("data", size, subsample=rows, dim=-1)
-
-
-def at_least_one(what: str, value: Any) -> None:
-    """Refuse counts that are none."""
-    try:
-        fits = not isinstance(value, bool) and operator.index(value) >= 1
-    except TypeError:
-        fits = False
-    if not fits:
-        raise OptionError(f"{what} needs whole numbers of at least 1; got {value!r}.")
 
 
 def posterior_flow(

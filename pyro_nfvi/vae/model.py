@@ -15,8 +15,8 @@ from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.errors import ContextError, DataError, OptionError, ShapeError
 from pyro_nfvi.flows import Flow
 from pyro_nfvi.guides.param_store import sync_module
+from pyro_nfvi.options import whole
 from pyro_nfvi.vae.assemble import (
-    at_least_one,
     call_net,
     encoder_output,
     plate,
@@ -123,10 +123,7 @@ class FlowVAE(PyroModule):
             ("context_dim", context_dim, 0),
             ("condition_dim", condition_dim, 0),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise OptionError(
-                    f"FlowVAE needs {name}, an integer of at least {least}; got {value!r}."
-                )
+            whole(f"FlowVAE: {name}", value, least)
         if amortize not in ("linear", "mlp"):
             raise OptionError(f"amortize is 'linear' or 'mlp'; got {amortize!r}.")
         self.latent_dim, self.context_dim = latent_dim, context_dim
@@ -289,7 +286,7 @@ class FlowVAE(PyroModule):
             eps: Base noise ``(S, B, D)`` to use instead of drawing it.
             generator: Where noise is drawn from; torch's global state if None.
         """
-        at_least_one("elbo", num_samples)
+        num_samples = whole("elbo: num_samples", num_samples)
         posterior = self.encode(x, y)
         noise = posterior.noise(num_samples, generator=generator) if eps is None else eps
         return elbo_terms(self, x, self.condition(y, x), posterior, noise)
@@ -317,10 +314,10 @@ class FlowVAE(PyroModule):
             first: Number of the first image, where a data set is evaluated in parts.
             progress: Show a bar.
         """
-        at_least_one("nll", num_samples)
+        num_samples = whole("nll: num_samples", num_samples)
         if tile is None:
             tile = 4096 if x.device.type == "cpu" else 65_536
-        at_least_one("nll", tile)
+        tile = whole("nll: tile", tile)
         return importance_nll(
             self, x, y, num_samples=num_samples, seed=seed, tile=tile, first=first, show=progress
         )
@@ -342,7 +339,7 @@ class FlowVAE(PyroModule):
             generator: Of the latent points; torch's global state if None.
             mean: Return the expected pixels.
         """
-        at_least_one("sample", num_samples)
+        num_samples = whole("sample: num_samples", num_samples)
         like = next(self.parameters(), torch.empty(()))
         z = torch.randn(
             num_samples, self.latent_dim, generator=generator, dtype=like.dtype, device=like.device

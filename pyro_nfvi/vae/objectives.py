@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.objectives.schedules import Constant, Schedule
+from pyro_nfvi.options import whole
 from pyro_nfvi.vae.terms import ELBO, Joint, joint_terms, terms_of
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ class VAELoss(ABC):
 
 
 def _check_common(name: str, num_samples: Any, estimator: str, known: tuple[str, ...]) -> None:
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise OptionError(f"{name} needs num_samples of at least 1; got {num_samples!r}.")
+    whole(f"{name}: num_samples", num_samples)
     if estimator not in known:
         raise OptionError(f"{name}'s estimator is {' or '.join(known)}; got {estimator!r}.")
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.errors import FileError, OptionError
+from pyro_nfvi.options import whole
 from pyro_nfvi.plots.style import FIT, INK, REFERENCE, STYLE, pyplot
 from pyro_nfvi.vae.model import FlowVAE
 from pyro_nfvi.vae.posterior_picture import plot_posterior
@@ -125,11 +126,6 @@ def _show(images: Tensor, columns: int, title: str) -> Any:
     return figure
 
 
-def _at_least_one(what: str, count: int, name: str) -> None:
-    if count < 1:
-        raise OptionError(f"{what} needs {name}, at least 1; got {count}.")
-
-
 @torch.no_grad()
 def plot_reconstructions(
     vae: FlowVAE, x: Tensor, y: Tensor | None = None, *, columns: int = 10, seed: int = 0
@@ -146,8 +142,8 @@ def plot_reconstructions(
         >>> len(figure.axes)
         1
     """
-    _at_least_one("plot_reconstructions", len(x), "images x")
-    _at_least_one("plot_reconstructions", columns, "columns")
+    whole("plot_reconstructions: images x", len(x))
+    whole("plot_reconstructions: columns", columns)
     columns = min(columns, len(x))
     count = len(x) // columns * columns
     x, y = x[:count], None if y is None else y[:count]
@@ -186,8 +182,8 @@ def plot_samples(
         >>> len(plot_samples(vae, rows=2, columns=3).axes)
         1
     """
-    _at_least_one("plot_samples", rows, "rows")
-    _at_least_one("plot_samples", columns, "columns")
+    whole("plot_samples: rows", rows)
+    whole("plot_samples: columns", columns)
     device = next(vae.parameters()).device
     if vae.condition_dim and y is None:
         columns = min(columns, vae.condition_dim)
@@ -216,7 +212,7 @@ def plot_interpolation(
     pairs = len(x) // 2
     if not pairs:
         raise OptionError(f"An interpolation needs at least 2 images; got {len(x)}.")
-    _at_least_one("plot_interpolation", steps, "steps")
+    whole("plot_interpolation: steps", steps)
     generator = stream(seed, 3, device=x.device)
     z = vae.encode(x[: 2 * pairs], None if y is None else y[: 2 * pairs])
     ends = z.draw(1, generator=generator).z[0].reshape(pairs, 2, -1)
