@@ -136,9 +136,7 @@ def fit_density(
     lr, clip_norm = number("fit: lr", lr, above=0), number("fit: clip_norm", clip_norm, above=0)
     seed = seed_number(seed)
     if torch.is_inference_mode_enabled():
-        raise OptionError(
-            "fit trains, and torch.inference_mode keeps it from that: leave it first."
-        )
+        raise OptionError("fit needs gradients: leave torch.inference_mode() first.")
     if seed is None:
         seed = int(torch.randint(2**31, ()).item())
     check_dequantizer(dequantize)

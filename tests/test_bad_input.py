@@ -10,7 +10,7 @@ from catalog import FLOWS
 
 from pyro_nfvi import FlowDensity
 from pyro_nfvi.errors import ContextError, OptionError, ShapeError
-from pyro_nfvi.flows import make_flow
+from pyro_nfvi.flows import Affine, make_flow
 from pyro_nfvi.testing import FlowCase
 
 CASES = [pytest.param(n, marks=[pytest.mark.slow] * FLOWS[n].slow) for n in FLOWS]
@@ -77,3 +77,16 @@ def test_contexts_of_other_types_are_named(formula):
     for context in (torch.ones(4, 3, dtype=torch.int64), torch.ones(4, 3).half(), torch.ones(4, 2)):
         with pytest.raises(ContextError):
             flow(torch.zeros(4, 2), context)
+
+
+def test_contexts_that_are_no_tensors_are_named_before_they_are_asked_for_a_shape():
+    density = FlowDensity(make_flow("iaf*1", 3, 2))
+    for call in (density.distribution, lambda c: density.rsample_and_log_prob((2,), c)):
+        with pytest.raises(ContextError, match="torch.as_tensor"):
+            call([0.0, 1.0])
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
+def test_an_affine_map_of_its_own_needs_a_positive_scale(scale):
+    with pytest.raises(OptionError, match="positive scale"):
+        Affine(torch.zeros(2), torch.tensor([1.0, scale]), own=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
+import scipy.stats
 import torch
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import Independent, Multinomial, MultivariateNormal, Normal
 from torch.distributions import StudentT as TorchStudentT
 
 from pyro_nfvi import FlowDensity
 from pyro_nfvi.bases import DiagonalNormal, FullRankNormal, GaussianMixture, Logistic, StudentT
-from pyro_nfvi.errors import OptionError
+from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows import make_flow
 from pyro_nfvi.testing import perturb
 
@@ -153,8 +154,40 @@ def test_likelihood_finds_heavy_tails():
         lambda: StudentT(2, df=[3.0, 3.0, 3.0]),
         lambda: GaussianMixture(2, 0),
         lambda: FlowDensity(make_flow("affine", 3), DiagonalNormal(2)),
+        lambda: FlowDensity("iaf*1"),
+        lambda: FlowDensity(make_flow("affine", 3), "normal"),
+        lambda: FlowDensity(
+            make_flow("affine", 3), Independent(Normal(torch.zeros(5, 3), torch.ones(5, 3)), 1)
+        ),
+        lambda: FlowDensity(make_flow("affine", 3), Multinomial(2, torch.ones(3))),
+        lambda: StudentT(1, df=float("inf")),
+        lambda: GaussianMixture(2, 2, spread=-1.0),
     ],
 )
 def test_mistakes_are_named(make):
     with pytest.raises(OptionError, match="needs"):
         make()
+
+
+@pytest.mark.parametrize("base", [DiagonalNormal(3), StudentT(3), Logistic(3), FullRankNormal(3)])
+@pytest.mark.parametrize("value", [torch.zeros(5, 1), torch.zeros(()), torch.zeros(2), [0.0] * 3])
+def test_a_value_of_another_width_does_not_broadcast(base, value):
+    with pytest.raises(ShapeError, match=r"needs values \(\*b, 3\)"):
+        base.log_prob(value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_degrees_of_freedom_are_a_normal(dtype):
+    x = torch.linspace(-4, 4, 9, dtype=dtype).unsqueeze(-1)
+    normal = DiagonalNormal(1).to(dtype).log_prob(x)
+    for df in (1e6, 1e8, 1e12, 1e30):
+        found = StudentT(1, df=df).to(dtype).log_prob(x)
+        torch.testing.assert_close(found, normal, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("df", [1.5, 10.0, 49.0, 51.0, 1e3])
+def test_student_is_that_of_scipy(df):
+    x = torch.linspace(-9, 9, 7, dtype=torch.float64).unsqueeze(-1)
+    base = StudentT(1, df=df).double()
+    expected = torch.tensor(scipy.stats.t.logpdf(x, base.df.item())).squeeze(-1)
+    torch.testing.assert_close(base.log_prob(x), expected, rtol=1e-12, atol=1e-12)

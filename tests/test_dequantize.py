@@ -146,7 +146,7 @@ def test_bad_data_are_named(x, words):
         UniformDequantize(LEVELS, 3)(x)
 
 
-@pytest.mark.parametrize("levels", [1, 0, (2, 3), 2.5, True])
+@pytest.mark.parametrize("levels", [1, 0, (2, 3), 2.5, True, "a", None])
 def test_bad_levels_are_named(levels):
     with pytest.raises(OptionError, match="levels"):
         UniformDequantize(levels, 3)
@@ -155,3 +155,43 @@ def test_bad_levels_are_named(levels):
 def test_a_dequantising_flow_must_see_the_data():
     with pytest.raises(OptionError, match="context_dim=3"):
         FlowDequantize(2, 3, flow=make_flow("affine", 3))
+
+
+@pytest.mark.parametrize("levels", [4096, 65536, 200_000])
+def test_many_levels_come_back_in_float32(levels):
+    generator = torch.Generator().manual_seed(0)
+    for dequantize in (UniformDequantize(levels, 2), FlowDequantize(levels, 2)):
+        x = torch.randint(levels, (5000, 2), generator=generator)
+        y, _ = dequantize(x, generator=generator)
+        assert y.dtype == torch.float32
+        assert (dequantize.quantize(y) == x).float().mean() > 0.99
+
+
+def test_more_levels_than_a_dtype_tells_apart_are_refused():
+    x = torch.tensor([[0, 10**6]])
+    dequantize = UniformDequantize(2**20 + 1, 2)
+    with pytest.raises(DataError, match=r"density.double\(\)"):
+        dequantize(x)
+    y, _ = dequantize(x, like=torch.empty((), dtype=torch.float64))
+    assert torch.equal(dequantize.quantize(y), x)
+
+
+def test_a_dequantising_flow_in_float32_serves_a_density_in_float64():
+    density = FlowDensity(make_flow("affine", 2)).double()
+    x = torch.tensor([[0, 3], [1, 2]])
+    bound = FlowDequantize(4, 2).log_bound(density, x)
+    assert bound.dtype == torch.float64
+    assert bound.isfinite().all()
+
+
+def test_wrong_kinds_are_named():
+    density = FlowDensity(make_flow("affine", 2))
+    with pytest.raises(DataError, match="torch.as_tensor"):
+        UniformDequantize(4, 2)([[0, 1]])
+    with pytest.raises(OptionError, match="UniformDequantize"):
+        density.bits_per_dim(torch.zeros(3, 2), dequantize=256)
+    with pytest.raises(OptionError, match="num_samples"):
+        density.bits_per_dim(torch.zeros(3, 2), dequantize=UniformDequantize(4, 2), num_samples=2.5)
+    for dim in (0, 2.0):
+        with pytest.raises(OptionError, match="dim"):
+            UniformDequantize(4, dim)

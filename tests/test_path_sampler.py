@@ -9,7 +9,7 @@ import torch
 
 from pyro_nfvi import FlowDensity
 from pyro_nfvi.bases import DiagonalNormal
-from pyro_nfvi.errors import DivergedError, OptionError
+from pyro_nfvi.errors import DivergedError, OptionError, ShapeError
 from pyro_nfvi.flows import DiagonalAffine, make_flow
 from pyro_nfvi.path_sampler import Langevin, Metropolis, PathSampler
 from pyro_nfvi.testing import perturb
@@ -188,6 +188,12 @@ def test_global_random_state_is_left_alone():
         lambda: Metropolis(beta=0.0),
         lambda: Langevin(step_size=-1.0),
         lambda: Langevin(num_steps=0),
+        lambda: Langevin(num_steps=1.5),
+        lambda: Langevin(step_size="a"),
+        lambda: PathSampler(3, [DiagonalAffine(2)]),
+        lambda: PathSampler(normal, DiagonalAffine(2)),
+        lambda: PathSampler(normal, [DiagonalAffine(2)], base=torch.distributions.Normal(0, 1)),
+        lambda: PathSampler(normal, [DiagonalAffine(2)]).sample(2.5),
     ],
 )
 def test_mistakes_are_named(make):
@@ -207,3 +213,43 @@ def test_a_target_with_an_edge_has_weights_of_zero_and_not_nan():
     # Half a normal: sqrt(2 pi) / 2; the standard error of 20,000 weights is below 0.01.
     evidence = float(log_w.double().exp().mean())
     assert abs(evidence - math.sqrt(2 * math.pi) / 2) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("target", "came"),
+    [
+        (lambda z: z.square().sum(-1, keepdim=True), r"\(7, 1\)"),
+        (lambda z: z.square().sum(), r"got \(\)"),
+        (lambda z: 0.0, "got float"),
+    ],
+)
+@pytest.mark.parametrize("layer", [Langevin(), Metropolis(), DiagonalAffine(2)])
+def test_a_target_of_another_shape_is_told(target, came, layer):
+    sampler = PathSampler(target, [layer], base=DiagonalNormal(2))
+    with pytest.raises(ShapeError, match=came):
+        sampler.sample(7)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_steps": 0}, {"num_samples": -5}, {"num_samples": 2.5}, {"lr": 0}, {"seed": "a"}],
+)
+def test_bad_options_of_fit_are_named(options):
+    sampler = PathSampler(normal, [DiagonalAffine(2)])
+    with pytest.raises(OptionError, match="needs"):
+        sampler.fit(**{"num_steps": 3, "progress": False, **options})
+
+
+def test_a_frozen_sampler_has_nothing_to_fit():
+    sampler = PathSampler(normal, [DiagonalAffine(2)]).requires_grad_(False)
+    with pytest.raises(OptionError, match="no parameter"):
+        sampler.fit(3, progress=False)
+
+
+def test_the_target_is_not_trained():
+    target = FlowDensity(DiagonalAffine(2))
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    sampler = PathSampler(target, [DiagonalAffine(2)])
+    assert not {id(p) for p in target.parameters()} & {id(p) for p in sampler.parameters()}
+    sampler.fit(5, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())

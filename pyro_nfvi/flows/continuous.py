@@ -67,7 +67,9 @@ class Continuous(Flow):
     The field is a tanh net. Its trace is exact up to D = 10; above, Hutchinson's estimate
     :math:`v^\top (\partial f/\partial x) v` with random signs v, one draw per call from torch's
     generator: unbiased, but noisy, so that two calls differ. In ``eval`` mode it is exact for any
-    D, at D times the cost.
+    D, at D times the cost. The noise enters the scores of path gradients too (unbiased as well),
+    and grows with the field: where a guide of more than ten latents trains unsteadily, take
+    ``trace="exact"``, or ``objective="total"``, which needs no score.
 
     **Errors.** With ``"rk4"`` the error of points and log-determinants is that of the classical
     Runge-Kutta method, of order 4 in 1/steps: with fields of size 1 about 1e-6 at 16 steps (each

@@ -151,8 +151,9 @@ class Coupling(Flow):
 
 def _built(conditioner: Conditioner, inputs: int, outputs: int) -> nn.Module:
     """Build a caller's conditioner and see that it takes and returns what it should."""
-    net = conditioner(inputs, outputs) if callable(conditioner) else conditioner
-    if not isinstance(net, nn.Module) or net is conditioner:
+    builds = callable(conditioner) and not isinstance(conditioner, nn.Module)
+    net = conditioner(inputs, outputs) if builds else None
+    if not isinstance(net, nn.Module):
         raise OptionError(
             "Coupling needs conditioner, a callable (inputs, outputs) -> nn.Module; got "
             f"{conditioner!r}."

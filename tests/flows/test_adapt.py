@@ -174,7 +174,7 @@ class Halved(torch.nn.Module):
         (lambda: make_flow("planar*2", 2), (7, 0), "dim=2, context_dim=0 for dim=7"),
         (lambda: make_flow("planar*2", 2), (2, 3), "context_dim=0 for dim=2, context_dim=3"),
         (Halved, (3, 0), "does not come back: from -29.9 it goes to -10"),
-        (lambda: T.affine_autoregressive(3), (3.0, 0), "integer of at least 1"),
+        (lambda: T.affine_autoregressive(3), (3.0, 0), "whole number of at least 1"),
     ],
 )
 def test_wrong_sizes_and_wrong_inverses_are_told_at_the_door(make, sizes, reason):

@@ -87,13 +87,13 @@ def test_no_parameter_stands_under_two_names():
 
 @pytest.mark.parametrize("dim", [0, -1, 2.0, True, "2", None])
 def test_dim_must_be_a_positive_integer(dim):
-    with pytest.raises(OptionError, match="Planar needs dim"):
+    with pytest.raises(OptionError, match="Planar: dim needs"):
         Planar(dim)
 
 
 @pytest.mark.parametrize("context_dim", [-1, 1.0, True, None])
 def test_context_dim_must_be_a_natural_number(context_dim):
-    with pytest.raises(OptionError, match="Planar needs context_dim"):
+    with pytest.raises(OptionError, match="Planar: context_dim needs"):
         Planar(2, context_dim)
 
 

@@ -84,6 +84,11 @@ def test_a_conditioner_of_ones_own():
         ({"dim": 3, "mask": [False] * 3}, "coordinates that do not"),
         ({"dim": 3, "hidden_dim": 8, "conditioner": nn.Linear}, "not both"),
         ({"dim": 3, "activation": "relu", "conditioner": nn.Linear}, "not both"),
+        ({"dim": 3, "conditioner": 5}, "a callable"),
+        ({"dim": 3, "conditioner": nn.Linear(2, 2)}, "a callable"),
+        ({"dim": 3, "conditioner": lambda i, o: None}, "a callable"),
+        ({"dim": 3, "conditioner": lambda i, o: nn.Linear(i, o + 1)}, r"it needs \(3, "),
+        ({"dim": 3, "conditioner": lambda i, o: nn.Linear(i + 1, o)}, "fails at an input"),
     ],
 )
 def test_mistakes_are_named(options, words):
