@@ -26,13 +26,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 
 BATCH, HIDDEN, BINS = 64, (128, 128), 8
 DIMS = (10, 100, 1000)
+#: A flow whose name ends so has nets as the peers have them, without a skip.
+EQUAL = "-equal"
 #: What is timed: key -> what the page says.
 FLOWS = {
     "maf": "affine autoregressive, 3 layers",
+    "maf-equal": "affine autoregressive, 3 layers, no skip",
     "nsf-ar": "spline autoregressive, 3 layers",
+    "nsf-ar-equal": "spline autoregressive, 3 layers, no skip",
     "realnvp": "affine coupling, 4 layers",
+    "realnvp-equal": "affine coupling, 4 layers, no skip",
     "nsf": "spline coupling, 4 layers",
+    "nsf-equal": "spline coupling, 4 layers, no skip",
     "naf": "neural autoregressive, 1 layer",
+    "naf-equal": "neural autoregressive, 1 layer, no skip",
     "bnaf": "block neural autoregressive, 1 layer",
     "ffjord": "continuous, 1 layer",
     "spline": "elementwise spline",
@@ -42,18 +49,31 @@ FLOWS = {
     "householder": "Householder, 4 reflections",
 }
 #: Pairs that would take minutes for one call.
-LEFT_OUT = {("naf", 1000, "inverse"), ("nsf-ar", 1000, "inverse")}
+LEFT_OUT = {
+    (name, 1000, "inverse") for name in ("naf", "nsf-ar", "maf-equal", "naf-equal", "nsf-ar-equal")
+}
+
+
+def split(key, dim):
+    """Name and hidden widths of a flow, and whether it has no skip."""
+    name = key.removesuffix(EQUAL)
+    equal = name != key
+    # A masked net of fewer units than inputs does not let every output see every input before it.
+    narrow = equal and name in ("maf", "nsf-ar", "naf") and dim > HIDDEN[0]
+    return name, (1024, 1024) if narrow else HIDDEN, equal
 
 
 def ours(key, dim):
     from pyro_nfvi.flows import Elementwise, Householder, SplineKernel, Sylvester, make_flow
 
+    key, hidden, equal = split(key, dim)
+    nets = {"hidden_dim": hidden, "activation": "relu", "skip_connections": not equal}
     made = {
-        "maf": lambda: make_flow("maf*3", dim, hidden_dim=HIDDEN, activation="relu").inv,
-        "nsf-ar": lambda: make_flow("nsf-ar*3", dim, hidden_dim=HIDDEN, activation="relu"),
-        "realnvp": lambda: make_flow("realnvp*4", dim, hidden_dim=HIDDEN, activation="relu"),
-        "nsf": lambda: make_flow("nsf*4", dim, hidden_dim=HIDDEN, activation="relu"),
-        "naf": lambda: make_flow("naf*1", dim, hidden_dim=HIDDEN, units=16, activation="relu"),
+        "maf": lambda: make_flow("maf*3", dim, **nets).inv,
+        "nsf-ar": lambda: make_flow("nsf-ar*3", dim, **nets),
+        "realnvp": lambda: make_flow("realnvp*4", dim, **nets),
+        "nsf": lambda: make_flow("nsf*4", dim, **nets),
+        "naf": lambda: make_flow("naf*1", dim, units=16, **nets),
         "bnaf": lambda: make_flow("bnaf*1", dim, hidden_factor=8),
         "ffjord": lambda: make_flow("ffjord*1", dim),
         "spline": lambda: Elementwise(dim, kernel=SplineKernel(BINS)),
@@ -71,6 +91,7 @@ def zukos(key, dim):
     import zuko
     from torch import nn
 
+    key, hidden, _ = split(key, dim)
     rqs = zuko.transforms.MonotonicRQSTransform
     shapes = [(BINS,), (BINS,), (BINS - 1,)]
 
@@ -79,7 +100,7 @@ def zukos(key, dim):
         layers = [
             zuko.flows.GeneralCouplingTransform(
                 dim, mask=mask if i % 2 else ~mask, univariate=rqs, shapes=shapes,
-                hidden_features=HIDDEN,
+                hidden_features=hidden,
             )
             for i in range(4)
         ]  # fmt: skip
@@ -87,14 +108,14 @@ def zukos(key, dim):
 
     naf = {"hidden_features": (16,)}
     made = {
-        "maf": lambda: zuko.flows.MAF(dim, transforms=3, hidden_features=HIDDEN).transform,
+        "maf": lambda: zuko.flows.MAF(dim, transforms=3, hidden_features=hidden).transform,
         "nsf-ar": lambda: (
-            zuko.flows.NSF(dim, bins=BINS, transforms=3, hidden_features=HIDDEN).transform
+            zuko.flows.NSF(dim, bins=BINS, transforms=3, hidden_features=hidden).transform
         ),
-        "realnvp": lambda: zuko.flows.RealNVP(dim, transforms=4, hidden_features=HIDDEN).transform,
+        "realnvp": lambda: zuko.flows.RealNVP(dim, transforms=4, hidden_features=hidden).transform,
         "nsf": couplings,
         "naf": lambda: (
-            zuko.flows.NAF(dim, transforms=1, network=naf, hidden_features=HIDDEN).transform
+            zuko.flows.NAF(dim, transforms=1, network=naf, hidden_features=hidden).transform
         ),
         "ffjord": lambda: zuko.flows.CNF(dim, exact=dim <= 10).transform,
         "spline": lambda: zuko.flows.ElementWiseTransform(dim, univariate=rqs, shapes=shapes),
@@ -113,7 +134,8 @@ def pyros(key, dim):
     import pyro.distributions.transforms as T
     from torch import nn
 
-    widths = list(HIDDEN)
+    key, widths, _ = split(key, dim)
+    widths = list(widths)
     turn = T.Permute(torch.arange(dim).flip(0))
     made = {
         "maf": (3, lambda: T.affine_autoregressive(dim, hidden_dims=widths)),
@@ -133,7 +155,7 @@ def pyros(key, dim):
         "sylvester": (1, lambda: T.sylvester(dim, count_transforms=8)),
         "householder": (1, lambda: T.householder(dim, count_transforms=4)),
     }  # fmt: skip
-    if key not in made or (key in ("maf", "nsf-ar", "naf") and dim > HIDDEN[0]):
+    if key not in made or (key in ("maf", "nsf-ar", "naf") and dim > widths[0]):
         return None  # the helpers of masked nets refuse fewer hidden units than inputs
     count, make = made[key]
     parts = nn.ModuleList(make() for _ in range(count))
@@ -163,6 +185,21 @@ def pyros(key, dim):
     # The others have no inverse: only a memory of the last call.
     invertible = key in ("maf", "nsf-ar", "realnvp", "nsf", "spline", "householder")
     return parts, forward, inverse if invertible else None
+
+
+def inputs_seen(dim):
+    """Count the inputs on which an output of one of Zuko's masked layers depends, at most."""
+    import zuko
+
+    torch.manual_seed(0)
+    layer = zuko.flows.MAF(dim, transforms=1, hidden_features=HIDDEN).transform
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    x = torch.randn(dim, requires_grad=True)
+    y = layer()(x)
+    depends = [torch.autograd.grad(y[i], x, retain_graph=True)[0] != 0 for i in range(dim)]
+    return int(torch.stack(depends).sum(1).max())
 
 
 PEERS = {"pyro_nfvi": ours, "Zuko": zukos, "Pyro": pyros}
@@ -199,6 +236,9 @@ def serve(peer):
     torch.set_num_threads(1)
     for line in sys.stdin:
         key, dim, what, seconds = json.loads(line)
+        if what == "inputs seen":
+            print(json.dumps(inputs_seen(dim)), flush=True)
+            continue
         run = passes(peer, key, dim).get(what)
         answer = None
         if run is not None:
@@ -254,6 +294,11 @@ REASONS = {
     "realnvp": "the skip from every coordinate kept to every one moved",
     "nsf": "the skip, a shift and a scale behind the splines, and a Newton step in their inverse",
     "naf": "the skip, and 50 numbers per coordinate where Zuko has 16 signals into one shared net",
+    "maf-equal": "by the spread of the timing",
+    "nsf-ar-equal": "a shift and a scale behind the splines",
+    "realnvp-equal": "by the spread of the timing",
+    "nsf-equal": "a shift and a scale behind the splines, and a Newton step in their inverse",
+    "naf-equal": "50 numbers per coordinate where Zuko has 16 signals into one shared net",
     "bnaf": "the skip and its bound, which keep the codomain all reals",
     "ffjord": "16 Runge-Kutta steps, whatever the field; Zuko's adaptive ones (at tolerances of "
     "1e-6 and 1e-5) are few for a field as smooth as an untrained one",
@@ -266,7 +311,7 @@ REASONS = {
 }
 
 
-def reasons(found):
+def reasons(found, seen):
     """List the rows that are behind, with what they pay for."""
     lines = []
     for key, name in FLOWS.items():
@@ -284,7 +329,14 @@ def reasons(found):
         "## Where ours is behind\n\nRows with a median below 0.97, and what they pay for:\n\n"
         + text
         + "\n\nThe skip is kept for its likelihood ([density estimation](density.md), where the "
-        "peers have none). Neural\nautoregressive: 16 monotone units here and at Pyro's, a "
+        "peers have none); rows\nwithout it compare equal nets. "
+        + (
+            f"At D = 1000 an output of Zuko's masked layers of {HIDDEN[0]} units sees\n{seen} of "
+            "the inputs before it at most, ours all. "
+            if seen
+            else ""
+        )
+        + "Neural\nautoregressive: 16 monotone units here and at Pyro's, a "
         "monotone net with 16 hidden units and 16 signals\nat Zuko's. Pyro's spline "
         "autoregressive layer is rational-linear."
     )
@@ -335,11 +387,14 @@ def main():
                     found.append(row)
                     shown = {p: f"{ms:.2f}" for p, ms in row["ms"].items()}
                     print(f"{key:12s} D={dim:<5d} {what:20s} {shown}", flush=True)
+    seen = None
+    if "Zuko" in workers and 1000 in dims:
+        seen = ask(workers["Zuko"], "maf", 1000, "inputs seen", 0.0)
     for process in workers.values():
         process.stdin.close()
         process.wait()
     folder = ROOT / "out" / "benchmarks" if options.smoke else None
-    results = {"environment": environment(), "rounds": rounds, "found": found}
+    results = {"environment": environment(), "rounds": rounds, "found": found, "inputs seen": seen}
     print(write("speed", "Speed against Zuko and Pyro", results, page(results), folder))
 
 
@@ -357,21 +412,23 @@ def page(results):
     left_out = "D = 1000 was left out of this run (`--dims`)."
     if any(row["dim"] == 1000 for row in results["found"]):
         left_out = (
-            "Left out, as one call takes minutes: the inverses of the spline and neural\n"
-            "autoregressive flows at D = 1000."
+            "Left out, as one call takes long: inverses of the spline and neural autoregressive\n"
+            "flows at D = 1000, and of wide nets there."
         )
     return f"""
 CPU time of a batch of {BATCH} in eager PyTorch, float32; ratios above 1 (bold) mean that ours is
 faster. Median (min to max) of {results["rounds"]} rounds, in which the libraries take turns. Nets
 have {HIDDEN[0]}-{HIDDEN[1]} hidden ReLU units, splines {BINS} bins. "Forward and backward" is the
 fast direction with log-determinants and the gradient of all parameters, "inverse" the other
-direction with log-determinants, without gradient. A dash: the peer does not have it (Pyro's planar,
+direction with log-determinants, without gradient. "No skip" is `skip_connections=False`: nets as
+the peers have them (autoregressive ones at D = 1000: 1024-1024 units, with fewer of which outputs
+would not see all inputs before them). A dash: the peer does not have it (Pyro's planar,
 radial, Sylvester and neural flows have no inverse, and its masked nets refuse fewer hidden units
 than inputs).
 
 {table(header, rows)}
 
-{reasons(results["found"])}
+{reasons(results["found"], results.get("inputs seen"))}
 
 {left_out}
 

@@ -53,11 +53,15 @@ def hidden_widths(hidden_dim: Hidden, default: int) -> tuple[int, ...]:
 class MLP(nn.Module):
     """A net with a linear skip beside its hidden layers; last layer and skip start at zero.
 
+    The skip holds linear dependence whatever the hidden layers do. Its inputs x outputs weights are
+    more than all others where both are many.
+
     Args:
         inputs: Size of the last axis of the input; 0 gives outputs that depend on nothing.
         outputs: Size of the last axis of the output.
         hidden: Widths of the hidden layers.
         activation: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``.
+        skip_connections: Whether to have the skip.
 
     Raises:
         OptionError: An unknown activation.
@@ -75,6 +79,7 @@ class MLP(nn.Module):
         *,
         hidden: Sequence[int] = (32,),
         activation: Activation = "tanh",
+        skip_connections: bool = True,
     ) -> None:
         super().__init__()
         _activation(activation)
@@ -85,15 +90,17 @@ class MLP(nn.Module):
             layers += [nn.Linear(size, width), between()]
             size = width
         last = nn.Linear(size, outputs)
-        self.skip = nn.Linear(inputs, outputs, bias=False)
-        for weight in (last.weight, last.bias, self.skip.weight):
+        self.skip = nn.Linear(inputs, outputs, bias=False) if skip_connections else None
+        for weight in (last.weight, last.bias):
             nn.init.zeros_(weight)
+        if self.skip is not None:
+            nn.init.zeros_(self.skip.weight)
         self.net = nn.Sequential(*layers, last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(*b, inputs)`` to ``(*b, outputs)``."""
-        out: Tensor = self.net(x) + self.skip(x)
-        return out
+        out: Tensor = self.net(x)
+        return out if self.skip is None else out + self.skip(x)
 
 
 class MADE(nn.Module):
@@ -247,10 +254,10 @@ class MADE(nn.Module):
         """
         between, _ = _ACTIVATIONS[self.activation]
         (first, *inner, last), (bias, *biases, last_bias) = self.masked_weights(), self.biases
-        skip = self._masked_skip()
+        skip = None if self.skip is None else self._masked_skip()
         inputs = self._join(start, context)
         total = F.linear(inputs, first, bias)
-        beside = F.linear(inputs, skip)
+        beside = None if skip is None else F.linear(inputs, skip)
         found: dict[int, Tensor] = {}
         order = range(self.dim)
         for i in reversed(order) if self.reverse else order:
@@ -259,10 +266,11 @@ class MADE(nn.Module):
                 h = between(F.linear(h, weight, more))
             rows = slice(i * self.num_outputs, (i + 1) * self.num_outputs)
             out = F.linear(h, last[rows], last_bias[rows])
-            found[i] = solve_one(i, out + beside[..., rows])
+            found[i] = solve_one(i, out if beside is None else out + beside[..., rows])
             column = found[i].unsqueeze(-1)
             total = total + column * first[:, i]
-            beside = beside + column * skip[:, i]
+            if skip is not None and beside is not None:
+                beside = beside + column * skip[:, i]
         return torch.stack([found[i] for i in order], -1)
 
     def solve_transposed(

@@ -168,6 +168,7 @@ FLOWS: dict[str, Case] = {
     "coupling_affine": _coupling(),
     "coupling_affine_reverse": _coupling(mask="alternating", reverse=True),
     "coupling_affine_random": _coupling(mask="random", slow=True),
+    "coupling_without_skip": _coupling(skip_connections=False, slow=True),
     "coupling_shift": _coupling(kernel=ShiftKernel(), mask="alternating"),
     "coupling_spline": Case(
         lambda d, c: Coupling(d, c, kernel=SplineKernel(4), mask=_given(d), hidden_dim=8), min_dim=2

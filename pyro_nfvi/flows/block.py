@@ -84,6 +84,12 @@ class BlockAutoregressive(Flow):
             self.blocks.append(0.5 * torch.randn(dim, size_out, size_in) - math.log(size_in))
             self.below.append(torch.randn(dim * size_out, dim * size_in) / (dim * size_in) ** 0.5)
             self.biases.append(torch.empty(dim * size_out).uniform_(-1, 1))
+        # Which blocks of a weight stand below the diagonal, and which on it.
+        ones = torch.ones(dim, dim)
+        self.register_buffer("before", ones.tril(-1)[:, None, :, None], persistent=False)
+        self.register_buffer("own", torch.eye(dim)[:, None, :, None], persistent=False)
+        self.before: Tensor
+        self.own: Tensor
         self.context_weight = nn.Parameter(
             torch.randn(dim * self.factors[1], context_dim) / max(context_dim, 1) ** 0.5
         )
@@ -91,42 +97,40 @@ class BlockAutoregressive(Flow):
     def _weights(self, layer: int) -> TensorPair:
         """The whole weight of a layer, and its positive diagonal blocks ``(D, out, in)``."""
         diagonal = soft_clamp(self.blocks[layer], _LOG_WEIGHT_BOUND).exp()
-        size_out, size_in = self.factors[layer + 1], self.factors[layer]
-        rank = torch.arange(self.dim, device=diagonal.device)
-        mask = rank.repeat_interleave(size_out)[:, None] > rank.repeat_interleave(size_in)
-        weight = self.below[layer] * mask + torch.block_diag(*diagonal.unbind(0))
-        return weight, diagonal
+        below = self.below[layer]
+        blocks = below.view(self.dim, diagonal.shape[1], self.dim, diagonal.shape[2])
+        weight = torch.addcmul(blocks * self.before, self.own, diagonal.unsqueeze(2))
+        return weight.view(below.shape), diagonal
 
     def _net(self, x: Tensor, context: Tensor | None) -> TensorPair:
         """Return y and its slopes ``dy_i/dx_i``, in the order of the masks."""
         h = x
         # The path from each coordinate to its own block, and its bound with all tanh' = 1.
-        path = x.new_ones(*x.shape, 1)
-        bound = x.new_ones(self.dim, 1)
+        path = bound = x.new_ones(self.dim, 1, 1)
         last = len(self.blocks) - 1
         for layer in range(last + 1):
             weight, diagonal = self._weights(layer)
             h = F.linear(h, weight, self.biases[layer])
-            path = torch.einsum("dij,...dj->...di", diagonal, path)
-            bound = torch.einsum("dij,dj->di", diagonal, bound)
+            path, bound = diagonal @ path, diagonal @ bound
             if layer == 0 and context is not None:
                 h = h + F.linear(context, self.context_weight)
             if layer < last:
-                path = path * sech2(h).unflatten(-1, (self.dim, -1))
+                path = path * sech2(h).unflatten(-1, (self.dim, -1, 1))
                 h = torch.tanh(h)
         rise = one_plus_a(self.rise)
-        share = (path / bound).squeeze(-1)
-        y = x + (rise - 1) / bound.squeeze(-1) * h
+        bound = bound.flatten()
+        share = path.flatten(-3) / bound
+        y = x + (rise - 1) / bound * h
         return y, (1 - share) + rise * share
 
     def _reach(self, context: Tensor | None) -> Tensor:
         """Bound of ``|y_i - x_i|``."""
-        bound = self.rise.new_ones(self.dim, 1)
+        bound = self.rise.new_ones(self.dim, 1, 1)
         for layer in range(len(self.blocks)):
             weight, diagonal = self._weights(layer)
-            bound = torch.einsum("dij,dj->di", diagonal, bound)
+            bound = diagonal @ bound
         height = weight.abs().sum(-1) + self.biases[-1].abs()
-        return (one_plus_a(self.rise) - 1).abs() / bound.squeeze(-1) * height
+        return (one_plus_a(self.rise) - 1).abs() / bound.flatten() * height
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
         x, context = self.enter(x, context)

@@ -41,6 +41,8 @@ class Coupling(Flow):
         conditioner: Builds another conditioner, ``(inputs, outputs) -> nn.Module`` over the last
             axis. For the layer to start as the identity it has to start at zero.
         activation: Of the conditioner: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``.
+        skip_connections: Whether a matrix runs past the conditioner's hidden layers. At many
+            dimensions it has most of the weights; without it nets are as the papers'.
 
     Shape:
         ``x (*b, D)``, ``context (*b, C)`` or broadcastable -> ``y (*b, D)``, ``ladj (*b,)``.
@@ -74,6 +76,7 @@ class Coupling(Flow):
         hidden_dim: Hidden = None,
         conditioner: Conditioner | None = None,
         activation: Activation = "tanh",
+        skip_connections: bool = True,
     ) -> None:
         super().__init__(dim, context_dim)
         self.kernel = check_kernel(kernel)
@@ -95,10 +98,12 @@ class Coupling(Flow):
                 outputs,
                 hidden=hidden_widths(hidden_dim, default),
                 activation=activation,
+                skip_connections=skip_connections,
             )
-        elif hidden_dim is not None or activation != "tanh":
+        elif hidden_dim is not None or activation != "tanh" or not skip_connections:
             raise OptionError(
-                "Coupling takes a conditioner, or hidden_dim and activation for its own, not both."
+                "Coupling takes a conditioner, or hidden_dim, activation and skip_connections for "
+                "its own, not both."
             )
         else:
             self.net = _built(conditioner, inputs, outputs)

@@ -141,18 +141,19 @@ def _family(build: _Builder, count: int, *options: str) -> _Family:
     return _Family(build, count, frozenset({"hidden_dim", *options}))
 
 
-_COUPLING = ("mask", "conditioner", "activation")
+_NETS = ("activation", "skip_connections")
+_COUPLING = ("mask", "conditioner", *_NETS)
 _FAMILIES: dict[str, _Family] = {
     "planar": _family(_planar, 8),
     "radial": _family(_repeat(Radial), 4),
     "sylvester": _family(_sylvester, 1, "rank", "kind", "num_reflections"),
-    "iaf": _family(_alternate(iaf), 2, "gate", "activation", "skip_connections"),
-    "maf": _family(_alternate(maf), 2, "gate", "activation", "skip_connections"),
+    "iaf": _family(_alternate(iaf), 2, "gate", *_NETS),
+    "maf": _family(_alternate(maf), 2, "gate", *_NETS),
     "nice": _family(_nice, 4, *_COUPLING),
     "realnvp": _family(_realnvp, 6, *_COUPLING),
     "nsf": _family(_nsf, 2, "bins", "bound", *_COUPLING),
-    "nsf-ar": _family(_nsf_ar, 2, "bins", "bound", "activation"),
-    "naf": _family(_naf, 1, "units", "activation"),
+    "nsf-ar": _family(_nsf_ar, 2, "bins", "bound", *_NETS),
+    "naf": _family(_naf, 1, "units", *_NETS),
     "bnaf": _Family(_alternate(BlockAutoregressive), 1, frozenset({"hidden_factor", "num_hidden"})),
     "glow": _family(_glow, 4, *_COUPLING),
     "relu": _family(_relu, 6),

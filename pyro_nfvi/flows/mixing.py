@@ -136,17 +136,26 @@ class Householder(ParamFlow):
         return {"v": torch.randn(self.num_pairs, 1, self.dim).repeat(1, 2, 1).flatten(0, 1)}
 
     def _forward(self, x: Tensor, theta: TensorDict) -> TensorPair:
-        return _reflect(x, theta["v"].unbind(-2)), x.new_zeros(x.shape[:-1])
+        return _reflect(x, theta["v"]), x.new_zeros(x.shape[:-1])
 
     def _inverse(self, y: Tensor, theta: TensorDict) -> TensorPair:
-        return _reflect(y, theta["v"].unbind(-2)[::-1]), y.new_zeros(y.shape[:-1])
+        return _reflect(y, theta["v"].flip(-2)), y.new_zeros(y.shape[:-1])
 
     def _pull_score(self, x: Tensor, score: Tensor, theta: TensorDict) -> Tensor:
-        return _reflect(score, theta["v"].unbind(-2))
+        return _reflect(score, theta["v"])
 
 
-def _reflect(x: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
-    for v in vectors:
-        factor = 2 * (v * x).sum(-1, keepdim=True) / v.square().sum(-1, keepdim=True)
-        x = x - factor * v
-    return x
+def _reflect(x: Tensor, v: Tensor) -> Tensor:
+    r"""Reflect at all vectors ``(*c, K, D)``, the first one first.
+
+    The k-th takes off :math:`c_k v_k` with :math:`\tfrac12|v_k|^2 c_k = v_k^\top(x - \sum_{j<k}
+    c_j v_j)`: one triangular system of size K for all (Schreiber and Van Loan 1989).
+    """
+    gram = v @ v.mT
+    lower = gram.tril(-1) + torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1) / 2)
+    if v.dim() == 2:
+        along = F.linear(x, v).unsqueeze(-1)
+        c = torch.linalg.solve_triangular(lower, along, upper=False).squeeze(-1)
+        return x - c @ v
+    c = torch.linalg.solve_triangular(lower, v @ x.unsqueeze(-1), upper=False)
+    return x - (v.mT @ c).squeeze(-1)

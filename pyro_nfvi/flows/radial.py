@@ -105,8 +105,11 @@ class Radial(ParamFlow):
         z0, alpha, gamma = _effective(theta)
         d = x - z0
         r = _norm(d)
-        factor = (gamma - alpha) / (alpha + r)
-        return torch.addcmul(x, factor.unsqueeze(-1), d), self._ladj(r, alpha, gamma)
+        a = alpha + r
+        across = (gamma + r) / a
+        # Exactly 1 at beta = 0, so that the identity is exact.
+        y = torch.addcmul(x, (across - 1).unsqueeze(-1), d)
+        return y, self._ladj(r, a, alpha, across)
 
     def _inverse(self, y: Tensor, theta: TensorDict) -> TensorPair:
         z0, alpha, gamma = _effective(theta)
@@ -121,12 +124,12 @@ class Radial(ParamFlow):
             (root - c) / 2,
         )
         x = z0 + (y - z0) * ((alpha + r) / (gamma + r)).unsqueeze(-1)
-        return x, -self._ladj(r, alpha, gamma)
-
-    def _ladj(self, r: Tensor, alpha: Tensor, gamma: Tensor) -> Tensor:
-        # Both slopes as sums of positive terms: nothing cancels as they go to 0.
         a = alpha + r
-        across = (gamma + r) / a
+        return x, -self._ladj(r, a, alpha, (gamma + r) / a)
+
+    def _ladj(self, r: Tensor, a: Tensor, alpha: Tensor, across: Tensor) -> Tensor:
+        """Log-determinant at the radius r from the slope across, with ``a = alpha + r``."""
+        # Both slopes as sums of positive terms: nothing cancels as they go to 0.
         along = torch.addcmul(r, alpha, across) / a
         return torch.add(along.log(), across.log(), alpha=self.dim - 1)
 

@@ -84,6 +84,7 @@ def test_a_conditioner_of_ones_own():
         ({"dim": 3, "mask": [False] * 3}, "coordinates that do not"),
         ({"dim": 3, "hidden_dim": 8, "conditioner": nn.Linear}, "not both"),
         ({"dim": 3, "activation": "relu", "conditioner": nn.Linear}, "not both"),
+        ({"dim": 3, "skip_connections": False, "conditioner": nn.Linear}, "not both"),
         ({"dim": 3, "conditioner": 5}, "a callable"),
         ({"dim": 3, "conditioner": nn.Linear(2, 2)}, "a callable"),
         ({"dim": 3, "conditioner": lambda i, o: None}, "a callable"),
