@@ -294,11 +294,12 @@ REASONS = {
     "realnvp": "the skip from every coordinate kept to every one moved",
     "nsf": "the skip, a shift and a scale behind the splines, and a Newton step in their inverse",
     "naf": "the skip, and 50 numbers per coordinate where Zuko has 16 signals into one shared net",
-    "maf-equal": "by the spread of the timing",
+    "maf-equal": "pages of fresh memory that the system hands out; the computation takes as long",
     "nsf-ar-equal": "a shift and a scale behind the splines",
     "realnvp-equal": "by the spread of the timing",
     "nsf-equal": "a shift and a scale behind the splines, and a Newton step in their inverse",
-    "naf-equal": "50 numbers per coordinate where Zuko has 16 signals into one shared net",
+    "naf-equal": "50 numbers per coordinate, where Zuko has 16 signals into one shared net; beside "
+    "Pyro fresh memory, as above",
     "bnaf": "the skip and its bound, which keep the codomain all reals",
     "ffjord": "16 Runge-Kutta steps, whatever the field; Zuko's adaptive ones (at tolerances of "
     "1e-6 and 1e-5) are few for a field as smooth as an untrained one",
