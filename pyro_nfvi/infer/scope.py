@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor, nn
 
 from pyro_nfvi.guides.start import prior_trace
+from pyro_nfvi.random_state import seeded
 
 __all__ = ["own_params", "own_random_state", "random_seed"]
 
@@ -32,19 +32,7 @@ def own_random_state(seed: int) -> Iterator[None]:
     Fits in several threads take turns: the random state, Pyro's stack of handlers and its param
     store belong to the process.
     """
-    with _TURN, _seeded(seed):
-        yield
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
-    devices = list(range(torch.cuda.device_count())) if on_gpu else []
-    with torch.random.fork_rng(devices=devices):
-        # Not torch.manual_seed, which would seed devices that are not in use and not forked.
-        torch.random.default_generator.manual_seed(seed)
-        if on_gpu:
-            torch.cuda.manual_seed_all(seed)
+    with _TURN, seeded(seed):
         yield
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_nfvi.errors import LawError
 from pyro_nfvi.flows.base import Flow
+from pyro_nfvi.random_state import seeded
 
 __all__ = ["FlowCase", "FlowFactory", "Law", "Scope", "gap", "law", "perturb"]
 
@@ -75,7 +75,7 @@ class FlowCase:
         return self._build(0, 0.0, 0)
 
     def _build(self, context_dim: int, far: float, seed: int) -> Flow:
-        with _seeded(self.seed + seed):
+        with seeded(self.seed + seed):
             flow = self.factory(self.dim, context_dim)
         if not isinstance(flow, Flow):
             raise _Broken(f"the factory returned a {type(flow).__name__}; it must return a Flow")
@@ -223,14 +223,3 @@ def gap(found: Tensor, expected: Tensor) -> float:
         return 0.0
     error = ((found - expected).abs() / (1 + expected.abs())).max().item()
     return float("inf") if math.isnan(error) else error
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    # The CPU generator by itself: torch.manual_seed would seed the user's accelerator as well.
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from pyro_nfvi.errors import OptionError
+from pyro_nfvi.random_state import seeded
 from pyro_nfvi.vae.conv import ConvDecoder, ConvEncoder
 from pyro_nfvi.vae.likelihoods import make_likelihood
 from pyro_nfvi.vae.model import FlowVAE
@@ -83,8 +83,7 @@ class Architecture:
         """
         options = dict(self.likelihood)
         likelihood = make_likelihood(options.pop("name"), **options)
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
+        with seeded(seed):
             encoder, decoder = self._nets(likelihood.num_params)
             return FlowVAE(
                 encoder,
