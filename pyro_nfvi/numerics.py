@@ -12,7 +12,8 @@ from torch.nn import functional as F
 __all__ = [
     "MIN_SLOPE",
     "bounded",
-    "bounded_inverse",
+    "bounded_below",
+    "bounded_rows",
     "holds_everywhere",
     "log_gamma_step",
     "log_tanh_slope",
@@ -64,10 +65,14 @@ def bounded(x: Tensor, bound: float) -> Tensor:
     return x * (1 + (x / bound).square()).rsqrt()
 
 
-def bounded_inverse(y: Tensor, bound: float) -> Tensor:
-    """Invert :func:`bounded`; what lies at the bound or beyond is taken as close to it."""
-    part = (y / bound).clamp(-0.999, 0.999)
-    return bound * part * (1 - part.square()).rsqrt()
+def bounded_below(x: Tensor, bound: float) -> Tensor:
+    """Bound below at -c alone, as :func:`bounded` does; what is positive stays as it is."""
+    return x * (1 + (x.clamp_max(0) / bound).square()).rsqrt()
+
+
+def bounded_rows(x: Tensor, bound: float) -> Tensor:
+    r"""Bound the length of each row smoothly: :math:`x / \sqrt{1 + |x|^2/c^2}`, shorter than c."""
+    return x * (1 + x.square().sum(-1, keepdim=True) / bound**2).rsqrt()
 
 
 def log_gamma_step(x: Tensor) -> Tensor:

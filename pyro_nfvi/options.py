@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 from pyro_nfvi.errors import OptionError
 
-__all__ = ["number", "seed_number", "whole"]
+__all__ = ["number", "seed_number", "sizes", "whole"]
 
 #: Generators take 64 bits; one is kept free for what is derived from a seed.
 _LARGEST_SEED = 2**63 - 1
@@ -48,6 +49,18 @@ def number(what: str, value: Any, *, above: float = -math.inf, least: float = -m
         bound = f" of at least {least:g}" if least > -math.inf else bound
         raise OptionError(f"{what} needs to be a finite number{bound}; got {value!r}.")
     return float(value)
+
+
+def sizes(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Return a sample shape, given as a number or several.
+
+    Example:
+        >>> from pyro_nfvi.options import sizes
+        >>> sizes(3), sizes((2, 3)), sizes(())
+        ((3,), (2, 3), ())
+    """
+    listed = shape if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
+    return tuple(whole("A size of the sample shape", size, 0) for size in listed)
 
 
 def seed_number(value: Any) -> int | None:

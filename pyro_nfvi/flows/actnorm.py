@@ -10,30 +10,36 @@ from torch import Tensor, nn
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows.base import Flow
+from pyro_nfvi.options import number
 
 __all__ = ["ActNorm", "BatchNorm"]
 
 
-def _moments(x: Tensor, dim: int, name: str) -> TensorPair:
-    if x.dim() < 2 or x.shape[-1] != dim or x[..., 0].numel() < 2 or not x.is_floating_point():
+def _moments(x: Tensor, like: Tensor, name: str, *, inverse: bool) -> TensorPair:
+    """Mean and scale of rows in the dtype of a buffer; of what undoes them if ``inverse``."""
+    if not isinstance(x, Tensor):
+        raise ShapeError(f"{name} needs a tensor (n, {len(like)}); got {type(x).__name__}.")
+    few = x.dim() < 2 or x.shape[-1] != len(like) or x[..., 0].numel() < 2
+    if few or not x.is_floating_point():
         raise ShapeError(
-            f"{name} needs at least two rows (n, {dim}) of floating-point data; got {x.dtype} of "
-            f"shape {tuple(x.shape)}."
+            f"{name} needs at least two rows (n, {len(like)}) of floating-point data; got "
+            f"{x.dtype} of shape {tuple(x.shape)}."
         )
-    rows = x.detach().reshape(-1, dim)
+    # In float64: squares of small numbers would be 0, and sums of large ones would lose the rest.
+    rows = x.detach().reshape(-1, len(like)).double()
     if not bool(rows.isfinite().all()):
         raise ShapeError(f"{name} needs finite data; got NaN or infinity.")
-    # In float64: squares of small numbers would be 0, and sums of large ones would lose the rest.
-    wide = rows.double()
-    mean, std = wide.mean(0), wide.std(0)
-    return mean.to(rows.dtype), _positive(std, mean, rows.dtype).to(rows.dtype)
-
-
-def _positive(std: Tensor, mean: Tensor, dtype: torch.dtype) -> Tensor:
-    """Keep a scale off 0: at what the dtype resolves beside the mean, and at 1 beside 0."""
-    limits = torch.finfo(dtype)
+    mean, std = rows.mean(0), rows.std(0)
+    limits = torch.finfo(like.dtype)
+    if bool((torch.maximum(mean.abs(), std) > limits.max).any()):
+        raise ShapeError(f"{name}: the data are too large for {like.dtype}; take flow.double().")
+    # Off 0: at what the dtype resolves beside the mean, and at 1 beside 0.
     least = (limits.eps * mean.abs()).clamp_min(limits.tiny)
-    return torch.where((std == 0) & (mean == 0), torch.ones_like(std), torch.maximum(std, least))
+    none = (std == 0) & (mean == 0)
+    std = torch.where(none, torch.ones_like(std), torch.maximum(std, least))
+    if inverse:
+        mean, std = -mean / std, 1 / std
+    return mean.to(like), std.to(like)
 
 
 @final
@@ -75,13 +81,17 @@ class ActNorm(Flow):
         self.std: Tensor
 
     @torch.no_grad()
-    def initialize(self, y: Tensor) -> None:
+    def initialize(self, y: Tensor, *, inverse: bool = False) -> None:
         """Take mean and scale from data ``(n, D)`` in the space of y.
+
+        Args:
+            y: The data.
+            inverse: Let ``forward`` normalise data instead: for a layer inside an ``Inverse``.
 
         Raises:
             ShapeError: Fewer than two rows, another width, or data that are not finite.
         """
-        mean, std = _moments(y, self.dim, "ActNorm.initialize")
+        mean, std = _moments(y, self.mean, "ActNorm.initialize", inverse=inverse)
         self.mean.copy_(mean)
         self.std.copy_(std)
         self.loc.zero_()
@@ -141,9 +151,9 @@ class BatchNorm(Flow):
 
     def __init__(self, dim: int, *, momentum: float = 0.1) -> None:
         super().__init__(dim)
-        if not isinstance(momentum, int | float) or not 0 < momentum <= 1:
+        self.momentum = number("BatchNorm: momentum", momentum, above=0)
+        if self.momentum > 1:
             raise OptionError(f"BatchNorm needs a momentum in (0, 1]; got {momentum!r}.")
-        self.momentum = momentum
         self.beta = nn.Parameter(torch.zeros(dim))
         self.gamma = nn.Parameter(torch.zeros(dim))
         self.register_buffer("running_mean", torch.zeros(dim))
@@ -152,13 +162,17 @@ class BatchNorm(Flow):
         self.running_std: Tensor
 
     @torch.no_grad()
-    def update(self, y: Tensor) -> None:
+    def update(self, y: Tensor, *, inverse: bool = False) -> None:
         """Move the running statistics towards those of a batch ``(n, D)`` in the space of y.
+
+        Args:
+            y: The batch.
+            inverse: Let ``forward`` normalise data instead: for a layer inside an ``Inverse``.
 
         Raises:
             ShapeError: Fewer than two rows, another width, or data that are not finite.
         """
-        mean, std = _moments(y, self.dim, "BatchNorm.update")
+        mean, std = _moments(y, self.running_mean, "BatchNorm.update", inverse=inverse)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_std.lerp_(std, self.momentum)
 

@@ -12,14 +12,17 @@ from pyro_nfvi._typing import TensorDict, TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.flows.params import FreeParams, ParamFlow
-from pyro_nfvi.numerics import softplus_inverse
+from pyro_nfvi.numerics import bounded_below, bounded_rows, softplus_inverse
 
 __all__ = ["Affine", "DiagonalAffine", "LowerTriangular"]
 
 _START = 0.5413248546129181  # softplus(_START) = 1
-#: What a context may do: scales between 0.02 and 5, rows that lean by at most 3 scales, so that
-#: chains of such maps keep their inverse at any context.
-_BOUNDS = {"scale": 4.5, "tril": 3.0}
+#: How far below 0 a context drives the free number of a scale: to 0.0006. Above it has no bound,
+#: since a map that widens loses nothing.
+_LEAST = 8.0
+#: Longest row of a triangular map beside its diagonal, in units of it, that a context gives: the
+#: inverse of chance rows of bounded length grows as a power of D, of bounded numbers as e^D.
+_LONGEST_ROW = 3.0
 
 
 def _forward(x: Tensor, loc: Tensor, scale: Tensor, scale_tril: Tensor | None) -> TensorPair:
@@ -50,7 +53,7 @@ class DiagonalAffine(ParamFlow):
     Args:
         dim: Event size D.
         context_dim: Size of the context; 0 for free parameters. A context drives the scale
-            between 0.02 and 5.
+            down to 0.0006.
         hidden_dim: Width of the hyper-net (with a context only).
 
     Shape:
@@ -70,7 +73,8 @@ class DiagonalAffine(ParamFlow):
         True
     """
 
-    context_bounds = {"scale": _BOUNDS["scale"]}
+    def limit(self, theta: TensorDict) -> TensorDict:
+        return {**theta, "scale": bounded_below(theta["scale"], _LEAST)}
 
     def init_params(self) -> TensorDict:
         return {"loc": torch.zeros(self.dim), "scale": torch.zeros(self.dim)}
@@ -81,6 +85,7 @@ class DiagonalAffine(ParamFlow):
     @torch.no_grad()
     def set_affine(self, loc: Tensor, scale: Tensor) -> None:
         """Set shift and positive scale ``(D,)``; not with a context, whose net gives them."""
+        _check_positive(scale)
         numbers = free_numbers(self)
         numbers["loc"].copy_(loc)
         numbers["scale"].copy_(_free(scale))
@@ -99,7 +104,7 @@ class LowerTriangular(ParamFlow):
     Args:
         dim: Event size D.
         context_dim: Size of the context; 0 for free parameters. A context drives the diagonal
-            between 0.02 and 5, and a row's other numbers up to 3 times its diagonal.
+            down to 0.0006, and the rest of a row to a length of up to 3 times its diagonal.
         hidden_dim: Width of the hyper-net (with a context only).
 
     Shape:
@@ -119,7 +124,10 @@ class LowerTriangular(ParamFlow):
         True
     """
 
-    context_bounds = _BOUNDS
+    def limit(self, theta: TensorDict) -> TensorDict:
+        scale = bounded_below(theta["scale"], _LEAST)
+        tril = bounded_rows(theta["tril"].tril(-1), _LONGEST_ROW)
+        return {"loc": theta["loc"], "scale": scale, "tril": tril}
 
     def init_params(self) -> TensorDict:
         return {
@@ -132,6 +140,7 @@ class LowerTriangular(ParamFlow):
     def set_affine(self, loc: Tensor, scale_tril: Tensor) -> None:
         """Set shift ``(D,)`` and factor ``(D, D)``; not with a context, whose net gives them."""
         numbers, scale = free_numbers(self), scale_tril.diagonal()
+        _check_positive(scale)
         numbers["loc"].copy_(loc)
         numbers["scale"].copy_(_free(scale))
         numbers["tril"].copy_((scale_tril / scale.unsqueeze(-1)).tril(-1))
@@ -189,19 +198,19 @@ class Affine(Flow):
         if (scale is None) == (scale_tril is None):
             raise OptionError("Affine needs one of scale and scale_tril.")
         given = scale if scale_tril is None else scale_tril
+        if not (isinstance(loc, Tensor) and isinstance(given, Tensor)):
+            raise OptionError(
+                f"Affine needs tensors; got {type(loc).__name__} and {type(given).__name__}."
+            )
         size = tuple(loc.shape) * (1 if scale_tril is None else 2)
         if loc.dim() != 1 or given is None or tuple(given.shape) != size:
             raise OptionError(
                 f"Affine needs loc (D,) and scale (D,) or scale_tril (D, D); got {tuple(loc.shape)}"
                 f" and {None if given is None else tuple(given.shape)}."
             )
-        diagonal = given if scale_tril is None else given.diagonal()
         # Its own numbers only: a look at those of a caller would wait for the device at each call.
-        if own and not bool((diagonal > 0).all()):
-            raise OptionError(
-                f"Affine needs a positive scale; got {diagonal.min().item():g}. Put a reflection "
-                "into a flow of your own."
-            )
+        if own:
+            _check_positive(given if scale_tril is None else given.diagonal())
         super().__init__(int(loc.shape[-1]))  # a tensor under torch.jit.trace
         # Buffers, not parameters: their owner trains them.
         self.register_buffer("loc", loc, persistent=own)
@@ -249,6 +258,14 @@ def free_numbers(flow: ParamFlow) -> TensorDict:
     if not isinstance(flow.params, FreeParams):
         raise OptionError("A flow with a context has no numbers of its own to set.")
     return flow.params()
+
+
+def _check_positive(scale: Tensor) -> None:
+    if not bool((scale > 0).all()):
+        raise OptionError(
+            f"An affine map needs a positive scale; got {scale.min().item():g}. Put a reflection "
+            "into a flow of your own."
+        )
 
 
 def _free(scale: Tensor) -> Tensor:

@@ -10,11 +10,14 @@ from torch.nn import functional as F
 
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.flows.params import ParamFlow
-from pyro_nfvi.options import whole
+from pyro_nfvi.numerics import bounded, bounded_rows
+from pyro_nfvi.options import number, whole
 
 __all__ = ["Householder", "LULinear"]
 
 _START = 0.5413248546129181  # softplus(_START) = 1
+#: Bounds of what a context drives: the free number of a scale, and rows beside a diagonal.
+_WIDEST, _LONGEST_ROW = 3.0, 1.5
 
 
 @final
@@ -23,14 +26,15 @@ class LULinear(ParamFlow):
 
     L and U are unit lower and unit upper triangular, S a positive diagonal. Glow's fixed random
     permutation is left out, so that the map starts as the identity; put a ``Permute`` in front
-    where it is wanted. A context drives S between 0.08 and 3.6, and what is beside the diagonals
-    between -1 and 1, so that chains of such maps keep their inverse at any context.
+    where it is wanted. A context drives S between 0.08 and 3.6, and what is beside the diagonals to
+    rows shorter than 1.5: a net may give any number, and the inverse has to stay.
 
     Args:
         dim: Event size D.
         context_dim: Size of the context; 0 for free parameters.
         hidden_dim: Width of the hyper-net (with a context only).
-        spread: Standard deviation of the numbers it starts from; 0 starts as the identity.
+        spread: Standard deviation of the numbers it starts from (rows shortened to 1.4); 0 starts
+            as the identity.
 
     Shape:
         ``x (*b, D)`` -> ``y (*b, D)``, ``ladj (*b,)`` in nats.
@@ -52,19 +56,30 @@ class LULinear(ParamFlow):
     def __init__(
         self, dim: int, context_dim: int = 0, *, hidden_dim: int = 32, spread: float = 0.0
     ) -> None:
-        self.spread = spread
+        self.spread = number("LULinear: spread", spread, least=0)
         super().__init__(dim, context_dim, hidden_dim=hidden_dim)
-
-    context_bounds = {"diagonal": 3.0, "lower": 1.0, "upper": 1.0}
 
     def init_params(self) -> TensorDict:
         square = torch.zeros(self.dim, self.dim)
         vector = torch.zeros(self.dim)
         start = {"lower": square, "upper": square, "diagonal": vector, "bias": vector}
         if self.spread:
-            start = {k: self.spread * torch.randn(v.shape) for k, v in start.items()}
-            start["diagonal"] = vector
+            lower, upper = (self.spread * torch.randn(square.shape) for _ in range(2))
+            start["lower"], start["upper"] = _shortened(lower.tril(-1)), _shortened(upper.triu(1))
+            start["bias"] = self.spread * torch.randn(vector.shape)
+            if self.context_dim:  # what the limit makes them again
+                for name in ("lower", "upper"):
+                    length = start[name].square().sum(-1, keepdim=True)
+                    start[name] = start[name] * (1 - length / _LONGEST_ROW**2).rsqrt()
         return start
+
+    def limit(self, theta: TensorDict) -> TensorDict:
+        return {
+            "diagonal": bounded(theta["diagonal"], _WIDEST),
+            "lower": bounded_rows(theta["lower"].tril(-1), _LONGEST_ROW),
+            "upper": bounded_rows(theta["upper"].triu(1), _LONGEST_ROW),
+            "bias": theta["bias"],
+        }
 
     def _factors(self, theta: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
         raw = theta["diagonal"]
@@ -143,6 +158,12 @@ class Householder(ParamFlow):
 
     def _pull_score(self, x: Tensor, score: Tensor, theta: TensorDict) -> Tensor:
         return _reflect(score, theta["v"])
+
+
+def _shortened(x: Tensor) -> Tensor:
+    """Rows of a length within what a context can drive."""
+    length = x.norm(dim=-1, keepdim=True)
+    return x * ((_LONGEST_ROW - 0.1) / length.clamp_min(_LONGEST_ROW - 0.1))
 
 
 def _reflect(x: Tensor, v: Tensor) -> Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from pyro_nfvi._typing import TensorDict, TensorPair, TensorTriple
 from pyro_nfvi.flows.base import Flow
-from pyro_nfvi.numerics import bounded, bounded_inverse
 from pyro_nfvi.options import whole
 
 __all__ = ["FreeParams", "HyperNet", "ParamFlow"]
@@ -82,8 +81,8 @@ class ParamFlow(Flow):
     free, otherwise a :class:`HyperNet` of the context supplies them with a batch shape in
     front. The subclass then writes ``_forward`` and ``_inverse`` for both cases at once, with
     the point on the last axis. Numbers that a map cannot take at any size, such as the logarithm
-    of a scale, get a bound in ``context_bounds``: a net gives them for contexts that nobody has
-    looked at, whereas a free number is where training put it.
+    of a scale, are bounded in ``limit``: a net gives them for contexts that nobody has looked at,
+    whereas a free number is where training put it.
 
     Args:
         dim: Event size D.
@@ -91,16 +90,10 @@ class ParamFlow(Flow):
         hidden_dim: Width of the hyper-net's hidden layer (with a context only).
     """
 
-    #: Parameters that a context drives within ``(-bound, bound)`` only, by name.
-    context_bounds: ClassVar[Mapping[str, float]] = {}
-
     def __init__(self, dim: int, context_dim: int = 0, *, hidden_dim: int = 32) -> None:
         super().__init__(dim, context_dim)
         hidden_dim = whole(f"{type(self).__name__}: hidden_dim (of the context's net)", hidden_dim)
         initial = self.init_params()
-        if context_dim:
-            for name, bound in self.context_bounds.items():
-                initial[name] = bounded_inverse(initial[name], bound)
         self.params: nn.Module = (
             HyperNet(initial, context_dim, hidden_dim) if context_dim else FreeParams(initial)
         )
@@ -110,11 +103,12 @@ class ParamFlow(Flow):
         """Name the parameters: shapes and initial values."""
 
     def theta(self, context: Tensor | None = None) -> TensorDict:
-        """Return the parameters at a context by name, within their bounds."""
-        theta = dict(self.params(context))
-        if self.context_dim:
-            for name, bound in self.context_bounds.items():
-                theta[name] = bounded(theta[name], bound)
+        """Return the parameters at a context by name, within their limits."""
+        theta: TensorDict = self.params(context)
+        return self.limit(theta) if self.context_dim else theta
+
+    def limit(self, theta: TensorDict) -> TensorDict:
+        """Bound what a context's net gives; the initial values have to stay as they are."""
         return theta
 
     @abstractmethod

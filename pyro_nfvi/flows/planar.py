@@ -12,8 +12,10 @@ from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows.gram import tanh_recursion
 from pyro_nfvi.flows.params import ParamFlow
+from pyro_nfvi.flows.univariate import LOG_SCALE_BOUND
 from pyro_nfvi.numerics import (
     MIN_SLOPE,
+    bounded,
     log_tanh_slope,
     one_plus_a,
     one_plus_a_inverse,
@@ -25,8 +27,10 @@ from pyro_nfvi.options import whole
 
 __all__ = ["Planar", "PlanarChain"]
 
-#: A context bends no sharper than |w| = e^5: the exponential of what a net gives has no end.
-_CONTEXT_BOUNDS = {"log_norm": 5.0}
+
+def _limit(theta: TensorDict) -> TensorDict:
+    """A context bends no sharper than |w| = e^5: the exponential of what a net gives has no end."""
+    return {**theta, "log_norm": bounded(theta["log_norm"], LOG_SCALE_BOUND)}
 
 
 def _initial(*shape: int) -> TensorDict:
@@ -134,7 +138,8 @@ class Planar(ParamFlow):
         flow.params.load_state_dict(values)
         return flow
 
-    context_bounds = _CONTEXT_BOUNDS
+    def limit(self, theta: TensorDict) -> TensorDict:
+        return _limit(theta)
 
     def init_params(self) -> TensorDict:
         return _initial(self.dim)
@@ -208,7 +213,8 @@ class PlanarChain(ParamFlow):
         self.num_layers = whole("PlanarChain: num_layers", num_layers)
         super().__init__(dim, context_dim, hidden_dim=hidden_dim)
 
-    context_bounds = _CONTEXT_BOUNDS
+    def limit(self, theta: TensorDict) -> TensorDict:
+        return _limit(theta)
 
     def init_params(self) -> TensorDict:
         return _initial(self.num_layers, self.dim)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
@@ -91,3 +93,32 @@ def test_random_permutation_depends_on_its_seed_alone():
 def test_what_is_no_permutation(order):
     with pytest.raises(OptionError, match="once"):
         Permute(order)
+
+
+@pytest.mark.parametrize("family", [DiagonalAffine, LowerTriangular])
+def test_a_context_scales_as_far_as_it_needs(family):
+    # y = 15 x given 1, and x / 15 given -1.
+    flow = family(2, 1)
+    sizes = torch.tensor([[1.0], [-1.0]])
+    optimizer = torch.optim.Adam(flow.parameters(), lr=0.02)
+    for _ in range(600):
+        optimizer.zero_grad()
+        _, ladj = flow(torch.zeros(2, 2), sizes)
+        (ladj - 2 * math.log(15) * sizes[:, 0]).square().sum().backward()
+        optimizer.step()
+    _, ladj = flow(torch.zeros(2, 2), sizes)
+    assert ladj.tolist() == pytest.approx([2 * math.log(15), -2 * math.log(15)], abs=0.1)
+
+
+def test_a_triangular_map_of_many_dimensions_keeps_its_inverse_at_any_context():
+    flow = LowerTriangular(64, 2).double()
+    perturb(flow, 5.0)
+    x, context = double(20, 64), 10 * double(20, 2, seed=1)
+    lost = (flow.inverse(flow(x, context)[0], context)[0] - x).abs().max()
+    assert lost < 1e-6
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_a_scale_that_is_not_positive_is_refused(scale):
+    with pytest.raises(OptionError, match="positive scale"):
+        DiagonalAffine(2).set_affine(torch.zeros(2), torch.tensor([1.0, scale]))

@@ -107,3 +107,26 @@ def test_a_constant_column_stays_finite(value):
     assert x.abs().max() <= 1
     assert ladj.isfinite().all()
     assert flow(x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("unit", [1e-50, 1e50])
+def test_units_that_float32_does_not_hold(unit):
+    y = unit * (3 + torch.randn(300, 1, dtype=torch.float64))
+    flow = ActNorm(1).double()
+    flow.initialize(y)
+    assert flow.inverse(y)[0].std().item() == pytest.approx(1.0, abs=1e-6)
+    if unit > 1:
+        with pytest.raises(ShapeError, match="too large for torch.float32"):
+            ActNorm(1).initialize(y)
+
+
+@pytest.mark.parametrize("context_dim", [0, 2])
+def test_chance_factors_of_many_dimensions_keep_the_inverse(context_dim):
+    torch.manual_seed(0)
+    flow = LULinear(64, context_dim, spread=1.0).double()
+    x = torch.randn(20, 64, dtype=torch.float64)
+    context = torch.randn(20, 2, dtype=torch.float64) if context_dim else None
+    assert (flow(x, context)[0] - x).abs().max() > 1
+    torch.testing.assert_close(
+        flow.inverse(flow(x, context)[0], context)[0], x, rtol=1e-8, atol=1e-8
+    )
