@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.distributions import transforms as torch_transforms
 
+from pyro_nfvi import FlowDensity
 from pyro_nfvi.errors import ContextError, OptionError, ShapeError
 from pyro_nfvi.flows import Chain, Planar, adapt, make_flow
 from pyro_nfvi.testing import check_flow, perturb
@@ -241,6 +242,15 @@ def test_zuko_flows_in_a_process_of_their_own():
                 else:  # a rotation between them
                     x = torch.full((1, 3), 30.0)
                     torch.testing.assert_close(adapted.inverse(adapted(x)[0])[0], x)
+        class Mine(zuko.flows.NCSF):
+            pass
+
+        try:
+            adapt(Mine(3), 3)
+        except OptionError as error:
+            assert "circles" in str(error)
+        else:
+            raise AssertionError("a class derived from one that is refused was taken")
         try:
             adapt(zuko.flows.GMM(3), 3)
         except OptionError as error:
@@ -257,3 +267,44 @@ def test_zuko_flows_in_a_process_of_their_own():
         cwd=Path(__file__).resolve().parents[2],
     )
     assert run.stdout.strip() == "right", run.stderr
+
+
+def test_the_inverse_of_a_module_is_trained_too():
+    theirs = T.affine_coupling(3, hidden_dims=[8])
+    density = FlowDensity(adapt(theirs.inv, 3))
+    assert {id(p) for p in theirs.parameters()} == {id(p) for p in density.parameters()}
+    before = [p.detach().clone() for p in theirs.parameters()]
+    density.fit(2 + torch.randn(50, 3), max_steps=3, progress=False, seed=0)
+    assert any(not torch.equal(p, old) for p, old in zip(theirs.parameters(), before))
+    assert any("transform" in name or "held" in name for name in density.state_dict())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch_transforms.StackTransform(
+            [
+                torch_transforms.AffineTransform(1.0, 2.0),
+                torch_transforms.AffineTransform(0.0, 3.0),
+            ],
+            dim=-1,
+        ),
+        lambda: torch_transforms.CatTransform(
+            [torch_transforms.AffineTransform(1.0, 2.0)] * 2, dim=-1, lengths=[1, 1]
+        ),
+        lambda: T.LowerCholeskyAffine(torch.zeros(2), torch.eye(2) + torch.ones(2, 2).tril(-1)),
+        lambda: torch_transforms.AffineTransform(torch.zeros(2).double(), torch.ones(2).double()),
+    ],
+)
+def test_maps_of_all_reals_are_taken_however_they_are_put_together(make):
+    flow = adapt(make(), 2)
+    x = torch.randn(4, 2, dtype=torch.float64)
+    y, ladj = flow(x.float() if isinstance(make(), T.LowerCholeskyAffine) else x)
+    assert ladj.shape == (4,)
+    torch.testing.assert_close(flow.inverse(y)[0].double(), x, rtol=1e-5, atol=1e-5)
+
+
+def test_a_part_that_is_bounded_is_seen_in_a_stack():
+    parts = [torch_transforms.AffineTransform(1.0, 2.0), torch_transforms.ExpTransform()]
+    with pytest.raises(OptionError, match="codomain"):
+        adapt(torch_transforms.StackTransform(parts, dim=-1), 2)
