@@ -340,6 +340,10 @@ class ContextFromStart(DiagonalAffine.__bases__[0]):  # ParamFlow
         return y - theta["loc"], y.new_zeros(y.shape[:-1])
 
 
+class IgnoresContext(Shift):
+    """Checks its context at the door, and forgets it there."""
+
+
 class ContextDoesNotBroadcast(Flow):
     def __init__(self, dim, context_dim=0):
         super().__init__(dim, context_dim)
@@ -519,7 +523,11 @@ def test_the_whole_flow_that_the_broken_ones_vary_is_whole():
 
 @pytest.mark.parametrize(
     ("broken", "law"),
-    [(ContextFromStart, "conditional start"), (ContextDoesNotBroadcast, "broadcast")],
+    [
+        (ContextFromStart, "conditional start"),
+        (ContextDoesNotBroadcast, "broadcast"),
+        (IgnoresContext, "context"),
+    ],
     ids=lambda one: getattr(one, "__name__", one),
 )
 def test_broken_conditional_flow_is_caught_by_its_law(broken, law):
@@ -539,7 +547,7 @@ def test_every_law_can_break(law):
     # A law that nothing breaks tests nothing.
     caught = {
         *BROKEN.values(),
-        "conditional start", "broadcast",  # above
+        "conditional start", "broadcast", "context",  # above
     }  # fmt: skip
     others = {
         "inverse ladj": InverseLadjSign,

@@ -17,6 +17,7 @@ __all__ = [
     "bad_input",
     "broadcast",
     "conditional_start",
+    "context",
     "empty",
     "extremes",
     "identity",
@@ -195,6 +196,22 @@ def conditional_start(case: FlowCase) -> None:
             )
 
 
+@law("context", Scope(context=True, once=True))
+def context(case: FlowCase) -> None:
+    """Far from initialisation the map of a row depends on the row's context."""
+    flow = case.build(far=1.0)
+    x, contexts = case.points(9), case.contexts(9)
+    assert contexts is not None
+    for name, call in _both(flow):
+        moved = gap(call(x, contexts + 1)[0], call(x, contexts)[0])
+        if not moved > 1e-4:
+            case.broken(
+                f"distance of {name} at two contexts, far from initialisation: found {moved:.3g}, "
+                "allowed more than 0.0001",
+                "Let the context reach the parameters, or build the flow without.",
+            )
+
+
 @law("extremes", Scope(dtype=torch.float32))
 def extremes(case: FlowCase) -> None:
     """Values and gradients are finite at 0 and at |x| = 1000 in float32, near and far."""
@@ -225,5 +242,6 @@ LAWS = (
     rows,
     identity,
     conditional_start,
+    context,
     extremes,
 )
