@@ -16,7 +16,7 @@ from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.flows.linear import DiagonalAffine, LowerTriangular
 from pyro_nfvi.numerics import log_gamma_step, soft_clamp
-from pyro_nfvi.options import number, whole
+from pyro_nfvi.options import number, sizes, whole
 
 __all__ = [
     "Base",
@@ -126,7 +126,7 @@ class _LocationScale(Base):
         return place, noise
 
     def rsample(self, shape: Shape = (), *, generator: torch.Generator | None = None) -> Tensor:
-        standard = self._standard_sample((*_size(shape), self.dim), generator)
+        standard = self._standard_sample((*sizes(shape), self.dim), generator)
         return self.loc + _bounded(self.log_scale).exp() * standard
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -234,7 +234,10 @@ class StudentT(_LocationScale):
 
     def __init__(self, dim: int, *, df: float | Sequence[float] | Tensor = 10.0) -> None:
         super().__init__(dim)
-        start = torch.as_tensor(df, dtype=torch.float64).detach()
+        try:
+            start = torch.as_tensor(df, dtype=torch.float64).detach()
+        except (TypeError, ValueError, RuntimeError):
+            start = torch.zeros(())  # told below
         fits = start.shape in (torch.Size(), (dim,)) and bool((start > 1).all())
         if not (fits and bool(start.to(self.loc.dtype).isfinite().all())):
             raise OptionError(f"StudentT needs finite df above 1, one or {dim}; got {df!r}.")
@@ -295,7 +298,7 @@ class FullRankNormal(Base):
         return place, None
 
     def rsample(self, shape: Shape = (), *, generator: torch.Generator | None = None) -> Tensor:
-        standard = _randn((*_size(shape), self.dim), self.loc, generator)
+        standard = _randn((*sizes(shape), self.dim), self.loc, generator)
         return self.loc + standard @ self.scale_tril.mT
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -355,7 +358,7 @@ class GaussianMixture(Base):
         return torch.softmax(self.logits, -1)
 
     def rsample(self, shape: Shape = (), *, generator: torch.Generator | None = None) -> Tensor:
-        size = _size(shape)
+        size = sizes(shape)
         count = math.prod(size)
         if count == 0:
             return self.loc.new_zeros(*size, self.dim)
@@ -375,10 +378,6 @@ class GaussianMixture(Base):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + f", num_components={self.num_components}"
-
-
-def _size(shape: Shape) -> tuple[int, ...]:
-    return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
 def _held(base: Base) -> Base:

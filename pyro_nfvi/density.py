@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi.bases import Base
 from pyro_nfvi.dequantize import Dequantizer, check_dequantizer
 from pyro_nfvi.errors import ContextError, OptionError, ShapeError
 from pyro_nfvi.flows.base import Flow
+from pyro_nfvi.options import sizes, whole
+from pyro_nfvi.random_state import seeded
 
 if TYPE_CHECKING:
     from pyro_nfvi.fitting import DensityFit
@@ -67,6 +69,7 @@ class FlowDensity(nn.Module):
             _check_base(base, flow.dim)
         self.flow = flow
         self.base = base
+        self._somewhere = _point_of(base)  # where its density is not 0
 
     @property
     def takes_generator(self) -> bool:
@@ -101,7 +104,7 @@ class FlowDensity(nn.Module):
         A ``generator`` leaves torch's global random state alone; it needs the standard normal
         or a :class:`pyro_nfvi.bases.Base`.
         """
-        size = (shape,) if isinstance(shape, int) else tuple(shape)
+        size = sizes(shape)
         like = self._prototype()
         if self.base is None:
             return torch.randn(
@@ -121,8 +124,16 @@ class FlowDensity(nn.Module):
         """Log density of base noise."""
         if self.base is None:
             return -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1)
-        log_prob: Tensor = self.base.log_prob(eps)
-        return log_prob
+        if isinstance(self.base, Base):
+            return self.base.log_prob(eps)
+        if self._somewhere is None:
+            found: Tensor = self.base.log_prob(eps)
+            return found
+        # No error, but zero density, where a base such as a Beta has nothing.
+        support: Any = self.base.support
+        inside: Tensor = support.check(eps)
+        found = self.base.log_prob(torch.where(inside.unsqueeze(-1), eps, self._somewhere))
+        return torch.where(inside, found, torch.where(eps.isnan().any(-1), math.nan, -math.inf))
 
     def push(self, eps: Tensor, context: Tensor | None = None) -> TensorPair:
         """Map noise to ``(z, log_q)``, differentiable in the flow's parameters."""
@@ -151,7 +162,7 @@ class FlowDensity(nn.Module):
 
         With a context ``(*b, C)`` the draws are ``(*shape, *b, D)``.
         """
-        size = (shape,) if isinstance(shape, int) else tuple(shape)
+        size = sizes(shape)
         self._check_context(context)
         batch = () if context is None else tuple(context.shape[:-1])
         return self.push(self.sample_base((*size, *batch), generator=generator), context)
@@ -168,13 +179,10 @@ class FlowDensity(nn.Module):
                 f"FlowDensity.log_prob needs points of shape (*b, {self.flow.dim}); got "
                 f"{tuple(z.shape)}."
             )
-        if z.dtype in (torch.float16, torch.bfloat16):
-            raise ShapeError(
-                f"FlowDensity.log_prob needs float32 or float64; got {z.dtype}, whose digits do "
-                "not suffice for log densities. Convert with .float()."
-            )
         eps, ladj = self.flow.inverse(z, context)
-        return self.base_log_prob(eps) + ladj
+        found = self.base_log_prob(eps) + ladj
+        # Nothing is at infinity, where differences of infinite numbers say NaN.
+        return torch.where(z.isinf().any(-1) & ~z.isnan().any(-1), -math.inf, found)
 
     # So that functional_call can score with other parameters.
     forward = log_prob
@@ -234,6 +242,7 @@ class FlowDensity(nn.Module):
         noise, tighter with more ``num_samples`` (their weights are averaged inside the logarithm).
         """
         check_dequantizer(dequantize)
+        num_samples = whole("bits_per_dim: num_samples", num_samples)
         with torch.no_grad():
             if dequantize is None:
                 log_p = self.log_prob(x, context)
@@ -242,6 +251,20 @@ class FlowDensity(nn.Module):
                     self, x, context, num_samples=num_samples, generator=generator
                 )
         return -log_p / (self.flow.dim * math.log(2))
+
+
+def _point_of(base: Base | Distribution | None) -> Tensor | None:
+    """Return a point of a distribution that is on part of the reals; None if it is on all."""
+    if base is None or isinstance(base, Base):
+        return None
+    support: Any = base.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support in (constraints.real, constraints.real_vector):
+        return None
+    with seeded(0):
+        point: Tensor = base.sample()
+    return point
 
 
 def _check_base(base: Base | Distribution, dim: int) -> None:

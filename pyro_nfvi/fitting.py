@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
 from pyro_nfvi.dequantize import Dequantizer, check_dequantizer
 from pyro_nfvi.errors import DataWarning, DivergedError, OptionError
-from pyro_nfvi.flows.actnorm import ActNorm, BatchNorm
-from pyro_nfvi.flows.base import Chain, Flow
+from pyro_nfvi.flows.actnorm import BatchNorm
+from pyro_nfvi.flows.normalise import normalise
 from pyro_nfvi.options import number, seed_number, whole
+from pyro_nfvi.random_state import seeded
 from pyro_nfvi.rows import Rows, log_density_ceiling, split_rows
 
 if TYPE_CHECKING:
@@ -144,6 +146,13 @@ def fit_density(
     params = [p for p in module.parameters() if p.requires_grad]
     if not params:
         raise OptionError("The density has no parameter that requires a gradient: nothing to fit.")
+    if _unseen(density.base):
+        warnings.warn(
+            "The base has numbers that require a gradient, which fit does not train: it is no "
+            "module. Take one of pyro_nfvi.bases.",
+            DataWarning,
+            stacklevel=3,
+        )
     like = params[0]
     generator = torch.Generator(like.device).manual_seed(seed)
     train, held = split_rows(
@@ -151,16 +160,27 @@ def fit_density(
         whole=dequantize is not None,
     )  # fmt: skip
     loop = _Loop(density, dequantize, train, held, module, params, generator)
-    if initialize:
-        first, seen = (None if part is None else part[:_INIT_ROWS] for part in train)
-        assert first is not None
-        with torch.no_grad():
-            if dequantize is not None:
-                first = dequantize(first, generator=generator, like=like)[0]
-            _normalise(density.flow, first, seen, "initialise")
-    # A caller's no_grad is about what it computes with the density, not about the fit.
-    with torch.enable_grad():
-        return loop.run(batch_size, max_steps, lr, patience, clip_norm, progress=progress)
+    # Flows that draw noise, such as Hutchinson's, draw it from torch's own state.
+    with seeded(seed):
+        if initialize:
+            first, seen = (None if part is None else part[:_INIT_ROWS] for part in train)
+            assert first is not None
+            with torch.no_grad():
+                if dequantize is not None:
+                    first = dequantize(first, generator=generator, like=like)[0]
+                normalise(density.flow, first, seen, "initialise")
+        # A caller's no_grad is about what it computes with the density, not about the fit.
+        with torch.enable_grad():
+            return loop.run(batch_size, max_steps, lr, patience, clip_norm, progress=progress)
+
+
+def _unseen(base: object) -> bool:
+    """Tell whether a distribution of torch holds tensors that require a gradient."""
+    if not isinstance(base, Distribution):
+        return False
+    held = vars(base).values()
+    tensors = (value for value in held if isinstance(value, Tensor))
+    return any(value.requires_grad for value in tensors) or any(map(_unseen, held))
 
 
 class _Loop:
@@ -196,7 +216,7 @@ class _Loop:
         noise = torch.Generator(self.generator.device).manual_seed(self.look_seed)
         x, context = self.held
         total = 0.0
-        with torch.no_grad():
+        with torch.no_grad(), seeded(self.look_seed):
             for rows in torch.arange(len(x), device=x.device).split(max(batch_size, 1000)):
                 part = self.loss(x[rows], None if context is None else context[rows], noise)
                 total += float(part.sum())
@@ -293,6 +313,8 @@ class _Loop:
             if math.isfinite(best) or report.steps:
                 self.module.load_state_dict(kept)
             report.best, report.seconds = best, time.perf_counter() - began
+        if report.skipped == report.steps and report.reason == "max_steps":
+            raise _gave_up(report)
         if report.valid and not math.isfinite(best):
             self._warn_of_held()
         return report
@@ -347,7 +369,7 @@ class _Loop:
             if self.dequantize is not None:
                 x = self.dequantize(x, generator=self.generator, like=self.params[0])[0]
             if bool(x.isfinite().all()):
-                _normalise(self.density.flow, x, context, "update")
+                normalise(self.density.flow, x, context, "update")
         return saved
 
 
@@ -370,23 +392,3 @@ def _gave_up(report: DensityFit) -> DivergedError:
     )
     error.fit = report
     return error
-
-
-def _normalise(flow: Flow, y: Tensor, context: Tensor | None, what: str) -> Tensor:
-    """Walk data through a flow to its base, setting or updating its normalising layers."""
-    given = context if flow.context_dim else None
-    if isinstance(flow, Chain):
-        for member in reversed(list(flow.flows)):
-            assert isinstance(member, Flow)
-            y = _normalise(member, y, given, what)
-        return y
-    if not any(isinstance(part, ActNorm | BatchNorm) for part in flow.modules()):
-        return flow.inverse(y, given)[0]
-    if isinstance(flow, ActNorm) and what == "initialise":
-        numbers = (flow.mean, flow.std - 1, flow.loc, flow.log_scale)
-        untouched = not any(bool(number.any()) for number in numbers)
-        if untouched and bool(y.isfinite().all()) and len(y) > 1:
-            flow.initialize(y)
-    if isinstance(flow, BatchNorm) and bool(y.isfinite().all()):
-        flow.update(y)
-    return flow.inverse(y, given)[0]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pyro_nfvi._typing import Hidden
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.masked_solve import solve_transposed
+from pyro_nfvi.options import whole
 
 __all__ = ["Activation", "MADE", "MLP", "hidden_widths"]
 
@@ -42,12 +43,9 @@ def hidden_widths(hidden_dim: Hidden, default: int) -> tuple[int, ...]:
         return (default,)
     listed = isinstance(hidden_dim, Sequence) and not isinstance(hidden_dim, str)
     widths = tuple(hidden_dim) if isinstance(hidden_dim, Sequence) and listed else (hidden_dim,)
-    found = tuple(w for w in widths if isinstance(w, int) and not isinstance(w, bool) and w > 0)
-    if not widths or found != widths:
-        raise OptionError(
-            f"hidden_dim needs a positive integer or a sequence of them; got {hidden_dim!r}."
-        )
-    return found
+    if not widths:
+        raise OptionError("hidden_dim needs a width, or several; got none.")
+    return tuple(whole("hidden_dim", width) for width in widths)
 
 
 class MLP(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import final
 
 import torch
@@ -220,8 +220,9 @@ class PathSampler(nn.Module):
             raise OptionError(
                 f"PathSampler needs a base of pyro_nfvi.bases, or None; got {base!r}."
             )
-        if isinstance(layers, (Flow, PathLayer)):
-            raise OptionError("PathSampler needs a list of layers; got one layer: [layer].")
+        if not isinstance(layers, Iterable) or isinstance(layers, (Flow, PathLayer)):
+            raise OptionError(f"PathSampler needs a list of layers; got {layers!r}.")
+        layers = list(layers)
         wrong = [type(part).__name__ for part in layers if not isinstance(part, (Flow, PathLayer))]
         if wrong or not layers:
             raise OptionError(
@@ -306,8 +307,10 @@ class PathSampler(nn.Module):
             falling = 0.5 * (1 + math.cos(math.pi * step / num_steps))
             optimizer.param_groups[0]["lr"] = lr * (0.01 + 0.99 * falling)
             optimizer.zero_grad(set_to_none=True)
-            bound = self.sample(num_samples, generator=generator)[1].mean()
-            (-bound).backward()
+            # A caller's no_grad is about what it computes, not about the fit.
+            with torch.enable_grad():
+                bound = self.sample(num_samples, generator=generator)[1].mean()
+                (-bound).backward()
             norm = nn.utils.clip_grad_norm_(params, clip_norm)
             if bool(norm.isfinite()) and bool(bound.isfinite()):
                 optimizer.step()
@@ -332,5 +335,11 @@ def _score(log_density: LogDensity, x: Tensor) -> Tensor:
     outside = torch.is_grad_enabled()
     with torch.enable_grad():
         point = x if outside and x.requires_grad else x.detach().requires_grad_()
-        (score,) = torch.autograd.grad(log_density(point).sum(), point, create_graph=outside)
+        value = log_density(point)
+        if not value.requires_grad:
+            raise OptionError(
+                "Langevin moves need the gradient of log_density, which carries none to its points "
+                "(detached, of NumPy, or in inference mode). Write it in torch, or take Metropolis."
+            )
+        (score,) = torch.autograd.grad(value.sum(), point, create_graph=outside)
     return score

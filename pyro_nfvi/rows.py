@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 
 import torch
@@ -59,16 +60,21 @@ def split_rows(
             raise OptionError(f"valid is rows, or a pair (rows, context); got {len(valid)} parts.")
         held_x, seen = valid if isinstance(valid, tuple) else (valid, None)
         train, held = rows, _check(held_x, seen, flow, like, whole=whole)
-    elif isinstance(valid, bool) or not isinstance(valid, int | float) or not 0 <= valid < 1:
+    elif isinstance(valid, bool) or not isinstance(valid, numbers.Real) or not 0 <= valid < 1:
         raise OptionError(f"valid is a share from 0 up to 1, or the rows held out; got {valid!r}.")
     else:
-        count = 0 if valid == 0 else max(1, round(valid * len(x)))
+        count = 0 if valid == 0 else max(1, round(float(valid) * len(x)))
         order = torch.randperm(len(x), generator=generator, device=like.device)
         train, held = _take(rows, order[count:]), _take(rows, order[:count]) if count else None
     if len(train[0]) < 2:
-        raise DataError(f"fit needs at least 2 rows beside those held out; got {len(train[0])}.")
+        raise DataError(
+            f"fit needs at least 2 rows beside those held out; got {len(train[0])}. valid=0 holds "
+            "none out."
+        )
     if not whole:
         _check_columns(train[0], flow)
+    if train[1] is not None:
+        _check_context(train[1])
     return train, held
 
 
@@ -121,6 +127,8 @@ def _check(x: Tensor, context: Tensor | None, flow: Flow, like: Tensor, *, whole
                 f"fit needs a context of shape ({len(x)}, {context_dim}), a row for each row of "
                 f"the data; got {tuple(context.shape)}."
             )
+        if context.is_complex():
+            raise ContextError(f"fit needs a context of real numbers; got {context.dtype}.")
         context = context.detach().to(like.device)
         _check_finite(context, "the context")
         context = _convert(context, like, "the context")
@@ -130,7 +138,7 @@ def _check(x: Tensor, context: Tensor | None, flow: Flow, like: Tensor, *, whole
 def _convert(x: Tensor, like: Tensor, what: str) -> Tensor:
     """Take numbers to the density's dtype; raise where it does not hold them apart."""
     found = x.to(like.dtype)
-    if found.dtype == x.dtype:
+    if found.dtype == x.dtype or not x.is_floating_point():
         return found.clone() if found.is_inference() else found
     limits = torch.finfo(found.dtype)
     spread, size = x.amax(0) - x.amin(0), x.abs().amax(0)
@@ -162,9 +170,10 @@ def _check_columns(x: Tensor, flow: Flow) -> None:
     constant = (x == x[0]).all(0)
     if bool(constant.any()):
         raise DataError(
-            f"Column {int(constant.nonzero()[0])} is constant: no density describes it. Leave it "
-            "out, or add noise of the size of its rounding error; integers, such as pixels, go in "
-            "as they are with dequantize=UniformDequantize(levels, dim)."
+            f"Column {int(constant.nonzero()[0])} is constant in the rows to train on: no "
+            "density describes it. Leave it out, or add noise of the size of its rounding error; "
+            "integers, such as pixels, go in as they are with "
+            "dequantize=UniformDequantize(levels, dim)."
         )
     _warn_of_ties(x)
     if any(isinstance(part, (ActNorm, BatchNorm)) for part in flow.modules()):
@@ -177,6 +186,21 @@ def _check_columns(x: Tensor, flow: Flow) -> None:
             f"Column {i} has mean {mean[i]:.3g} and standard deviation {std[i]:.3g}; a flow starts "
             "from numbers of order 1. Standardise the data, or end the flow with an ActNorm: "
             f"Chain(flow, ActNorm({x.shape[-1]})); fit sets it.",
+            DataWarning,
+            stacklevel=5,
+        )
+
+
+def _check_context(context: Tensor) -> None:
+    """Announce columns of a context that a net cannot make much of."""
+    mean, std = context.mean(0), context.std(0)
+    off = (mean.abs() > _FAR) | (std > _WIDE) | (std < _NARROW)
+    if bool(off.any()):
+        i = int(off.nonzero()[0])
+        warnings.warn(
+            f"Column {i} of the context has mean {mean[i]:.3g} and standard deviation "
+            f"{std[i]:.3g}; the nets start from numbers of order 1, and learn little from others. "
+            "Standardise the context; leave out what is constant.",
             DataWarning,
             stacklevel=5,
         )

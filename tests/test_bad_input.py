@@ -39,7 +39,7 @@ def test_a_bad_row_says_so_and_spoils_no_other(name, bad):
 def test_a_density_of_a_bad_point_is_nan_or_nothing(bad):
     density = FlowDensity(make_flow("nsf*2", 3))
     log_p = density.log_prob(torch.tensor([[0.0, bad, 0.0], [0.0, 0.0, 0.0]]))
-    assert not log_p[0] > -math.inf
+    assert log_p[0].isnan() if math.isnan(bad) else log_p[0] == -math.inf
     assert log_p[1].isfinite()
 
 
@@ -49,9 +49,6 @@ def test_other_types_are_named(name, dtype):
     case = FLOWS[name]
     flow = case.make(max(case.dims), 0)
     x = torch.ones(3, max(case.dims)).to(dtype)
-    if dtype.is_floating_point and name in ("permute", "reversal"):
-        assert torch.equal(flow.inverse(flow(x)[0])[0], x)  # they compute nothing
-        return
     for call in (flow, flow.inverse):
         with pytest.raises(ShapeError, match="Convert"):
             call(x)

@@ -195,3 +195,23 @@ def test_wrong_kinds_are_named():
     for dim in (0, 2.0):
         with pytest.raises(OptionError, match="dim"):
             UniformDequantize(4, dim)
+
+
+def test_points_that_no_integer_can_come_from_are_named():
+    dequantize = UniformDequantize(4, 2)
+    for y, words in (
+        (torch.zeros(3, 5), r"\(\*b, 2\)"),
+        ([[0.0, 0.0]], "list"),
+        (torch.tensor([[math.nan, 0.0]]), "finite"),
+        (torch.tensor([[math.inf, 0.0]]), "finite"),
+    ):
+        with pytest.raises(DataError, match=words):
+            dequantize.quantize(y)
+    with pytest.raises(DataError, match="complex"):
+        dequantize(torch.zeros(1, 2, dtype=torch.complex64))
+    with pytest.raises(DataError, match="torch.as_tensor"):
+        dequantize.log_bound(FlowDensity(make_flow("affine", 2)), [[0, 1]])
+    with pytest.raises(OptionError, match="a formula or a Flow"):
+        FlowDequantize(4, 2, flow=3)
+    with pytest.raises(OptionError, match="levels"):
+        UniformDequantize(torch.tensor(2j), 2)

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Normal
+from torch.distributions import Independent, Normal, Uniform
 
 from pyro_nfvi import FlowDensity, fitting
 from pyro_nfvi.errors import (
@@ -408,3 +408,72 @@ def test_actnorm_leaves_no_trace_of_the_unit(unit):
     entropy = math.log(2 * math.pi * math.e) + 2 * math.log(unit)
     # sd of the mean over 200 rows: 0.07 nats; 4 of them, false-alarm rate 6e-5 (fixed seed).
     assert report.best == pytest.approx(entropy, abs=0.3)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_normalising_layers_inside_an_inverse_are_set_too(inverse):
+    x = torch.tensor([300.0, -7.0]) + torch.tensor([50.0, 0.1]) * normal_rows(1000)
+    nvp = make_flow("realnvp*2", 2)
+    flow = Chain(ActNorm(2), nvp.inv).inv if inverse else Chain(nvp, ActNorm(2).inv)
+    density = FlowDensity(flow)
+    report = density.fit(x, **{**QUICK, "max_steps": 50})
+    assert report.best == pytest.approx(Normal(x.mean(0), x.std(0)).entropy().sum().item(), abs=0.3)
+
+
+def test_batchnorm_inside_an_inverse_normalises():
+    density = FlowDensity(Chain(make_flow("affine", 2), BatchNorm(2).inv))
+    x = 5 + 3 * normal_rows()
+    report = density.fit(x, **QUICK)
+    assert report.best == pytest.approx(Normal(x.mean(0), x.std(0)).entropy().sum().item(), abs=0.3)
+
+
+def test_flows_that_draw_noise_are_fitted_by_the_seed_alone():
+    # Above D = 10 a continuous flow estimates its log-determinant with noise.
+    found = []
+    for global_seed in (1, 2):
+        torch.manual_seed(0)
+        density = FlowDensity(make_flow("ffjord*1", 12, hidden_dim=8))
+        torch.manual_seed(global_seed)
+        state = torch.get_rng_state()
+        density.fit(normal_rows(40, 12), **{**QUICK, "max_steps": 3})
+        assert torch.equal(state, torch.get_rng_state())
+        found.append([p.detach().clone() for p in density.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def test_a_fit_without_one_good_step_is_an_error():
+    density = FlowDensity(Moody(lambda call: True))
+    with pytest.raises(DivergedError, match="3 steps, 3 of them without"):
+        density.fit(normal_rows(), **{**QUICK, "max_steps": 3})
+
+
+@pytest.mark.parametrize("context", [1e4 * normal_rows(600, 1), 1 + 0 * normal_rows(600, 1)])
+def test_contexts_in_other_units_are_announced(context):
+    density = FlowDensity(make_flow("affine", 2, context_dim=1))
+    with pytest.warns(DataWarning, match="Column 0 of the context"):
+        density.fit(normal_rows(), context, **{**QUICK, "max_steps": 1})
+
+
+def test_numbers_of_a_distribution_that_want_a_gradient_are_announced():
+    loc = torch.zeros(2, requires_grad=True)
+    base = Independent(Normal(loc, torch.ones(2)), 1)
+    density = FlowDensity(make_flow("affine", 2), base)
+    with pytest.warns(DataWarning, match="which fit does not train"):
+        density.fit(normal_rows(), **{**QUICK, "max_steps": 1})
+
+
+def test_a_context_of_complex_numbers_is_named():
+    density = FlowDensity(make_flow("affine", 2, context_dim=1))
+    with pytest.raises(ContextError, match="real numbers"):
+        density.fit(normal_rows(20), torch.zeros(20, 1, dtype=torch.complex64), **QUICK)
+
+
+def test_a_base_on_a_box_has_no_mass_outside():
+    box = Independent(Uniform(torch.zeros(2), torch.ones(2)), 1)
+    density = FlowDensity(make_flow("affine", 2), box)
+    x = torch.tensor([[0.5, 0.5], [0.5, 1.5], [math.nan, 0.5]])
+    log_p = density.log_prob(x)
+    assert log_p[:2].tolist() == [0.0, -math.inf]
+    assert log_p[2].isnan()
+    z, log_q = density.rsample_and_log_prob((20,))
+    assert torch.equal(density.log_prob(z), log_q)

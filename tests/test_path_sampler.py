@@ -192,6 +192,7 @@ def test_global_random_state_is_left_alone():
         lambda: Langevin(step_size="a"),
         lambda: PathSampler(3, [DiagonalAffine(2)]),
         lambda: PathSampler(normal, DiagonalAffine(2)),
+        lambda: PathSampler(normal, 3),
         lambda: PathSampler(normal, [DiagonalAffine(2)], base=torch.distributions.Normal(0, 1)),
         lambda: PathSampler(normal, [DiagonalAffine(2)]).sample(2.5),
     ],
@@ -253,3 +254,21 @@ def test_the_target_is_not_trained():
     assert not {id(p) for p in target.parameters()} & {id(p) for p in sampler.parameters()}
     sampler.fit(5, progress=False)
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+
+
+def test_layers_come_from_any_iterable():
+    sampler = PathSampler(normal, (DiagonalAffine(2) for _ in range(2)))
+    assert sampler.sample(3)[0].shape == (3, 2)
+
+
+def test_a_fit_inside_no_grad_trains():
+    sampler = PathSampler(normal, [DiagonalAffine(2)])
+    with torch.no_grad():
+        sampler.fit(5, progress=False)
+    assert any(bool(p.any()) for p in sampler.parameters())
+
+
+def test_langevin_without_a_gradient_says_what_to_do():
+    sampler = PathSampler(lambda z: normal(z.detach()), [DiagonalAffine(2), Langevin()])
+    with pytest.raises(OptionError, match="take Metropolis"):
+        sampler.sample(3)

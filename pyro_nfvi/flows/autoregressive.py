@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_nfvi._typing import Hidden, TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.flows.base import Flow
+from pyro_nfvi.flows.base import Flow, InverseKind
 from pyro_nfvi.flows.univariate import AffineKernel, GatedKernel, Kernel, check_kernel
 from pyro_nfvi.nets import MADE, Activation, hidden_widths
 
@@ -71,7 +71,7 @@ class Autoregressive(Flow):
         (torch.Size([5, 3]), torch.Size([5]))
     """
 
-    inverse_kind = "sequential"
+    inverse_kind: InverseKind = "sequential"
 
     def __init__(
         self,
@@ -86,6 +86,8 @@ class Autoregressive(Flow):
     ) -> None:
         super().__init__(dim, context_dim)
         self.kernel = check_kernel(kernel)
+        if self.kernel.inverse_kind == "numeric":
+            self.inverse_kind = "numeric"
         self.reverse = reverse
         hidden = hidden_widths(hidden_dim, min(max(_MIN_HIDDEN, 2 * dim), _MAX_HIDDEN))
         self.net = MADE(

@@ -134,6 +134,11 @@ class Flow(nn.Module, ABC):
             raise ShapeError(
                 f"{name} needs a floating-point tensor; got {x.dtype}. Convert it with .to(dtype)."
             )
+        if x.dtype in (torch.float16, torch.bfloat16):
+            raise ShapeError(
+                f"{name} needs float32 or float64; got {x.dtype}, whose digits do not suffice for "
+                "inverses and log-determinants. Convert with .float()."
+            )
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ShapeError(
                 f"{name} needs a point of shape (*b, {self.dim}); got {tuple(x.shape)}."

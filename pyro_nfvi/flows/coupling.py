@@ -80,6 +80,7 @@ class Coupling(Flow):
     ) -> None:
         super().__init__(dim, context_dim)
         self.kernel = check_kernel(kernel)
+        self.inverse_kind = self.kernel.inverse_kind
         moved = make_mask(mask, dim)
         if reverse:
             moved = ~moved
@@ -157,21 +158,31 @@ class Coupling(Flow):
 def _built(conditioner: Conditioner, inputs: int, outputs: int) -> nn.Module:
     """Build a caller's conditioner and see that it takes and returns what it should."""
     builds = callable(conditioner) and not isinstance(conditioner, nn.Module)
-    net = conditioner(inputs, outputs) if builds else None
+    try:
+        net = conditioner(inputs, outputs) if builds else None
+    except TypeError as error:
+        raise OptionError(
+            f"Coupling's conditioner takes (inputs, outputs); called so it says: {error}"
+        ) from error
     if not isinstance(net, nn.Module):
         raise OptionError(
             "Coupling needs conditioner, a callable (inputs, outputs) -> nn.Module; got "
             f"{conditioner!r}."
         )
-    like = next((p for p in net.parameters()), torch.empty(()))
+    known = (p for p in net.parameters() if not isinstance(p, nn.UninitializedParameter))
+    like = next(known, torch.empty(()))
+    modes = {part: part.training for part in net.modules()}
     try:
-        with torch.no_grad():
-            found = tuple(net(like.new_zeros(3, inputs)).shape)
+        with torch.no_grad():  # and without moving what a layer remembers in training
+            found = tuple(net.eval()(like.new_zeros(3, inputs)).shape)
     except Exception as error:
         raise OptionError(
             f"Coupling's conditioner fails at an input (3, {inputs}): {type(error).__name__}: "
             f"{error}"
         ) from error
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
     if found != (3, outputs):
         raise OptionError(
             f"Coupling's conditioner returns {found} for an input (3, {inputs}); it needs "

@@ -51,6 +51,7 @@ class Elementwise(ParamFlow):
     ) -> None:
         self.kernel = check_kernel(kernel)
         super().__init__(dim, context_dim, hidden_dim=hidden_dim)
+        self.inverse_kind = self.kernel.inverse_kind
 
     def init_params(self) -> TensorDict:
         return {"kernel": torch.zeros(self.dim, self.kernel.num_params)}

@@ -105,7 +105,10 @@ def make_mask(mask: str | Tensor | Sequence[bool], dim: int) -> Tensor:
                 "(flows.masks.checkerboard and channel make them for images)."
             )
         return _NAMED[mask](dim)
-    given = torch.as_tensor(mask)
+    try:
+        given = torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(f"A mask needs {dim} booleans, or a name; got {mask!r}.") from error
     if given.dtype != torch.bool or given.shape != (dim,):
         raise OptionError(
             f"A mask needs {dim} booleans; got {given.dtype} of shape {tuple(given.shape)}."

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorPair
-from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.univariate import AffineKernel, Kernel
 from pyro_nfvi.numerics import bounded, one_plus_a, solve_monotone
+from pyro_nfvi.options import whole
 
 __all__ = ["MonotoneKernel"]
 
@@ -42,11 +42,10 @@ class MonotoneKernel(Kernel):
     """
 
     units: int = 8
+    inverse_kind = "numeric"
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.units, int) and not isinstance(self.units, bool)
-        if not whole or self.units < 1:
-            raise OptionError(f"MonotoneKernel needs at least 1 unit; got {self.units!r}.")
+        object.__setattr__(self, "units", whole("MonotoneKernel: units", self.units))
 
     @property
     def num_params(self) -> int:  # type: ignore[override]

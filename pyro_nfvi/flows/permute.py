@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Chain, Flow, Inverse
+from pyro_nfvi.options import whole
 
 __all__ = ["Permute", "undo_permutations"]
 
@@ -36,9 +37,8 @@ class Permute(Flow):
     """
 
     def __init__(self, order: Sequence[int]) -> None:
-        given = order
-        order = [int(index) for index in given]
-        if any(a != b for a, b in zip(order, given)) or sorted(order) != list(range(len(order))):
+        order = [whole("Permute: an index", index, 0) for index in order]
+        if sorted(order) != list(range(len(order))):
             raise OptionError(
                 f"Permute needs each of 0 .. {len(order) - 1} once; got {order[:20]}."
             )

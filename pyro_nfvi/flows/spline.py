@@ -13,6 +13,7 @@ from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.univariate import AffineKernel, Kernel
 from pyro_nfvi.numerics import bounded
+from pyro_nfvi.options import number, whole
 
 __all__ = ["SplineKernel"]
 
@@ -49,13 +50,11 @@ class SplineKernel(Kernel):
     bound: float = 5.0
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.bins, int) and not isinstance(self.bins, bool)
-        number = isinstance(self.bound, int | float) and not isinstance(self.bound, bool)
-        if not (whole and 2 <= self.bins < 1 / _MIN_BIN and number and 0 < self.bound < math.inf):
-            raise OptionError(
-                "A spline needs between 2 and 999 bins and a positive bound; got "
-                f"bins={self.bins!r}, bound={self.bound!r}."
-            )
+        # Frozen, so that a kernel is a value; what it keeps are Python's own numbers.
+        object.__setattr__(self, "bins", whole("SplineKernel: bins", self.bins, 2))
+        object.__setattr__(self, "bound", number("SplineKernel: bound", self.bound, above=0))
+        if self.bins >= 1 / _MIN_BIN:
+            raise OptionError(f"A spline needs between 2 and 999 bins; got {self.bins}.")
 
     @property
     def num_params(self) -> int:  # type: ignore[override]

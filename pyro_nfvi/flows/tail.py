@@ -58,6 +58,7 @@ class TailKernel(Kernel):
         (True, True)
     """
 
+    inverse_kind = "numeric"
     num_params: int = 2
 
     def forward(self, x: Tensor, params: Tensor) -> TensorPair:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.numerics import soft_clamp, soft_clamp_slope
+from pyro_nfvi.options import number
 
 __all__ = ["AffineKernel", "GatedKernel", "Kernel", "ReLUKernel", "ShiftKernel", "check_kernel"]
 
@@ -37,6 +39,8 @@ class Kernel(ABC):
     """
 
     num_params: int
+    #: How ``inverse`` works: by a closed form, or by a search for a root.
+    inverse_kind: ClassVar[Literal["exact", "numeric"]] = "exact"
 
     @abstractmethod
     def forward(self, x: Tensor, params: Tensor) -> TensorPair:
@@ -87,6 +91,9 @@ class AffineKernel(Kernel):
     bound: float = LOG_SCALE_BOUND
     num_params: int = 2
 
+    def __post_init__(self) -> None:
+        number("AffineKernel: bound", self.bound, above=0)
+
     def forward(self, x: Tensor, params: Tensor) -> TensorPair:
         shift, raw = params.unbind(-1)
         log_scale = soft_clamp(raw, self.bound)
@@ -130,6 +137,10 @@ class GatedKernel(Kernel):
     bound: float = LOG_SCALE_BOUND
     num_params: int = 2
 
+    def __post_init__(self) -> None:
+        number("GatedKernel: bias", self.bias)
+        number("GatedKernel: bound", self.bound, above=0)
+
     def _gate(self, raw: Tensor) -> TensorPair:
         """Return the log of the normalised gate, and ``1 - gate``."""
         s = soft_clamp(raw, self.bound) + self.bias
@@ -159,6 +170,9 @@ class ReLUKernel(Kernel):
 
     bound: float = _LOG_SLOPE_BOUND
     num_params: int = 1
+
+    def __post_init__(self) -> None:
+        number("ReLUKernel: bound", self.bound, above=0)
 
     def forward(self, x: Tensor, params: Tensor) -> TensorPair:
         log_slope = soft_clamp(params[..., 0], self.bound)

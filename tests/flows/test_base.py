@@ -112,7 +112,7 @@ def test_messages_say_what_came_and_what_to_do():
 
 WRONG = {
     "dtype": (lambda x: x.double(), None, ShapeError, "parameters of torch.float32"),
-    "half": (lambda x: x.half(), None, ShapeError, "parameters of torch.float32"),
+    "half": (lambda x: x.half(), None, ShapeError, "torch.float16"),
     "list": (lambda x: x.tolist(), None, ShapeError, "as_tensor"),
     "integers": (lambda x: x.long(), None, ShapeError, "floating-point"),
     "context list": (lambda x: x, [[1.0, 2.0]], ContextError, "as_tensor"),

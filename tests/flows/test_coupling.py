@@ -88,6 +88,8 @@ def test_a_conditioner_of_ones_own():
         ({"dim": 3, "conditioner": 5}, "a callable"),
         ({"dim": 3, "conditioner": nn.Linear(2, 2)}, "a callable"),
         ({"dim": 3, "conditioner": lambda i, o: None}, "a callable"),
+        ({"dim": 3, "conditioner": lambda i: nn.Linear(i, 4)}, r"takes \(inputs, outputs\)"),
+        ({"dim": 3, "mask": ["a", "b", "c"]}, "needs 3 booleans"),
         ({"dim": 3, "conditioner": lambda i, o: nn.Linear(i, o + 1)}, r"it needs \(3, "),
         ({"dim": 3, "conditioner": lambda i, o: nn.Linear(i + 1, o)}, "fails at an input"),
     ],
@@ -104,3 +106,17 @@ def test_masks_travel_with_the_state():
     assert not sizes  # 3 move here, 2 there: the state of one does not fit the other silently
     with pytest.raises(RuntimeError, match="size mismatch"):
         other.load_state_dict(one.state_dict())
+
+
+def test_a_conditioner_may_be_lazy_and_is_not_moved_by_the_look_at_it():
+    flow = Coupling(3, conditioner=lambda inputs, outputs: nn.LazyLinear(outputs))
+    assert flow(torch.randn(4, 3))[0].shape == (4, 3)
+    nets = []
+
+    def batched(inputs, outputs):
+        nets.append(nn.Sequential(nn.BatchNorm1d(inputs), nn.Linear(inputs, outputs)))
+        return nets[-1]
+
+    Coupling(3, conditioner=batched)
+    assert nets[0][0].num_batches_tracked == 0
+    assert nets[0][0].training
