@@ -179,10 +179,10 @@ class FlowDensity(nn.Module):
                 f"FlowDensity.log_prob needs points of shape (*b, {self.flow.dim}); got "
                 f"{tuple(z.shape)}."
             )
-        eps, ladj = self.flow.inverse(z, context)
-        found = self.base_log_prob(eps) + ladj
-        # Nothing is at infinity, where differences of infinite numbers say NaN.
-        return torch.where(z.isinf().any(-1) & ~z.isnan().any(-1), -math.inf, found)
+        # Nothing is at infinity, where differences of infinite numbers, and gradients, are NaN.
+        infinite = z.isinf().any(-1) & ~z.isnan().any(-1)
+        eps, ladj = self.flow.inverse(torch.where(infinite.unsqueeze(-1), 0, z), context)
+        return torch.where(infinite, -math.inf, self.base_log_prob(eps) + ladj)
 
     # So that functional_call can score with other parameters.
     forward = log_prob
@@ -281,6 +281,11 @@ def _check_base(base: Base | Distribution, dim: int) -> None:
         )
     if isinstance(base, Base):
         return
+    if base.support is constraints.simplex:
+        raise OptionError(
+            f"FlowDensity needs a base over {dim} free numbers; those of {type(base).__name__} sum "
+            f"to 1. Take a flow of dim={dim - 1}, and StickBreakingTransform behind it."
+        )
     if tuple(base.batch_shape) or not base.has_rsample:
         raise OptionError(
             "FlowDensity needs a base without batch shape, whose draws carry gradients (rsample); "

@@ -41,6 +41,9 @@ def test_a_density_of_a_bad_point_is_nan_or_nothing(bad):
     log_p = density.log_prob(torch.tensor([[0.0, bad, 0.0], [0.0, 0.0, 0.0]]))
     assert log_p[0].isnan() if math.isnan(bad) else log_p[0] == -math.inf
     assert log_p[1].isfinite()
+    if bad == math.inf:
+        gradients = torch.autograd.grad(log_p[1], list(density.parameters()))
+        assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Independent, Normal, Uniform
+from torch.distributions import Dirichlet, Independent, Normal, Uniform
 
 from pyro_nfvi import FlowDensity, fitting
 from pyro_nfvi.errors import (
@@ -477,3 +477,5 @@ def test_a_base_on_a_box_has_no_mass_outside():
     assert log_p[2].isnan()
     z, log_q = density.rsample_and_log_prob((20,))
     assert torch.equal(density.log_prob(z), log_q)
+    with pytest.raises(OptionError, match="free numbers"):
+        FlowDensity(make_flow("affine", 2), Dirichlet(torch.ones(2)))
