@@ -454,6 +454,14 @@ def test_contexts_in_other_units_are_announced(context):
         density.fit(normal_rows(), context, **{**QUICK, "max_steps": 1})
 
 
+def test_a_one_hot_context_is_not_announced():
+    codes = torch.nn.functional.one_hot(torch.arange(600) % 500, 500).float()
+    density = FlowDensity(make_flow("affine", 2, context_dim=500))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        density.fit(normal_rows(), codes, **{**QUICK, "max_steps": 1, "valid": 0})
+
+
 def test_numbers_of_a_distribution_that_want_a_gradient_are_announced():
     loc = torch.zeros(2, requires_grad=True)
     base = Independent(Normal(loc, torch.ones(2)), 1)
