@@ -173,7 +173,9 @@ def _reflect(x: Tensor, v: Tensor) -> Tensor:
     c_j v_j)`: one triangular system of size K for all (Schreiber and Van Loan 1989).
     """
     gram = v @ v.mT
-    lower = gram.tril(-1) + torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1) / 2)
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    # A vector of 0 reflects nothing.
+    lower = gram.tril(-1) + torch.diag_embed((squares + (squares == 0)) / 2)
     if v.dim() == 2:
         along = F.linear(x, v).unsqueeze(-1)
         c = torch.linalg.solve_triangular(lower, along, upper=False).squeeze(-1)

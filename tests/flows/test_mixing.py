@@ -130,3 +130,14 @@ def test_chance_factors_of_many_dimensions_keep_the_inverse(context_dim):
     torch.testing.assert_close(
         flow.inverse(flow(x, context)[0], context)[0], x, rtol=1e-8, atol=1e-8
     )
+
+
+def test_a_reflection_at_nothing_is_the_identity():
+    flow = Householder(3, num_pairs=1)
+    with torch.no_grad():
+        flow.params()["v"].zero_()
+    x = torch.randn(4, 3)
+    y, _ = flow(x)
+    assert torch.equal(y, x)
+    (gradient,) = torch.autograd.grad(y.sum(), list(flow.parameters()))
+    assert gradient.isfinite().all()
