@@ -45,7 +45,7 @@ def one(name, seed, explore, steps):
         "mass": mass.tolist(),
         "error": float((mass - target.weights).abs().max()),
         "starts": [mode["starts"] for mode in fit.modes],
-        "num_starts": fit.training.settings["starts"],
+        "num_starts": fit.num_starts,
         "verdict": str(fit.verdict),
         "reasons": list(fit.verdict.reasons),
         "khat": fit.khat,

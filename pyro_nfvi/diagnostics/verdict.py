@@ -67,6 +67,7 @@ def judge_weights(
     *,
     name: Callable[[int], str] = str,
     faults: Sequence[str] = (),
+    doubts: Sequence[str] = (),
     values: Tensor | None = None,
 ) -> Verdict:
     r"""Judge an approximation by the importance weights of its draws.
@@ -85,6 +86,8 @@ def judge_weights(
         name: Names coordinate i of z for the reasons.
         faults: What is known to be wrong from elsewhere: a mode that was missed, a posterior
             that is improper.
+        doubts: What keeps the verdict from being good, and is no fault: a check that could not be
+            made.
         values: The draws as the user sees them, in the same order (S, D), where that is not z:
             a scale whose logarithm is z. Their tails are looked at too.
 
@@ -104,7 +107,7 @@ def judge_weights(
         do not trust
     """
     if faults:
-        return Verdict(BAD, faults, _NEXT_FAULT)
+        return Verdict(BAD, [*faults, *doubts], _NEXT_FAULT)
     scored = torch.isfinite(log_w)
     unscored = 1.0 - float(scored.double().mean())
     try:
@@ -129,20 +132,23 @@ def judge_weights(
         if values is not None:
             heavy = sorted({*heavy, *_heavy(values, log_w, _NO_VARIANCE[1])})
         if not heavy:
+            if doubts:
+                return Verdict(USABLE, [numbers, *doubts], _NEXT_DOUBT)
             return Verdict(GOOD, [numbers], "Use the draws as they are.")
         names = [name(i) for i in heavy[:_NAMED]] + ["..."] * (len(heavy) > _NAMED)
         told = (
             f"the tails of {', '.join(names)} are so heavy that there may be no variance: "
             "quantiles say more than means and sds"
         )
-        return Verdict(USABLE, [numbers, told], _NEXT_HEAVY)
+        return Verdict(USABLE, [numbers, told, *doubts], _NEXT_HEAVY)
     even = gap < _GAP and count > _MOSTLY * len(z)
     if (khat < _USABLE_KHAT and gap < _USABLE_GAP and count >= _USABLE_ESS) or even:
-        return Verdict(USABLE, [numbers, *moved], _NEXT_WEIGHT)
-    return Verdict(BAD, [numbers, *moved], _NEXT_FIT)
+        return Verdict(USABLE, [numbers, *moved, *doubts], _NEXT_WEIGHT)
+    return Verdict(BAD, [numbers, *moved, *doubts], _NEXT_FIT)
 
 
 _NEXT_FAULT = "See the reasons; no reweighting repairs this."
+_NEXT_DOUBT = "See the reasons: the weights are good, and cannot see what these name."
 _NEXT_WEIGHT = (
     "Use fit.resample(n), fit.summary(reweighted=True) and to_arviz(reweighted=True); or give the "
     "fit more steps or a larger flow."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,7 +70,11 @@ class WeighedDraws:
         return float(log_w.mean()), float(log_w.std()) / math.sqrt(len(log_w))
 
     def smoothed(self) -> PSIS | None:
-        """Pareto-smoothed weights, or None where weights say nothing."""
+        """Pareto-smoothed weights, or None where weights say nothing; smoothed once."""
+        return self._smoothed
+
+    @cached_property
+    def _smoothed(self) -> PSIS | None:
         if not self.exact:
             return None
         try:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -17,6 +18,7 @@ from pyro_nfvi.diagnostics import Verdict, log_evidence, resample
 from pyro_nfvi.errors import ModelError, NotSetUpError
 from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.infer.draws import WeighedDraws, push_chunks
+from pyro_nfvi.infer.findings import Finding, ModeSearch, find
 from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.infer.summary import Summary
 from pyro_nfvi.latent import LatentSpace
@@ -44,6 +46,7 @@ class Training:
         timing: Seconds of ``setup``, ``fit``, ``evaluate`` and ``total``, and ``steps_per_s``.
         settings: Options of the fit, by name.
         notes: What happened on the way, a line each.
+        findings: What was found out about the fit beyond its weights, for the verdict.
     """
 
     losses: Tensor
@@ -53,6 +56,7 @@ class Training:
     timing: dict[str, float]
     settings: dict[str, Any]
     notes: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -140,6 +144,12 @@ class Fit:
         return tuple(self.training.settings.get("modes", ()))
 
     @property
+    def num_starts(self) -> int:
+        """Points from which modes were looked for; 0 where none were."""
+        search = find(self.training.findings, ModeSearch)
+        return 0 if search is None else search.starts
+
+    @cached_property
     def verdict(self) -> Verdict:
         """Whether to trust the fit: a word, with ``.reasons`` and ``.next_step``.
 

@@ -177,7 +177,9 @@ def _joined(first: Training, parts: list[Fit], losses: list[Tensor]) -> Training
     cut = [one for one in trained if one.why_stopped == "max_steps"]
     last = (early or cut or trained)[-1]
     why = StopReason(
-        str(last.why_stopped), f"Modes are trained one by one. {last.why_stopped.detail}"
+        str(last.why_stopped),
+        f"Modes are trained one by one. {last.why_stopped.detail}",
+        last.why_stopped.unfinished,
     )
     return dataclasses.replace(
         last,

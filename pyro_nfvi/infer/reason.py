@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyro_nfvi.infer.stopping import StopReason, outlook
+from pyro_nfvi.infer.stopping import Outlook, StopReason, outlook
 
 if TYPE_CHECKING:
     from pyro_nfvi.infer.loop import Loop
@@ -20,11 +20,11 @@ def reason_of(loop: Loop, word: str) -> StopReason:
         return StopReason(word, f"Interrupted {steps}; the best state until then is kept.")
     if word == "callback":
         return StopReason(word, f"A callback stopped the fit {steps}.")
-    limit = schedule.max_seconds
+    limit, ahead = schedule.max_seconds, _outlook(loop)
+    more = "" if ahead is None else f" {ahead}."
+    gains = ahead is not None and ahead.significant
     if limit is not None and state.seconds >= limit:
-        return StopReason(
-            "max_seconds", f"The time of {limit:g} s was over {steps}.{_outlook(loop)}"
-        )
+        return StopReason("max_seconds", f"The time of {limit:g} s was over {steps}.{more}", gains)
     if state.converged:
         span = plateau.block * plateau.window
         begin = state.decay[0] if state.decay else state.step
@@ -34,22 +34,23 @@ def reason_of(loop: Loop, word: str) -> StopReason:
             "converged",
             f"The bound changed {change} over the {span} steps before step {begin}: "
             f"it rose by no more than {plateau.tolerance:g} or its standard error. The "
-            f"learning rate then went down, to 1 % {steps}.{_outlook(loop)}",
+            f"learning rate then went down, to 1 % {steps}.{more}",
         )
-    still = f"; the bound was still rising, by {rise:.3g} nats in 200 steps" if rise > 0 else ""
+    rising = loop.stop and rise > 0
+    still = f"; the bound was still rising, by {rise:.3g} nats in 200 steps" if rising else ""
     return StopReason(
         "max_steps",
-        f"All {schedule.max_steps} steps were taken{still if loop.stop else ''}.{_outlook(loop)}",
+        f"All {schedule.max_steps} steps were taken{still}.{more}",
+        rising or gains,
     )
 
 
-def _outlook(loop: Loop) -> str:
-    """What more steps would bring, as a sentence behind another."""
+def _outlook(loop: Loop) -> Outlook | None:
+    """Extrapolate the bound of the constant phase to more steps."""
     state = loop.state
     if state.decay is None:
-        return ""
+        return None
     # Before the target is cold, the bound rises for another reason; after a retreat it is as if
     # the fit began there.
     begin = max(0, loop.objective.settled - loop.first, *state.retreats)
-    found = outlook(state.losses[begin : state.decay[0]], loop.plateau.block)
-    return "" if found is None else f" {found}."
+    return outlook(state.losses[begin : state.decay[0]], loop.plateau.block)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.errors import DivergedError, WeightError
-from pyro_nfvi.gaussian import GaussianFit, Modes, Normals
+from pyro_nfvi.gaussian import MOST_MODES, GaussianFit, Modes, Normals
 from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.infer.checkpoint import Checkpoint, fingerprint
 from pyro_nfvi.infer.draws import weigh
 from pyro_nfvi.infer.engines import choose
+from pyro_nfvi.infer.findings import MassOutside, MissedModes, ModeSearch
 from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.guide_spec import flow_name, make_guide
 from pyro_nfvi.infer.keep import keep_better
@@ -279,16 +280,18 @@ class FitRun:
         """
         log_joint = fit.require_model()
         density = fit.guide.density()
-        found: dict[str, Any] = {"starts": self.num_starts}
         missed = missed_modes(density, log_joint, self.others, fit.draws)
+        alone = sum(mode["starts"] <= 1 for mode in fit.modes)
+        count = len(fit.modes)
+        findings = [
+            *fit.training.findings,
+            ModeSearch(self.num_starts, count, alone, count >= MOST_MODES),
+            MassOutside(*(mass_outside(density, log_joint, fit.draws, self.seed) or ())),
+        ]
         if missed:
-            found["missed_modes"] = len(missed)
-        outside = mass_outside(density, log_joint, fit.draws, self.seed)
-        found["outside"] = None if outside is None else list(outside)
+            findings.append(MissedModes(len(missed)))
         training = dataclasses.replace(
-            fit.training,
-            settings={**fit.training.settings, **found},
-            notes=(*fit.training.notes, *missed),
+            fit.training, findings=tuple(findings), notes=(*fit.training.notes, *missed)
         )
         return check_proper(dataclasses.replace(fit, training=training))
 

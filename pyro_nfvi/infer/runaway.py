@@ -12,6 +12,7 @@ from torch.distributions.constraints import real
 
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import DivergedError, ImproperWarning
+from pyro_nfvi.infer.findings import Improper, with_finding
 from pyro_nfvi.infer.fit import Fit
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint import LogJoint
@@ -108,9 +109,9 @@ def blame_runaway(error: DivergedError, fit: Fit | None) -> DivergedError:
 
 def _noted(fit: Fit, found: Runaway) -> Fit:
     training = fit.training
-    settings = {**training.settings, "improper": list(found.names)}
+    findings = with_finding(training.findings, Improper(found.names))
     return replace(
-        fit, training=replace(training, settings=settings, notes=(str(found), *training.notes))
+        fit, training=replace(training, findings=findings, notes=(str(found), *training.notes))
     )
 
 

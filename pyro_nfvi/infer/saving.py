@@ -19,10 +19,12 @@ from torch.distributions import transform_to
 from pyro_nfvi import bases
 from pyro_nfvi.errors import FileError, ModelError, ParamStoreError
 from pyro_nfvi.flows import Flow
+from pyro_nfvi.gaussian import MOST_MODES
 from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.guides.start import prior_trace
 from pyro_nfvi.infer.draws import WeighedDraws
 from pyro_nfvi.infer.files import read_file, write_file
+from pyro_nfvi.infer.findings import from_json, from_settings, to_json
 from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.scope import own_params, own_random_state
 from pyro_nfvi.infer.stopping import StopReason
@@ -40,7 +42,11 @@ def save(fit: Fit, path: str | os.PathLike[str]) -> None:
     training = dataclasses.asdict(fit.training)
     losses = training.pop("losses")
     why = fit.why_stopped
-    training |= {"why_stopped": [str(why), why.detail], "notes": list(fit.training.notes)}
+    training |= {
+        "why_stopped": [str(why), why.detail, why.unfinished],
+        "notes": list(fit.training.notes),
+        "findings": to_json(fit.training.findings),
+    }
     spec = {
         "latent": fit.latent.spec(),
         "guide": _guide_spec(fit.guide),
@@ -112,6 +118,11 @@ def load(
         training = dict(spec["training"])
         training["why_stopped"] = StopReason(*training["why_stopped"])
         training["notes"] = tuple(training["notes"])
+        training["findings"] = (
+            from_json(training["findings"])
+            if "findings" in training
+            else from_settings(training["settings"], MOST_MODES)  # a file of version 0.1
+        )
         draws = WeighedDraws(
             **tensors["draws"], deterministic=tensors["deterministic"], exact=spec["exact"]
         )

@@ -26,6 +26,7 @@ class StopReason(str):
     """Why a fit stopped: one word, with the whole sentence in ``detail``.
 
     One of ``converged``, ``max_steps``, ``max_seconds``, ``interrupted``, ``callback``.
+    ``unfinished`` is True where more steps would have raised the bound beyond its noise.
 
     Example:
         >>> reason = StopReason("converged", "The bound rose by less than 0.01 nats.")
@@ -34,14 +35,15 @@ class StopReason(str):
     """
 
     detail: str
+    unfinished: bool
 
-    def __new__(cls, word: str, detail: str = "") -> StopReason:
+    def __new__(cls, word: str, detail: str = "", unfinished: bool = False) -> StopReason:  # noqa: FBT001, FBT002
         reason = super().__new__(cls, word)
-        reason.detail = detail
+        reason.detail, reason.unfinished = detail, unfinished
         return reason
 
-    def __reduce__(self) -> tuple[type[StopReason], tuple[str, str]]:
-        return type(self), (str(self), self.detail)
+    def __reduce__(self) -> tuple[type[StopReason], tuple[str, str, bool]]:
+        return type(self), (str(self), self.detail, self.unfinished)
 
 
 class Plateau:
@@ -116,8 +118,13 @@ class Outlook:
     gain: float
     error: float
 
+    @property
+    def significant(self) -> bool:
+        """Whether the gain is beyond its noise."""
+        return self.gain > 2 * self.error
+
     def __str__(self) -> str:
-        if self.gain <= 2 * self.error:
+        if not self.significant:
             most = max(self.gain, 0.0) + 2 * self.error
             little = "next to nothing, " if most < _LITTLE else ""
             return f"{self.steps} steps more would bring {little}{most:.2g} nats at most"

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pyro_nfvi.diagnostics import Verdict, judge_weights
-from pyro_nfvi.gaussian import MOST_MODES
-from pyro_nfvi.infer.outside import too_much
+from pyro_nfvi.infer.findings import Level
 
 if TYPE_CHECKING:
     from pyro_nfvi.infer.fit import Fit
@@ -18,24 +17,13 @@ __all__ = ["verdict"]
 
 def verdict(fit: Fit) -> Verdict:
     """See :attr:`Fit.verdict`."""
-    settings = fit.training.settings
-    faults = []
-    if settings.get("improper"):
-        faults.append(f"the posterior is improper in {', '.join(settings['improper'])}")
-    if settings.get("missed_modes"):
-        count = settings["missed_modes"]
-        verb = "modes were found and are" if count > 1 else "mode was found and is"
-        faults.append(f"{count} other {verb} not reached")
-    modes = settings.get("modes") or []
-    if len(modes) >= MOST_MODES:
-        faults.append(f"{len(modes)} modes were found, as many as are kept: there may be more")
-    outside = settings.get("outside")
-    if outside is not None and too_much(outside):
-        faults.append(
-            f"about {100 * outside[0]:.0f} % of the posterior lies where the guide has next to "
-            "nothing: a tail or a mode that it does not reach"
-        )
-    if fit.why_stopped == "diverged":
+    told: dict[Level, list[str]] = {level: [] for level in Level}
+    for found in fit.training.findings:
+        if sentence := found.sentence():
+            told[found.level].append(sentence)
+    faults = told[Level.FAULT]
+    why = fit.why_stopped
+    if why == "diverged":
         faults.append("the fit diverged")
     if not fit.draws.exact:
         faults.append(
@@ -44,36 +32,19 @@ def verdict(fit: Fit) -> Verdict:
             "args=..., kwargs=...) with subsample_size=None"
         )
     word = judge_weights(
-        fit.draws.z, fit.draws.log_w, name=fit.latent.at, faults=faults, values=_seen(fit)
+        fit.draws.z,
+        fit.draws.log_w,
+        name=fit.latent.at,
+        faults=faults,
+        doubts=told[Level.DOUBT],
+        values=_seen(fit),
     )
-    unseen = []
-    if fit.why_stopped in ("max_steps", "max_seconds") and any(
-        told in fit.why_stopped.detail for told in ("still rising", "would bring about")
-    ):
-        unseen.append(f"training was cut short: {fit.why_stopped.detail}")
-    if faults:
-        return Verdict(word, [*word.reasons, *unseen], word.next_step)
-    if modes:
-        unseen.append(
-            f"{len(modes)} modes were found from {settings['starts']} starts; one to which no "
-            "start came is missing"
-        )
-    elif settings.get("starts"):
-        unseen.append(
-            f"none of {settings['starts']} starts led to another mode; one to which no start came "
-            "is missing"
-        )
-    alone = sum(mode["starts"] <= 1 for mode in modes)
-    if alone:
-        unseen.append(f"{alone} of the modes were found by one start alone: there may be more")
-    if not settings.get("starts"):
-        unseen.append("no starts were compared, so another mode would not have been seen")
-    if settings.get("outside") is None:
-        unseen.append(
-            "wide draws said nothing about mass beyond the guide's own (many latents, a narrow "
-            "funnel, or a model that cannot be run out there)"
-        )
-    return Verdict(word, [*word.reasons, *unseen], word.next_step)
+    remarks = []
+    if why in ("max_steps", "max_seconds") and why.unfinished:
+        remarks.append(f"training was cut short: {why.detail}")
+    if not faults:  # or else what could not be seen is of no interest
+        remarks += told[Level.REMARK]
+    return Verdict(word, [*word.reasons, *remarks], word.next_step)
 
 
 def _seen(fit: Fit) -> Tensor:

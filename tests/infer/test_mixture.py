@@ -19,6 +19,7 @@ from infer.models import Y, conjugate
 from pyro_nfvi import NFVI, load, to_arviz
 from pyro_nfvi.errors import ModelError, OptionError
 from pyro_nfvi.guides import AutoFlow, AutoMixture
+from pyro_nfvi.infer.findings import ModeSearch, with_finding
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, for benchmarks/
 
@@ -96,15 +97,15 @@ def test_all_that_a_fit_gives_it_gives_for_a_mixture(fitted, tmp_path):
 
 
 def test_the_verdict_knows_of_modes_that_may_be_missing(fitted):
-    def with_modes(modes):
-        settings = {**fitted.training.settings, "modes": modes}
-        training = dataclasses.replace(fitted.training, settings=settings)
+    def with_modes(search):
+        findings = with_finding(fitted.training.findings, search)
+        training = dataclasses.replace(fitted.training, findings=findings)
         return dataclasses.replace(fitted, training=training).verdict
 
-    many = with_modes(list(fitted.modes) * 8)
+    many = with_modes(ModeSearch(192, 16, full=True))
     assert many == "do not trust"
     assert "as many as are kept" in many.reasons[0]
-    lonely = with_modes([{**fitted.modes[0], "starts": 1}, fitted.modes[1]])
+    lonely = with_modes(ModeSearch(192, 2, alone=1))
     assert any("by one start alone" in reason for reason in lonely.reasons)
 
 

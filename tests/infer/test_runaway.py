@@ -10,6 +10,7 @@ from infer.models import Y, eight_schools
 
 from pyro_nfvi.errors import DivergedError, ImproperWarning
 from pyro_nfvi.infer import NFVI
+from pyro_nfvi.infer.findings import Improper, find
 from pyro_nfvi.infer.runaway import find_runaway
 
 ANYWHERE = dist.ImproperUniform(dist.constraints.real, (), ())
@@ -67,7 +68,7 @@ def test_a_density_that_grows_has_no_posterior(model, steps):
     name = {"quartic": "x", "grows": "x", "flat_scale": "s"}[model.__name__]
     assert f"'{name}' runs away" in str(caught.value)
     assert f"'{name}' runs away" in caught.value.fit.report  # nothing is lost
-    assert caught.value.fit.training.settings["improper"] == [name]
+    assert find(caught.value.fit.training.findings, Improper) == Improper((name,))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_a_density_that_grows_has_no_posterior(model, steps):
 def test_a_flat_direction_is_told(model, names):
     with pytest.warns(ImproperWarning, match="does not fall"):
         fit = quick(model)
-    assert sorted(fit.training.settings["improper"]) == names
+    assert sorted(find(fit.training.findings, Improper).names) == names
     assert all(repr(name) in fit.report for name in names)
     assert "proper prior" in fit.report
 
@@ -131,5 +132,5 @@ def test_no_false_alarm(model, double):
             fit = quick(model)
     finally:
         torch.set_default_dtype(default)
-    assert "improper" not in fit.training.settings
+    assert find(fit.training.findings, Improper) is None
     assert find_runaway(fit.latent, fit.log_joint, fit.draws.z, {}) is None

@@ -1,0 +1,229 @@
+"""Findings about a fit beyond its weights: typed values, each with its weight and its sentence.
+
+Stages of a fit add them to ``Training.findings``; the verdict reads their values and levels, never
+their words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, TypeVar
+
+from pyro_nfvi.infer.outside import too_much
+
+__all__ = [
+    "Finding",
+    "Improper",
+    "Level",
+    "MassOutside",
+    "MissedModes",
+    "ModeSearch",
+    "find",
+    "from_json",
+    "from_settings",
+    "to_json",
+    "with_finding",
+]
+
+_F = TypeVar("_F", bound="Finding")
+
+
+class Level(IntEnum):
+    """Weight of a finding in the verdict."""
+
+    #: Told, and no more.
+    REMARK = 0
+    #: The verdict is not "good".
+    DOUBT = 1
+    #: The verdict is "do not trust".
+    FAULT = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found out about a fit.
+
+    A subclass holds values of JSON's types (tuples for lists), so that a saved fit keeps them.
+    """
+
+    @property
+    def level(self) -> Level:
+        """Weight in the verdict."""
+        raise NotImplementedError
+
+    def sentence(self) -> str:
+        """The reason that the verdict gives; empty for none."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Improper(Finding):
+    """Directions in which the density does not fall.
+
+    Attributes:
+        names: The latent numbers that change along them.
+    """
+
+    names: tuple[str, ...]
+
+    @property
+    def level(self) -> Level:
+        return Level.FAULT
+
+    def sentence(self) -> str:
+        return f"the posterior is improper in {', '.join(self.names)}"
+
+
+@dataclass(frozen=True)
+class MissedModes(Finding):
+    """Modes that a start came upon, and that the guide does not reach.
+
+    Attributes:
+        count: Their number.
+    """
+
+    count: int
+
+    @property
+    def level(self) -> Level:
+        return Level.FAULT
+
+    def sentence(self) -> str:
+        verb = "modes were found and are" if self.count > 1 else "mode was found and is"
+        return f"{self.count} other {verb} not reached"
+
+
+@dataclass(frozen=True)
+class ModeSearch(Finding):
+    """The search for modes.
+
+    Attributes:
+        starts: Points from which modes were looked for; 0 where none were.
+        modes: Number of modes in the fit; 0 for a guide of one piece.
+        alone: Modes among these that one start alone came upon.
+        full: Whether as many modes were found as are kept.
+    """
+
+    starts: int
+    modes: int = 0
+    alone: int = 0
+    full: bool = False
+
+    @property
+    def level(self) -> Level:
+        return Level.FAULT if self.full else Level.REMARK
+
+    def sentence(self) -> str:
+        if self.full:
+            return f"{self.modes} modes were found, as many as are kept: there may be more"
+        if not self.starts:
+            return "no starts were compared, so another mode would not have been seen"
+        if not self.modes:
+            return (
+                f"none of {self.starts} starts led to another mode; one to which no start came is "
+                "missing"
+            )
+        told = (
+            f"{self.modes} modes were found from {self.starts} starts; one to which no start came "
+            "is missing"
+        )
+        if self.alone:
+            told += f"; {self.alone} of the modes were found by one start alone: there may be more"
+        return told
+
+
+@dataclass(frozen=True)
+class MassOutside(Finding):
+    """Posterior mass where the guide has next to none, by wide draws.
+
+    Attributes:
+        share: Share of the mass; None where nothing can be concluded.
+        error: Its standard error.
+    """
+
+    share: float | None = None
+    error: float = 0.0
+
+    @property
+    def level(self) -> Level:
+        if self.share is not None and too_much((self.share, self.error)):
+            return Level.FAULT
+        return Level.REMARK
+
+    def sentence(self) -> str:
+        if self.share is None:
+            return (
+                "wide draws said nothing about mass beyond the guide's own (many latents, a narrow "
+                "funnel, or a model that cannot be run out there)"
+            )
+        if self.level is Level.REMARK:
+            return ""
+        return (
+            f"about {100 * self.share:.0f} % of the posterior lies where the guide has next to "
+            "nothing: a tail or a mode that it does not reach"
+        )
+
+
+def find(findings: Iterable[Finding], kind: type[_F]) -> _F | None:
+    """Return the finding of a kind, or None.
+
+    Example:
+        >>> find([MissedModes(2)], MissedModes), find([], MissedModes)
+        (MissedModes(count=2), None)
+    """
+    return next((found for found in findings if isinstance(found, kind)), None)
+
+
+def with_finding(findings: tuple[Finding, ...], found: Finding) -> tuple[Finding, ...]:
+    """Return the findings with this one, in place of an earlier one of its kind.
+
+    Example:
+        >>> with_finding((MissedModes(2),), MissedModes(1))
+        (MissedModes(count=1),)
+    """
+    return (*(one for one in findings if type(one) is not type(found)), found)
+
+
+def to_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Describe findings for a file."""
+    return [{"kind": type(one).__name__, **dataclasses.asdict(one)} for one in findings]
+
+
+def from_json(items: Iterable[Mapping[str, Any]]) -> tuple[Finding, ...]:
+    """Read what :func:`to_json` described.
+
+    Raises:
+        KeyError: An unknown kind.
+        TypeError: Values that are not those of the kind.
+
+    Example:
+        >>> from_json(to_json([Improper(("a",)), MassOutside(0.1, 0.01)]))
+        (Improper(names=('a',)), MassOutside(share=0.1, error=0.01))
+    """
+    kinds = {kind.__name__: kind for kind in Finding.__subclasses__()}
+    made = []
+    for item in items:
+        values = {name: _tuples(value) for name, value in item.items() if name != "kind"}
+        made.append(kinds[item["kind"]](**values))
+    return tuple(made)
+
+
+def from_settings(settings: Mapping[str, Any], most_modes: int) -> tuple[Finding, ...]:
+    """Read the findings of a file of version 0.1, which kept them among its options."""
+    found: list[Finding] = []
+    if settings.get("improper"):
+        found.append(Improper(tuple(settings["improper"])))
+    if settings.get("missed_modes"):
+        found.append(MissedModes(settings["missed_modes"]))
+    modes = settings.get("modes") or []
+    alone = sum(mode["starts"] <= 1 for mode in modes)
+    found.append(ModeSearch(settings.get("starts", 0), len(modes), alone, len(modes) >= most_modes))
+    found.append(MassOutside(*(settings.get("outside") or ())))
+    return tuple(found)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
