@@ -20,7 +20,7 @@ PACKAGE = ROOT / "pyro_nfvi"
 
 #: Storey of each module or folder directly below the package; imports point down or sideways.
 STOREYS = {
-    0: {"_typing", "_version", "errors", "numerics", "options", "random_state"},
+    0: {"_turn", "_typing", "_version", "errors", "numerics", "options", "random_state"},
     1: {"masked_solve", "nets"},
     2: {"flows"},
     3: {
@@ -36,7 +36,16 @@ STOREYS = {
         "rows",
         "testing",
     },
-    4: {"distribution", "guides", "engine", "latent", "logjoint", "supports", "triangular"},
+    4: {
+        "distribution",
+        "guides",
+        "engine",
+        "latent",
+        "logjoint",
+        "pyro_state",
+        "supports",
+        "triangular",
+    },
     5: {"infer"},
     6: {"vae", "arviz", "plots"},
     7: {"__init__"},

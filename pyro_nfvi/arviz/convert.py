@@ -17,6 +17,7 @@ from pyro_nfvi.arviz.gather import Gatherer, report, weight_attrs
 from pyro_nfvi.arviz.tree import ORDER, Groups, build_tree, require_arviz
 from pyro_nfvi.diagnostics import psis, resample
 from pyro_nfvi.errors import OptionError
+from pyro_nfvi.pyro_state import takes_turn
 
 __all__ = ["collect", "to_arviz"]
 
@@ -24,6 +25,7 @@ __all__ = ["collect", "to_arviz"]
 _POOL = 4
 
 
+@takes_turn
 def to_arviz(
     source: Any,
     *,
@@ -109,6 +111,7 @@ def to_arviz(
     )
 
 
+@takes_turn
 def collect(
     source: Any,
     *,

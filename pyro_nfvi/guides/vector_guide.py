@@ -30,6 +30,7 @@ from pyro_nfvi.guides.start import feasible
 from pyro_nfvi.guides.structure import StructureWatch
 from pyro_nfvi.guides.summary import ONE_SD, base_points
 from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.pyro_state import takes_turn
 from pyro_nfvi.supports import bijection, inside
 
 __all__ = ["VectorGuide"]
@@ -95,6 +96,7 @@ class VectorGuide(AutoContinuous):
         """Whether the parameters exist."""
         return self.prototype_trace is not None
 
+    @takes_turn
     def setup(self, *args: Any, **kwargs: Any) -> VectorGuide:
         """Build all parameters from one run of the model with its arguments; return the guide.
 
@@ -229,6 +231,10 @@ class VectorGuide(AutoContinuous):
 
     # --------------------------------------------------------------------------- the guide
 
+    @takes_turn
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
     def forward(self, *args: Any, **kwargs: Any) -> TensorDict:
         """Draw all latent sites; arguments as the model's."""
         self._ready(args, kwargs)
@@ -254,6 +260,7 @@ class VectorGuide(AutoContinuous):
                 drawn[name] = pyro.sample(name, point)
         return drawn
 
+    @takes_turn
     @torch.no_grad()
     def sample_posterior(
         self,
@@ -297,6 +304,7 @@ class VectorGuide(AutoContinuous):
             draws |= deterministic_sites(self.model, draws, args, kwargs)
         return {name: value.reshape(shape + value.shape[1:]) for name, value in draws.items()}
 
+    @takes_turn
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Score constrained values: ``(*b, *site shape)`` each -> ``(*b,)`` in nats.
 
@@ -320,6 +328,7 @@ class VectorGuide(AutoContinuous):
         if not self.is_set_up:
             self.setup(*args, **kwargs)
 
+    @takes_turn
     @torch.no_grad()
     def quantiles(
         self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
@@ -339,6 +348,7 @@ class VectorGuide(AutoContinuous):
         """Return the median of each site: the 0.5 quantile; at the start the initial location."""
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
 
+    @takes_turn
     @torch.no_grad()
     def mean(self, *args: Any, **kwargs: Any) -> TensorDict:
         """Return the posterior mean of each constrained site, over the fixed base points."""

@@ -24,6 +24,7 @@ from pyro_nfvi.infer.summary import Summary
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.options import whole
+from pyro_nfvi.pyro_state import takes_turn, turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -199,6 +200,7 @@ class Fit:
 
     # ------------------------------------------------------------------------ what it gives
 
+    @takes_turn
     def sample(self, num_samples: int = 1000, *, seed: int | None = None) -> TensorDict:
         """Draw from the posterior: each site's draws ``(num_samples, *shape)``.
 
@@ -221,6 +223,7 @@ class Fit:
         )
         return self._sites(z, None, generator)
 
+    @takes_turn
     def resample(self, num_samples: int = 1000, *, seed: int | None = None) -> TensorDict:
         """Draw from the fit's draws by their smoothed importance weights.
 
@@ -262,6 +265,7 @@ class Fit:
             raise ModelError(f"The evidence cannot be estimated: {self._no_weights()}")
         return log_evidence(self.draws.log_w)
 
+    @takes_turn
     def summary(self, *, reweighted: bool = False) -> Summary:
         """Return mean, sd and quantiles of every number, deterministic sites included.
 
@@ -364,7 +368,7 @@ class Fit:
     def model_scope(self) -> Iterator[None]:
         """Let the model see its trained parameters, and the user's store nothing of it."""
         state = {key: dict(value) for key, value in self._store.items()}
-        with pyro.get_param_store().scope(state):
+        with turn(), pyro.get_param_store().scope(state):
             yield
 
     def _sites(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +11,14 @@ from types import TracebackType
 
 from tqdm.auto import tqdm
 
+from pyro_nfvi._turn import keep
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.schedule import Schedule
 
 __all__ = ["Bar", "StepInfo"]
+
+# The lock of all bars may be held by a thread that a fork leaves behind.
+keep(lambda: lambda: tqdm.set_lock(threading.RLock()))
 
 #: Steps over which the shown bound is averaged.
 _SMOOTH = 50

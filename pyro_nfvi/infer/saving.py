@@ -31,6 +31,7 @@ from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.logjoint.enumeration import unmarked
+from pyro_nfvi.pyro_state import takes_turn
 
 __all__ = ["load", "save"]
 
@@ -65,6 +66,7 @@ def save(fit: Fit, path: str | os.PathLike[str]) -> None:
     write_file(path, _KIND, spec, _plain(tensors))
 
 
+@takes_turn
 def load(
     path: str | os.PathLike[str],
     *,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,9 +16,6 @@ from pyro_nfvi.random_state import seeded
 __all__ = ["own_params", "own_random_state", "random_seed"]
 
 
-_TURN = threading.RLock()
-
-
 def random_seed() -> int:
     """Draw a seed without touching any global random state."""
     return secrets.randbits(31)
@@ -29,10 +25,9 @@ def random_seed() -> int:
 def own_random_state(seed: int) -> Iterator[None]:
     """Seed torch for the time of a fit; the caller's state comes back afterwards.
 
-    Fits in several threads take turns: the random state, Pyro's stack of handlers and its param
-    store belong to the process.
+    Fits in several threads take turns (:mod:`pyro_nfvi._turn`).
     """
-    with _TURN, seeded(seed):
+    with seeded(seed):
         yield
 
 

@@ -35,6 +35,7 @@ from pyro_nfvi.logjoint.run import (
     is_deterministic,
 )
 from pyro_nfvi.logjoint.subsample import draw_without_replacement
+from pyro_nfvi.pyro_state import takes_turn
 
 __all__ = ["LogJoint"]
 
@@ -95,6 +96,7 @@ class LogJoint:
         'plate'
     """
 
+    @takes_turn
     def __init__(
         self,
         model: Callable[..., Any],
@@ -200,10 +202,12 @@ class LogJoint:
             for name, (size, count) in self.subsampled.items()
         }
 
+    @takes_turn
     def __call__(self, z: Tensor, subsample: Mapping[str, Tensor] | None = None) -> Tensor:
         """Evaluate ``z (*b, D)``; without ``subsample`` new indices are drawn."""
         return self._evaluate(z, subsample, self.how)[0].reshape(z.shape[:-1])
 
+    @takes_turn
     def evaluate(
         self,
         z: Tensor,
@@ -253,6 +257,7 @@ class LogJoint:
         )
         return Evaluation(log_p, deterministic, likelihood, found)
 
+    @takes_turn
     def blame(self, z: Tensor) -> list[str]:
         """Name the sites at which ``z (D,)`` makes the model not finite."""
         with torch.no_grad(), pyro.validation_enabled(False):
