@@ -20,7 +20,16 @@ PACKAGE = ROOT / "pyro_nfvi"
 
 #: Storey of each module or folder directly below the package; imports point down or sideways.
 STOREYS = {
-    0: {"_turn", "_typing", "_version", "errors", "numerics", "options", "random_state"},
+    0: {
+        "_budget",
+        "_turn",
+        "_typing",
+        "_version",
+        "errors",
+        "numerics",
+        "options",
+        "random_state",
+    },
     1: {"masked_solve", "nets"},
     2: {"flows"},
     3: {

@@ -61,6 +61,8 @@ def match(
         raise ShapeError("match fits covariances: give it Gaussians with full factors.")
     now = start
     for step in range(num_steps):
+        if step and target.budget.over():
+            break
         points = now.points(now.noise(num_particles, generator))
         _, score, ok = target(points)
         regular = num_particles * start.dim / (1 + step)

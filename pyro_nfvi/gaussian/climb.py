@@ -55,6 +55,8 @@ def ascend(target: Target, frame: Normals, points: Tensor, num_steps: int) -> Te
     step = (_FIRST * size.clamp_min(1.0)).expand_as(now)
     before = torch.zeros_like(slope)
     for _ in range(num_steps):
+        if target.budget.over():
+            break
         turned = slope * before < 0
         step = torch.where(turned, _SHRINK * step, torch.where(before == 0, step, _GROW * step))
         before = torch.where(turned, torch.zeros_like(slope), slope)

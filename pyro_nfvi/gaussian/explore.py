@@ -36,6 +36,8 @@ _NEGLIGIBLE, _SHARE = 10.0, 0.01
 #: in each direction (its logarithm): points climb up the neck of a funnel without end, to where
 #: there is density without mass, and the share of such a place is noise.
 _LIGHT, _NARROWER = 0.1, 3.0
+#: Share of the time for the rounds; the rest is for weighing what they found.
+_SEARCH = 0.6
 #: How deep the valley between two modes is at least, in nats below the lower of them.
 _DIP = 3.0
 
@@ -50,6 +52,7 @@ class Modes:
         hits: How many starts ended in each ``(K,)``.
         num_starts: How many starts there were; those in no mode that is kept count here only.
         left_out: How many modes were left out for having next to no mass.
+        finished: Whether the search came to its end, and not to that of the target's budget.
     """
 
     normals: Normals
@@ -57,6 +60,7 @@ class Modes:
     hits: Tensor
     num_starts: int
     left_out: int = 0
+    finished: bool = True
 
     def __len__(self) -> int:
         return len(self.normals)
@@ -83,7 +87,8 @@ def explore(
     is closest to the density.
 
     A log-concave density has one mode here, whatever the points. **A mode that no point
-    climbs to is not found**, nor are more than 16.
+    climbs to is not found**, nor are more than 16. Where the target's budget is spent first,
+    the modes that are known by then come back, with ``finished=False``.
 
     Args:
         target: The density.
@@ -116,6 +121,7 @@ def explore(
     """
     frame = Normals(found.loc[None], found.factor[None])
     usable = found.start_bounds > found.bound - _NEGLIGIBLE
+    whole, target = target, target.within(target.budget.part(_SEARCH))
     ends, heights = ascend(target, frame, points, _steps(_CLIMB, effort))
     # The starts of the Gaussian itself have climbed already.
     climbed = found.starts.loc[usable] if bool(usable.any()) else frame.loc
@@ -125,7 +131,11 @@ def explore(
     weights = torch.ones(1, dtype=torch.float64)
     for turn in range(_ROUNDS):
         count += len(ends)
+        if target.budget.over():
+            break
         tops, label = _places(target, known.loc if turn else None, ends, heights)
+        if target.budget.over():
+            break
         if turn == 0 and len(tops) < 2:
             return Modes(frame, weights, torch.tensor([int((label == 0).sum())]), count)
         before = len(known)
@@ -147,7 +157,10 @@ def explore(
         if more is not None:
             points = torch.cat([points[: _POINTS // 2], more(_POINTS // 2).to(points)])
         ends, heights = ascend(target, frame, points, _steps(_CLIMB, effort))
-    left_out = 0
+    left_out, finished = 0, not target.budget.over()
+    target = whole
+    if target.budget.over():  # nothing is left to weigh them with
+        return Modes(frame, torch.ones_like(weights[:1]), hits[:1], count, 0, finished=False)
     if len(known) > 1:
         known, hits = _merged(target, frame, known, hits, generator)
     if len(known) > 1:
@@ -160,7 +173,7 @@ def explore(
     else:
         weights = torch.ones(1, dtype=torch.float64)
     order = weights.argsort(descending=True)
-    return Modes(known.take(order), weights[order], hits[order], count, left_out)
+    return Modes(known.take(order), weights[order], hits[order], count, left_out, finished)
 
 
 def _steps(most: int, effort: float) -> int:
@@ -183,7 +196,7 @@ def _places(
         label[left[same]] = place
         left = left[~same]
     known = len(found)
-    while len(left) and len(found) < known + _PLACES:
+    while len(left) and len(found) < known + _PLACES and not target.budget.over():
         top = ends[left[0]]
         same = ~valleys(target, top, ends[left], _DIP)
         same[0] = True
@@ -243,8 +256,13 @@ def _merged(
     """Leave one Gaussian, the best, of those that a bent ridge joins."""
     bounds, _ = known.bounds(target, _COMPARE, generator)
     left = bounds.argsort(descending=True)
-    kept, count = [], []
+    kept: list[int] = []
+    count: list[Tensor] = []
     while len(left):
+        if kept and target.budget.over():  # the rest stay as they are
+            kept += left.tolist()
+            count += list(hits[left])
+            break
         kept.append(int(left[0]))
         same = ~bent_valleys(target, frame, known.loc[left[0]], known.loc[left], _DIP)
         same[0] = True

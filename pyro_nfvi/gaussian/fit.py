@@ -96,6 +96,8 @@ def fit_gaussian(
     Raises:
         WeightError: From no start can the density be evaluated.
 
+    Where the target's budget is spent, what was reached by then is returned.
+
     Cost:
         About 130 calls of the density with 16 to 32 rows for each start, and 300 calls with
         ``num_particles`` rows.
@@ -116,25 +118,34 @@ def fit_gaussian(
         )
     before = target.num_rows
     race = starts.take(0) if noisy else starts
-    if starts.is_full and starts.dim <= _MATCH_DIM and not noisy:
+    budget = target.budget
+    if starts.is_full and starts.dim <= _MATCH_DIM and not noisy and not budget.over():
         matched = match(target, race, num_steps=_steps(_MATCH, effort), generator=generator)
         race = _better(target, race, matched, generator)
-    ran, _ = whiten(
-        target,
-        race,
-        num_steps=_steps(_RACE, effort),
-        num_particles=_RACE_ROWS,
-        generator=generator,
-    )
-    if not noisy:
-        ran = _better(target, race, ran, generator)
-    bounds, _ = ran.bounds(target, _COMPARE, generator)
+    ran = race
+    if not budget.over():
+        ran, _ = whiten(
+            target,
+            race,
+            num_steps=_steps(_RACE, effort),
+            num_particles=_RACE_ROWS,
+            generator=generator,
+        )
+        if not noisy:
+            ran = _better(target, race, ran, generator)
+    bounds, errors = ran.bounds(target, target.affordable(_COMPARE), generator)
     if not bool((bounds > -torch.inf).any()):
         raise WeightError(
             f"The density could not be evaluated around any of {len(starts)} starts: give a "
             "start where it is finite."
         )
-    first = ran.take(int(bounds.argmax()))
+    leader = int(bounds.argmax())
+    first = ran.take(leader)
+    if budget.over():
+        return GaussianFit(
+            first.loc[0], first.factor[0], float(bounds[leader]), float(errors[leader]),
+            ran, bounds, bounds.new_zeros(0), target.num_rows - before,
+        )  # fmt: skip
     last, path = whiten(
         target,
         first,
@@ -143,7 +154,7 @@ def fit_gaussian(
         generator=generator,
     )
     pair = Normals(torch.cat([first.loc, last.loc]), torch.cat([first.factor, last.factor]))
-    reached, errors = pair.bounds(target, _FINAL, generator)
+    reached, errors = pair.bounds(target, target.affordable(_FINAL), generator)
     best = 1 if noisy else int(reached.argmax())
     return GaussianFit(
         pair.loc[best],
@@ -165,7 +176,7 @@ def _better(
     target: Target, old: Normals, new: Normals, generator: torch.Generator | None
 ) -> Normals:
     """Take the new ones, except where their bounds are clearly worse."""
-    before, error = old.bounds(target, _COMPARE, generator)
-    after, other = new.bounds(target, _COMPARE, generator)
+    before, error = old.bounds(target, target.affordable(_COMPARE), generator)
+    after, other = new.bounds(target, target.affordable(_COMPARE), generator)
     worse = before > after + 2 * (error.square() + other.square()).sqrt()
     return old.where(worse, new)

@@ -114,7 +114,7 @@ def add_directions(
     def inside(x: Tensor) -> Tensor:
         return target.log_density(outward(x).to(target.dtype)).double() + ladj
 
-    inner = Target(inside, loc)
+    inner = Target(inside, loc, budget=target.budget, tick=target.tick)
     unit = Normals.around(torch.zeros_like(loc)[None], 1.0, diagonal=True)
     fitted, _ = whiten(inner, unit, num_steps=_AGAIN, generator=generator)
     pair = Normals(torch.cat([unit.loc, fitted.loc]), torch.cat([unit.factor, fitted.factor]))
@@ -155,6 +155,8 @@ def _spikes(
     basis = [start / start.norm()]
     diagonal, beside = [], []
     for _ in range(steps):
+        if target.budget.over():
+            return None
         product = curved(basis[-1])
         if product is None or not bool(torch.isfinite(product).all()):
             return None

@@ -43,6 +43,8 @@ def bent_valleys(target: Target, frame: Normals, one: Tensor, others: Tensor, di
     path = _coordinates(frame, start)
     lowest = None
     for step in range(_STEPS):
+        if step and target.budget.over():
+            break
         height, score, _ = target(frame.points(path.flatten(0, 1)[None])[0].view_as(path))
         found = height.T
         lowest = (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._typing import TensorPair, TensorTriple
 
 __all__ = ["Target"]
@@ -26,6 +28,9 @@ class Target:
     Args:
         log_density: ``(N, D) -> (N,)``, in nats, differentiable, rows independent.
         like: Any tensor of the dtype and device that the density takes.
+        budget: Time for all that is done with this target. What iterates stops, with what it has
+            by then, where none is left.
+        tick: Called with 1 after each evaluation of a batch, for a bar of progress.
 
     Cost:
         One forward and one backward pass of the density for each call.
@@ -39,11 +44,19 @@ class Target:
         ([-1.0, -2.0], [True, False])
     """
 
-    def __init__(self, log_density: Callable[[Tensor], Tensor], like: Tensor) -> None:
-        self.log_density = log_density
+    def __init__(
+        self,
+        log_density: Callable[[Tensor], Tensor],
+        like: Tensor,
+        *,
+        budget: Budget = UNLIMITED,
+        tick: Callable[[int], object] | None = None,
+    ) -> None:
+        self.log_density, self.budget, self.tick = log_density, budget, tick
         self.dtype, self.device = like.dtype, like.device
         #: Rows evaluated so far, each with its gradient.
         self.num_rows = 0
+        self._seconds = 0.0
 
     def __call__(self, z: Tensor) -> TensorTriple:
         """Evaluate ``z (*b, D)``: log density ``(*b,)``, score ``(*b, D)``, and which are finite.
@@ -51,13 +64,30 @@ class Target:
         Rows that are not finite have score 0 and log density -inf.
         """
         rows = z.reshape(-1, z.shape[-1]).detach().to(self.dtype)
-        self.num_rows += len(rows)
+        begin = self.budget.clock()
         log_p, score = self._evaluate(rows, max(1, len(rows) // _PIECES))
+        self.num_rows += len(rows)
+        self._seconds += self.budget.clock() - begin
         ok = torch.isfinite(log_p) & torch.isfinite(score).all(-1)
         log_p = torch.where(ok, log_p, torch.full_like(log_p, -torch.inf))
         score = torch.where(ok.unsqueeze(-1), score, torch.zeros_like(score))
         batch = z.shape[:-1]
+        if self.tick is not None:
+            self.tick(1)
         return log_p.reshape(batch), score.reshape(z.shape), ok.reshape(batch)
+
+    def affordable(self, rows: int, fewest: int = 8) -> int:
+        """Return ``rows``, or fewer where there is no time for so many at the pace until now."""
+        pace = self._seconds / max(1, self.num_rows)
+        if self.budget.affords(rows * pace):
+            return rows
+        return max(min(rows, fewest), int(self.budget.left() / pace))
+
+    def within(self, budget: Budget) -> Target:
+        """Return the same target with another budget; rows are counted in each for itself."""
+        other = copy.copy(self)
+        other.budget, other.num_rows, other._seconds = budget, 0, 0.0
+        return other
 
     def _evaluate(self, rows: Tensor, smallest: int) -> TensorPair:
         """Log density and score; where the density raises, in halves, until it does not."""

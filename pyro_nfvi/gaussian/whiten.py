@@ -53,7 +53,7 @@ def whiten(
 
     Returns:
         The Gaussians, and the bound at each step ``(num_steps, R)`` in nats, NaN where no draw
-        could be evaluated.
+        could be evaluated; fewer steps where the target's budget was spent.
 
     Cost:
         ``num_steps * R * B`` gradients, and O(R (B + D) D^2) a step for the rest; O(R B D)
@@ -79,6 +79,8 @@ def whiten(
     reach, before = torch.ones_like(start.loc[:, :1]), torch.zeros_like(start.loc)
     bounds = []
     for step in range(num_steps):
+        if step and target.budget.over():
+            break
         eps = now.noise(rows, generator)
         log_p, score, ok = target(now.points(eps))
         good = ok.sum(-1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.fit import Fit
 from pyro_nfvi.infer.ladder import (
@@ -36,7 +34,7 @@ def climb(run: FitRun) -> Fit:
     tried: list[Rung] = []
     if gaussian is not None and not run.names:
         best = gaussian_fit(run, guide, log_joint, gaussian, notes)
-        tried.append(rung_of("", best, time.monotonic() - run.begin, kept=True))
+        tried.append(rung_of("", best, run.time.whole.spent(), kept=True))
         if run.modes is not None and len(run.modes) > 1:
             mixture = fit_modes(run, log_joint, best, run.modes, tried)
             if mixture is not None:
@@ -61,4 +59,4 @@ def climb(run: FitRun) -> Fit:
     best = train_longer(
         run, log_joint, best, more, notes, max_steps=left, stage=last, enough=enough
     )
-    return run.complete(told(best, [*tried, *more], notes, time.monotonic() - run.begin))
+    return run.complete(told(best, [*tried, *more], notes, run.time.whole.spent()))

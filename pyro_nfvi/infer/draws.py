@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.diagnostics import ess, psis
@@ -32,6 +33,9 @@ _ROWS = 4096
 _BATCHES, _NUMBERS = 2000, 1_000_000_000
 #: Fewest draws that are scored on all data, or else all of them on one batch.
 _FEWEST = 200
+#: Fewest draws that are scored at once where time is limited, enough for a look at their weights,
+#: and seconds that such a piece takes at most.
+_TIMED, _PIECE = 25, 2.0
 
 
 @dataclass(frozen=True)
@@ -106,18 +110,38 @@ def weigh(
     log_joint: LogJoint,
     num: int,
     generator: torch.Generator | None,
+    *,
+    budget: Budget = UNLIMITED,
+    tick: Callable[[int], object] = lambda _: None,
 ) -> WeighedDraws:
     """Draw from the density and score the draws by the model, on all data where that is possible.
 
-    Fewer draws than ``num`` come where all data is so much that it takes long.
+    Fewer draws than ``num`` come where all data is so much that it takes long, or where the budget
+    is spent; some 20 in any case.
     """
     affordable = most_on_all_data(log_joint)
     num = num if affordable < _FEWEST else min(num, affordable)
     z, log_q = push_chunks(
         density, num, lambda rows: density.sample_base(rows, generator=generator)
     )
-    found, exact = score(log_joint, z, generator)
-    return WeighedDraws(z, found.log_p, log_q, found.deterministic, exact)
+    if budget.limit is None or log_joint.subsampled:
+        found, exact = score(log_joint, z, generator)
+        tick(num)
+        return WeighedDraws(z, found.log_p, log_q, found.deterministic, exact)
+    # Few at first: how long they take is not known.
+    parts: list[Evaluation] = []
+    done, rows = 0, _TIMED
+    while done < num and not (parts and budget.over()):
+        begin = budget.clock()
+        parts.append(score(log_joint, z[done : done + rows], generator)[0])
+        pace = max(1e-9, budget.clock() - begin) / rows
+        tick(len(parts[-1].log_p))
+        done = min(num, done + rows)
+        rows = max(_TIMED, min(num, int(0.5 * min(budget.left(), _PIECE) / pace)))
+    log_p = torch.cat([part.log_p for part in parts])
+    names = parts[0].deterministic
+    fixed = {name: torch.cat([part.deterministic[name] for part in parts]) for name in names}
+    return WeighedDraws(z[:done], log_p, log_q[:done], fixed, exact=True)
 
 
 def most_on_all_data(log_joint: LogJoint) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.engine import (
     BlockResult,
@@ -114,7 +115,14 @@ def _refused(engine: str, error: Unsupported) -> OptionError:
     )
 
 
-def choose(engine: str, step: EagerStep, num_particles: int, max_steps: int) -> Chosen:
+def choose(
+    engine: str,
+    step: EagerStep,
+    num_particles: int,
+    max_steps: int,
+    *,
+    budget: Budget = UNLIMITED,
+) -> Chosen:
     """Choose and build the engine.
 
     Args:
@@ -122,6 +130,8 @@ def choose(engine: str, step: EagerStep, num_particles: int, max_steps: int) -> 
         step: The eager step, by which all are measured.
         num_particles: Rows of noise in each step.
         max_steps: Most steps of the fit.
+        budget: Time for building and for the steps: with a limit, no more than half of what is
+            left goes into an engine, and nothing is built for fewer steps than pay it back.
 
     Raises:
         OptionError: The engine asked for cannot run this fit; the message is the reason.
@@ -131,7 +141,15 @@ def choose(engine: str, step: EagerStep, num_particles: int, max_steps: int) -> 
     if engine == "auto" and max_steps < _CAPTURE:
         reason = f"a fit of fewer than {_CAPTURE} steps is over before a capture is paid back"
         return Chosen("svi", reason, EagerRunner(step))
-    builder = _Builder(step, num_particles)
+    builder = _Builder(step, num_particles, budget)
+    if engine == "auto" and budget.limit is not None:
+        possible = int(budget.left() / builder.step_seconds())
+        if possible < _CAPTURE:
+            reason = (
+                f"the time left is enough for about {possible} steps, over before a capture is "
+                "paid back"
+            )
+            return Chosen("svi", reason, EagerRunner(step))
     if engine != "auto":
         try:
             return builder.build(engine, "asked for")
@@ -164,8 +182,8 @@ def choose(engine: str, step: EagerStep, num_particles: int, max_steps: int) -> 
 class _Builder:
     """Captures once and builds engines from it."""
 
-    def __init__(self, step: EagerStep, num_particles: int) -> None:
-        self.step = step
+    def __init__(self, step: EagerStep, num_particles: int, budget: Budget = UNLIMITED) -> None:
+        self.step, self.budget = step, budget
         self.seconds: dict[str, float] = {}
         #: Whether native code failed for want of a rule, and the rest might be compiled.
         self.uncovered = False
@@ -184,7 +202,8 @@ class _Builder:
         spec = OptimizerSpec.of(self.step.optimizer, program.params, CLIP)
         begin = time.monotonic()
         try:
-            runner = _BUILD[name](program, spec)
+            # Half of the time is for the steps.
+            runner = _BUILD[name](program, spec, self.budget.left() / 2)
         except NoRule:
             self.uncovered = True
             raise
@@ -196,6 +215,13 @@ class _Builder:
         if faster and mine > eager:
             raise Unsupported(f"a step takes {1e3 * mine:.2g} ms, an eager one {1e3 * eager:.2g}")
         return Chosen(name, reason, runner, Watch(self.step), self.seconds)
+
+    def step_seconds(self) -> float:
+        """Time one eager gradient, at least a microsecond."""
+        begin = self.budget.clock()
+        self.step.gradient(self._eps, self._streams)
+        self.step.optimizer.zero_grad(set_to_none=True)
+        return max(1e-6, self.budget.clock() - begin)
 
     def _captured(self) -> Program:
         if self._program is None:
@@ -357,20 +383,21 @@ def _difference(start: Snapshot, eager: _After, mine: _After) -> str | None:
     return None
 
 
-def _graph(program: Program, spec: OptimizerSpec) -> Runner:
+def _graph(program: Program, spec: OptimizerSpec, patience: float) -> Runner:
+    del patience  # there is nothing to build
     return GraphRunner(program, spec)
 
 
-def _native(program: Program, spec: OptimizerSpec) -> Runner:
+def _native(program: Program, spec: OptimizerSpec, patience: float) -> Runner:
     from pyro_nfvi.engine.native import build_native
 
-    return build_native(program, spec)
+    return build_native(program, spec, patience=patience)
 
 
-def _hybrid(program: Program, spec: OptimizerSpec) -> Runner:
+def _hybrid(program: Program, spec: OptimizerSpec, patience: float) -> Runner:
     from pyro_nfvi.engine.native import build_native
 
-    return build_native(program, spec, eager=True)
+    return build_native(program, spec, eager=True, patience=patience)
 
 
 def _left(runner: Runner) -> str:
@@ -382,13 +409,14 @@ def _left(runner: Runner) -> str:
     return f"{len(names)} {stay} with PyTorch ({', '.join(dict.fromkeys(names))})"
 
 
-def _inductor(program: Program, spec: OptimizerSpec) -> Runner:
+def _inductor(program: Program, spec: OptimizerSpec, patience: float) -> Runner:
+    del patience  # PyTorch's own compiler cannot be stopped
     from pyro_nfvi.engine.inductor import compiled
 
     return GraphRunner(program, spec, compiled(program))
 
 
-_BUILD: Mapping[str, Callable[[Program, OptimizerSpec], Runner]] = {
+_BUILD: Mapping[str, Callable[[Program, OptimizerSpec, float], Runner]] = {
     "graph": _graph,
     "hybrid": _hybrid,
     "native": _native,

@@ -21,6 +21,7 @@ __all__ = [
     "MassOutside",
     "MissedModes",
     "ModeSearch",
+    "TimeOver",
     "find",
     "from_json",
     "from_settings",
@@ -164,6 +165,29 @@ class MassOutside(Finding):
         return (
             f"about {100 * self.share:.0f} % of the posterior lies where the guide has next to "
             "nothing: a tail or a mode that it does not reach"
+        )
+
+
+@dataclass(frozen=True)
+class TimeOver(Finding):
+    """Parts of a fit that were left out, since the time of the call was over.
+
+    Attributes:
+        limit: ``max_seconds``.
+        undone: The parts, in words.
+    """
+
+    limit: float
+    undone: tuple[str, ...]
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT
+
+    def sentence(self) -> str:
+        return (
+            f"max_seconds={self.limit:g} left no time for {', '.join(self.undone)}: give more, and "
+            "look again"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +35,6 @@ __all__ = [
     "nearly_exact",
     "rung_of",
     "rungs",
-    "seconds_left",
     "told",
     "train_from",
 ]
@@ -156,11 +154,13 @@ def add_flows(
     before, steps = list(notes), max_steps
     flows, tail = rungs(guide.latent.dim), False
     for stage, formula in enumerate(flows, start=1):
-        left = seconds_left(run)
-        over = run.interrupted or steps < FEWEST or left == 0.0
+        over = run.interrupted or steps < FEWEST
         if best is not None and (over or enough(best)):
             break
-        begun = time.monotonic()
+        if best is not None and run.time.training.over():
+            run.time.leave_out("a flow, or more layers of it")
+            break
+        begun = run.time.whole.spent()
         tail = tail or (best is not None and heavy_tails(best))
         if tail:
             formula = with_tail(formula)
@@ -175,8 +175,6 @@ def add_flows(
                 travels=travels,
                 notes=before if stage == 1 else [],
                 max_steps=share,
-                # With nothing to keep yet, one step is taken however late it is.
-                max_seconds=None if left is None else max(left, 1e-3),
                 stage=first + stage - 1,
             )
         except KeyboardInterrupt:  # while the engine was built; training returns its fit
@@ -192,7 +190,7 @@ def add_flows(
             break
         steps -= len(fit.losses)
         gained = best is None or gain(fit, best, run.options.objective) > 0
-        tried.append(rung_of(formula, fit, time.monotonic() - begun, kept=gained))
+        tried.append(rung_of(formula, fit, run.time.whole.spent() - begun, kept=gained))
         if not gained:
             break
         best = fit if best is None or not best.training.settings["flow"] else joined(best, fit)
@@ -206,7 +204,7 @@ def gaussian_fit(
     run: FitRun, guide: AutoFlow, log_joint: LogJoint, gaussian: GaussianFit, notes: list[str]
 ) -> Fit:
     """Judge the Gaussian alone, and wrap it up as a fit."""
-    seconds = time.monotonic() - run.begin
+    seconds = run.time.whole.spent()
     timing = dict.fromkeys(("fit", "evaluate", "total", "capture", "compile"), 0.0)
     timing |= {
         "setup": seconds,
@@ -306,12 +304,6 @@ def _bound(fit: Fit, objective: Objective) -> tuple[float, float]:
     if len(terms) < 2:
         return -math.inf, 0.0
     return float(terms.mean()), float(terms.std()) / math.sqrt(len(terms))
-
-
-def seconds_left(run: FitRun) -> float | None:
-    """Seconds that are left of the limit; None without one."""
-    limit = run.options.max_seconds
-    return None if limit is None else max(0.0, limit - (time.monotonic() - run.begin))
 
 
 def rung_of(flow: str, fit: Fit, seconds: float, *, kept: bool) -> Rung:

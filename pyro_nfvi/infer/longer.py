@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from pyro_nfvi.errors import DivergedError
@@ -14,7 +13,6 @@ from pyro_nfvi.infer.ladder import (
     gain,
     joined,
     rung_of,
-    seconds_left,
     train_from,
 )
 from pyro_nfvi.infer.run import FitRun
@@ -58,12 +56,15 @@ def train_longer(
     Returns:
         The better fit.
     """
-    formula, left = best.training.settings["flow"], seconds_left(run)
+    formula = best.training.settings["flow"]
     dear = log_joint.how == "loop" or log_joint.subsampled or best.latent.dim > _DIM
-    over = run.interrupted or best.why_stopped in ENDS or max_steps < FEWEST or left == 0.0
+    over = run.interrupted or best.why_stopped in ENDS or max_steps < FEWEST
     if not formula or dear or over or enough(best):
         return best
-    begun, name = time.monotonic(), f"{formula} with {_GROW} times the particles"
+    if run.time.training.over():
+        run.time.leave_out("more steps with more particles")
+        return best
+    begun, name = run.time.whole.spent(), f"{formula} with {_GROW} times the particles"
     try:
         fit = train_from(
             best.guide,
@@ -73,7 +74,6 @@ def train_longer(
             travels=False,
             notes=[],
             max_steps=max_steps,
-            max_seconds=left,
             stage=stage,
             grow=_GROW,
         )
@@ -85,5 +85,5 @@ def train_longer(
         notes.append(f"{name} diverged: {error}")
         return best
     kept = gain(fit, best, run.options.objective) > 0
-    tried.append(rung_of(name, fit, time.monotonic() - begun, kept=kept))
+    tried.append(rung_of(name, fit, run.time.whole.spent() - begun, kept=kept))
     return joined(best, fit) if kept else best

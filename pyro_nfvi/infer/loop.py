@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.engine import Keeper
 from pyro_nfvi.errors import DivergedError, EngineWarning, FileError
@@ -21,7 +21,7 @@ from pyro_nfvi.infer.checkpoint import Checkpoint
 from pyro_nfvi.infer.engines import Chosen
 from pyro_nfvi.infer.loop_state import LoopState
 from pyro_nfvi.infer.noise import Noise
-from pyro_nfvi.infer.progress import Bar, StepInfo
+from pyro_nfvi.infer.progress import SILENT, Bar, Progress, StepInfo
 from pyro_nfvi.infer.reason import reason_of
 from pyro_nfvi.infer.schedule import Schedule
 from pyro_nfvi.infer.snapshot import Kept, Snapshot, averaged
@@ -44,6 +44,8 @@ _KEEP_EVERY = 100
 _CHECKS = {1, 16, 256, 4096}
 #: Seconds that a block of steps takes at most, as far as that is known.
 _LONGEST = 0.2
+#: Seconds that a training has at least: one step is taken however late it is.
+_SHORTEST = 1e-3
 
 
 class Loop:
@@ -62,7 +64,9 @@ class Loop:
         stop: Whether a flat bound ends the constant phase.
         callbacks: Called with a :class:`StepInfo` after each step; True stops the fit.
         checkpoint: Where to write the state, or None.
-        show: Whether to show a progress bar.
+        progress: Shows a bar.
+        budget: Time for the steps, which begins when the call did; one step is taken in any case.
+        what: What is trained, for the bar.
         first: What the objective takes for the number of the first step.
         average: Whether to average the states of the decay.
     """
@@ -82,7 +86,9 @@ class Loop:
         stop: bool,
         callbacks: Sequence[Callable[[StepInfo], Any]],
         checkpoint: Checkpoint | None,
-        show: bool,
+        progress: Progress = SILENT,
+        budget: Budget = UNLIMITED,
+        what: str = "training",
         first: int = 0,
         average: bool = False,
     ) -> None:
@@ -94,7 +100,7 @@ class Loop:
         self.params, self.optimizer, self.schedule = list(params), optimizer, schedule
         self.num_particles, self.generator = num_particles, generator
         self.stop, self.callbacks, self.checkpoint = stop, callbacks, checkpoint
-        self.show = show
+        self.progress, self.budget, self.what = progress, budget, what
         self.plateau = Plateau()
         self.state = LoopState()
         self._rates = torch.tensor(
@@ -141,10 +147,13 @@ class Loop:
         state, schedule = self.state, self.schedule
         if self.checkpoint is not None and self.checkpoint.resume:
             self.checkpoint.load_into(self)
-        self._begin = time.monotonic() - state.seconds
+        # What an earlier call took of a fit that is resumed is no part of this one's time.
+        if self.budget.limit is not None:
+            schedule.max_seconds = state.seconds + max(_SHORTEST, self.budget.left())
+        self._begin = self.budget.clock() - state.seconds
         self.runner.push()
         word = ""
-        with Bar(schedule.max_steps, state.step, show=self.show) as bar:
+        with self.progress.bar(self.what, schedule.max_steps, state.step) as bar:
             try:
                 while not word and not schedule.finished(state.step, state.seconds):
                     word = self._block(bar)
@@ -171,7 +180,7 @@ class Loop:
             taken = torch.arange(state.step, state.step + len(eps), dtype=torch.float64)
             rates = rates * self._decays ** taken.unsqueeze(-1)
         state.decay = schedule.decay
-        begin = time.monotonic()
+        begin = self.budget.clock()
         self._true = False
         result = self.runner.run(eps, streams, rates)
         count = len(result.bounds)
@@ -179,7 +188,7 @@ class Loop:
         losses = (-result.bounds).tolist()
         state.losses += losses
         state.num_bad += int(result.num_bad.sum())
-        now = time.monotonic()
+        now = self.budget.clock()
         state.seconds, self._pace = now - self._begin, (now - begin) / count
         for group, rate in zip(self.optimizer.param_groups, rates[count - 1].tolist()):
             group["lr"] = rate
@@ -238,12 +247,13 @@ class Loop:
             return 1
         step = self.state.step
         span = self.plateau.span(step + 1, often=self.average)
+        longest = min(_LONGEST, 0.01 * (self.schedule.max_seconds or math.inf))
         ends = [
             self.noise.left,
             self.schedule.ahead(step),
             span - step % span,
             # Ctrl-C and the clock are looked at between blocks.
-            int(min(_LONGEST, 0.01 * (self.schedule.max_seconds or math.inf)) / self._pace),
+            int(longest / max(1e-9, self._pace)),
         ]
         if self.checkpoint is not None:
             ends.append(self.checkpoint.every - step % self.checkpoint.every)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from pyro_nfvi.infer.ladder import (
     good_enough,
     nearly_exact,
     rung_of,
-    seconds_left,
     told,
 )
 from pyro_nfvi.infer.run import FitRun
@@ -61,11 +59,15 @@ def fit_modes(
     Returns:
         The mixture's fit, not yet complete; None where one Gaussian has a higher bound.
     """
+    # The components and the mixture are scored on as many draws each.
+    draws = _WEIGH * (len(modes) + 2)
+    if not run.time.affords(draws, "a mixture of the modes"):
+        return None
     guides = [_gaussian(run, modes, place) for place in range(len(modes))]
     training = _empty(single.training)
     parts = [run.judge(guide, log_joint, _copied(training)) for guide in guides]
     best, errors = _mixed(run, log_joint, parts, training)
-    tried.append(rung_of(f"{len(parts)} Gaussians", best, time.monotonic() - run.begin, kept=True))
+    tried.append(rung_of(f"{len(parts)} Gaussians", best, run.time.whole.spent(), kept=True))
     if gain(best, single, run.options.objective) <= 0:
         tried[-1] = dataclasses.replace(tried[-1], kept=False)
         return None
@@ -73,11 +75,14 @@ def fit_modes(
     # Half of the steps for each mode, and three times as many together at most.
     whole = run.options.max_steps + run.options.more_steps
     most, steps = max(FEWEST, whole // 2), 3 * whole
-    stage, begun = 1, time.monotonic()
+    stage, begun = 1, run.time.whole.spent()
     order = [place for place in _by_cost(best, parts) if not nearly_exact(parts[place])]
     losses: list[Tensor] = []
     for place in order:
-        if good_enough(best) or run.interrupted or steps < FEWEST or seconds_left(run) == 0.0:
+        if good_enough(best) or run.interrupted or steps < FEWEST:
+            break
+        if run.time.training.over():
+            run.time.leave_out("flows on some of the modes")
             break
         share = min(steps, most)
         fit, rungs = add_flows(
@@ -103,10 +108,10 @@ def fit_modes(
         training = _joined(training, [part for part in parts if len(part.losses)], losses)
         deep, new_errors = _mixed(run, log_joint, parts, training)
         kept = gain(deep, best, run.options.objective) > 0
-        tried.append(rung_of("mixture of these", deep, time.monotonic() - begun, kept=kept))
+        tried.append(rung_of("mixture of these", deep, run.time.whole.spent() - begun, kept=kept))
         if kept:
             best, errors = deep, new_errors
-    return _described(told(best, tried, notes, time.monotonic() - run.begin), modes, errors)
+    return _described(told(best, tried, notes, run.time.whole.spent()), modes, errors)
 
 
 def _gaussian(run: FitRun, modes: Modes, place: int) -> AutoFlow:

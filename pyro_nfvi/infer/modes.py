@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import torch
 from torch import Tensor
 
+from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.gaussian import GaussianFit, Modes, Normals, Target, explore, other_modes, whiten
 from pyro_nfvi.infer.draws import WeighedDraws
 from pyro_nfvi.infer.precondition import prior_points
+from pyro_nfvi.infer.progress import SILENT, Progress
 from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.mixture import MixtureDensity
 
-__all__ = ["best_of", "look_for_modes", "missed_modes", "modes_of_starts"]
+__all__ = ["MODE_ROWS", "best_of", "look_for_modes", "missed_modes", "modes_of_starts"]
 
 #: Points from which modes are looked for, the fewest that are worth it, and most numbers that one
 #: call of the model may hold for them.
@@ -26,7 +29,7 @@ _HOT, _HOT_STEPS = 0.1, 150
 #: Draws on which the Gaussians of modes are compared with the best one.
 _COMPARED = 1024
 #: Draws from each mode, and how many nats the guide's density may be too low there.
-_DRAWS, _SHORT = 64, 3.0
+MODE_ROWS, _SHORT = 64, 3.0
 #: Share of the mass below which a missed mode is not worth a word, in nats.
 _NEGLIGIBLE = 5.0
 
@@ -45,6 +48,8 @@ def look_for_modes(
     tempered: bool,
     effort: float,
     generator: torch.Generator,
+    budget: Budget = UNLIMITED,
+    progress: Progress = SILENT,
 ) -> Modes | None:
     """Look for modes from draws of the prior and wide draws around the best Gaussian.
 
@@ -56,6 +61,8 @@ def look_for_modes(
             density, which crosses valleys.
         effort: 1 for all steps; a fraction for a fit of few steps.
         generator: Source of the noise.
+        budget: Time for it; ``finished`` of the modes says whether it was enough.
+        progress: Shows a bar.
 
     Returns:
         The modes; None where one run of the model is too large for so many points.
@@ -63,20 +70,22 @@ def look_for_modes(
     count = min(_POINTS, _NUMBERS // max(1, log_joint.size))
     if count < _FEWEST or log_joint.how == "loop" or log_joint.subsampled:
         return None
-    target = Target(log_joint, like)
     frame = Normals(found.loc[None], found.factor[None])
     half = count // 2
 
-    def more(num: int) -> Tensor:
-        return prior_points(log_joint, target, num).to(found.loc)
+    with progress.stage("looking for modes") as tick:
+        target = Target(log_joint, like, budget=budget, tick=tick)
 
-    wide = _hot(log_joint, like, frame, effort, generator) if tempered else frame
-    eps = wide.noise(count - half, generator)
-    if not tempered:
-        reach = torch.tensor(_REACHES).repeat(len(eps[0]))[: len(eps[0])]
-        eps = eps * reach.to(eps)[:, None]
-    points = torch.cat([more(half), wide.points(eps)[0]])
-    return explore(target, found, points, more=more, effort=effort, generator=generator)
+        def more(num: int) -> Tensor:
+            return prior_points(log_joint, target, num).to(found.loc)
+
+        wide = _hot(target, frame, effort, generator) if tempered else frame
+        eps = wide.noise(count - half, generator)
+        if not tempered:
+            reach = torch.tensor(_REACHES).repeat(len(eps[0]))[: len(eps[0])]
+            eps = eps * reach.to(eps)[:, None]
+        points = torch.cat([more(half), wide.points(eps)[0]])
+        return explore(target, found, points, more=more, effort=effort, generator=generator)
 
 
 def best_of(
@@ -104,18 +113,13 @@ def best_of(
     )
 
 
-def _hot(
-    log_joint: LogJoint,
-    like: Tensor,
-    frame: Normals,
-    effort: float,
-    generator: torch.Generator,
-) -> Normals:
+def _hot(target: Target, frame: Normals, effort: float, generator: torch.Generator) -> Normals:
     """Fit a Gaussian to the density's tenth root, from three times the width of the best one."""
-    target = Target(lambda z: _HOT * log_joint(z), like)
+    hot = copy.copy(target)
+    hot.log_density = lambda z: _HOT * target.log_density(z)
     start = Normals(frame.loc, 3.0 * frame.factor)
     steps = max(1, round(_HOT_STEPS * effort))
-    return whiten(target, start, num_steps=steps, generator=generator)[0]
+    return whiten(hot, start, num_steps=steps, generator=generator)[0]
 
 
 def missed_modes(
@@ -129,7 +133,7 @@ def missed_modes(
         return []
     elbo, lines = draws.elbo()[0], []
     generator = torch.Generator(modes.loc.device).manual_seed(0)
-    eps = modes.noise(_DRAWS, generator)
+    eps = modes.noise(MODE_ROWS, generator)
     points, log_n = modes.points(eps).to(draws.z), modes.log_q(eps)
     for place, log_mode in zip(points, log_n, strict=True):
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from pyro.infer import config_enumerate
 
+from pyro_nfvi._budget import Budget
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
 from pyro_nfvi.guides.start import prior_trace
 from pyro_nfvi.infer.auto import climb
@@ -66,8 +66,11 @@ class NFVI:
         max_steps: Most steps. None: 3000, and with ``guide="auto"`` up to 3000 more, of four times
             the particles, where a fit in up to 100 latents is not good enough by then. A number
             is for both together.
-        max_seconds: Most seconds of training, or None. With a limit, a fit is repeatable only as
-            far as the machine's speed is.
+        max_seconds: Seconds that the whole call may take, all stages together, or None. There is
+            a result in any case: what was not done for lack of time is told by ``fit.report`` and
+            by the verdict, which is not "good" then. What has to be done takes what it takes: some
+            ten runs of the model, and a few dozen draws from the guide. With a limit, a fit is
+            repeatable only as far as the machine's speed is.
         average: Whether to average the parameters over the decay of the rate, and to keep the
             average where its bound is higher, beyond noise. Off: in none of eight fits of four
             posteriors was it, since a rate that falls to 1 % does the same. It costs a copy of
@@ -156,7 +159,8 @@ class NFVI:
         #: Steps that ``guide="auto"`` may add with more particles.
         self.more_steps = _STEPS if max_steps is None else 0
         max_steps = _STEPS if max_steps is None else max_steps
-        Schedule(max_steps, early=stop, max_seconds=max_seconds)  # checks its own options
+        Schedule(max_steps, early=stop)  # checks its own options
+        Budget.start(max_seconds)
         self.model, self.guide, self.optim = model, guide, optim
         self.objective = make_objective("path" if objective is None else objective)
         self.objective.check(num_particles)
@@ -189,7 +193,9 @@ class NFVI:
             DivergedError: Gradients were not finite again and again; the error's ``fit`` is the
                 best one until then.
         """
-        begin = time.monotonic()
+        return self._run(Budget.start(self.max_seconds), args, kwargs)
+
+    def _run(self, budget: Budget, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fit:
         seed = random_seed() if self.seed is None else self.seed
         with own_random_state(seed), ExitStack() as stack:
             with _explained():
@@ -198,7 +204,7 @@ class NFVI:
                 torch.random.default_generator.manual_seed(seed)
                 model = _enumerated(self.model, args, kwargs)
             check_engine(self.engine)
-            run = FitRun(self, model, args, kwargs, names, seed, begin)
+            run = FitRun(self, model, args, kwargs, names, seed, budget)
             climbs = self.guide == "auto" and self.precondition and self.stop
             return climb(run) if climbs else run.whole()
 

@@ -13,10 +13,12 @@ from pyro_nfvi.infer.draws import WeighedDraws
 from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.mixture import MixtureDensity
 
-__all__ = ["mass_outside", "too_much"]
+__all__ = ["WIDE_ROWS", "mass_outside", "too_much"]
 
 #: Degrees of freedom of the wide proposal, its scales relative to the draws, and rows of each.
 _FREEDOM, _SCALES, _ROWS = 3.0, (1.0, 3.0, 10.0), 700
+#: Rows of the model that it takes.
+WIDE_ROWS = _ROWS * len(_SCALES)
 #: Most latents: with more, wide draws say nothing.
 _DIM = 30
 #: A point lies outside where the guide's density is too low by this many nats.

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
+from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.gaussian import GaussianFit, Normals, Target, add_directions, fit_gaussian
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.guides.build import FULL_DIM
 from pyro_nfvi.guides.start import prior_trace
+from pyro_nfvi.infer.progress import SILENT, Progress
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint import LogJoint
 
@@ -33,12 +37,18 @@ _EXTREME = 1e5
 _TRIES = 20
 
 
+class _TimeOver(Exception):
+    """Ends a climb by an optimiser that cannot be asked to."""
+
+
 def gaussian_stage(
     log_joint: LogJoint,
     like: Tensor,
     *,
     effort: float,
     generator: torch.Generator,
+    budget: Budget = UNLIMITED,
+    progress: Progress = SILENT,
 ) -> GaussianFit:
     """Fit a Gaussian to the model's posterior.
 
@@ -50,22 +60,16 @@ def gaussian_stage(
         like: A tensor of the guide's dtype and device.
         effort: 1 for the whole stage; a fraction for a fit of few steps.
         generator: Source of the noise.
+        budget: Time for it; where that is spent, what was reached by then is returned.
+        progress: Shows a bar.
 
     Raises:
         WeightError: No start can be evaluated, or the Gaussian runs away along a direction in
             which the density does not fall.
     """
-    target = Target(log_joint, like)
-    most = max(1, min(_STARTS, _NUMBERS // (16 * max(1, log_joint.size))))
-    if log_joint.how == "loop" or log_joint.subsampled:
-        most = 1  # many runs cost too much, and bounds on other data cannot be compared
-    drawn = prior_points(log_joint, target, 5) if most > 1 else None
-    size = _size(log_joint.latent.init_loc, drawn)
-    units = [torch.ones_like(size)]
-    if not bool(((size > 1 / _EXTREME) & (size < _EXTREME)).all()):
-        units.append(size)
-    tried = [_fitted(log_joint, like, one, drawn, most, effort, generator) for one in units]
-    found = max(tried, key=lambda fit: fit.bound)
+    with progress.stage("fitting a Gaussian") as tick:
+        target = Target(log_joint, like, budget=budget, tick=tick)
+        found, size = _best_in_units(log_joint, target, effort, generator)
     init = log_joint.latent.init_loc.detach().double()
     unit = size.maximum(init.abs()).clamp(min=1.0)
     far = torch.maximum(found.scale, (found.loc - init).abs()) / unit
@@ -74,6 +78,30 @@ def gaussian_stage(
         name = log_joint.latent.at(int(far.argmax()))
         raise WeightError(f"the Gaussian ran away along {name}, beyond {_RUN_AWAY:g}.")
     return found
+
+
+def _best_in_units(
+    log_joint: LogJoint, target: Target, effort: float, generator: torch.Generator
+) -> tuple[GaussianFit, Tensor]:
+    """Fit in the latents' own units, and in those of the prior's draws where these are extreme.
+
+    Returns:
+        The Gaussian with the higher bound, and how large numbers are.
+    """
+    most = max(1, min(_STARTS, _NUMBERS // (16 * max(1, log_joint.size))))
+    if log_joint.how == "loop" or log_joint.subsampled:
+        most = 1  # many runs cost too much, and bounds on other data cannot be compared
+    drawn = prior_points(log_joint, target, 5) if most > 1 else None
+    size = _size(log_joint.latent.init_loc, drawn)
+    units = [torch.ones_like(size)]
+    if not bool(((size > 1 / _EXTREME) & (size < _EXTREME)).all()):
+        units.append(size)
+    tried: list[GaussianFit] = []
+    for one in units:
+        if tried and target.budget.over():
+            break
+        tried.append(_fitted(log_joint, target, one, drawn, most, effort, generator))
+    return max(tried, key=lambda fit: fit.bound), size
 
 
 def _size(init: Tensor, drawn: Tensor | None) -> Tensor:
@@ -85,7 +113,7 @@ def _size(init: Tensor, drawn: Tensor | None) -> Tensor:
 
 def _fitted(
     log_joint: LogJoint,
-    like: Tensor,
+    target: Target,
     units: Tensor,
     drawn: Tensor | None,
     most: int,
@@ -93,8 +121,9 @@ def _fitted(
     generator: torch.Generator,
 ) -> GaussianFit:
     """Fit with the latents in these units, and give the fit back in their own."""
-    scale, shift = units.to(like), float(units.log().sum())
-    target = Target(lambda u: log_joint(scale * u) + shift, like)
+    scale, shift = units.to(target.device, target.dtype), float(units.log().sum())
+    target = copy.copy(target)
+    target.log_density = lambda u: log_joint(scale * u) + shift
     init = log_joint.latent.init_loc.detach().double() / units
     starts = _starts(target, init, None if drawn is None else drawn / units, most, effort)
     found = fit_gaussian(
@@ -109,7 +138,12 @@ def _fitted(
 
 
 def start_along(
-    guide: AutoFlow, log_joint: LogJoint, found: GaussianFit, generator: torch.Generator
+    guide: AutoFlow,
+    log_joint: LogJoint,
+    found: GaussianFit,
+    generator: torch.Generator,
+    *,
+    budget: Budget = UNLIMITED,
 ) -> list[str]:
     """Give a diagonal Gaussian, of many latents, the directions in which it is far off.
 
@@ -117,9 +151,9 @@ def start_along(
         A line for the report, or none where nothing was gained.
     """
     unfit = log_joint.subsampled or log_joint.how == "loop" or guide._outer_kind != "whitened"
-    if found.factor.dim() == 2 or unfit:
+    if found.factor.dim() == 2 or unfit or budget.over():
         return []
-    target = Target(log_joint, guide.latent.init_loc)
+    target = Target(log_joint, guide.latent.init_loc, budget=budget)
     along = add_directions(target, found.loc, found.factor, generator=generator)
     if along is None:
         return []
@@ -152,10 +186,12 @@ def prior_points(log_joint: LogJoint, target: Target, num: int) -> Tensor:
     found: list[Tensor] = []
     for _ in range(_TRIES):
         missing = num - len(found)
-        if missing == 0:
+        if missing == 0 or target.budget.over():
             break
         drawn = []
         for _ in range(missing):
+            if target.budget.over():
+                break
             try:
                 drawn.append(_prior_draw(log_joint.model, log_joint.args, log_joint.kwargs, latent))
             except Exception:  # a draw on which the model fails
@@ -183,6 +219,8 @@ def _climb(target: Target, start: Tensor, steps: int) -> list[Tensor]:
     path: list[tuple[float, Tensor]] = []
 
     def descent() -> Tensor:
+        if path and target.budget.over():
+            raise _TimeOver
         log_p, score, ok = target(point.detach()[None])
         point.grad = -score[0]
         if bool(ok):
@@ -191,7 +229,8 @@ def _climb(target: Target, start: Tensor, steps: int) -> list[Tensor]:
         return torch.full((), 1e30, dtype=log_p.dtype)
 
     optimizer = torch.optim.LBFGS([point], max_iter=steps, line_search_fn="strong_wolfe")
-    optimizer.step(descent)
+    with suppress(_TimeOver):
+        optimizer.step(descent)
     if not path:
         return []
     top = max(height for height, _ in path)

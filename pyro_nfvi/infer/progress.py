@@ -1,11 +1,12 @@
-"""What a running fit shows and tells: a bar, and a note to each callback."""
+"""What a running fit shows and tells: a bar for each stage, and a note to each callback."""
 
 from __future__ import annotations
 
 import math
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -15,7 +16,7 @@ from pyro_nfvi._turn import keep
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.schedule import Schedule
 
-__all__ = ["Bar", "StepInfo"]
+__all__ = ["SILENT", "Bar", "Progress", "StepInfo"]
 
 # The lock of all bars may be held by a thread that a fork leaves behind.
 keep(lambda: lambda: tqdm.set_lock(threading.RLock()))
@@ -45,13 +46,53 @@ class StepInfo:
     guide: AutoFlow
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What the stages of one call show: each a bar that says what it does.
+
+    Attributes:
+        show: Whether anything is shown.
+    """
+
+    show: bool = True
+
+    @contextmanager
+    def stage(
+        self, what: str, total: int | None = None, *, unit: str = "evaluation"
+    ) -> Iterator[Callable[[int], object]]:
+        """Show a bar for the time of a stage; yield what counts units of its work.
+
+        Args:
+            what: What the stage does, in words.
+            total: Units of work, where that is known.
+            unit: Name of such a unit.
+        """
+        with tqdm(
+            total=total, disable=not self.show, desc=f"NFVI: {what}", unit=unit, leave=True
+        ) as bar:
+            yield bar.update
+
+    def bar(self, what: str, total: int, done: int) -> Bar:
+        """Return the bar of a training."""
+        return Bar(total, done, show=self.show, what=what)
+
+
+#: For stages that are called by themselves.
+SILENT = Progress(show=False)
+
+
 class Bar:
     """A progress bar with the smoothed bound; silent if asked to be."""
 
-    def __init__(self, total: int, done: int, *, show: bool) -> None:
+    def __init__(self, total: int, done: int, *, show: bool, what: str = "training") -> None:
         self._recent: deque[float] = deque(maxlen=_SMOOTH)
         self._bar = tqdm(
-            total=total, initial=done, disable=not show, desc="NFVI", unit="step", leave=True
+            total=total,
+            initial=done,
+            disable=not show,
+            desc=f"NFVI: {what}",
+            unit="step",
+            leave=True,
         )
 
     def __enter__(self) -> Bar:

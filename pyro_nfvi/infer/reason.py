@@ -24,7 +24,8 @@ def reason_of(loop: Loop, word: str) -> StopReason:
     more = "" if ahead is None else f" {ahead}."
     gains = ahead is not None and ahead.significant
     if limit is not None and state.seconds >= limit:
-        return StopReason("max_seconds", f"The time of {limit:g} s was over {steps}.{more}", gains)
+        whole = loop.budget.limit or limit
+        return StopReason("max_seconds", f"The time of {whole:g} s was over {steps}.{more}", gains)
     if state.converged:
         span = plateau.block * plateau.window
         begin = state.decay[0] if state.decay else state.step

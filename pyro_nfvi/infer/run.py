@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,25 +11,28 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_nfvi._budget import Budget
 from pyro_nfvi.errors import DivergedError, WeightError
 from pyro_nfvi.gaussian import MOST_MODES, GaussianFit, Modes, Normals
 from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.infer.checkpoint import Checkpoint, fingerprint
-from pyro_nfvi.infer.draws import weigh
-from pyro_nfvi.infer.engines import choose
-from pyro_nfvi.infer.findings import MassOutside, MissedModes, ModeSearch
+from pyro_nfvi.infer.draws import most_on_all_data, weigh
+from pyro_nfvi.infer.engines import Chosen, choose
+from pyro_nfvi.infer.findings import Finding, MassOutside, MissedModes, ModeSearch, TimeOver
 from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.guide_spec import flow_name, make_guide
 from pyro_nfvi.infer.keep import keep_better
 from pyro_nfvi.infer.loop import Loop
-from pyro_nfvi.infer.modes import best_of, look_for_modes, missed_modes, modes_of_starts
+from pyro_nfvi.infer.modes import MODE_ROWS, best_of, look_for_modes, missed_modes, modes_of_starts
 from pyro_nfvi.infer.optim import make_optimizer
-from pyro_nfvi.infer.outside import mass_outside, too_much
+from pyro_nfvi.infer.outside import WIDE_ROWS, mass_outside, too_much
 from pyro_nfvi.infer.precondition import gaussian_stage, start_along
-from pyro_nfvi.infer.runaway import blame_runaway, check_proper
+from pyro_nfvi.infer.progress import Progress
+from pyro_nfvi.infer.runaway import blame_runaway, check_proper, with_fit
 from pyro_nfvi.infer.schedule import Schedule, default_rate
 from pyro_nfvi.infer.step import EagerStep
 from pyro_nfvi.infer.stopping import StopReason
+from pyro_nfvi.infer.time_plan import GAUSSIAN, RUNAWAY_ROWS, SEARCH, TimePlan
 from pyro_nfvi.logjoint import LogJoint
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ __all__ = ["WHOLE", "FitRun"]
 #: Draws on which a fit is judged; fewer where one run of the model is very large, or where every
 #: draw takes a run of its own.
 _DRAWS, _LOOP_DRAWS, _FEWEST_DRAWS, _NUMBERS = 2000, 500, 200, 300_000_000
+#: Draws that the choice of the best state takes, and the comparison of modes, for each.
+_KEPT, _COMPARED = 1536, 1024
 #: Condition number of a Gaussian in single precision from which on the report says so.
 _ILL = 1e6
 #: Fits of fewer steps than this take a shorter Gaussian stage.
@@ -60,7 +64,7 @@ class FitRun:
         kwargs: The model's keyword arguments.
         names: The ``pyro.param`` names of the model.
         seed: Seed of all noise.
-        begin: When the call began, in seconds of the monotonic clock.
+        budget: The time of the whole call.
     """
 
     def __init__(
@@ -71,10 +75,11 @@ class FitRun:
         kwargs: dict[str, Any],
         names: frozenset[str],
         seed: int,
-        begin: float,
+        budget: Budget,
     ) -> None:
         self.options, self.model, self.args, self.kwargs = options, model, args, kwargs
-        self.names, self.seed, self.begin = names, seed, begin
+        self.names, self.seed, self.time = names, seed, TimePlan(budget)
+        self.progress = Progress(options.progress)
         #: Whether Ctrl-C came before there was anything to train.
         self.interrupted = False
         #: Modes that were come upon, and from how many starts.
@@ -115,7 +120,9 @@ class FitRun:
     def set_up(self, guide: AutoFlow) -> LogJoint:
         """Build a guide's parameters; return the log joint of its latent space."""
         guide.setup(*self.args, **self.kwargs)
-        return LogJoint(self.model, self.args, self.kwargs, guide.latent)
+        log_joint = LogJoint(self.model, self.args, self.kwargs, guide.latent)
+        self.time.measure(log_joint)
+        return log_joint
 
     def precondition(self, guide: AutoFlow, log_joint: LogJoint) -> GaussianFit | None:
         """Move a guide that was just built to the best Gaussian; None where that was not done."""
@@ -123,12 +130,18 @@ class FitRun:
         if not options.precondition or guide._outer_kind == "flow" or guide._base is not None:
             return None
         init_loc = guide.latent.init_loc
+        if self.time.training.over():
+            self.time.leave_out("a Gaussian to start from")
+            return None
+        budget = self.time.training.part(GAUSSIAN)
         try:
             found = gaussian_stage(
                 log_joint,
                 init_loc,
                 effort=min(1.0, options.max_steps / WHOLE),
                 generator=self._generator(init_loc, 3),
+                budget=budget,
+                progress=self.progress,
             )
         except KeyboardInterrupt:
             self.interrupted = True
@@ -136,17 +149,24 @@ class FitRun:
         except WeightError as error:
             self.notes.append(f"no Gaussian to start from, training starts at init_loc_fn: {error}")
             return None
+        if budget.over():
+            self.time.leave_out("the last steps to the Gaussian")
         if len(found.starts) > 1:
             self.num_starts = len(found.starts)
             self._look_for_modes(log_joint, init_loc, found)
         if self.modes is not None:
             generator = self._generator(init_loc, 5)
-            better = best_of(log_joint, init_loc, found, self.modes, generator)
+            affordable = self.time.affords(_COMPARED * (1 + len(self.modes)))
+            better = (
+                best_of(log_joint, init_loc, found, self.modes, generator) if affordable else found
+            )
             if better is not found:
                 self.notes.append("a mode of more mass than the first one was found")
             found = better
         guide.start_at(found.loc, found.factor)
-        self.notes += start_along(guide, log_joint, found, self._generator(init_loc, 6))
+        self.notes += start_along(
+            guide, log_joint, found, self._generator(init_loc, 6), budget=self.time.training
+        )
         self.notes.insert(
             0,
             f"started at the best Gaussian of {len(found.starts)} starts: ELBO {found.bound:.2f} "
@@ -165,6 +185,10 @@ class FitRun:
         if self.options.explore == "off":
             self.others = modes_of_starts(log_joint, like, found)
             return
+        budget = self.time.training.part(SEARCH)
+        if budget.over():
+            self.time.leave_out("the search for modes")
+            return
         try:
             self.modes = look_for_modes(
                 log_joint,
@@ -173,6 +197,8 @@ class FitRun:
                 tempered=self.options.explore == "tempered",
                 effort=min(1.0, self.options.max_steps / WHOLE),
                 generator=self._generator(like, 4),
+                budget=budget,
+                progress=self.progress,
             )
         except KeyboardInterrupt:
             self.interrupted = True
@@ -180,6 +206,8 @@ class FitRun:
         if self.modes is None:
             self.others = modes_of_starts(log_joint, like, found)
             return
+        if not self.modes.finished:
+            self.time.leave_out("the end of the search for modes")
         self.others = self.modes.normals
         self.num_starts = self.modes.num_starts
         hits = self.modes.hits.tolist()
@@ -202,7 +230,6 @@ class FitRun:
         travels: bool,
         notes: list[str],
         max_steps: int | None = None,
-        max_seconds: float | None = None,
         stage: int = 1,
         grow: int = 1,
     ) -> Fit:
@@ -214,7 +241,6 @@ class FitRun:
             travels: Whether its outer map has a way to go.
             notes: What happened before.
             max_steps: Most steps; those of the options by default.
-            max_seconds: Most seconds; those of the options by default.
             stage: Which training of this run it is; each has a checkpoint of its own.
             grow: Times as many particles; from 2 on, what is flat is judged over twice the steps.
 
@@ -225,13 +251,12 @@ class FitRun:
         schedule = Schedule(
             options.max_steps if max_steps is None else max_steps,
             early=options.stop and not log_joint.subsampled,  # noise hides that a bound rises
-            max_seconds=options.max_seconds if max_seconds is None else max_seconds,
         )
         count = grow * options.num_particles
         loop = self._loop(guide, log_joint, schedule, stage, count, travels=travels)
         loop.plateau.window *= min(grow, 2)
         loop.state.notes += notes
-        started = time.monotonic()
+        started = self.time.whole.spent()
         try:
             reason = _INTERRUPTED if self.interrupted else loop.run()
         except DivergedError as error:
@@ -239,7 +264,8 @@ class FitRun:
             if loop.state.num_skipped < loop.state.step:
                 gave_up = StopReason("diverged", f"Gave up after {loop.state.step} steps.")
                 saved = self._finish(loop, gave_up, started)
-            raise blame_runaway(error, saved) from error
+            afford = self.time.affords(RUNAWAY_ROWS[log_joint.how])
+            raise (blame_runaway(error, saved) if afford else with_fit(error, saved)) from error
         return self._finish(loop, reason, started)
 
     def judge(self, guide: AutoFlow | AutoMixture, log_joint: LogJoint, training: Training) -> Fit:
@@ -248,11 +274,13 @@ class FitRun:
         count = max(_FEWEST_DRAWS, min(most, _NUMBERS // max(1, log_joint.size)))
         density = guide.density()
         generator = self._generator(guide.latent.init_loc, 1) if density.base is None else None
-        scoring = time.monotonic()
-        with torch.no_grad():
-            draws = weigh(density, log_joint, count, generator)
-        end = time.monotonic()
-        training.timing.update(evaluate=end - scoring, total=end - self.begin)
+        begin = self.time.whole.spent()
+        with torch.no_grad(), self.progress.stage("scoring draws", count, unit="draw") as tick:
+            draws = weigh(density, log_joint, count, generator, budget=self.time.whole, tick=tick)
+        end = self.time.whole.spent()
+        if len(draws.z) < min(count, most_on_all_data(log_joint)):
+            self.time.leave_out("some of the draws on which a fit is judged")
+        training.timing.update(evaluate=end - begin, total=end)
         store = pyro.get_param_store()
         held = store.get_state()
         return Fit(
@@ -269,6 +297,8 @@ class FitRun:
 
     def leaves_out(self, fit: Fit) -> bool:
         """Whether posterior mass lies where the guide has next to nothing, for all that is seen."""
+        if not self.time.affords(WIDE_ROWS):
+            return False  # there is no time to mend it either
         density = fit.guide.density()
         return too_much(mass_outside(density, fit.require_model(), fit.draws, self.seed))
 
@@ -280,20 +310,37 @@ class FitRun:
         """
         log_joint = fit.require_model()
         density = fit.guide.density()
-        missed = missed_modes(density, log_joint, self.others, fit.draws)
+        missed: list[str] = []
+        others = 0 if self.others is None else len(self.others)
+        if others and self.time.affords(MODE_ROWS * others, "the look at modes that are missed"):
+            missed = missed_modes(density, log_joint, self.others, fit.draws)
+        outside = None
+        if self.time.affords(WIDE_ROWS, "the look for mass outside of the guide"):
+            with self.progress.stage("looking for mass outside of the guide", 1, unit="look"):
+                outside = mass_outside(density, log_joint, fit.draws, self.seed)
+        proper = self.time.affords(
+            RUNAWAY_ROWS[log_joint.how], "the look for directions without a posterior"
+        )
         alone = sum(mode["starts"] <= 1 for mode in fit.modes)
         count = len(fit.modes)
-        findings = [
+        findings: list[Finding] = [
             *fit.training.findings,
             ModeSearch(self.num_starts, count, alone, count >= MOST_MODES),
-            MassOutside(*(mass_outside(density, log_joint, fit.draws, self.seed) or ())),
+            MassOutside(*(outside or ())),
         ]
         if missed:
             findings.append(MissedModes(len(missed)))
+        if self.time.undone:
+            assert self.time.whole.limit is not None
+            findings.append(TimeOver(self.time.whole.limit, tuple(self.time.undone)))
         training = dataclasses.replace(
             fit.training, findings=tuple(findings), notes=(*fit.training.notes, *missed)
         )
-        return check_proper(dataclasses.replace(fit, training=training))
+        fit = dataclasses.replace(fit, training=training)
+        if not proper:
+            return fit
+        with self.progress.stage("looking whether there is a posterior", 1, unit="look"):
+            return check_proper(fit)
 
     def settings(self, guide: AutoFlow | AutoMixture, log_joint: LogJoint) -> dict[str, Any]:
         """Options of this run, by name, for the fit's report and file."""
@@ -335,7 +382,7 @@ class FitRun:
         standard = guide.density().base is None
         asked = "svi" if self.interrupted else options.engine
         return Loop(
-            choose(asked, step, count, schedule.max_steps),
+            self._engine(asked, step, count, schedule.max_steps),
             guide,
             log_joint,
             options.objective,
@@ -347,11 +394,19 @@ class FitRun:
             stop=options.stop and not log_joint.subsampled,
             callbacks=options.callbacks,
             checkpoint=self._checkpoint(guide, stage),
-            show=options.progress,
+            progress=self.progress,
+            budget=self.time.training,
+            what=f"training {flow_name(guide) or 'the Gaussian'}",
             # What changes in the first training, such as a temperature, has changed for good.
             first=0 if stage == 1 else options.objective.settled,
             average=options.average or bool(log_joint.subsampled),
         )
+
+    def _engine(self, asked: str, step: EagerStep, count: int, max_steps: int) -> Chosen:
+        with self.progress.stage("choosing and building the engine", 1, unit="engine") as tick:
+            chosen = choose(asked, step, count, max_steps, budget=self.time.training)
+            tick(1)
+        return chosen
 
     def _checkpoint(self, guide: AutoFlow, stage: int) -> Checkpoint | None:
         options = self.options
@@ -369,9 +424,9 @@ class FitRun:
 
     def _finish(self, loop: Loop, reason: StopReason, started: float) -> Fit:
         """Keep the better of the last and the best state, judge it, and wrap it up."""
-        trained, state, engine = time.monotonic(), loop.state, loop.engine
+        trained, state, engine = self.time.whole.spent(), loop.state, loop.engine
         notes = list(state.notes)
-        if not keep_better(loop, self.seed):
+        if self.time.affords(_KEPT) and not keep_better(loop, self.seed):
             which = "the average of some, or " if loop.average else ""
             notes.append(
                 f"{which}the state of an earlier step was better than the last one and is kept"
@@ -382,7 +437,7 @@ class FitRun:
         if state.num_bad:
             notes.append(f"{state.num_bad} particles were left out: not finite")
         timing = {
-            "setup": started - self.begin,
+            "setup": started,
             "fit": trained - started,
             "evaluate": 0.0,
             "total": 0.0,

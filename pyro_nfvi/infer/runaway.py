@@ -19,7 +19,7 @@ from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.logjoint.terms import largest_terms
 from pyro_nfvi.supports import bijection
 
-__all__ = ["Runaway", "blame_runaway", "check_proper", "find_runaway"]
+__all__ = ["Runaway", "blame_runaway", "check_proper", "find_runaway", "with_fit"]
 
 #: A fit of fewer steps has not looked around yet.
 _FEWEST_STEPS = 100
@@ -102,9 +102,13 @@ def blame_runaway(error: DivergedError, fit: Fit | None) -> DivergedError:
     if fit is not None and fit.log_joint is not None:
         found = find_runaway(fit.latent, fit.log_joint, fit.draws.z, fit.log_joint.draw_subsample())
         fit = fit if found is None else _noted(fit, found)
-    told = error if found is None else DivergedError(f"{found} {error}")
-    told.fit = fit
-    return told
+    return with_fit(error if found is None else DivergedError(f"{found} {error}"), fit)
+
+
+def with_fit(error: DivergedError, fit: Fit | None) -> DivergedError:
+    """Give the error of a fit that diverged its fit, without a look for why it did."""
+    error.fit = fit
+    return error
 
 
 def _noted(fit: Fit, found: Runaway) -> Fit:

@@ -61,8 +61,8 @@ class Compiler:
         """Everything about it on which an object depends."""
         return "\n".join((*self.command, self.version, *self.flags, *self.libraries))
 
-    def build(self, source: str, target: Path) -> None:
-        """Compile a source into a shared object at ``target``.
+    def build(self, source: str, target: Path, patience: float = _PATIENCE) -> None:
+        """Compile a source into a shared object at ``target``, within so many seconds.
 
         Raises:
             Unsupported: It failed, was killed, took too long, or the disk is full.
@@ -72,7 +72,7 @@ class Compiler:
                 code, made = Path(folder, "step.cpp"), Path(folder, "step.so")
                 code.write_text(source, encoding="utf-8")
                 line = [*self.command, *self.flags, str(code), "-o", str(made)]
-                _run([*line, *self.libraries], folder)
+                _run([*line, *self.libraries], folder, min(patience, _PATIENCE))
                 shutil.copyfile(made, target)
         except OSError as error:
             raise Unsupported(f"the compiler's files cannot be written ({error})") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
 import time
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,11 @@ class BuildInfo:
 
 
 def build_native(
-    program: Program, optimizer_spec: OptimizerSpec, *, eager: bool = False
+    program: Program,
+    optimizer_spec: OptimizerSpec,
+    *,
+    eager: bool = False,
+    patience: float = math.inf,
 ) -> NativeRunner:
     """Build a runner that takes the program's steps in compiled code.
 
@@ -76,13 +81,14 @@ def build_native(
         program: The captured step; its parameters and constants are float32 or float64.
         optimizer_spec: The optimiser.
         eager: Leave to PyTorch the operations without a rule, each at some ten microseconds.
+        patience: Seconds that a compile may take; what is compiled already takes none.
 
     Returns:
         The runner, with the present parameters and optimiser state already in it.
 
     Raises:
         Unsupported: An operation without a rule (unless ``eager``), an unknown optimiser, no
-            compiler; the message is the reason.
+            compiler, or a compile that would take too long; the message is the reason.
 
     Cost:
         A compile of one to a few seconds the first time; afterwards the object is found.
@@ -119,7 +125,7 @@ def build_native(
         ]
     )
     middle = time.perf_counter()
-    path, cached = compile_text(text)
+    path, cached = compile_text(text, patience)
     end = time.perf_counter()
     left = tuple(one.name for one in source.eager)
     info = BuildInfo(middle - begin, end - middle, cached, source.loops, left)
