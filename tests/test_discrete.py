@@ -33,10 +33,10 @@ def mixture():
 def bernoulli():
     """Runs in a plate of particles; one observation is hidden by a mask."""
     w = weight()
-    with pyro.plate("data", 3):
+    with pyro.plate("data", 3), poutine.scale(scale=5.0):
         which = pyro.sample("which", dist.Bernoulli(w))
         loc = pyro.deterministic("chosen", 2 * which - 1 + w, event_dim=0)
-        with poutine.mask(mask=torch.tensor([True, True, False])), poutine.scale(scale=5.0):
+        with poutine.mask(mask=torch.tensor([True, True, False])):
             pyro.sample("y", dist.Normal(loc, 1.0), obs=Y)
 
 

@@ -496,3 +496,141 @@ def test_float64_in_float64_out():
 
     log_joint = build(model)
     assert log_joint(torch.zeros(3, 1, dtype=torch.float64)).dtype == torch.float64
+
+
+# ------------------------------------------------------------------- scales and plates, as in Pyro
+
+
+def test_the_scale_of_a_mini_batch_stands_outside_of_the_sum():
+    """Averaged over all batches the log joint is that of all data, which is the point of a scale."""
+    y = torch.tensor([-2.0, 1.5, 2.0, 0.3])
+
+    def of(size):
+        @config_enumerate
+        def model(y):
+            loc = pyro.sample("loc", dist.Normal(0.0, 3.0))
+            with pyro.plate("data", 4, subsample_size=size) as index:
+                k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7])))
+                pyro.sample("y", dist.Normal(loc + 2 * k, 1.0), obs=y[index])
+
+        return build(model, y)
+
+    z = torch.randn(5, 1)
+    batches = [torch.tensor([0, 1]), torch.tensor([2, 3])]
+    mean = sum(of(2)(z, {"data": batch}) for batch in batches) / 2
+    torch.testing.assert_close(mean, of(4)(z))
+
+
+def refused(model, words):
+    with pytest.raises(ModelError, match=words):
+        build(config_enumerate(model))
+
+
+def test_what_pyro_refuses_is_refused_with_the_sites():
+    def scales():
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3):
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+            with poutine.scale(scale=2.0):
+                pyro.sample("y", dist.Normal(loc + k, 1.0), obs=torch.zeros(3))
+
+    refused(scales, "'k' and 'y'.*different scales, 1 and 2.*under one scale")
+
+    def rows():
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3), poutine.scale(scale=torch.tensor([1.0, 2.0, 3.0])):
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+            pyro.sample("y", dist.Normal(loc + k, 1.0), obs=torch.zeros(3))
+
+    refused(rows, r"'k'.*tensor of shape \(3,\).*has to be one number")
+
+    def no_plate():
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        pyro.sample("y", dist.Normal(loc + k, torch.ones(3)), obs=torch.zeros(3))
+
+    with pyro.validation_enabled(False):
+        refused(no_plate, r"'y'.*belongs to no pyro.plate.*to_event")
+
+    def escapes():
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3):
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+        pyro.sample("y", dist.Normal(loc + k.sum(-1), 1.0), obs=torch.tensor(0.0))
+
+    refused(escapes, "'y' depends on the discrete site 'k'.*plate 'data'.*Put 'y' into the plate")
+
+    def crossed():
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        rows, columns = pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 3, dim=-1)
+        with rows:
+            j = pyro.sample("j", dist.Bernoulli(0.3))
+        with columns:
+            k = pyro.sample("k", dist.Bernoulli(0.4))
+        with rows, columns:
+            pyro.sample("y", dist.Normal(loc + j * k, 1.0), obs=torch.zeros(2, 3))
+
+    refused(crossed, "'j', 'k'.*across plates.*sequential")
+
+
+def test_a_site_after_a_plate_that_does_not_depend_on_it_is_taken():
+    def model():
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3):
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+            pyro.sample("y", dist.Normal(loc + k, 1.0), obs=torch.zeros(3))
+        pyro.sample("more", dist.Normal(loc, 1.0), obs=torch.tensor(0.4))
+
+    assert torch.isfinite(build(config_enumerate(model))(torch.zeros(2, 1))).all()
+
+
+# ----------------------------------------------------------------------- log likelihoods, discrete
+
+
+def test_likelihood_beside_a_discrete_site_takes_the_mask_and_what_latents_tell():
+    mask = torch.tensor([True, False, True])
+
+    @config_enumerate
+    def model():
+        with pyro.plate("data", 3):
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+            x = pyro.sample("x", dist.Normal(2 * k, 0.5))
+            with poutine.mask(mask=mask):
+                pyro.sample("y", dist.Normal(x + k, 1.0), obs=torch.ones(3))
+
+    log_joint = build(model)
+    z = torch.randn(4, 3)
+    found = log_joint.evaluate(z, log_likelihood=True).log_likelihood["y"]
+    odds = dist.Normal(2.0, 0.5).log_prob(z) - dist.Normal(0.0, 0.5).log_prob(z)
+    p = torch.sigmoid(odds + torch.tensor(0.3 / 0.7).log())
+    one, other = dist.Normal(z + 1, 1.0).log_prob(torch.ones(())), dist.Normal(z, 1.0)
+    exact = torch.logaddexp(p.log() + one, (1 - p).log() + other.log_prob(torch.ones(())))
+    torch.testing.assert_close(found, torch.where(mask, exact, 0.0))
+
+
+def test_observations_that_share_a_discrete_site_have_no_density_of_their_own():
+    @config_enumerate
+    def model():
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3):
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+            pyro.sample("y", dist.Normal(loc + k, 1.0), obs=torch.zeros(3))
+            pyro.sample("x", dist.Normal(loc - k, 1.0), obs=torch.zeros(3))
+
+    with pytest.raises(ModelError, match="'y' cannot be split.*shares a discrete site.*'x'"):
+        build(model).evaluate(torch.zeros(2, 1), log_likelihood=True)
+
+
+def test_many_terms_keep_the_digits_of_the_finest():
+    """A float32 site behind float64 data does not round the sum to float32."""
+
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0))
+        data = torch.linspace(0, 1e3, 50, dtype=torch.float64)
+        pyro.sample("y", dist.Normal(x, 1.0).expand([50]).to_event(1), obs=data)
+        pyro.sample("b", dist.Bernoulli(torch.tensor(0.5)), obs=torch.tensor(1.0))
+
+    log_joint = build(model)
+    z = torch.zeros(2, 1, dtype=torch.float64)
+    right = poutine.trace(poutine.condition(model, data={"x": z[0, 0]})).get_trace().log_prob_sum()
+    torch.testing.assert_close(log_joint(z)[0], right, rtol=1e-14, atol=0)

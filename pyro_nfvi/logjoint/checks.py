@@ -17,17 +17,22 @@ from torch import Tensor
 from pyro_nfvi.errors import ModelError, NoDataWarning
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint.missing import mask_of
-from pyro_nfvi.logjoint.run import is_deterministic, is_observed
+from pyro_nfvi.logjoint.run import ModelRun, is_deterministic, is_observed
 from pyro_nfvi.supports import support_of, support_spec
 
 __all__ = [
     "check_data",
+    "check_discrete_plates",
     "check_finite",
     "check_same_numbers",
     "check_structure",
     "nonfinite_sites",
     "quiet",
 ]
+
+
+#: Most discrete sites whose dependents are looked at, a run of the model each.
+_MOST_DISCRETE = 50
 
 
 @contextmanager
@@ -140,8 +145,12 @@ def _nan_is_meant(site: Mapping[str, Any]) -> bool:
         return False
 
 
-def check_structure(trace: Trace, latent: LatentSpace, enumerated: frozenset[str]) -> None:
+def check_structure(
+    trace: Trace, latent: LatentSpace, enumerated: frozenset[str], nesting: int | None = None
+) -> None:
     """Refuse a model whose sites are not those of the latent space.
+
+    ``nesting`` is that of an enumerated trace: dimensions left of it are those of discrete values.
 
     Raises:
         ModelError: A latent site is missing, new, of another shape, or has a support that
@@ -156,7 +165,8 @@ def check_structure(trace: Trace, latent: LatentSpace, enumerated: frozenset[str
                 "always and let the likelihood use it or not."
             )
         site = sites[name]
-        shape = tuple(site["fn"].batch_shape) + tuple(site["fn"].event_shape)
+        shape = _batch_shape(site, len(record.batch_shape), nesting)
+        shape += tuple(site["fn"].event_shape)
         if shape != record.shape:
             raise ModelError(
                 f"The latent site {name!r} has shape {shape} in this run of the model, and had "
@@ -177,6 +187,17 @@ def check_structure(trace: Trace, latent: LatentSpace, enumerated: frozenset[str
                 f"The latent site {name!r} is not in the guide, so it would be drawn from the "
                 "prior at every step. Expose it to the guide, or condition the model on it."
             )
+
+
+def _batch_shape(site: Mapping[str, Any], length: int, nesting: int | None) -> tuple[int, ...]:
+    """Batch shape of a site, without the dimensions of discrete values that it depends on."""
+    shape = tuple(site["fn"].batch_shape)
+    if nesting is None or len(shape) <= nesting:
+        return shape
+    shape = shape[len(shape) - nesting :]
+    while len(shape) > length and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 def _close(one: Any, other: Any) -> bool:
@@ -207,6 +228,56 @@ def check_same_numbers(first: Trace, second: Trace) -> None:
                 "dropout, a shuffled data set ...). Draw them once outside and pass them as "
                 "arguments, or make them latent sites."
             )
+
+
+def check_discrete_plates(
+    run: ModelRun, values: Mapping[str, Tensor], subsample: Mapping[str, Tensor]
+) -> None:
+    """Refuse a site outside of a plate that depends on a discrete site inside.
+
+    Enumeration gives all rows of a plate the same discrete value at a time, so that such a site
+    would be scored at no value that occurs: Pyro's TraceEnum_ELBO warns of what looks so. Here the
+    model is run with one discrete site changed, and the sites are named whose density changes.
+
+    Raises:
+        ModelError: Names both sites and the plate.
+    """
+    first = run.trace(dict(values), subsample, enumerate_sites=False)
+    held = {name: first.nodes[name]["value"] for name in first.nodes if name in run.enumerated}
+    inside = {name: _plates(first.nodes[name]) for name in held}
+    for name in [name for name in held if inside[name]][:_MOST_DISCRETE]:
+        other = {**held, name: _next_value(first.nodes[name])}
+        second = run.trace({**values, **other}, subsample, enumerate_sites=False)
+        for found, site in _samples(second):
+            outside = inside[name] - _plates(site)
+            if found == name or not outside or found not in first.nodes:
+                continue
+            one, two = site["unscaled_log_prob"], first.nodes[found]["unscaled_log_prob"]
+            if not torch.equal(torch.nan_to_num(one), torch.nan_to_num(two)):
+                raise ModelError(
+                    f"The site {found!r} depends on the discrete site {name!r}, which lies in the "
+                    f"plate {sorted(outside)[0]!r}, and is outside of that plate. The rows of the "
+                    f"plate cannot be summed out one by one then. Put {found!r} into the plate, "
+                    "or make the plate sequential: for i in pyro.plate(...)."
+                )
+
+
+def _plates(site: Mapping[str, Any]) -> set[str]:
+    """Names of the vectorised plates of more than one row."""
+    return {f.name for f in site["cond_indep_stack"] if f.vectorized and int(f.size) > 1}
+
+
+def _next_value(site: Mapping[str, Any]) -> Tensor:
+    """Every entry of a discrete site's value replaced by the next of its support."""
+    fn, value = site["fn"], site["value"]
+    support = fn.enumerate_support(expand=False)
+    support = support.reshape(len(support), *fn.event_shape)
+    event = tuple(range(-len(fn.event_shape), 0))
+    same = value.unsqueeze(0) == support.reshape(
+        len(support), *(1,) * (value.dim() - len(fn.event_shape)), *fn.event_shape
+    )
+    index = (same.all(event) if event else same).long().argmax(0)
+    return support[(index + 1) % len(support)]
 
 
 def check_finite(trace: Trace, log_p: Tensor) -> None:

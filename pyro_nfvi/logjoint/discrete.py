@@ -13,7 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
-from pyro_nfvi.logjoint.enumeration import ring_for
+from pyro_nfvi.logjoint.enumeration import factorise, ring_for
 
 __all__ = ["draw_discrete"]
 
@@ -40,21 +40,15 @@ def draw_discrete(
     Cost:
         One contraction of the enumerated factors per site.
     """
-    trace.pack_tensors()
+    # The same factors as in the log joint, whose scale changes how much they count, but not what
+    # they say of a draw.
+    _, terms = factorise(trace, [s for s in trace.nodes.values() if s["type"] == "sample"])
     symbols, places = trace.plate_to_symbol, trace.symbol_to_dim
     enumerated = set(places) - set(symbols.values())
     factors: list[tuple[frozenset[str], Tensor]] = []
-    for node in trace.nodes.values():
-        if node["type"] != "sample":
-            continue
-        # The observations' scale changes how much they count, but not what they say of a draw:
-        # the mask does. Pyro's own infer_discrete takes it so too.
-        packed = node["packed"]["unscaled_log_prob"]
-        mask = node["packed"].get("mask")
-        if mask is not None and mask is not True:
-            packed = _masked(packed, mask)
+    for site, packed in terms:
         if enumerated & set(packed._pyro_dims):
-            plates = {symbols[f.name] for f in node["cond_indep_stack"] if f.vectorized}
+            plates = {symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized}
             factors.append((frozenset(plates), packed))
     # Packing drops axes of length 1, those of plates too.
     present = set().union(*(factor._pyro_dims for _, factor in factors))
@@ -81,17 +75,6 @@ def draw_discrete(
 
 def _num_plates(node: Mapping[str, Any]) -> int:
     return sum(bool(frame.vectorized) for frame in node["cond_indep_stack"])
-
-
-def _masked(packed: Tensor, mask: Tensor) -> Tensor:
-    dims = packed._pyro_dims
-    aligned = mask.permute([mask._pyro_dims.index(s) for s in dims if s in mask._pyro_dims])
-    for place, symbol in enumerate(dims):
-        if symbol not in mask._pyro_dims:
-            aligned = aligned.unsqueeze(place)
-    found = torch.where(aligned, packed, torch.zeros_like(packed))
-    found._pyro_dims = dims
-    return found
 
 
 def _marginal(

@@ -19,6 +19,7 @@ from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint.assign import Assignment
 from pyro_nfvi.logjoint.checks import (
     check_data,
+    check_discrete_plates,
     check_finite,
     check_same_numbers,
     check_structure,
@@ -329,11 +330,17 @@ class LogJoint:
             values, _ = latent.constrain(latent.init_loc)
             first, second = run.trace(values, subsample), run.trace(values, subsample)
         check_same_numbers(first, second)
+        if self.enumerated:
+            with pyro.validation_enabled(False):
+                check_discrete_plates(run, values, subsample)
+            run.check_scales(first)
         check_finite(first, run.scalar(latent.init_loc, subsample)[0])
         with pyro.validation_enabled(False):
             for z in self._points(3):
                 values, _ = latent.constrain(z)
-                check_structure(run.trace(values, subsample), latent, self.enumerated)
+                check_structure(
+                    run.trace(values, subsample), latent, self.enumerated, self.max_plate_nesting
+                )
         return first
 
     def _points(self, count: int) -> Tensor:

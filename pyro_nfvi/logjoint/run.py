@@ -21,7 +21,15 @@ from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint.discrete import draw_discrete
-from pyro_nfvi.logjoint.enumeration import VmapEnum, sum_out
+from pyro_nfvi.logjoint.enumeration import (
+    Factor,
+    VmapEnum,
+    check_scales,
+    common_scale,
+    connected,
+    factorise,
+    sum_out,
+)
 from pyro_nfvi.logjoint.missing import Complete
 
 __all__ = ["Evaluation", "ModelRun", "SetSubsample", "is_deterministic", "is_observed"]
@@ -201,21 +209,35 @@ class ModelRun:
 
     def _total(self, trace: Trace, particles: int | None) -> Tensor:
         """Sum the log probabilities of a trace, per particle, discrete sites summed out."""
+        sites, factors = self._sites(trace), []
         if self.enumerated:
-            keep = () if particles is None else (PARTICLES,)
-            return sum_out(trace, self._sites(trace), keep, under_vmap=self.under_vmap)
-        total = torch.zeros(())
-        for site in self._sites(trace):
+            sites, factors = factorise(trace, sites)
+        total: Tensor | None = None
+        for site in sites:
             log_prob = site["log_prob"]
             lead = log_prob.dim() - self.max_plate_nesting - 1
+            while lead > 0 and log_prob.shape[0] == 1:  # a discrete site of one value
+                log_prob, lead = log_prob.squeeze(0), lead - 1
             if particles is None or lead < 0:  # lead < 0: the site does not know the particles
                 log_prob = log_prob.sum()
             elif lead == 0:
                 log_prob = log_prob.reshape(log_prob.shape[0], -1).sum(1)
             else:
                 raise ModelError(f"site {site['name']!r} has dimensions left of all plates")
-            total = total.to(log_prob) + log_prob
-        return total
+            total = log_prob if total is None else total + log_prob
+        if factors:
+            keep = () if particles is None else (PARTICLES,)
+            found = sum_out(trace, factors, keep, under_vmap=self.under_vmap)
+            # The scale stands outside of the sum, as in Pyro's TraceEnum_ELBO.
+            found = found * common_scale(factors)
+            total = found if total is None else total + found
+        return torch.zeros(()) if total is None else total
+
+    def check_scales(self, trace: Trace) -> None:
+        """Refuse an enumerated trace whose scales differ where they must not."""
+        _, factors = factorise(trace, self._sites(trace))
+        if factors:
+            check_scales(factors)
 
     @staticmethod
     def _sites(trace: Trace) -> list[dict[str, Any]]:
@@ -241,39 +263,45 @@ class ModelRun:
 
     def _likelihood(self, trace: Trace, site: dict[str, Any], particles: int | None) -> Tensor:
         name = site["name"]
-        if not self.enumerated:
+        factor, factors = None, []
+        if self.enumerated:
+            _, factors = factorise(trace, self._sites(trace))
+            factor = next((f for f in factors if f.site is site), None)
+        if factor is None:
             log_prob = site["unscaled_log_prob"]
             mask = site["mask"]
             if mask is not None:
                 mask = torch.as_tensor(mask, device=log_prob.device)
                 log_prob = torch.where(mask, log_prob, torch.zeros_like(log_prob))
         else:
-            discrete = [s for s in self._sites(trace) if s["name"] in self.enumerated]
-            self._refuse_shared(trace, site, discrete)
+            summed = set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())
+            group = connected(factors, summed, factor)
+            self._refuse_shared(site, group)
             plates = [f.name for f in site["cond_indep_stack"] if f.vectorized]
-            log_prob = sum_out(
-                trace,
-                [*discrete, site],
-                plates,
-                which="unscaled_log_prob",
-                under_vmap=self.under_vmap,
-            )
+            log_prob = sum_out(trace, group, plates, under_vmap=self.under_vmap)
+            if any(f.site["name"] in self.latent.sites for f in group):
+                # Continuous latents tell of the discrete ones: the density is given them.
+                rest = [f for f in group if f is not factor]
+                log_prob = log_prob - sum_out(trace, rest, plates, under_vmap=self.under_vmap)
         if particles is None:
             self.shapes.setdefault(f"log_likelihood/{name}", tuple(log_prob.shape))
         return self._rows(f"log_likelihood/{name}", log_prob, particles)
 
-    @staticmethod
-    def _refuse_shared(trace: Trace, site: dict[str, Any], discrete: list[dict[str, Any]]) -> None:
-        """A discrete site outside a plate ties the observations of the plate together."""
-        trace.pack_tensors()
-        used = set(site["packed"]["unscaled_log_prob"]._pyro_dims)
-        for other in discrete:
-            enum_dim = other["infer"].get("_enumerate_dim")
-            symbol = other["infer"]["_dim_to_symbol"].get(enum_dim)
-            missing = {f.name for f in site["cond_indep_stack"]} - {
+    def _refuse_shared(self, site: dict[str, Any], group: list[Factor]) -> None:
+        """Refuse a site whose observations are tied together by what is summed out."""
+        for factor in group:
+            other = factor.site
+            if is_observed(other, self.latent.sites) and other is not site:
+                raise ModelError(
+                    f"The log likelihood of {site['name']!r} cannot be split into observations: "
+                    f"it shares a discrete site that is summed out with {other['name']!r}, so that "
+                    "neither has a density of its own. Give the discrete site one observed site, "
+                    "such as one of a joint distribution"
+                )
+            missing = {f.name for f in site["cond_indep_stack"] if f.vectorized} - {
                 f.name for f in other["cond_indep_stack"]
             }
-            if symbol in used and missing:
+            if factor.discrete and missing:
                 raise ModelError(
                     f"The log likelihood of {site['name']!r} cannot be split into observations: "
                     f"the enumerated site {other['name']!r} is shared by the plate "
