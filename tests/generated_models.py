@@ -77,11 +77,13 @@ LATENT = {
     ),
     "vector": lambda m: dist.Normal(vec(m, 2), t(1.0)).to_event(1),
     "lognormal vector": lambda m: dist.LogNormal(0.2 * vec(m, 3), t(0.5)).to_event(1),
-    "matrix": lambda m: dist.Normal(vec(m, 2).unsqueeze(-1), t(1.0))
-    .expand((*m.shape, 2, 3))
-    .to_event(2),
+    "matrix": lambda m: (
+        dist.Normal(vec(m, 2).unsqueeze(-1), t(1.0)).expand((*m.shape, 2, 3)).to_event(2)
+    ),
     "mvn": lambda m: dist.MultivariateNormal(vec(m, 2), COV),
-    "low rank": lambda m: dist.LowRankMultivariateNormal(vec(m, 2), t([[0.5], [0.2]]), t([1.0, 2.0])),
+    "low rank": lambda m: dist.LowRankMultivariateNormal(
+        vec(m, 2), t([[0.5], [0.2]]), t([1.0, 2.0])
+    ),
     "mvt": lambda m: dist.MultivariateStudentT(t(4.0), vec(m, 2), torch.linalg.cholesky(COV)),
     "dirichlet": lambda m: dist.Dirichlet(pos(vec(m, 3))),
     "ordered": lambda m: dist.TransformedDistribution(
@@ -202,9 +204,7 @@ def specs(draw: Any, *, discrete: bool = True) -> Spec:
         mask = draw(st.sampled_from(["none", "none", "none", "true", "false", "rows"]))
         name = f"{kind[0]}{number}"
         length = draw(st.integers(2, 4)) if kind == "markov" else 0
-        statements.append(
-            Statement(kind, name, what, context, tuple(parents), scale, mask, length)
-        )
+        statements.append(Statement(kind, name, what, context, tuple(parents), scale, mask, length))
         if kind in ("latent", "discrete", "deterministic"):
             seen[name] = context
     outer = draw(st.sampled_from([1.0, 1.0, 1.0, 3.0]))
@@ -284,7 +284,9 @@ class _Interpreter:
         row = torch.tensor([items[i % len(items)] for i in range(size)], dtype=kind)
         return row.reshape(-1, 1) if name == "a" else row
 
-    def _statement(self, s: Statement, mean: Tensor, values: dict[str, Tensor], plates: Any) -> None:
+    def _statement(
+        self, s: Statement, mean: Tensor, values: dict[str, Tensor], plates: Any
+    ) -> None:
         if s.kind == "latent":
             fn = LATENT[s.what](mean)
             value = pyro.sample(s.name, _proper(fn)) if self.draws else pyro.sample(s.name, fn)
