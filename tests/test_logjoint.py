@@ -502,7 +502,7 @@ def test_float64_in_float64_out():
 
 
 def test_the_scale_of_a_mini_batch_stands_outside_of_the_sum():
-    """Averaged over all batches the log joint is that of all data, which is the point of a scale."""
+    """Averaged over all batches the log joint is that of all data."""
     y = torch.tensor([-2.0, 1.5, 2.0, 0.3])
 
     def of(size):
