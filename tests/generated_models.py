@@ -1,7 +1,7 @@
 """Random models, drawn by hypothesis, for laws about the log joint.
 
-A model is a list of statements: latent, discrete and observed sites, factors and Markov chains, each
-in some of the model's plates and under handlers. All numbers are float64.
+A model is a list of statements: latent, discrete and observed sites, factors and Markov chains,
+each in some of the plates of the model and under handlers. All numbers are float64.
 """
 
 from __future__ import annotations

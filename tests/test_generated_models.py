@@ -104,7 +104,7 @@ def law(examples):
 
 
 @given(specs())
-@law(50)
+@law(40)
 def test_log_joint_is_that_of_pyro(spec):
     check(spec)
 
