@@ -27,6 +27,7 @@ __all__ = [
     "OptionError",
     "ParamStoreError",
     "ShapeError",
+    "StartWarning",
     "WeightError",
 ]
 
@@ -81,6 +82,10 @@ class WeightError(NFVIError, ArithmeticError):
 
 class NoDataWarning(UserWarning):
     """The model has no observed site: its posterior is its prior."""
+
+
+class StartWarning(UserWarning):
+    """The user's initial point cannot be started from; the message says where the guide starts."""
 
 
 class ImproperWarning(UserWarning):

@@ -97,7 +97,9 @@ class Target:
                 log_p = self.log_density(points)
                 (score,) = torch.autograd.grad(log_p.sum(), points)
             return log_p.detach().double(), score.double()
-        except (RuntimeError, ValueError):  # one matrix without a Cholesky factor, say
+        except (TypeError, NameError, AttributeError, ImportError):
+            raise  # a mistake of the model's own code
+        except Exception:  # one matrix without a Cholesky factor, say, or an integrator that fails
             if len(rows) <= smallest:
                 bad = torch.full(rows.shape, torch.nan, dtype=torch.float64, device=rows.device)
                 return bad[:, 0], bad

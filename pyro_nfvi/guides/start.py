@@ -1,4 +1,4 @@
-"""A first value for each site: drawn from its prior, or feasible where nothing can be drawn."""
+"""Points to start from: the unconstrained origin, uniform draws around it, draws from the prior."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from torch import Tensor
 
 from pyro_nfvi.supports import bijection, support_of
 
-__all__ = ["feasible", "prior_trace", "value_of"]
+__all__ = ["around_origin", "feasible", "prior_trace", "start_trace", "value_of"]
+
+#: Half the width of uniform draws around the unconstrained origin, as Stan has it.
+_RADIUS = 2.0
 
 
 def feasible(site: Mapping[str, Any]) -> Tensor:
@@ -26,9 +29,19 @@ def feasible(site: Mapping[str, Any]) -> Tensor:
         >>> feasible({"fn": fn})
         tensor([1., 1., 1.])
     """
-    fn = site["fn"]
-    transform = bijection(support_of(fn))
-    return transform(torch.zeros(transform.inverse_shape(fn.shape())))
+    transform, zeros = _origin(site)
+    return transform(zeros)
+
+
+def around_origin(site: Mapping[str, Any]) -> Tensor:
+    """Draw a site's unconstrained value uniformly from -2 to 2; a discrete site from its prior.
+
+    Source: Stan's default initial values.
+    """
+    if getattr(getattr(site["fn"], "support", None), "is_discrete", False):
+        return site["fn"].sample()
+    transform, zeros = _origin(site)
+    return transform(_RADIUS * (2 * torch.rand_like(zeros) - 1))
 
 
 def value_of(site: Mapping[str, Any]) -> Tensor:
@@ -43,5 +56,30 @@ def prior_trace(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Trace:
     """Run the model once, alone and without gradients, whatever its priors can or cannot."""
+    return start_trace(value_of, model, args, kwargs)
+
+
+def start_trace(
+    start: Callable[[Mapping[str, Any]], Tensor],
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Trace:
+    """Run the model once, alone and without gradients, at values given site by site."""
     with torch.no_grad(), poutine.block():
-        return poutine.trace(InitMessenger(value_of)(model)).get_trace(*args, **kwargs)
+        return poutine.trace(InitMessenger(start)(model)).get_trace(*args, **kwargs)
+
+
+def _origin(site: Mapping[str, Any]) -> tuple[Any, Tensor]:
+    """Bijection of a site's support, and the origin, with dtype and device of the site's draws."""
+    fn = site["fn"]
+    transform = bijection(support_of(fn))
+    try:
+        # Forked: where a start lies does not depend on how its dtype is found.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            like = fn.sample()
+    except (NotImplementedError, RuntimeError, ValueError):  # an improper prior, or a vague one
+        like = torch.zeros(())
+    dtype = torch.promote_types(like.dtype, torch.get_default_dtype())
+    shape = transform.inverse_shape(fn.shape())
+    return transform, torch.zeros(shape, dtype=dtype, device=like.device)

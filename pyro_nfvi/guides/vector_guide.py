@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,21 +16,29 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.guides import AutoGuide, prototype_hide_fn
-from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.bases import Base
 from pyro_nfvi.density import FlowDensity
-from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError, ParamStoreError
+from pyro_nfvi.errors import (
+    ModelError,
+    NotSetUpError,
+    OptionError,
+    ParamStoreError,
+    StartWarning,
+)
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.guides.draws import chunk_rows, deterministic_sites, draws_shape
 from pyro_nfvi.guides.posterior import BaseNoise, FlowPosterior
 from pyro_nfvi.guides.start import feasible
+from pyro_nfvi.guides.start_search import find_start
 from pyro_nfvi.guides.structure import StructureWatch
 from pyro_nfvi.guides.summary import ONE_SD, base_points
 from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.logjoint import StartFault, start_fault
 from pyro_nfvi.pyro_state import takes_turn
 from pyro_nfvi.supports import bijection, inside
 
@@ -134,9 +143,19 @@ class VectorGuide(AutoContinuous):
     def _make(
         self, init_loc_fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        self._trace_prototype(init_loc_fn, *args, **kwargs)
-        self.latent = LatentSpace.from_trace(self.prototype_trace)
-        self._check_start()
+        def attempt(init: Callable[..., Any]) -> StartFault | None:
+            self._trace_prototype(init, *args, **kwargs)
+            self.latent = LatentSpace.from_trace(self.prototype_trace)
+            return self._infinite() or start_fault(self.model, args, kwargs, self.latent)
+
+        kind, fault = find_start(attempt, init_loc_fn)
+        if fault is not None and init_loc_fn is not init_to_median:
+            warnings.warn(
+                f"{type(self).__name__} cannot start at the point of init_loc_fn: {fault}. It "
+                f"starts at a point of another kind: {kind}.",
+                StartWarning,
+                stacklevel=2,
+            )
         self._unconstrained_shapes = {
             name: torch.Size(site.unconstrained_shape) for name, site in self.latent.sites.items()
         }
@@ -169,21 +188,18 @@ class VectorGuide(AutoContinuous):
         finally:
             self._model = model
 
-    def _check_start(self) -> None:
-        bad = ~self.latent.init_loc.isfinite()
-        if bad.any():
-            index = int(bad.nonzero()[0])
-            raise ModelError(
-                f"The initial value of {self.latent.at(index)} is not finite in the unconstrained "
-                "space. Give init_loc_fn a value inside the support."
-            )
+    def _infinite(self) -> StartFault | None:
+        """The fault of a prototype of which a value is not finite; None if all are."""
         # The latent space moves an infinite value to the largest number, which is no start either.
         for name in self.latent.sites:
             if not self.prototype_trace.nodes[name]["value"].isfinite().all():
-                raise ModelError(
-                    f"The initial value of {name!r} is not finite (init_to_mean gives infinity "
-                    "where there is no mean). Take another init_loc_fn, such as init_to_median."
-                )
+                return StartFault(name, f"the initial value of {name!r} is not finite")
+        bad = ~self.latent.init_loc.isfinite()
+        if not bad.any():
+            return None
+        name = self.latent.at(int(bad.nonzero()[0]))
+        reason = f"the initial value of {name!r} is not finite in the unconstrained space"
+        return StartFault(name.split("[")[0], reason)
 
     def _check_structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._model is None:

@@ -12,7 +12,7 @@ from pyro.infer import config_enumerate
 
 from pyro_nfvi._budget import Budget
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
-from pyro_nfvi.guides.start import prior_trace
+from pyro_nfvi.guides.start_search import any_trace
 from pyro_nfvi.infer.auto import climb
 from pyro_nfvi.infer.engines import ENGINES, check_engine
 from pyro_nfvi.infer.fit import Fit
@@ -234,7 +234,7 @@ def _enumerated(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Callable[..., Any]:
     """Mark the model's discrete sites for enumeration, where the user has not."""
-    trace = prior_trace(model, args, kwargs)
+    trace = any_trace(model, args, kwargs)
     unmarked = any(
         site["type"] == "sample"
         and not site["is_observed"]

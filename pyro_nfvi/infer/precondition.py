@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +22,7 @@ from pyro_nfvi.infer.progress import SILENT, Progress
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint import LogJoint
 
-__all__ = ["gaussian_stage", "prior_points", "start_along"]
+__all__ = ["gaussian_stage", "prior_points", "start_along", "uniform_points"]
 
 #: Most starts, and rows of the model's numbers that one call of the model may hold.
 _STARTS, _NUMBERS = 12, 2_000_000
@@ -35,6 +36,10 @@ _RUN_AWAY = 1e7
 _EXTREME = 1e5
 #: Draws from the prior that are tried for each start.
 _TRIES = 20
+#: Half the width of uniform draws around the unconstrained origin, as in Stan.
+_RADIUS = 2.0
+#: The initial point is the origin where it is no farther away than this, in root mean square.
+_SAME = 0.3
 
 
 class _TimeOver(Exception):
@@ -52,8 +57,11 @@ def gaussian_stage(
 ) -> GaussianFit:
     """Fit a Gaussian to the model's posterior.
 
-    The starts are the guide's initial point, wide and narrow, draws from the prior, and points on
-    climbs from these to a mode.
+    Starts of several kinds stand side by side: the guide's initial point and the unconstrained
+    origin, wide and narrow, draws uniform in (-2, 2) and from the prior, and points on climbs from
+    these to a mode. Where the model can only be run one particle at a time, or sees a part of its
+    data, the Gaussian starts from the initial point, and from points of the other kinds in turn
+    where nothing can be evaluated around that.
 
     Args:
         log_joint: The model.
@@ -91,7 +99,7 @@ def _best_in_units(
     most = max(1, min(_STARTS, _NUMBERS // (16 * max(1, log_joint.size))))
     if log_joint.how == "loop" or log_joint.subsampled:
         most = 1  # many runs cost too much, and bounds on other data cannot be compared
-    drawn = prior_points(log_joint, target, 5) if most > 1 else None
+    drawn = prior_points(log_joint, target, 3) if most > 1 else None
     size = _size(log_joint.latent.init_loc, drawn)
     units = [torch.ones_like(size)]
     if not bool(((size > 1 / _EXTREME) & (size < _EXTREME)).all()):
@@ -125,15 +133,25 @@ def _fitted(
     target = copy.copy(target)
     target.log_density = lambda u: log_joint(scale * u) + shift
     init = log_joint.latent.init_loc.detach().double() / units
-    starts = _starts(target, init, None if drawn is None else drawn / units, most, effort)
-    found = fit_gaussian(
-        target,
-        starts,
-        effort=effort,
-        num_particles=8 if log_joint.how == "loop" else None,
-        noisy=bool(log_joint.subsampled),
-        generator=generator,
-    )
+    if drawn is not None:
+        tries = iter([_starts(target, init, drawn / units, most, effort, generator)])
+    else:
+        tries = _single_starts(log_joint, target, init, generator)
+    while True:
+        try:
+            found = fit_gaussian(
+                target,
+                next(tries),
+                effort=effort,
+                num_particles=8 if log_joint.how == "loop" else None,
+                noisy=bool(log_joint.subsampled),
+                generator=generator,
+            )
+            break
+        except WeightError as error:
+            refused = error
+        except StopIteration:
+            raise refused from None
     return found if bool((units == 1).all()) else found.in_units(units)
 
 
@@ -165,16 +183,55 @@ def start_along(
 
 
 def _starts(
-    target: Target, init: Tensor, drawn: Tensor | None, most: int, effort: float
+    target: Target,
+    init: Tensor,
+    drawn: Tensor,
+    most: int,
+    effort: float,
+    generator: torch.Generator,
 ) -> Normals:
-    diagonal = len(init) > FULL_DIM
-    if drawn is None:
-        return Normals.around(init[None], 0.1, diagonal=diagonal)
+    """Starts of all kinds, and points on climbs from them; twelve at most."""
+    origin = torch.zeros_like(init)
+    apart = bool((init - origin).norm() > _SAME * math.sqrt(len(init)))
+    roots = [init, *([origin] if apart else [])]
+    cast = uniform_points(target, init, 2, generator)
     steps = max(1, round(_CLIMB * effort))
-    climbed = [point for row in [init, *drawn[:2]] for point in _climb(target, row, steps)]
-    centres = torch.stack([init, init, *climbed[:2], *drawn[:2], *climbed[2:], *drawn[2:]])[:most]
-    scales = torch.tensor([1.0] + [0.1] * (len(centres) - 1)).to(centres)
-    return Normals.around(centres, scales, diagonal=diagonal)
+    first, *later = (_climb(target, row, steps) for row in [*roots, *drawn[:2], *cast[:1]])
+    centres = [*roots, init, *first, *(point for pair in later for point in pair)]
+    centres = torch.stack([*centres, *drawn[:2], *cast[1:], *drawn[2:]])[:most]
+    scales = torch.tensor([1.0] * len(roots) + [0.1] * (len(centres) - len(roots)))
+    scales = scales[: len(centres)].to(centres)
+    return Normals.around(centres, scales, diagonal=len(init) > FULL_DIM)
+
+
+def _single_starts(
+    log_joint: LogJoint, target: Target, init: Tensor, generator: torch.Generator
+) -> Iterator[Normals]:
+    """One start after the other, for a model of which several cannot be compared."""
+    diagonal = len(init) > FULL_DIM
+    yield Normals.around(init[None], 0.1, diagonal=diagonal)
+    yield Normals.around(init[None], 1e-3, diagonal=diagonal)
+    rows = torch.cat([torch.zeros_like(init)[None], uniform_points(target, init, 3, generator)])
+    for row in rows[target(rows)[2]]:
+        yield Normals.around(row[None], 0.1, diagonal=diagonal)
+    for row in prior_points(log_joint, target, 3).to(init):
+        yield Normals.around(row[None], 0.1, diagonal=diagonal)
+
+
+def uniform_points(target: Target, like: Tensor, num: int, generator: torch.Generator) -> Tensor:
+    """Draw unconstrained points uniformly in (-2, 2) at which the model can be scored.
+
+    Fewer than ``num`` come back, possibly none, where a few hundred draws do not have as many.
+    """
+    shape = (max(num, 1), len(like))
+    found = like.new_zeros(0, len(like)).double()
+    for _ in range(_TRIES):
+        rows = torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
+        rows = _RADIUS * (2 * rows - 1)
+        found = torch.cat([found, rows[target(rows)[2]]])
+        if len(found) >= num or target.budget.over():
+            break
+    return found[:num]
 
 
 def prior_points(log_joint: LogJoint, target: Target, num: int) -> Tensor:

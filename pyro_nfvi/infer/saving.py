@@ -21,7 +21,7 @@ from pyro_nfvi.errors import FileError, ModelError, ParamStoreError
 from pyro_nfvi.flows import Flow
 from pyro_nfvi.gaussian import MOST_MODES
 from pyro_nfvi.guides import AutoFlow, AutoMixture
-from pyro_nfvi.guides.start import prior_trace
+from pyro_nfvi.guides.start_search import any_trace
 from pyro_nfvi.infer.draws import WeighedDraws
 from pyro_nfvi.infer.files import read_file, write_file
 from pyro_nfvi.infer.findings import from_json, from_settings, to_json
@@ -139,7 +139,7 @@ def load(
         return Fit(guide, draws, made, params)
     call = (args, dict(kwargs or {}))
     with own_random_state(0), own_params(model, *call) as names:
-        if unmarked(prior_trace(model, *call)):  # as the fit did
+        if unmarked(any_trace(model, *call)):  # as the fit did
             model = config_enumerate(model)
             guide._model = (model,)
         guide.setup(*call[0], **call[1])

@@ -10,7 +10,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
-from pyro_nfvi.guides.start import prior_trace
+from pyro_nfvi.guides.start_search import any_trace
 from pyro_nfvi.random_state import seeded
 
 __all__ = ["own_params", "own_random_state", "random_seed"]
@@ -54,7 +54,7 @@ def own_params(
         "constraints": dict(state["constraints"]),
     }
     with store.scope(copies):
-        trace = prior_trace(model, args, kwargs)
+        trace = any_trace(model, args, kwargs)
         used = frozenset(name for name, site in trace.nodes.items() if site["type"] == "param")
         now = store.get_state()
     own = {

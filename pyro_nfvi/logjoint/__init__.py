@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from pyro_nfvi.logjoint.log_joint import LogJoint
 from pyro_nfvi.logjoint.run import Evaluation, ModelRun
+from pyro_nfvi.logjoint.start_fault import StartFault, start_fault
 
-__all__ = ["Evaluation", "LogJoint", "ModelRun"]
+__all__ = ["Evaluation", "LogJoint", "ModelRun", "StartFault", "start_fault"]

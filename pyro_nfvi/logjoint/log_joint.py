@@ -46,6 +46,8 @@ _WAYS: tuple[Way, ...] = ("plate", "vmap", "loop")
 _Outputs: TypeAlias = "tuple[Tensor, TensorDict, TensorDict]"
 #: Numbers that one run of the model should hold at most; draws are evaluated in such chunks.
 _CHUNK = 20_000_000
+#: Times that a point of comparison is pulled towards the start, by a factor of 4 each.
+_PULLS = 8
 
 
 class LogJoint:
@@ -348,7 +350,23 @@ class LogJoint:
         loc = self.latent.init_loc
         generator = torch.Generator().manual_seed(20)
         noise = torch.randn(count, self.latent.dim, generator=generator).to(loc)
-        return loc + torch.linspace(0.1, 1.5, count).to(loc).unsqueeze(-1) * noise
+        away = torch.linspace(0.1, 1.5, count).to(loc).unsqueeze(-1) * noise
+        return torch.stack([self._scorable(loc, row) for row in away])
+
+    def _scorable(self, loc: Tensor, away: Tensor) -> Tensor:
+        """Point ``loc + away``, pulled towards the start until the model can be scored there."""
+        subsample = self.draw_subsample(torch.Generator(loc.device).manual_seed(20))
+        for _ in range(_PULLS):
+            try:
+                with pyro.validation_enabled(False):
+                    if bool(torch.isfinite(self._run.scalar(loc + away, subsample)[0])):
+                        break
+            except ModelError:
+                raise
+            except (RuntimeError, ValueError, ArithmeticError, AssertionError):
+                pass  # an integrator or a factorisation that fails out there, which says nothing
+            away = away / 4
+        return loc + away
 
     def _choose(
         self, way: Way | None, subsample: Mapping[str, Tensor], sites: frozenset[str] = NO_SITES
