@@ -64,8 +64,9 @@ def find_start(
             each kind were tried, and the commonest reason.
 
     Example:
-        >>> find_start(lambda init: None if init is feasible else StartFault("x", "-inf"), value_of)
-        ('the unconstrained origin', StartFault(site='x', reason='-inf'))
+        >>> outcomes = iter([StartFault("x", "-inf"), None])
+        >>> find_start(lambda init: next(outcomes), value_of)
+        ('the unconstrained origin', StartFault(site='x', reason='-inf', others=()))
     """
     faults: list[StartFault] = []
     kinds: Counter[str] = Counter()
@@ -110,10 +111,9 @@ def any_trace(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
 
 
 def _refusal(faults: list[StartFault], kinds: Counter[str]) -> str:
+    most = len(faults)
     sites = Counter(site for fault in faults for site in fault.sites)
-    places = ", ".join(
-        f"{site!r} ({count} of {len(faults)})" for site, count in sites.most_common()
-    )
+    places = ", ".join(f"{site!r} ({count} of {most})" for site, count in sites.most_common())
     reason, count = Counter(fault.reason for fault in faults).most_common(1)[0]
     tried = ", ".join(f"{number} by {kind}" for kind, number in kinds.items())
     return (

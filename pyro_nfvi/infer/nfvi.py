@@ -209,21 +209,32 @@ class NFVI:
             return climb(run) if climbs else run.whole()
 
 
+def _cure(words: str) -> str:
+    """Say what to look at after an error of the model."""
+    if "dtype" in words:
+        return (
+            "Data made of NumPy arrays are float64: give them as x.float(), or call "
+            "torch.set_default_dtype(torch.float64) before the model makes its numbers."
+        )
+    return "Pass the model's own arguments, as in model(*args, **kwargs), data as tensors."
+
+
 @contextmanager
 def _explained() -> Iterator[None]:
     """Say of an error in the first run of the model that it is one."""
     try:
         yield
-    except NFVIError:
-        raise
+    except NFVIError as error:
+        if error.__cause__ is None:
+            raise
+        # The same exception at each of the points that were tried.
+        cure = _cure(str(error.__cause__))
+        raise ModelError(
+            f"{error} If the arguments of run() are at fault: {cure}"
+        ) from error.__cause__
     except Exception as error:
         words = str(error).partition("\nTrace Shapes:")[0]  # which Pyro appends
-        cure = (
-            "Data made of NumPy arrays are float64: give them as x.float(), or call "
-            "torch.set_default_dtype(torch.float64) before the model makes its numbers."
-            if "dtype" in words
-            else "Pass the model's own arguments, as in model(*args, **kwargs), data as tensors."
-        )
+        cure = _cure(words)
         raise ModelError(
             f"The model could not be run with the arguments of run(): {type(error).__name__}: "
             f"{words}. {cure}"

@@ -54,7 +54,7 @@ class StartFault:
 
         Example:
             >>> StartFault.of(ValueError("Error while computing log_prob at site 'y':\nbad rate"))
-            StartFault(site='y', reason='ValueError: bad rate')
+            StartFault(site='y', reason='ValueError: bad rate', others=())
         """
         named = re.search(r"log_prob at site '([^']*)':\n?", str(error))
         text = str(error)[named.end() :] if named else str(error)
