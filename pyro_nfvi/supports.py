@@ -14,6 +14,7 @@ from torch.distributions import Distribution, biject_to, constraints
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 
+from pyro_nfvi._compat import MIXTURE_SUPPORTS
 from pyro_nfvi.errors import ModelError, OptionError
 from pyro_nfvi.triangular import CorrTransform, TrilTransform
 
@@ -217,7 +218,7 @@ def frozen(support: Constraint) -> Constraint:
     if name == "independent":
         base = frozen(support.base_constraint)
         return constraints.independent(base, support.reinterpreted_batch_ndims)
-    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+    if isinstance(support, MIXTURE_SUPPORTS):
         # A mixture lives where its components do; torch registers no bijection for its wrapper.
         return frozen(support.base_constraint)
     return support

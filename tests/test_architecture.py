@@ -22,6 +22,7 @@ PACKAGE = ROOT / "pyro_nfvi"
 STOREYS = {
     0: {
         "_budget",
+        "_compat",
         "_turn",
         "_typing",
         "_version",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pyro
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pyro_nfvi.engine.program import Program, Unsupported
-from pyro_nfvi.engine.record import Recorder
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.objectives import Objective
+
+if TYPE_CHECKING:
+    from pyro_nfvi.engine.record import Recorder
 
 __all__ = ["capture"]
 
@@ -48,6 +51,10 @@ def capture(
     Raises:
         Unsupported: The step cannot be captured; the message is the reason.
     """
+    # Here, because it stands on private parts of PyTorch: should a release lack one, the capture
+    # is lost and not the package.
+    from pyro_nfvi.engine.record import Recorder
+
     model_params = list(params[len(params) - num_model_params :])
     inputs = {f"param_{i}": param for i, param in enumerate(params)}
     inputs["eps"] = eps

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from pyro_nfvi.engine.operators import aten, present
 from pyro_nfvi.engine.program import Unsupported
 
 __all__ = ["as_slices", "out_of_place", "undo_view"]
-
-aten = torch.ops.aten
 
 
 def out_of_place(func: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any, Any]:
@@ -53,7 +52,7 @@ def undo_view(
     padded = [*args, None, None, None]
 
     def call(op: Any, *rest: Any) -> Node:
-        node = graph.call_function(op, tuple(rest))
+        node = graph.call_function(present(op), tuple(rest))
         node.meta["val"] = before.meta["val"].contiguous()
         return node
 

@@ -20,13 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from pyro_nfvi.engine.inplace import as_slices, out_of_place, undo_view
 from pyro_nfvi.engine.leaves import frozen, meta, tensors, uniform
+from pyro_nfvi.engine.operators import aten, present
 from pyro_nfvi.engine.place import place_in_code
 from pyro_nfvi.engine.program import Unsupported
 from pyro_nfvi.engine.schema import Traits, traits_of
 
 __all__ = ["Recorder"]
 
-aten = torch.ops.aten
 
 #: Most operations of a step: beyond, Python's share of its time is small, or building takes long.
 _LARGEST = 60_000
@@ -171,7 +171,7 @@ class Recorder(TorchDispatchMode):
         if node is None:
             if len(self._seen) >= _LARGEST:
                 raise Unsupported(f"a step has more than {_LARGEST} operations")
-            node = self.graph.call_function(func, args, kwargs)
+            node = self.graph.call_function(present(func), args, kwargs)
             many = isinstance(out, (tuple, list))
             node.meta["val"] = [meta(x) for x in out] if many else meta(out)
             self._seen[key] = node

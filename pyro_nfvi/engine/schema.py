@@ -10,7 +10,6 @@ import torch
 
 __all__ = ["Traits", "traits_of"]
 
-aten = torch.ops.aten
 
 #: Operations that hand a value to Python.
 _READS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "is_same_size"}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +16,6 @@ from torch import Tensor
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.engine import (
-    BlockResult,
     GraphRunner,
     NoRule,
     OptimizerSpec,
@@ -23,17 +25,17 @@ from pyro_nfvi.engine import (
     capture,
 )
 from pyro_nfvi.errors import EngineWarning, OptionError
+from pyro_nfvi.infer.same_step import After, difference, tolerance_of
 from pyro_nfvi.infer.snapshot import Snapshot
 from pyro_nfvi.infer.step import CLIP, EagerRunner, EagerStep
 
-__all__ = ["ENGINES", "Chosen", "Watch", "check_engine", "choose"]
+__all__ = ["ENGINES", "Chosen", "Watch", "check_engine", "choose", "failed"]
 
 #: What ``engine=`` takes.
 ENGINES = ("auto", "native", "hybrid", "inductor", "graph", "svi")
 #: Fewest steps of a fit for which capturing, and compiling, is worth its time.
 _CAPTURE, _COMPILE = 300, 500
-#: How far a captured step may be from an eager one, relative to its size.
-_TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-8}
+_ASKED = "asked for"
 #: Standard deviation of the noise on parameters at which they are compared: at its start a flow
 #: is the identity, and much of its gradient is zero.
 _AWAY = 0.02
@@ -49,6 +51,7 @@ class Chosen:
         runner: Runs its steps.
         watch: Looks from time to time whether the model is still the one that was captured.
         seconds: Time of ``capture`` and ``compile``.
+        asked: Whether it was asked for by name, so that there is no other to fall back to.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Chosen:
     runner: Runner
     watch: Watch | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    asked: bool = False
 
 
 class Watch:
@@ -84,7 +88,7 @@ class Watch:
 
     def changed(self, expected: float, found: float) -> str | None:
         """Say that bounds of one step differ by more than rounding, or None."""
-        tolerance = max(_TOLERANCE.get(param.dtype, 2e-2) for param in self.step.params)
+        tolerance = tolerance_of(self.step.params)
         if expected != expected or abs(expected - found) <= tolerance * (1 + abs(expected)):
             return None
         return (
@@ -101,12 +105,40 @@ def check_engine(engine: str) -> None:
     """
     if engine not in ("native", "hybrid"):
         return
-    from pyro_nfvi.engine.native.compiler import find_compiler
-
     try:
-        find_compiler()
+        with _stage("imported"):
+            from pyro_nfvi.engine.native.compiler import find_compiler
+        with _stage("looking for a compiler"):
+            find_compiler()
     except Unsupported as error:
         raise _refused(engine, error) from error
+
+
+@contextmanager
+def _stage(doing: str) -> Iterator[None]:
+    """Make a reason of any exception: an engine that fails costs speed, never the fit.
+
+    Args:
+        doing: What the engine was doing, in the words of the reason.
+
+    Raises:
+        Unsupported: Something else was raised, which is the cause.
+    """
+    try:
+        yield
+    except Unsupported:
+        raise
+    except Exception as error:  # a release of PyTorch, a compiler, a loader: each in its own way
+        raise failed(doing, error) from error
+
+
+def failed(doing: str, error: Exception) -> Unsupported:
+    """Make a reason of an exception: its class, its first line, and where it arose."""
+    lines = str(error).strip().splitlines() or [""]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    told = f"{type(error).__name__}: {lines[0][:200]}".rstrip(": ")
+    return Unsupported(f"it failed while it was {doing}: {told}{where}")
 
 
 def _refused(engine: str, error: Unsupported) -> OptionError:
@@ -137,7 +169,7 @@ def choose(
         OptionError: The engine asked for cannot run this fit; the message is the reason.
     """
     if engine == "svi":
-        return Chosen("svi", "asked for", EagerRunner(step))
+        return Chosen("svi", _ASKED, EagerRunner(step), asked=True)
     if engine == "auto" and max_steps < _CAPTURE:
         reason = f"a fit of fewer than {_CAPTURE} steps is over before a capture is paid back"
         return Chosen("svi", reason, EagerRunner(step))
@@ -152,7 +184,7 @@ def choose(
             return Chosen("svi", reason, EagerRunner(step))
     if engine != "auto":
         try:
-            return builder.build(engine, "asked for")
+            return builder.build(engine, _ASKED, asked=True)
         except Unsupported as error:
             raise _refused(engine, error) from error
     reasons = []
@@ -190,20 +222,22 @@ class _Builder:
         self._program: Program | Unsupported | None = None
         self._eps, self._streams = self._inputs(num_particles)
 
-    def build(self, name: str, reason: str, *, faster: bool = False) -> Chosen:
+    def build(self, name: str, reason: str, *, faster: bool = False, asked: bool = False) -> Chosen:
         """Build one engine and check it.
 
         Args:
             name: Which.
             reason: What to say of it.
             faster: Take it only if it is faster than the eager step.
+            asked: Whether it was asked for by name.
         """
         program = self._captured()
-        spec = OptimizerSpec.of(self.step.optimizer, program.params, CLIP)
         begin = time.monotonic()
         try:
-            # Half of the time is for the steps.
-            runner = _BUILD[name](program, spec, self.budget.left() / 2)
+            with _stage("built"):
+                spec = OptimizerSpec.of(self.step.optimizer, program.params, CLIP)
+                # Half of the time is for the steps.
+                runner = _BUILD[name](program, spec, self.budget.left() / 2)
         except NoRule:
             self.uncovered = True
             raise
@@ -214,7 +248,7 @@ class _Builder:
         eager, mine = self._check(name, runner)
         if faster and mine > eager:
             raise Unsupported(f"a step takes {1e3 * mine:.2g} ms, an eager one {1e3 * eager:.2g}")
-        return Chosen(name, reason, runner, Watch(self.step), self.seconds)
+        return Chosen(name, reason, runner, Watch(self.step), self.seconds, asked)
 
     def step_seconds(self) -> float:
         """Time one eager gradient, at least a microsecond."""
@@ -227,7 +261,8 @@ class _Builder:
         if self._program is None:
             begin, step = time.monotonic(), self.step
             try:
-                self._program = self._capture()
+                with _stage("capturing the step"):
+                    self._program = self._capture()
             except Unsupported as error:
                 # Pyro appends the shapes of the trace to what passes through it.
                 self._program = Unsupported(str(error).partition("\nTrace Shapes:")[0].rstrip())
@@ -297,22 +332,22 @@ class _Builder:
         moved = Snapshot.take(0, params, optimizer)
         try:
             seconds, after = [], []
-            for one in (EagerRunner(step), runner):
-                moved.put(params, optimizer)
-                one.push()
-                one.run(*inputs)  # the first step of a kind pays for more than itself
-                moved.put(params, optimizer)
-                one.push()
-                begin = time.perf_counter()
-                result = one.run(*inputs)
-                seconds.append(time.perf_counter() - begin)
-                one.pull()
-                after.append(_After.take(result, step))
-            problem = _difference(moved, *after)
+            for one, guard in ((EagerRunner(step), nullcontext()), (runner, _stage("run"))):
+                with guard:
+                    moved.put(params, optimizer)
+                    one.push()
+                    one.run(*inputs)  # the first step of a kind pays for more than itself
+                    moved.put(params, optimizer)
+                    one.push()
+                    begin = time.perf_counter()
+                    result = one.run(*inputs)
+                    seconds.append(time.perf_counter() - begin)
+                    one.pull()
+                after.append(After.take(result, step))
+            problem = difference(moved, *after)
         finally:
             start.put(params, optimizer)
             optimizer.zero_grad(set_to_none=True)
-            runner.push()
         if problem is not None:
             warnings.warn(
                 f"The {name} engine is not used: {problem}. {self._whose()}; the fit goes on "
@@ -324,80 +359,21 @@ class _Builder:
         return seconds[0], seconds[1]
 
 
-@dataclass(frozen=True)
-class _After:
-    """Where one step led."""
-
-    result: BlockResult
-    values: list[Tensor]
-    states: list[dict[str, Tensor]]
-
-    @classmethod
-    def take(cls, result: BlockResult, step: EagerStep) -> _After:
-        states = [
-            {
-                key: value.detach().double().clone()
-                for key, value in step.optimizer.state.get(param, {}).items()
-                if torch.is_tensor(value)
-            }
-            for param in step.params
-        ]
-        return cls(result, [param.detach().double().clone() for param in step.params], states)
-
-
-def _difference(start: Snapshot, eager: _After, mine: _After) -> str | None:
-    """Say where two steps from one state differ by more than rounding, or None."""
-    one, other = eager.result, mine.result
-    if bool(one.ok[0]) != bool(other.ok[0]):
-        words = {True: "is taken", False: "is skipped"}
-        return f"its step {words[bool(other.ok[0])]}, an eager one {words[bool(one.ok[0])]}"
-    if int(one.num_bad[0]) != int(other.num_bad[0]):
-        return f"it leaves out {int(other.num_bad[0])} particles, not {int(one.num_bad[0])}"
-    tolerance = max(_TOLERANCE.get(value.dtype, 2e-2) for value in start.values)
-    expected, found = float(one.bounds[0]), float(other.bounds[0])
-    if expected == expected and not abs(expected - found) <= tolerance * (1 + abs(expected)):
-        return f"its bound is {found:.8g}, not {expected:.8g}"
-    # What is small beside the rest of its kind is rounding, and told apart from 0 by nobody.
-    largest: dict[str, float] = {}
-    for state in eager.states:
-        for key, value in state.items():
-            largest[key] = max(largest.get(key, 0.0), float(value.abs().max()))
-    for index, (theirs, own) in enumerate(zip(eager.states, mine.states, strict=True)):
-        name = f"parameter {index} of shape {tuple(start.values[index].shape)}"
-        if theirs.keys() != own.keys():
-            return f"the optimiser's state of {name} has {sorted(own)}, not {sorted(theirs)}"
-        for key, value in theirs.items():
-            if value.shape != own[key].shape:
-                return f"the optimiser's {key} of {name} has another shape"
-            slack = tolerance * max(float(value.abs().max()), 1e-3 * largest[key])
-            if not bool(((value - own[key]).abs() <= slack).all()):
-                return f"the optimiser's {key} of {name} differs"
-        moved = eager.values[index] - start.values[index].double()
-        apart = (eager.values[index] - mine.values[index]).abs()
-        if "exp_avg" in theirs:
-            # The first step of Adam is the sign of the gradient, which is noise where that is 0.
-            apart = apart[theirs["exp_avg"].abs() > 1e-3 * largest["exp_avg"]]
-        slack = 10 * tolerance * float(moved.abs().max()) + 1e-6 * float(apart.numel() > 0)
-        if not bool((apart <= slack).all()):
-            return f"the step of {name} differs"
-    return None
-
-
 def _graph(program: Program, spec: OptimizerSpec, patience: float) -> Runner:
     del patience  # there is nothing to build
     return GraphRunner(program, spec)
 
 
-def _native(program: Program, spec: OptimizerSpec, patience: float) -> Runner:
-    from pyro_nfvi.engine.native import build_native
-
-    return build_native(program, spec, patience=patience)
+def _native(
+    program: Program, spec: OptimizerSpec, patience: float, *, eager: bool = False
+) -> Runner:
+    with _stage("imported"):
+        from pyro_nfvi.engine.native import build_native
+    return build_native(program, spec, eager=eager, patience=patience)
 
 
 def _hybrid(program: Program, spec: OptimizerSpec, patience: float) -> Runner:
-    from pyro_nfvi.engine.native import build_native
-
-    return build_native(program, spec, eager=True, patience=patience)
+    return _native(program, spec, patience, eager=True)
 
 
 def _left(runner: Runner) -> str:
@@ -411,8 +387,8 @@ def _left(runner: Runner) -> str:
 
 def _inductor(program: Program, spec: OptimizerSpec, patience: float) -> Runner:
     del patience  # PyTorch's own compiler cannot be stopped
-    from pyro_nfvi.engine.inductor import compiled
-
+    with _stage("imported"):
+        from pyro_nfvi.engine.inductor import compiled
     return GraphRunner(program, spec, compiled(program))
 
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._typing import TensorDict
-from pyro_nfvi.engine import Keeper
+from pyro_nfvi.engine import BlockResult, Keeper
 from pyro_nfvi.errors import DivergedError, EngineWarning, FileError
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.blame import blame
 from pyro_nfvi.infer.checkpoint import Checkpoint
-from pyro_nfvi.infer.engines import Chosen
+from pyro_nfvi.infer.engines import Chosen, failed
 from pyro_nfvi.infer.loop_state import LoopState
 from pyro_nfvi.infer.noise import Noise
 from pyro_nfvi.infer.progress import SILENT, Bar, Progress, StepInfo
@@ -182,7 +182,9 @@ class Loop:
         state.decay = schedule.decay
         begin = self.budget.clock()
         self._true = False
-        result = self.runner.run(eps, streams, rates)
+        result = self._run(eps, streams, rates)
+        if result is None:
+            result = self.runner.run(eps, streams, rates)
         count = len(result.bounds)
         self.noise.use(count)
         losses = (-result.bounds).tolist()
@@ -208,6 +210,22 @@ class Loop:
         self.runner.push()  # a callback may have changed a parameter
         return "callback" if any(answer is True for answer in answers) else ""
 
+    def _run(self, eps: Tensor, streams: TensorDict, rates: Tensor) -> BlockResult | None:
+        """Take steps; None if a captured step failed and was left for the eager one.
+
+        An engine that was asked for by name has no other behind it: what it raises ends the fit.
+        """
+        try:
+            return self.runner.run(eps, streams, rates)
+        except Exception as error:  # an engine may fail in any way
+            if self.engine.watch is None or self.engine.asked:
+                raise
+            problem = failed("run", error)
+        self._go_back(self._good)  # what the failed block left behind is not known
+        self._give_up(str(problem))
+        self.runner.push()
+        return None
+
     def _to_check(self) -> bool:
         """Whether to compare with the eager step now: rarely, unless callbacks might do things."""
         if self.engine.watch is None or self.state.step % self.plateau.block:
@@ -223,19 +241,26 @@ class Loop:
         now = self._keep()
         rates = torch.zeros(1, len(self._rates), dtype=torch.float64)
         inputs = eps.unsqueeze(0), {name: index.unsqueeze(0) for name, index in subsample.items()}
-        found = float(self.runner.run(*inputs, rates).bounds[0])
+        result = self._run(*inputs, rates)
+        if result is None:
+            return
         self._go_back(now)
-        problem = self.engine.watch.changed(expected, found)
+        problem = self.engine.watch.changed(expected, float(result.bounds[0]))
         if problem is None:
             return
-        name, step = self.engine.name, self.state.step
         warnings.warn(
-            f"The {name} engine ran {step} steps and is given up: {problem}. If the model is meant "
-            "to change, use engine='svi'.",
+            f"The {self.engine.name} engine ran {self.state.step} steps and is given up: "
+            f"{problem}. If the model is meant to change, use engine='svi'.",
             EngineWarning,
             stacklevel=2,
         )
+        self._give_up(problem)
+
+    def _give_up(self, problem: str) -> None:
+        """Leave a captured step for the eager one, from the present state."""
+        assert self.engine.watch is not None
         self.settle()
+        name, step = self.engine.name, self.state.step
         reason = f"{name} until step {step}, then {problem}"
         runner = EagerRunner(self.engine.watch.step)
         self._use(Chosen("svi", reason, runner, seconds=self.engine.seconds))

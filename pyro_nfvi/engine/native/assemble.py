@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
 from pyro_nfvi.engine.native.lower import Lowering, lowers
 from pyro_nfvi.engine.native.values import BufVal, Val
 from pyro_nfvi.engine.native.views import reshape, slice_of
+from pyro_nfvi.engine.operators import aten
 from pyro_nfvi.engine.program import Unsupported
 
 __all__: list[str] = []
-
-aten = torch.ops.aten
 
 
 def _store_part(low: Lowering, target: BufVal, part: Val, dim: int, begin: int) -> None:

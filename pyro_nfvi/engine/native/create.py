@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from pyro_nfvi.engine.native.expr import Expr, Ix
 from pyro_nfvi.engine.native.lower import Lowering, lowers
 from pyro_nfvi.engine.native.pointwise import lazy
 from pyro_nfvi.engine.native.values import BufVal, LazyVal
+from pyro_nfvi.engine.operators import aten, prims
 from pyro_nfvi.engine.program import Unsupported
 
 __all__: list[str] = []
-
-aten = torch.ops.aten
-prims = torch.ops.prims
 
 
 @lowers(

@@ -15,13 +15,14 @@ from torch.fx import Node
 from pyro_nfvi.engine.native.expr import ctype
 from pyro_nfvi.engine.native.lower import Lowering
 from pyro_nfvi.engine.native.values import BufVal, HeldVal, LazyVal
+from pyro_nfvi.engine.operators import aten
 from pyro_nfvi.engine.program import Unsupported
 
 __all__ = ["EagerCalls", "EagerOperation", "lower_eagerly"]
 
 _VOID = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.POINTER(ctypes.c_void_p))
 #: What depends on how its argument lies in memory, which differs here.
-_STRIDED = (torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_scatter.default)
+_STRIDED = (aten.as_strided.default, aten.as_strided_scatter.default)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,11 +12,11 @@ from pyro_nfvi.engine.native.expr import Expr, Ix
 from pyro_nfvi.engine.native.lower import Lowering, lowers
 from pyro_nfvi.engine.native.pointwise import lazy, unary
 from pyro_nfvi.engine.native.values import BufVal, LazyVal
+from pyro_nfvi.engine.operators import aten
 from pyro_nfvi.engine.program import Unsupported
 
 __all__: list[str] = []
 
-aten = torch.ops.aten
 Vals = BufVal | LazyVal
 
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from pyro_nfvi.engine.operators import aten
+
 __all__ = ["COLUMNS", "ROWS", "Masked", "find_masked", "full_blocks", "ranges", "table"]
 
 #: A block: rows that one pass of a product takes together, columns that fill vectors.
@@ -28,8 +30,8 @@ ROWS, COLUMNS = 8, 16
 #: took 1.05 to 1.25 times as long with blocks left out, at 250,000 0.6 to 0.8 times.
 _FROM, _PART = 100_000, 0.85
 
-_MUL = torch.ops.aten.mul.Tensor
-_VIEWS = (torch.ops.aten.t.default, torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+_MUL = aten.mul.Tensor
+_VIEWS = (aten.t.default, aten.detach.default, aten.alias.default)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _with_gradient(
         between.append(source)
         turned ^= source.target is _VIEWS[0]
         source = source.args[0]  # type: ignore[assignment]
-    if source.target is not torch.ops.aten.mm.default or len(source.users) != 1:
+    if source.target is not aten.mm.default or len(source.users) != 1:
         return one
     return replace(one, product=source, gradient=result, turned=turned, between=tuple(between))
 

@@ -11,11 +11,10 @@ import torch
 from pyro_nfvi.engine.native.expr import Expr, Ix
 from pyro_nfvi.engine.native.lower import Lowering, lowers
 from pyro_nfvi.engine.native.values import BufVal, LazyVal, Shape, Val, remembered
+from pyro_nfvi.engine.operators import aten
 from pyro_nfvi.engine.program import Unsupported
 
 __all__: list[str] = []
-
-aten = torch.ops.aten
 
 
 def _place(low: Lowering, index: Val, at: tuple[Ix, ...], n: int) -> Ix:
@@ -265,7 +264,7 @@ def _scatter_plain(low: Lowering, x: Val, dim: int, index: Val, source: Any) -> 
     return _scatter(low, x, dim, index, source, add=False)
 
 
-@lowers(aten.gather_backward.default if hasattr(aten, "gather_backward") else object())
+@lowers(aten.gather_backward.default)
 def _gather_backward(low: Lowering, grad: Val, x: Val, dim: int, index: Val, *_: Any) -> BufVal:
     zeros = LazyVal(x.shape, low.ctype, lambda i: low.pool.lit(0, low.ctype))
     return _scatter(low, zeros, dim, index, grad, add=True)

@@ -10,11 +10,10 @@ import torch
 from pyro_nfvi.engine.native.lower import Lowering, lowers
 from pyro_nfvi.engine.native.pointwise import lazy
 from pyro_nfvi.engine.native.values import BufVal, LazyVal, Shape, Val
+from pyro_nfvi.engine.operators import aten
 from pyro_nfvi.engine.program import Unsupported
 
 __all__: list[str] = []
-
-aten = torch.ops.aten
 
 
 def _copy(low: Lowering, x: Val, shape: Shape | None = None) -> BufVal:

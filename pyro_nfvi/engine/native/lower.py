@@ -23,6 +23,7 @@ from pyro_nfvi.engine.native.values import (
     Val,
     contiguous,
 )
+from pyro_nfvi.engine.operators import Missing, aten
 from pyro_nfvi.engine.program import NoRule, Unsupported
 
 __all__ = ["MANY", "RULES", "Lowering", "Rule", "lowers"]
@@ -37,11 +38,12 @@ _LONG = 48
 
 
 def lowers(*targets: Any) -> Callable[[Rule], Rule]:
-    """Register the rule of some operations."""
+    """Register the rule of some operations, those that this PyTorch has."""
 
     def register(rule: Rule) -> Rule:
         for target in targets:
-            RULES[target] = rule
+            if not isinstance(target, Missing):
+                RULES[target] = rule
         return rule
 
     return register
@@ -137,7 +139,6 @@ class Lowering:
         """Let the operation behind an output write there at once, through transpositions."""
         shape = tuple(node.meta["val"].shape)
         target = BufVal(buffer, shape, contiguous(shape), 0, self.pool)
-        aten = torch.ops.aten
         while len(node.users) == 1 and node.op == "call_function":
             if node.target in (aten.mm.default, aten.addmm.default, aten.cat.default):
                 self._dest[node] = target

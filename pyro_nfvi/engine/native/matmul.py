@@ -5,8 +5,6 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-import torch
-
 from pyro_nfvi.engine.native.expr import CHEAP, Expr, Ix
 from pyro_nfvi.engine.native.holes import Masked
 from pyro_nfvi.engine.native.lower import MANY, Lowering, Rule, lowers
@@ -14,10 +12,10 @@ from pyro_nfvi.engine.native.masked_weights import GRADIENT
 from pyro_nfvi.engine.native.pointwise import lazy
 from pyro_nfvi.engine.native.values import Buffer, BufVal, LazyVal, Val, contiguous
 from pyro_nfvi.engine.native.views import reshape
+from pyro_nfvi.engine.operators import aten
 
 __all__ = ["BLAS_FROM"]
 
-aten = torch.ops.aten
 #: Products with more multiplications than this go to BLAS.
 BLAS_FROM = 200_000
 #: ... unless the right side has as few numbers as this: then it stays in the cache.

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from pyro_nfvi.engine.native.expr import Expr, Ix
 from pyro_nfvi.engine.native.lower import Lowering, lowers
 from pyro_nfvi.engine.native.values import BufVal, LazyVal, remembered
+from pyro_nfvi.engine.operators import aten, prims
 
 __all__ = ["common", "lazy", "unary"]
 
-aten = torch.ops.aten
-prims = torch.ops.prims
 Vals = BufVal | LazyVal
 
 _RANK = ["bool", "uint8_t", "int32_t", "int64_t", "float", "double"]

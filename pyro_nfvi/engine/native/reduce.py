@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch
-
 from pyro_nfvi.engine.native.expr import CHEAP, Expr, Ix
 from pyro_nfvi.engine.native.lower import Lowering, Rule, lowers
 from pyro_nfvi.engine.native.pointwise import lazy
 from pyro_nfvi.engine.native.values import BufVal, LazyVal, Shape, Val
 from pyro_nfvi.engine.native.views import reshape
+from pyro_nfvi.engine.operators import aten
 from pyro_nfvi.engine.program import Unsupported
 
 __all__ = ["reduction"]
-
-aten = torch.ops.aten
 
 
 def _dims(x: Val, dim: Any) -> frozenset[int]:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-import torch
-
 from pyro_nfvi.engine.native.lower import Lowering, Rule, lowers
 from pyro_nfvi.engine.native.values import BufVal, Val
+from pyro_nfvi.engine.operators import aten
 
 __all__: list[str] = []
-
-aten = torch.ops.aten
 
 
 def _scan(sign: str, start: str) -> Rule:

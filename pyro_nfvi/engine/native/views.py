@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-import torch
-
 from pyro_nfvi.engine.native.expr import CHEAP, Expr, Ix
 from pyro_nfvi.engine.native.lower import Lowering, Rule, lowers
 from pyro_nfvi.engine.native.pointwise import lazy
@@ -21,10 +19,9 @@ from pyro_nfvi.engine.native.values import (
     remembered,
     view_strides,
 )
+from pyro_nfvi.engine.operators import aten, prims
 
 __all__ = ["is_view", "reshape", "slice_of"]
-
-aten = torch.ops.aten
 
 
 def is_view(*targets: Any) -> Callable[[Rule], Rule]:
@@ -265,7 +262,7 @@ def _unfold(low: Lowering, x: Val, dim: int, size: int, step: int) -> Val:
     return _moved(low, x, low.shape, lambda i: (*i[:dim], i[dim] * step + i[-1], *i[dim + 1 : -1]))
 
 
-@lowers(aten.flip.default, torch.ops.prims.rev.default)
+@lowers(aten.flip.default, prims.rev.default)
 def _flip(low: Lowering, x: Val, dims: Sequence[int]) -> Val:
     turned = {d % len(x.shape) for d in dims}
 

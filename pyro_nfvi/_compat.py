@@ -1,0 +1,18 @@
+"""What some supported releases of PyTorch lack: the one place that looks for it.
+
+Operations of ATen are looked up in ``engine/operators.py`` instead.
+"""
+
+from __future__ import annotations
+
+from torch.distributions import constraints
+
+__all__ = ["MIXTURE_SUPPORTS"]
+
+#: The support of a mixture of one family, where it has a class of its own (PyTorch 2.13 does);
+#: earlier, a mixture gave the support of its components. For ``isinstance``.
+MIXTURE_SUPPORTS: tuple[type, ...] = tuple(
+    cls
+    for cls in [getattr(constraints, "MixtureSameFamilyConstraint", None)]
+    if isinstance(cls, type)
+)
