@@ -134,7 +134,7 @@ def test_a_wrong_engine_is_not_used(monkeypatch):
         def run(self, eps, streams, rates):
             return super().run(1.01 * eps, streams, rates)
 
-    monkeypatch.setitem(engines._BUILD, "graph", Wrong)
+    monkeypatch.setitem(engines._BUILD, "graph", lambda program, spec, _: Wrong(program, spec))
     with pytest.warns(EngineWarning, match="graph engine is not used: its bound is"):
         found = fit("schools", engine="auto", max_steps=300)
     assert found.engine == "svi"
