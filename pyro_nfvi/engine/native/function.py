@@ -62,8 +62,9 @@ class NativeFunction:
             "NFVI_API int64_t nfvi_work(){return NFVI_WORK;}\n"
             "NFVI_API void nfvi_call(Ctx* cx){step(cx);}\n"
         )
-        path, self.cached = compile_text(text)
-        self._library = load(path)
+        symbols = ("nfvi_work", "nfvi_call")
+        data, self.cached = compile_text(text, symbols)
+        self._library = load(data, symbols)
         self._library.nfvi_work.restype = ctypes.c_int64
 
     @property

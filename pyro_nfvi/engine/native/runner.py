@@ -9,7 +9,6 @@ import mmap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -41,6 +40,8 @@ from pyro_nfvi.engine.program import BlockResult, OptimizerSpec, Program, Unsupp
 
 __all__ = ["BuildInfo", "NativeRunner", "build_native"]
 
+#: Functions of a compiled step.
+_SYMBOLS = ("nfvi_work", "nfvi_run")
 #: Numbers between the parameters in the flat vectors: each starts at a line of the cache.
 _ALIGN = 16
 #: Types that a bound may have: data in float64 make it one, whatever the parameters are.
@@ -125,11 +126,11 @@ def build_native(
         ]
     )
     middle = time.perf_counter()
-    path, cached = compile_text(text, patience)
+    data, cached = compile_text(text, _SYMBOLS, patience)
     end = time.perf_counter()
     left = tuple(one.name for one in source.eager)
     info = BuildInfo(middle - begin, end - middle, cached, source.loops, left)
-    return NativeRunner(program, optimizer_spec, kind, source, path, info, masked)
+    return NativeRunner(program, optimizer_spec, kind, source, data, info, masked)
 
 
 class NativeRunner:
@@ -148,7 +149,7 @@ class NativeRunner:
         spec: OptimizerSpec,
         kind: str,
         source: Source,
-        path: Path,
+        compiled: bytes,
         info: BuildInfo,
         masked: Sequence[Masked] = (),
     ) -> None:
@@ -156,7 +157,7 @@ class NativeRunner:
         self._masked = {one.index: one for one in masked}
         self._shown = {k: one.mask.reshape(-1) != 0 for k, one in self._masked.items()}
         self._program, self._spec, self._kind = program, spec, kind
-        self._library = load(path)
+        self._library = load(compiled, _SYMBOLS)
         self._library.nfvi_work.restype = ctypes.c_int64
         self._library.nfvi_run.restype = None
         # Rows of the flat vectors that steps change: values and the state that is in use.
