@@ -26,6 +26,7 @@ STOREYS = {
         "_turn",
         "_typing",
         "_version",
+        "chain_rule",
         "errors",
         "numerics",
         "options",

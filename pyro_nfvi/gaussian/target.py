@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._typing import TensorPair, TensorTriple
+from pyro_nfvi.chain_rule import score
 
 __all__ = ["Target"]
 
@@ -65,16 +66,16 @@ class Target:
         """
         rows = z.reshape(-1, z.shape[-1]).detach().to(self.dtype)
         begin = self.budget.clock()
-        log_p, score = self._evaluate(rows, max(1, len(rows) // _PIECES))
+        log_p, gradient = self._evaluate(rows, max(1, len(rows) // _PIECES))
         self.num_rows += len(rows)
         self._seconds += self.budget.clock() - begin
-        ok = torch.isfinite(log_p) & torch.isfinite(score).all(-1)
+        ok = torch.isfinite(log_p) & torch.isfinite(gradient).all(-1)
         log_p = torch.where(ok, log_p, torch.full_like(log_p, -torch.inf))
-        score = torch.where(ok.unsqueeze(-1), score, torch.zeros_like(score))
+        gradient = torch.where(ok.unsqueeze(-1), gradient, torch.zeros_like(gradient))
         batch = z.shape[:-1]
         if self.tick is not None:
             self.tick(1)
-        return log_p.reshape(batch), score.reshape(z.shape), ok.reshape(batch)
+        return log_p.reshape(batch), gradient.reshape(z.shape), ok.reshape(batch)
 
     def affordable(self, rows: int, fewest: int = 8) -> int:
         """Return ``rows``, or fewer where there is no time for so many at the pace until now."""
@@ -92,16 +93,13 @@ class Target:
     def _evaluate(self, rows: Tensor, smallest: int) -> TensorPair:
         """Log density and score; where the density raises, in halves, until it does not."""
         try:
-            with torch.enable_grad():
-                points = rows.requires_grad_()
-                log_p = self.log_density(points)
-                (score,) = torch.autograd.grad(log_p.sum(), points)
-            return log_p.detach().double(), score.double()
+            log_p, gradient, _ = score(self.log_density, rows)
+            return log_p.double(), gradient.double()
         except (TypeError, NameError, AttributeError, ImportError):
             raise  # a mistake of the model's own code
         except Exception:  # one matrix without a Cholesky factor, say, or an integrator that fails
             if len(rows) <= smallest:
                 bad = torch.full(rows.shape, torch.nan, dtype=torch.float64, device=rows.device)
                 return bad[:, 0], bad
-        halves = [self._evaluate(half, smallest) for half in rows.detach().chunk(2)]
+        halves = [self._evaluate(half, smallest) for half in rows.chunk(2)]
         return torch.cat([half[0] for half in halves]), torch.cat([half[1] for half in halves])

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions.constraints import real
 
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.chain_rule import score
 from pyro_nfvi.errors import DivergedError, ImproperWarning
 from pyro_nfvi.infer.findings import Improper, with_finding
 from pyro_nfvi.infer.fit import Fit
@@ -230,10 +231,7 @@ def _flat_ways(
     """Directions of least curvature, made straight by Newton steps further and further out."""
 
     def gradient(u: Tensor) -> Tensor:
-        u = u.detach().requires_grad_()
-        with torch.enable_grad():
-            log_p = log_joint(centre + u * spread, subsample)
-            return torch.autograd.grad(log_p.sum(), u)[0].double()
+        return score(lambda u: log_joint(centre + u * spread, subsample), u)[1].double()
 
     dim = len(centre)
     step = 1e-2 * torch.eye(dim).to(centre)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.chain_rule import score
 from pyro_nfvi.density import FlowDensity
 
 __all__ = ["Estimate", "LogDensity", "Objective"]
@@ -119,20 +120,7 @@ class Objective(ABC):
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         r"""Return ``log p(z)``, :math:`\nabla_z \log p(z)`, and its sum's gradient in ``params``.
 
-        All three without a graph. One forward and one backward pass of the model; a particle
-        whose gradient is NaN stays alone with it. With ``weigh``, a function from the log
-        densities to weights (S,), both gradients are those of the weighted sum.
+        All three without a graph; see :func:`pyro_nfvi.chain_rule.score`. A particle whose gradient
+        is NaN stays alone with it.
         """
-        with torch.enable_grad():
-            point = z.detach().requires_grad_()
-            log_p = log_density(point)
-            inputs = [point, *params]
-            if not log_p.requires_grad:
-                found: Sequence[Tensor | None] = [None] * len(inputs)
-            else:
-                total = log_p.sum() if weigh is None else (weigh(log_p.detach()) * log_p).sum()
-                found = torch.autograd.grad(total, inputs, allow_unused=True)
-        grads = [
-            torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(inputs, found)
-        ]
-        return log_p.detach(), grads[0].detach(), [grad.detach() for grad in grads[1:]]
+        return score(log_density, z, params, weigh)
