@@ -13,29 +13,43 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    _get_current_dispatch_mode,
+)
 
-__all__ = ["Singularity", "find_singularity", "score"]
+__all__ = ["Singularity", "find_singularity", "score", "scored"]
 
 aten = torch.ops.aten
 
-#: Nodes of autograd's graph whose value may be finite where their derivative is not.
-_SINGULAR = (
-    "Acos", "Acosh", "Asin", "Atan2", "Cdist", "Hypot", "LinalgEigh", "LinalgVectorNorm", "Norm",
-    "Polar", "Pow", "Prod", "SpecialEntr", "SpecialXlog1Py", "Sqrt", "Std", "Xlogy",
-)  # fmt: skip
-#: Nodes whose derivative is infinite, or no number, where their value is.
-_INFINITE = (
-    "Acosh", "Atanh", "Digamma", "Div", "Erfinv", "Exp", "Expm1", "Lgamma", "LinalgInv", "Log",
-    "Logit", "Polygamma", "Pow", "Reciprocal", "Rsqrt", "Sinh", "SpecialNdtri", "Tan",
-)  # fmt: skip
-#: Nodes that make a finite value of an infinite one, or leave it out.
-_ABSORBING = (
-    "Amax", "Amin", "Atan", "Clamp", "Div", "Elu", "Erf", "Exp", "Gather", "Index", "Logaddexp",
-    "Logcumsumexp", "LogSigmoid", "LogSoftmax", "Logsumexp", "Masked", "Max", "Min", "Reciprocal",
-    "Relu", "Rsqrt", "Scatter", "Sigmoid", "Softmax", "Softplus", "SWhere", "Tanh", "Threshold",
-    "Where",
-)  # fmt: skip
+#: Operations, by the names of autograd's nodes in small letters, whose value may be finite where
+#: their derivative is not.
+_SINGULAR = frozenset(
+    "acos acosh asin atan2 cdist hypot linalgeigh linalgvectornorm norm pow prod specialentr "
+    "specialxlog1py sqrt std xlogy".split()
+)
+#: Those whose derivative is infinite, or no number, where their value is.
+_INFINITE = frozenset(
+    "acosh atanh cosh digamma div erfinv exp expm1 lgamma linalginv log log10 log1p log2 logit "
+    "mvlgamma polygamma pow reciprocal rsqrt sinh specialndtri tan".split()
+)
+#: Those that make a finite value of an infinite one, or leave it out.
+_ABSORBING = frozenset(
+    "amax amin asstrided atan clamp clampmax clampmin diagonal div elu erf exp gather index "
+    "indexput indexselect logaddexp logaddexp2 logcumsumexp logsigmoid logsoftmax logsumexp "
+    "maskedfill maskedscatter maskedselect max maximum min minimum reciprocal relu rsqrt scatter "
+    "select sigmoid slice softmax softplus split splitwithsizes take tanh threshold tril triu "
+    "unbind where swhere".split()
+)
+#: Those whose value is positive, and those that give the values of their first input.
+_POSITIVE = frozenset(("exp", "sigmoid", "softplus"))
+_VIEWS = frozenset(
+    "alias asstrided clone diagonal expand permute reshape reshapealias select slice split squeeze "
+    "t tocopy transpose unbind unsafesplit unsafeview unsqueeze view".split()
+)
+#: Operations whose argument stands in their derivative, and which factor of it that is.
+_ARGUMENT = {"div": -1, "log": -1, "pow": 0, "reciprocal": -1, "sqrt": -1, "xlogy": -1}
 
 
 @dataclass(frozen=True)
@@ -105,8 +119,45 @@ def score(
     return log_p.detach(), grads[0].detach(), [grad.detach() for grad in grads[1:]]
 
 
+def scored(log_density: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """Evaluate a log density whose gradient in ``z`` will be that of :func:`score`.
+
+    For code that differentiates by itself, once.
+
+    Args:
+        log_density: ``(S, D) -> (S,)``, in nats, differentiable, rows independent.
+        z: Points ``(S, D)``.
+
+    Example:
+        >>> import torch
+        >>> z = torch.tensor([[4.0]], requires_grad=True)
+        >>> scored(lambda z: (0 * z).sqrt().sum(-1) + z.sum(-1), z).sum().backward()
+        >>> z.grad
+        tensor([[1.]])
+    """
+    if not (torch.is_grad_enabled() and z.requires_grad):
+        return log_density(z)
+    found: Tensor = _Scored.apply(z, log_density)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Scored(torch.autograd.Function):
+    """A log density that is differentiated where it is evaluated."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:
+        log_p, gradient, _ = score(log_density, z)
+        ctx.save_for_backward(gradient)
+        return log_p
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return grads[0].unsqueeze(-1) * gradient, None
+
+
 def find_singularity(value: Tensor, inputs: Sequence[Tensor]) -> Singularity | None:
-    """Find the operation that makes the gradient of a scalar infinite or NaN.
+    r"""Find the operation that makes the gradient of a scalar infinite or NaN.
 
     Args:
         value: A scalar with a graph, which stays.
@@ -114,7 +165,7 @@ def find_singularity(value: Tensor, inputs: Sequence[Tensor]) -> Singularity | N
 
     Returns:
         The first operation of the backward pass that makes a number that is not finite of finite
-        ones, under :math:`0 \\cdot \\infty = 0` where that leaves such a number in the gradient;
+        ones, under :math:`0 \cdot \infty = 0` where that leaves such a number in the gradient;
         None where the gradient of autograd is finite.
 
     Example:
@@ -190,22 +241,62 @@ def _below(starts: Collection[Any]) -> set[Any]:
 
 
 def _operation(node: Any) -> str:
-    """Name of a node's operation: ``PowBackward0`` is ``Pow``."""
-    return str(node.name()).partition("Backward")[0]
+    """Name of a node's operation: ``PowBackward0`` is ``pow``."""
+    return str(node.name()).rpartition("::")[2].partition("Backward")[0].lstrip("_").lower()
 
 
 def _is_singular(node: Any) -> bool:
     name = _operation(node)
-    if name == "Pow" and not torch.is_tensor(exponent := getattr(node, "_saved_exponent", None)):
+    if name == "pow" and not torch.is_tensor(exponent := getattr(node, "_saved_exponent", None)):
         return exponent is None or isinstance(exponent, complex) or 0 < exponent < 1
-    return name.startswith(_SINGULAR)
+    return name in _SINGULAR
 
 
 def _is_infinite(node: Any) -> bool:
     name = _operation(node)
-    if name == "Pow" and not torch.is_tensor(exponent := getattr(node, "_saved_exponent", None)):
+    if name in ("div", "log", "reciprocal", "rsqrt") and _is_positive(node, -1):
+        return False
+    if name == "log1p" and _is_positive(node, 0, or_zero=True):
+        return False
+    if name == "exp" and _is_leaf(node.next_functions[0][0]):
+        return False  # a positive latent: where it is infinite, so is its own density
+    if name == "pow" and not torch.is_tensor(exponent := getattr(node, "_saved_exponent", None)):
         return exponent is None or isinstance(exponent, complex) or exponent < 0
-    return name.startswith(_INFINITE)
+    return name in _INFINITE
+
+
+def _is_leaf(node: Any) -> bool:
+    """Tell whether a node only looks at a leaf."""
+    while node is not None and _operation(node) in _VIEWS:
+        node = node.next_functions[0][0]
+    return node is None or not node.next_functions
+
+
+def _is_positive(node: Any, place: int, *, or_zero: bool = False) -> bool:
+    """Tell whether an input of a node is positive for all that rounding leaves of it."""
+    before = node.next_functions[place][0]
+    if before is None:  # no function of a leaf: data, which a mini-batch may change, or a number
+        return _is_positive_number(getattr(node, "_saved_other" if place else "_saved_self", None))
+    name = _operation(before)
+    if name in _POSITIVE or _is_positive_number(getattr(before, "_saved_min", None)):
+        return True
+    if name == "pow" and or_zero and getattr(before, "_saved_exponent", None) in (2, 4):
+        return True
+    if name in _VIEWS or name in ("clamp", "pow", "sqrt", "rsqrt", "reciprocal"):
+        return _is_positive(before, 0, or_zero=or_zero)
+    if name in ("mul", "div"):
+        return _is_positive(before, 0, or_zero=or_zero) and _is_positive(before, 1)
+    return False
+
+
+def _is_positive_number(value: Any) -> bool:
+    """Tell whether a value is one positive number, as it is or expanded."""
+    if not torch.is_tensor(value):
+        return isinstance(value, (int, float)) and value > 0
+    with _disable_current_modes():
+        if any(value.stride()) or not value.numel():
+            return False
+        return bool(value[(0,) * value.dim()].item() > 0)
 
 
 def _nodes_at_risk(total: Tensor) -> frozenset[Any]:
@@ -228,7 +319,7 @@ def _nodes_at_risk(total: Tensor) -> frozenset[Any]:
                 if node not in reaches:
                     reaches.add(node)
                     stack.append(node)
-        starts |= {node for node in reaches if _operation(node).startswith(_ABSORBING)}
+        starts |= {node for node in reaches if _operation(node) in _ABSORBING}
     return frozenset(_below(starts))
 
 
@@ -272,11 +363,34 @@ def _new_singularity(node: Any, args: tuple[Any, ...], out: Tensor) -> Singulari
         return None
     if not all(bool(torch.isfinite(x).all()) for x in given):
         return None
-    name = _operation(node).rpartition("::")[2].lower()
-    at = given[-1] if name in ("div", "sqrt") else given[0]
-    if at.shape != out.shape and at.dim():
+    name = _operation(node)
+    if name not in _ARGUMENT:
+        return Singularity(name)
+    at = given[_ARGUMENT[name]]
+    if at.dim() and at.shape != out.shape:
         return Singularity(name)
     return Singularity(name, float(at.expand(out.shape)[~torch.isfinite(out)][0]))
+
+
+#: The rule as operations of its own, so that a recorded graph has one node for each product, which
+#: native code computes in one place.
+_LIBRARY = torch.library.Library("pyro_nfvi", "DEF")
+_LIBRARY.define("product(Tensor a, Tensor b) -> Tensor")
+_LIBRARY.define("quotient(Tensor a, Tensor b) -> Tensor")
+
+
+def _take_product(a: Tensor, b: Tensor) -> Tensor:
+    out = a * b
+    return torch.where((a == 0) | (b == 0), torch.zeros_like(out), out)
+
+
+def _take_quotient(a: Tensor, b: Tensor) -> Tensor:
+    out = a / b
+    return torch.where(a == 0, torch.zeros_like(out), out)
+
+
+_LIBRARY.impl("product", _take_product, "CompositeImplicitAutograd")
+_LIBRARY.impl("quotient", _take_quotient, "CompositeImplicitAutograd")
 
 
 def _is_plain(x: Any) -> bool:
@@ -284,19 +398,15 @@ def _is_plain(x: Any) -> bool:
 
 
 def _mul(func: Any, a: Any, b: Any) -> Any:
-    out = func(a, b)
-    if not _is_plain(out):
-        return out
-    zero = (a == 0) | (b == 0) if torch.is_tensor(b) else a == 0
-    return out.masked_fill(zero, 0.0)
+    if not (_is_plain(a) and _is_plain(b)):
+        return func(a, b)
+    return torch.ops.pyro_nfvi.product.default(a, b)
 
 
-def _div(func: Any, a: Any, b: Any, **kwargs: Any) -> Any:
-    out = func(a, b, **kwargs)
-    if not _is_plain(out):
-        return out
-    zero = a == 0
-    return out.masked_fill(zero if zero.shape == out.shape else zero.expand(out.shape), 0.0)
+def _div(func: Any, a: Any, b: Any) -> Any:
+    if not (_is_plain(a) and _is_plain(b)):
+        return func(a, b)
+    return torch.ops.pyro_nfvi.quotient.default(a, b)
 
 
 def _product(func: Any, a: Tensor, b: Tensor) -> Any:
@@ -305,29 +415,31 @@ def _product(func: Any, a: Tensor, b: Tensor) -> Any:
         return func(a, b)
     bad_a, bad_b = ~torch.isfinite(a), ~torch.isfinite(b)
     out = func(a.masked_fill(bad_a, 0.0), b.masked_fill(bad_b, 0.0))
-    met = func(bad_a.to(a.dtype), (b != 0).to(b.dtype))
-    met = met + func((a != 0).to(a.dtype), bad_b.to(b.dtype))
+    met = func(_number(bad_a, a), _number(b != 0, b)) + func(_number(a != 0, a), _number(bad_b, b))
     return out.masked_fill(met > 0, torch.nan)
 
 
+def _number(mask: Tensor, like: Tensor) -> Tensor:
+    found: Tensor = aten._to_copy.default(mask, dtype=like.dtype)
+    return found
+
+
 def _backward(func: Any, grad: Tensor, *rest: Any, **kwargs: Any) -> Any:
-    """A formula ``grad * slope(rest)`` in one operation: 0 where either is."""
-    slope = func(torch.ones_like(grad), *rest, **kwargs)
-    out = func(grad, *rest, **kwargs)
-    return out.masked_fill((grad == 0) | (slope == 0), 0.0)
+    """A formula ``grad * slope(rest)`` in one operation, in two."""
+    return _mul(None, grad, func(torch.ones_like(grad), *rest, **kwargs))
 
 
 def _softmax(func: Any, grad: Tensor, output: Tensor, dim: int, dtype: torch.dtype) -> Any:
     if grad.dtype != dtype:
         return func(grad, output, dim, dtype)
-    inner = _mul(aten.mul.Tensor, grad, output).sum(dim, keepdim=True)
-    return _mul(aten.mul.Tensor, output, grad - inner)
+    inner = _mul(None, grad, output).sum(dim, keepdim=True)
+    return _mul(None, output, grad - inner)
 
 
 def _log_softmax(func: Any, grad: Tensor, output: Tensor, dim: int, dtype: torch.dtype) -> Any:
     if grad.dtype != dtype:
         return func(grad, output, dim, dtype)
-    return grad - _mul(aten.mul.Tensor, output.exp(), grad.sum(dim, keepdim=True))
+    return grad - _mul(None, output.exp(), grad.sum(dim, keepdim=True))
 
 
 _RULES: dict[Any, Callable[..., Any]] = {

@@ -26,6 +26,10 @@ def out_of_place(func: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, An
         if plain:
             return aten.full_like.default, (args[0], args[1]), {}
         return aten.fill.Tensor, args, {}
+    if name in ("pow_", "float_power_"):  # whose overloads have other names
+        plain = not isinstance(args[1], torch.Tensor)
+        packet = getattr(aten, name[:-1])
+        return packet.Tensor_Scalar if plain else packet.Tensor_Tensor, args, kwargs
     if name == "copy_":
         return aten.copy.default, args[:2], {}
     packet = getattr(aten, name[:-1], None) if name.endswith("_") else None

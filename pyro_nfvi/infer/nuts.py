@@ -16,6 +16,7 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.chain_rule import scored
 from pyro_nfvi.diagnostics import psis
 from pyro_nfvi.errors import ModelError, WeightError
 from pyro_nfvi.guides import AutoMixture
@@ -134,7 +135,7 @@ def to_nuts(
 
     def potential(point: TensorDict) -> Tensor:
         z, ladj = flow(point["eps"].unsqueeze(0))
-        return -(log_joint(z, {}) + ladj).sum()
+        return -(scored(lambda point: log_joint(point, {}), z) + ladj).sum()
 
     parts, places = [], []
     with own_random_state(seed), fit.model_scope(), _Frozen(frozen):
@@ -158,15 +159,15 @@ def to_nuts(
         with torch.no_grad():
             z, log_q = density.push(eps.flatten(0, 1))
             values, ladj = fit.latent.constrain(z)
-        scored = log_joint.evaluate(z, {})
+        evaluated = log_joint.evaluate(z, {})
     shape = eps.shape[:2]
-    sites = {**values, **scored.deterministic}
+    sites = {**values, **evaluated.deterministic}
     samples = {name: value.unflatten(0, shape) for name, value in sites.items()}
     rhat, ess = _mixing(z.unflatten(0, shape))
     return NutsRun(
         samples,
-        (scored.log_p - ladj).unflatten(0, shape),
-        _khat(scored.log_p - log_q),
+        (evaluated.log_p - ladj).unflatten(0, shape),
+        _khat(evaluated.log_p - log_q),
         tuple(places),
         rhat,
         ess,

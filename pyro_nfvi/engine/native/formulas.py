@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+import pyro_nfvi.chain_rule  # noqa: F401 - defines the operations of its rule
 from pyro_nfvi.engine.native.expr import Expr, Ix
 from pyro_nfvi.engine.native.lower import Lowering, lowers
 from pyro_nfvi.engine.native.pointwise import lazy, unary
@@ -38,6 +39,8 @@ def _formula(template: str, cost: int, *, serial: bool = False) -> Callable[...,
 for _target, _template, _cost in (
     (aten.tanh_backward.default, "({0}*(1-{1}*{1}))", 3),
     (aten.sigmoid_backward.default, "({0}*(1-{1})*{1})", 3),
+    (torch.ops.pyro_nfvi.product.default, "m_product({0},{1})", 2),
+    (torch.ops.pyro_nfvi.quotient.default, "m_quotient({0},{1})", 3),
     (aten.softplus_backward.default, "m_softplus_backward({0},{1},{2},{3})", 12),
     (aten.log_sigmoid_backward.default, "({0}*m_sigmoid(-{1}))", 10),
     (aten.lerp.Scalar, "({0}+{2}*({1}-{0}))", 3),

@@ -72,6 +72,16 @@ template <class T> static inline T m_nan_to_num(T x, T nan, T top, T bottom) {
   return x != x ? nan : m_isinf(x) ? (x > 0 ? top : bottom) : x;
 }
 
+// Of the chain rule: an exact zero wins over what is not finite.
+template <class T> static inline T m_product(T a, T b) {
+  T value = a * b;
+  return (a == 0) | (b == 0) ? (T)0 : value;
+}
+template <class T> static inline T m_quotient(T a, T b) {
+  T value = a / b;
+  return a == 0 ? (T)0 : value;
+}
+
 template <class T> static inline T m_softplus(T x, T beta, T threshold) {
   T z = x * beta;
   return z > threshold ? x : m_log1p(m_exp(z)) / beta;
