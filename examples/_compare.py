@@ -36,7 +36,15 @@ def compare(draws, reference, labels=("fit", "reference")):
     return worst_mean, worst_sd
 
 
-def tell(fit):
-    """Print the verdict with its reasons, and how long the fit took."""
+def tell(fit, *, trust=False):
+    """Print the verdict with its reasons, and how long the fit took.
+
+    Args:
+        fit: The fit.
+        trust: Stop where the verdict is "do not trust"; without a reference to compare with,
+            there is nothing else to go by.
+    """
     print(f"verdict: {fit.verdict} ({'; '.join(fit.verdict.reasons)})")
     print(f"{len(fit.losses)} steps, {fit.timing['total']:.0f} s, engine {fit.engine}")
+    if trust and fit.verdict == "do not trust":
+        raise SystemExit(f"The fit is not to be trusted. {fit.verdict.next_step}")

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _cli import check, options
+from _compare import tell
 
 from pyro_nfvi import NFVI
 from pyro_nfvi.plots import plot_pair
@@ -24,7 +25,7 @@ def main():
     optim = 0.03  # two latents stand a higher rate
     fit = NFVI(banana, "iaf*2", optim=optim, max_steps=steps, seed=1, progress=not run.smoke).run()
     draws = fit.sample(4000, seed=1)
-    print(f"ELBO {fit.elbo:.3f} ± {fit.elbo_se:.3f}, k-hat {fit.khat:.2f}")
+    tell(fit)
     check("ELBO (exact: 0)", fit.elbo, -0.6, 0.05, smoke=run.smoke)
     check("mean of x1 (exact: 4)", float(draws["x1"].mean()), 2.8, 4.6, smoke=run.smoke)
 

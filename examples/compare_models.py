@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _cli import check, options
+from _compare import tell
 
 from pyro_nfvi import NFVI
 
@@ -47,7 +48,8 @@ def main():
     trees = {}
     for model in (poisson, negative_binomial):
         fit = NFVI(model, "iaf*2", max_steps=steps, seed=0, progress=not run.smoke).run(x, y)
-        print(f"{model.__name__}: ELBO {fit.elbo:.1f}, k-hat {fit.khat:.2f}")
+        print(f"{model.__name__}: ELBO {fit.elbo:.1f}")
+        tell(fit)
         trees[model.__name__] = fit.to_arviz()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # single points with a high Pareto k, as expected

@@ -20,6 +20,8 @@ from pyro_nfvi.plots import plot_loss, plot_marginals, plot_pair
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for benchmarks/
 
+from _compare import tell
+
 from benchmarks.posteriordb import columns, load, locate, score
 
 SCHOOLS, SURVEY = "eight_schools-eight_schools_centered", "nes2000-nes"
@@ -39,6 +41,7 @@ def fit_posterior(name, *, smoke, **options):
     draws = {site: value.numpy() for site, value in fit.sample(4000, seed=1).items()}
     evidence, evidence_se = fit.log_evidence()
     print(f"\n{name}: {fit.latent.dim} latents ({posterior.geometry})")
+    tell(fit)
     print(f"  {len(fit.losses)} steps in {seconds:.0f} s; stopped: {fit.why_stopped}")
     print(f"  ELBO {fit.elbo:.2f} ± {fit.elbo_se:.2f} nats, log evidence {evidence:.2f} ± "
           f"{evidence_se:.2f}, k-hat {fit.khat:.2f}\n")  # fmt: skip

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _cli import check, options
+from _compare import tell
 
 from pyro_nfvi import NFVI
 from pyro_nfvi.plots import plot_pair
@@ -25,6 +26,7 @@ def main():
     steps = 30 if run.smoke else 2500
     fit = NFVI(funnel, guide="iaf*4", max_steps=steps, seed=0, progress=not run.smoke).run()
     draws = fit.sample(4000, seed=1)
+    tell(fit)
     evidence, error = fit.log_evidence()
     print(f"ELBO {fit.elbo:.3f} ± {fit.elbo_se:.3f}, log evidence {evidence:.3f} ± {error:.3f}")
     check("ELBO (exact: 0)", fit.elbo, -0.25, 0.02, smoke=run.smoke)

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _cli import check, options
+from _compare import tell
 
 from pyro_nfvi import NFVI
 from pyro_nfvi.plots import plot_marginals
@@ -35,8 +36,9 @@ def mixture(y):
 def main():
     run = options(__doc__, "mixture")
     y = make_data()
-    steps = 30 if run.smoke else 1000
-    fit = NFVI(mixture, "iaf*2", max_steps=steps, seed=0, progress=not run.smoke).run(y)
+    steps = {"max_steps": 30} if run.smoke else {}
+    fit = NFVI(mixture, seed=0, progress=not run.smoke, **steps).run(y)
+    tell(fit, trust=not run.smoke)
     print(fit.summary())
     draws = fit.sample(4000, seed=1)
     mean = {name: value.mean(0) for name, value in draws.items()}

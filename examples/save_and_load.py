@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _cli import check, options
+from _compare import tell
 
 from pyro_nfvi import NFVI
 
@@ -37,6 +38,7 @@ def main():
     y = 0.8 * x + 0.3 * torch.randn(50, generator=torch.Generator().manual_seed(0))
     steps = 30 if run.smoke else 800
     fit = NFVI(model, "iaf*2", max_steps=steps, seed=0, progress=not run.smoke).run(x, y)
+    tell(fit)
     saved, points, scores = (run.out / name for name in ("fit.nfvi", "points.pt", "scores.pt"))
     fit.save(saved)
     draws = fit.sample(100, seed=1)

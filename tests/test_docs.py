@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -61,3 +62,83 @@ def test_the_choosing_page_knows_every_flow():
 
     text = (DOCS / "which_flow.md").read_text("utf-8")
     assert [name for name in FLOW_NAMES if f'"{name}' not in text] == []
+
+
+#: Code in the middle of a sentence, outside of fenced blocks.
+FENCED, INLINE = re.compile(r"^(`{3,}|~{3,}).*?^\1", re.M | re.S), re.compile(r"`([^`\n]+)`")
+#: Names of files that look like attributes.
+FILES = {"fit.nfvi"}
+
+
+def attributes_in_prose(text: str, names: set[str]) -> set[str]:
+    """Chains such as ``fit.training.losses`` that a page names in prose."""
+    start = "|".join(map(re.escape, sorted(names)))
+    chain = re.compile(rf"(?<![\w./])(?:{start})(?:\.[A-Za-z_]\w*)+")
+    found: set[str] = set()
+    for code in INLINE.findall(FENCED.sub("", text)):
+        found |= set(chain.findall(code))
+    return {chain for chain in found - FILES if not chain.endswith((".py", ".md"))}
+
+
+def missing_attributes(chains: set[str], objects: dict[str, object]) -> list[str]:
+    """Chains of which a part does not exist, looked up on real objects."""
+    missing = []
+    for chain in sorted(chains):
+        name, *parts = chain.split(".")
+        here = objects[name]
+        for part in parts:
+            if not hasattr(here, part):
+                missing.append(chain)
+                break
+            here = getattr(here, part)
+            if inspect.isroutine(here):  # what it returns is another story
+                break
+    return missing
+
+
+@pytest.fixture(scope="module")
+def objects():
+    """What the pages call ``fit``, ``nfvi`` and so on."""
+    import pyro
+    import pyro.distributions as dist
+    import torch
+
+    import pyro_nfvi as nfvi
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    fit = nfvi.NFVI(model, "affine", max_steps=20, seed=0, progress=False).run(torch.tensor(1.0))
+    return {
+        "fit": fit,
+        "nfvi": nfvi,
+        "pyro_nfvi": nfvi,
+        "guide": fit.guide,
+        "log_joint": fit.log_joint,
+        "density": fit.guide.density(),
+        "flow": nfvi.flows.make_flow("iaf*2", 3),
+    }
+
+
+PAGES = sorted([*DOCS.glob("*.md"), DOCS.parent / "README.md"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_attributes_that_prose_names_exist(page, objects):
+    chains = attributes_in_prose(page.read_text("utf-8"), set(objects))
+    assert missing_attributes(chains, objects) == []
+
+
+def test_the_check_itself_sees_what_does_not_exist(objects):
+    text = "See `fit.settings` and `fit.training.settings['flow']`.\n```python\nfit.nothing\n```\n"
+    assert missing_attributes(attributes_in_prose(text, {"fit"}), objects) == ["fit.settings"]
+
+
+def test_pages_state_the_thresholds_of_khat():
+    from pyro_nfvi.diagnostics.khat import CLOSE, NO_MEAN
+    from pyro_nfvi.diagnostics.psis import khat_threshold
+
+    text = (DOCS / "trust.md").read_text("utf-8")
+    for number in (CLOSE, round(khat_threshold(2000), 1), NO_MEAN):
+        assert f"{number:g}" in text.partition("## How k-hat is read")[2].partition("\n## ")[0]

@@ -26,6 +26,13 @@ def example(name, monkeypatch):
     return importlib.import_module(name)
 
 
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_an_example_that_fits_by_nfvi_tells_its_verdict(path):
+    text = path.read_text("utf-8")
+    if "NFVI(" in text:
+        assert "tell(" in text or ".verdict" in text or ".report" in text
+
+
 def log_joint(model, *args):
     model = pyro.infer.config_enumerate(model)
     return LogJoint(model, args, {}, LatentSpace.from_trace(prior_trace(model, args, {})))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pyro_nfvi.diagnostics import psis
+from pyro_nfvi.diagnostics import khat_threshold, psis
 from pyro_nfvi.errors import OptionError
 
 __all__ = ["LOO", "loo_approximate"]
@@ -25,14 +25,18 @@ class LOO(NamedTuple):
     p_loo: float
     #: The terms of the sum, one per observation (N,).
     pointwise: np.ndarray
-    #: Shape of the tail of each observation's weights (N,): below 0.7 its term can be trusted.
+    #: Shape of the tail of each observation's weights (N,), to be read against
+    #: :func:`pyro_nfvi.diagnostics.khat_threshold`.
     pareto_k: np.ndarray
+    #: Number of draws.
+    num_draws: int = 10_000
 
     def __str__(self) -> str:
-        bad = int((self.pareto_k > 0.7).sum())
+        limit = khat_threshold(self.num_draws)
+        bad = int((self.pareto_k >= limit).sum())
         return (
             f"elpd {self.elpd:.2f} ± {self.se:.2f} nats, p_loo {self.p_loo:.2f}; "
-            f"{bad} of {len(self.pareto_k)} observations with k-hat above 0.7"
+            f"{bad} of {len(self.pareto_k)} observations with k-hat above {limit:.2g}"
         )
 
 
@@ -106,7 +110,7 @@ def loo_approximate(data: Any, *, var_name: str | None = None) -> LOO:
     density = float(torch.logsumexp(whole[:, None] + each, 0).sum())
     elpd = float(pointwise.sum())
     se = math.sqrt(len(terms)) * float(pointwise.std(ddof=1)) if len(terms) > 1 else math.nan
-    return LOO(elpd, se, density - elpd, pointwise, np.array(khats))
+    return LOO(elpd, se, density - elpd, pointwise, np.array(khats), count)
 
 
 def _group(data: Any, name: str) -> Any:

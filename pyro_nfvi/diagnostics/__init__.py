@@ -16,11 +16,13 @@ from pyro_nfvi.diagnostics.importance import (
     weighted_quantile,
     weighted_sd,
 )
+from pyro_nfvi.diagnostics.khat import TailReading, read_tail
 from pyro_nfvi.diagnostics.psis import PSIS, khat_threshold, psis
 from pyro_nfvi.diagnostics.verdict import Verdict, judge_weights
 
 __all__ = [
     "PSIS",
+    "TailReading",
     "Verdict",
     "bias_test",
     "ess",
@@ -29,6 +31,7 @@ __all__ = [
     "khat_threshold",
     "log_evidence",
     "psis",
+    "read_tail",
     "resample",
     "weighted_mean",
     "weighted_quantile",

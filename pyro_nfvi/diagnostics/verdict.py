@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.diagnostics.importance import ess, iw_gap
+from pyro_nfvi.diagnostics.khat import read_tail
 from pyro_nfvi.diagnostics.psis import psis
 from pyro_nfvi.errors import WeightError
 
@@ -17,16 +18,16 @@ __all__ = ["VERDICTS", "Verdict", "judge_weights"]
 #: What a verdict may say, the best first.
 VERDICTS = GOOD, USABLE, BAD = "good", "usable with reweighting", "do not trust"
 
-#: A fit is good where the tail is this light and the gap this small, or where the gap is so small
-#: and the weights so even that the tail does not matter.
-_KHAT, _GAP, _SMALL_GAP, _EVEN = 0.5, 0.1, 0.05, 0.9
+#: A fit is good where its tail is light and the gap this small, or where the gap is so small and
+#: the weights so even that the tail does not matter.
+_GAP, _SMALL_GAP, _EVEN = 0.1, 0.05, 0.9
 #: From a tail of 1 on, the terms of a second moment have no mean, and means and sds say nothing,
 #: however even the weights are; the first where the draws' own tails are too light to show it all.
 #: Beyond the second it is not by chance: of 300 numbers with 2.5 or more degrees of freedom none or
 #: one came this far, of 300 with one degree all.
 _NO_VARIANCE = 1.0, 1.2
-#: It is usable up to this tail, this gap in nats, and from as many effective draws on.
-_USABLE_KHAT, _USABLE_GAP, _USABLE_ESS = 0.7, 1.0, 100
+#: It is usable up to this gap in nats, and from as many effective draws on.
+_USABLE_GAP, _USABLE_ESS = 1.0, 100
 #: With so large a share effective, and a gap as small as of a good fit, the tail does not matter.
 _MOSTLY = 0.8
 #: How far weights may move the mean of a number, in sds, and its sd, as a logarithm.
@@ -72,12 +73,13 @@ def judge_weights(
 ) -> Verdict:
     r"""Judge an approximation by the importance weights of its draws.
 
-    - **good**: :math:`\hat k < 0.5` with a gap between evidence and ELBO below 0.1 nats, or a gap
+    - **good**: a light tail (:class:`TailReading`: :math:`\hat k < 0.5`, or weights so even that
+      :math:`\hat k` means nothing) with a gap between evidence and ELBO below 0.1 nats, or a gap
       below 0.05 with at least 90 % of the draws effective; reweighting moves no mean by more
       than 0.1 sd (and three of its standard errors) and no sd by more than 15 %; and no number
       has tails so heavy that it may have no variance.
-    - **usable with reweighting**: :math:`\hat k < 0.7`, a gap below 1 nat, 100 effective draws; or
-      a gap below 0.1 with at least 80 % of the draws effective.
+    - **usable with reweighting**: :math:`\hat k < \min(1 - 1/\log_{10} S, 0.7)`, a gap below 1 nat,
+      100 effective draws; or a gap below 0.1 with at least 80 % of the draws effective.
     - **do not trust**: all else, and whatever comes with a fault.
 
     Args:
@@ -116,9 +118,9 @@ def judge_weights(
         gap = iw_gap(log_w[scored])
     except WeightError as error:
         return Verdict(BAD, [f"the weights of the draws say nothing: {error}"], _NEXT_FIT)
-    khat, count = smoothed.khat, ess(smoothed.log_weights)
+    tail, count = read_tail(log_w, smoothed.khat), ess(smoothed.log_weights)
     numbers = (
-        f"k-hat {khat:.2f}, gap between evidence and ELBO {gap:.3g} nats, {count:.0f} of "
+        f"{tail}, gap between evidence and ELBO {gap:.3g} nats, {count:.0f} of "
         f"{len(z)} draws effective"
     )
     if unscored > _UNSCORED:
@@ -126,9 +128,9 @@ def judge_weights(
         return Verdict(BAD, [share, numbers], _NEXT_FIT)
     moved = _moved(z, smoothed.log_weights, count, name)
     nearly_exact = gap < _SMALL_GAP and count > _EVEN * len(z)
-    if ((khat < _KHAT and gap < _GAP) or nearly_exact) and not moved:
+    if ((tail.close and gap < _GAP) or nearly_exact) and not moved:
         # Only where weights are good can they say anything of tails.
-        heavy = _heavy(z, log_w, _NO_VARIANCE[khat < _KHAT])
+        heavy = _heavy(z, log_w, _NO_VARIANCE[tail.close])
         if values is not None:
             heavy = sorted({*heavy, *_heavy(values, log_w, _NO_VARIANCE[1])})
         if not heavy:
@@ -142,7 +144,7 @@ def judge_weights(
         )
         return Verdict(USABLE, [numbers, told, *doubts], _NEXT_HEAVY)
     even = gap < _GAP and count > _MOSTLY * len(z)
-    if (khat < _USABLE_KHAT and gap < _USABLE_GAP and count >= _USABLE_ESS) or even:
+    if (tail.reliable and gap < _USABLE_GAP and count >= _USABLE_ESS) or even:
         return Verdict(USABLE, [numbers, *moved, *doubts], _NEXT_WEIGHT)
     return Verdict(BAD, [numbers, *moved, *doubts], _NEXT_FIT)
 

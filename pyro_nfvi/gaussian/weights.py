@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorPair
+from pyro_nfvi.diagnostics.khat import read_tail
 from pyro_nfvi.diagnostics.psis import psis
 from pyro_nfvi.errors import WeightError
 
@@ -15,8 +16,6 @@ __all__ = ["mixture_weights"]
 
 #: Steps of the iteration, and the change at which it ends.
 _STEPS, _ENOUGH = 500, 1e-7
-#: Above this k-hat importance weights say nothing, and the bounds of the components are used.
-_KHAT = 1.0
 #: Smallest weight.
 _LEAST = 1e-8
 
@@ -58,7 +57,8 @@ def mixture_weights(log_p: Tensor, log_each: Tensor) -> TensorPair:
     log_w = torch.where(log_w < torch.inf, log_w, torch.full_like(log_w, -torch.inf))
     try:
         smoothed = psis(log_w)
-        usable = smoothed.khat < _KHAT
+        # Without a mean they say nothing, and the bounds of the components are used.
+        usable = read_tail(log_w, smoothed.khat).has_mean
     except WeightError:
         usable = False
     if not usable:

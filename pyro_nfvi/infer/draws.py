@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.density import FlowDensity
-from pyro_nfvi.diagnostics import ess, psis
+from pyro_nfvi.diagnostics import TailReading, ess, psis, read_tail
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.logjoint import Evaluation, LogJoint
 from pyro_nfvi.logjoint.subsample import cover
@@ -92,6 +92,13 @@ class WeighedDraws:
         if smoothed is None:
             return math.nan, math.nan
         return smoothed.khat, ess(smoothed.log_weights)
+
+    def tail(self) -> TailReading:
+        """What the tail of the weights says; unknown, and of no use, where weights say nothing."""
+        smoothed = self.smoothed()
+        if smoothed is None:
+            return TailReading(math.nan, len(self.z))
+        return read_tail(self.log_w, smoothed.khat)
 
 
 def push_chunks(

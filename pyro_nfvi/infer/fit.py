@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
-from pyro_nfvi.diagnostics import Verdict, log_evidence, resample
+from pyro_nfvi.diagnostics import TailReading, Verdict, log_evidence, resample
 from pyro_nfvi.errors import ModelError, NotSetUpError
 from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.infer.draws import WeighedDraws, push_chunks
@@ -123,11 +123,16 @@ class Fit:
 
     @property
     def khat(self) -> float:
-        """Shape of the tail of the importance weights: below 0.7 reweighting works.
+        """Shape of the tail of the importance weights; ``fit.tail`` says what it means.
 
         NaN where weights say nothing (data scored in subsamples, or no draw possible).
         """
         return self.draws.quality()[0]
+
+    @property
+    def tail(self) -> TailReading:
+        """What k-hat says, by the one rule for it (:class:`pyro_nfvi.diagnostics.TailReading`)."""
+        return self.draws.tail()
 
     @property
     def ess(self) -> float:
@@ -194,7 +199,7 @@ class Fit:
     def __repr__(self) -> str:
         return (
             f"Fit({type(self.guide).__name__}, {self.latent.dim} latents, "
-            f"elbo {self.elbo:.2f} ± {self.elbo_se:.2f} nats, khat {self.khat:.2f}, "
+            f"elbo {self.elbo:.2f} ± {self.elbo_se:.2f} nats, {self.tail}, "
             f"{len(self.losses)} steps, {self.why_stopped})"
         )
 
@@ -227,7 +232,7 @@ class Fit:
     def resample(self, num_samples: int = 1000, *, seed: int | None = None) -> TensorDict:
         """Draw from the fit's draws by their smoothed importance weights.
 
-        Where ``khat`` is below 0.7 this takes away most of what the flow got wrong. A draw may
+        Where ``tail.reliable`` this takes away most of what the flow got wrong. A draw may
         come up more than once; ask for no more than ``ess``.
 
         Raises:
@@ -256,7 +261,7 @@ class Fit:
     def log_evidence(self) -> tuple[float, float]:
         """Estimate the log evidence: ``(value, standard error)``, in nats.
 
-        By importance sampling from the fit; trust it where ``khat`` is below 0.7.
+        By importance sampling from the fit; trust it where ``tail.reliable``.
 
         Raises:
             ModelError: Data was scored in subsamples, or no draw is possible under the model.
@@ -284,7 +289,7 @@ class Fit:
         sites = self._sites(self.draws.z, self.draws.deterministic)
         note = (
             f"{len(weights)} draws{', reweighted' if reweighted else ''}; "
-            f"khat {self.khat:.2f}, ELBO {self.elbo:.2f} ± {self.elbo_se:.2f} nats"
+            f"{self.tail}, ELBO {self.elbo:.2f} ± {self.elbo_se:.2f} nats"
         )
         return Summary.of(sites, weights.to(self.draws.z.device), note)
 

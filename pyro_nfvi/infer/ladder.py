@@ -41,9 +41,9 @@ __all__ = [
 
 #: Largest dimension for autoregressive layers, whose path gradient costs O(D^2) a particle.
 _IAF_DIM = 40
-#: A flow is good where the tail of its weights is this light and the gap this small, or where
-#: the gap is so small and the weights so even that the tail does not matter.
-_KHAT, _GAP, _SMALL_GAP, _ESS = 0.5, 0.1, 0.02, 0.9
+#: A flow is good where the tail of its weights is light and the gap this small, or where the gap
+#: is so small and the weights so even that the tail does not matter.
+_GAP, _SMALL_GAP, _ESS = 0.1, 0.02, 0.9
 #: Ways in which a training ends after which no other begins.
 ENDS = ("interrupted", "callback", "max_seconds")
 #: Fewest steps with which one more flow is begun.
@@ -57,11 +57,12 @@ class Rung:
     Attributes:
         flow: Its formula; empty for the Gaussian.
         elbo: Its bound, in nats, and standard error ``elbo_se``.
-        khat: Tail of its weights.
+        khat: Shape of the tail of its weights.
         ess: Effective share of its draws.
         steps: Steps that it took.
         seconds: Time that it took.
         kept: Whether it was better than the one before.
+        tail: What ``khat`` says, in words.
     """
 
     flow: str
@@ -72,12 +73,14 @@ class Rung:
     steps: int
     seconds: float
     kept: bool
+    tail: str = ""
 
     def __str__(self) -> str:
         return (
-            f"{self.flow or 'Gaussian'}: ELBO {self.elbo:.3f} ± {self.elbo_se:.3f} nats, khat "
-            f"{self.khat:.2f}, ESS {100 * self.ess:.0f} %, {self.steps} steps, "
-            f"{self.seconds:.1f} s{'' if self.kept else '; no better, not kept'}"
+            f"{self.flow or 'Gaussian'}: ELBO {self.elbo:.3f} ± {self.elbo_se:.3f} nats, "
+            f"{self.tail or f'k-hat {self.khat:.2f}'}, ESS {100 * self.ess:.0f} %, "
+            f"{self.steps} steps, {self.seconds:.1f} s"
+            f"{'' if self.kept else '; no better, not kept'}"
         )
 
 
@@ -101,13 +104,13 @@ def good_enough(fit: Fit) -> bool:
     Nothing that is computed from a fit's own draws sees a mode that it lost.
     """
     gap, even = _gap_and_even(fit)
-    return (fit.khat < _KHAT and gap < _GAP) or (gap < _SMALL_GAP and even)
+    return (fit.tail.close and gap < _GAP) or (gap < _SMALL_GAP and even)
 
 
 def nearly_exact(fit: Fit) -> bool:
     """The same for one mode of several, whose gaps and tails add up in the mixture."""
     gap, even = _gap_and_even(fit)
-    return gap < _SMALL_GAP and (even or fit.khat < _KHAT)
+    return gap < _SMALL_GAP and (even or fit.tail.close)
 
 
 def _gap_and_even(fit: Fit) -> tuple[float, bool]:
@@ -309,7 +312,8 @@ def _bound(fit: Fit, objective: Objective) -> tuple[float, float]:
 def rung_of(flow: str, fit: Fit, seconds: float, *, kept: bool) -> Rung:
     """Sum up a fit as a stage of the ladder."""
     share = fit.ess / max(1, len(fit.draws.z))
-    return Rung(flow, fit.elbo, fit.elbo_se, fit.khat, share, len(fit.losses), seconds, kept)
+    steps = len(fit.losses)
+    return Rung(flow, fit.elbo, fit.elbo_se, fit.khat, share, steps, seconds, kept, str(fit.tail))
 
 
 def joined(before: Fit, after: Fit) -> Fit:
@@ -321,7 +325,12 @@ def joined(before: Fit, after: Fit) -> Fit:
         timing[name] += before.training.timing[name]
     timing["steps_per_s"] = len(losses) / max(1e-9, timing["fit"])
     timing["step"] = timing["fit"] / max(1, len(losses))
-    training = dataclasses.replace(after.training, losses=losses, notes=notes, timing=timing)
+    training = dataclasses.replace(
+        after.training,
+        losses=losses,
+        notes=notes,
+        timing=timing,
+    )
     return dataclasses.replace(after, training=training)
 
 
@@ -333,8 +342,16 @@ def told(fit: Fit, tried: list[Rung], notes: list[str], total: float) -> Fit:
     why = "good enough" if good_enough(fit) else "the best of what was tried"
     lines.append(f"auto: {kept} is kept, {why}")
     timing = {**fit.training.timing, "total": total}
+    reason = fit.why_stopped
+    if sum(rung.steps > 0 for rung in tried if rung.flow) > 1:
+        told = f"{len(fit.losses)} steps in all that is kept; of the last training: {reason.detail}"
+        reason = StopReason(str(reason), told, reason.unfinished)
     settings = {**fit.training.settings, "tried": [dataclasses.asdict(rung) for rung in tried]}
     training = dataclasses.replace(
-        fit.training, notes=tuple(lines), timing=timing, settings=settings
+        fit.training,
+        notes=tuple(lines),
+        timing=timing,
+        settings=settings,
+        why_stopped=reason,
     )
     return dataclasses.replace(fit, training=training)

@@ -26,7 +26,6 @@ from pyro_nfvi.infer.ladder import (
     told,
 )
 from pyro_nfvi.infer.run import FitRun
-from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.logjoint import LogJoint
 
 __all__ = ["fit_modes"]
@@ -181,14 +180,8 @@ def _joined(first: Training, parts: list[Fit], losses: list[Tensor]) -> Training
     early = [one for one in trained if one.why_stopped in ENDS]
     cut = [one for one in trained if one.why_stopped == "max_steps"]
     last = (early or cut or trained)[-1]
-    why = StopReason(
-        str(last.why_stopped),
-        f"Modes are trained one by one. {last.why_stopped.detail}",
-        last.why_stopped.unfinished,
-    )
     return dataclasses.replace(
         last,
-        why_stopped=why,
         losses=torch.cat(losses),
         timing=timing,
         notes=tuple(dict.fromkeys(note for one in trained for note in one.notes)),

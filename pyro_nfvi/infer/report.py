@@ -30,11 +30,11 @@ def report(fit: Fit) -> str:
         f"ELBO {fit.elbo:.3f} ± {fit.elbo_se:.3f} nats",
     ]
     if math.isnan(fit.khat):
-        lines.append(f"khat unknown: {fit._no_weights()}")
+        lines.append(f"k-hat unknown: {fit._no_weights()}")
     else:
         value, error = fit.log_evidence()
         lines.append(
-            f"khat {fit.khat:.2f}, ESS {fit.ess:.0f} of {len(draws.z)} draws, "
+            f"{fit.tail}, ESS {fit.ess:.0f} of {len(draws.z)} draws, "
             f"log evidence {value:.3f} ± {error:.3f} nats"
         )
     if draws.num_bad:

@@ -11,9 +11,9 @@ __all__ = ["TAIL", "heavy_tails", "with_tail"]
 
 #: The layer that is put at the output of a flow.
 TAIL = "tail"
-#: k-hat from which on weights can be the tails', and fourth moment of a coordinate, in units of
-#: its variance squared (3 for a normal one), from which on they are.
-_KHAT, _KURTOSIS = 0.5, 4.2
+#: Fourth moment of a coordinate, in units of its variance squared (3 for a normal one), from which
+#: on it is the tails that the guide lacks.
+_KURTOSIS = 4.2
 
 
 def heavy_tails(fit: Fit) -> bool:
@@ -24,7 +24,7 @@ def heavy_tails(fit: Fit) -> bool:
     decide, so this errs towards not seeing.
     """
     smoothed = fit.draws.smoothed()
-    if smoothed is None or not fit.draws.exact or not fit.khat >= _KHAT:
+    if smoothed is None or not fit.draws.exact or fit.tail.close:
         return False
     try:
         with torch.no_grad():

@@ -119,7 +119,7 @@ def test_summary_is_a_table(fit):
     text = str(table)
     assert "mean" in text
     assert "95%" in text
-    assert "khat" in text
+    assert "k-hat" in text
     assert "<table>" in table._repr_html_()
     with pytest.raises(KeyError, match="there are mu, twice"):
         table["nu"]
@@ -144,9 +144,9 @@ def test_a_long_list_of_rows_is_shortened():
 
 def test_report_and_repr(fit):
     text = fit.report
-    for word in ("1 latents (mu)", "converged", "path", "64 particles", "seed 0", "khat", "plate"):
+    for word in ("1 latents (mu)", "converged", "path", "64 particles", "seed 0", "k-hat", "plate"):
         assert word in text
-    assert "khat" in repr(fit)
+    assert "k-hat" in repr(fit)
     assert fit.engine in ("native", "graph", "svi")
     assert fit.engine_reason
     assert set(fit.timing) == {

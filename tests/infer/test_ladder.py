@@ -48,6 +48,9 @@ def test_a_funnel_takes_flows_and_each_is_better():
     assert fit.elbo == bounds[-1] > bounds[0] + 0.5
     steps = [rung["steps"] for rung in fit.training.settings["tried"]][1:]
     assert len(fit.losses) == sum(steps) <= 6000
+    # The repr and the report speak of the same steps.
+    assert f"{len(fit.losses)} steps, " in repr(fit)
+    assert len(steps) == 1 or f"{len(fit.losses)} steps in all" in fit.report
     assert all(f"auto: {flow or 'Gaussian'}" in fit.report for flow in tried(fit))
 
 

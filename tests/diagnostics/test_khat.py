@@ -1,0 +1,71 @@
+"""One rule for k-hat: what it says, and when it says nothing."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyro_nfvi
+from pyro_nfvi.diagnostics import TailReading, judge_weights, khat_threshold, read_tail
+from pyro_nfvi.errors import WeightError
+
+PACKAGE = Path(pyro_nfvi.__file__).parent
+
+
+def pareto(shape, size=1.0, num=2000):
+    """Log weights of one plus a Pareto tail of known shape and size."""
+    level = (torch.arange(num, dtype=torch.float64) + 0.5) / num
+    return torch.log1p(size * (level**-shape - 1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "close", "reliable", "has_mean"),
+    [(0.2, True, True, True), (0.6, False, True, True), (0.85, False, False, True),
+     (1.6, False, False, False)],
+)  # fmt: skip
+def test_a_tail_of_known_shape_is_read_right(shape, close, reliable, has_mean):
+    tail = read_tail(pareto(shape))
+    assert (tail.close, tail.reliable, tail.has_mean) == (close, reliable, has_mean)
+    assert not tail.means_nothing
+    assert str(tail) == f"k-hat {tail.khat:.2f}"
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-10])
+def test_weights_that_are_even_have_no_tail_whatever_its_shape(size):
+    log_w = pareto(1.9, size)
+    tail = read_tail(log_w)
+    assert tail.means_nothing
+    assert tail.close
+    assert "without meaning" in str(tail)
+    verdict = judge_weights(torch.randn(2000, 2), log_w)
+    assert verdict == "good"
+    assert "k-hat without meaning" in verdict.reasons[0]
+    assert not re.search(r"k-hat \d", " ".join(verdict.reasons))
+
+
+def test_fewer_draws_need_a_lighter_tail():
+    assert TailReading(0.6, 2000, 1.0).reliable
+    assert not TailReading(0.6, 100, 1.0).reliable
+    assert khat_threshold(100) == 0.5
+
+
+def test_what_is_unknown_is_of_no_use():
+    unknown = TailReading(float("nan"), 2000)
+    assert str(unknown) == "k-hat unknown"
+    assert not any((unknown.close, unknown.reliable, unknown.has_mean))
+    with pytest.raises(WeightError):
+        read_tail(torch.tensor([torch.nan, 0.0]))
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_module_compares_a_khat_with_a_number_of_its_own(path):
+    if path.parent.name == "vae" or path.stem in ("khat", "psis"):
+        return  # the thresholds' own place; the VAE counts images by a column of its tables
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Compare):
+            sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+            shapes = [side for side in sides if re.search(r"khat|pareto_k", side)]
+            numbers = [side for side in sides if re.fullmatch(r"[\d.]+|_[A-Z_]+", side)]
+            assert not (shapes and numbers), f"{path.name}:{node.lineno}: {ast.unparse(node)}"
