@@ -6,12 +6,13 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_nfvi._precision import in_full_precision
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.flows.linear import DiagonalAffine, LowerTriangular
@@ -51,6 +52,10 @@ class Base(nn.Module, ABC):
 
     #: Whether it is known to be symmetric about its location.
     symmetric = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        in_full_precision(cls, ("rsample", "log_prob"))
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyro_nfvi._modes import scoring
+from pyro_nfvi._precision import full_precision
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi.bases import Base
 from pyro_nfvi.dequantize import Dequantizer, check_dequantizer
@@ -31,7 +33,10 @@ class FlowDensity(nn.Module):
 
     .. math:: \log q(z) = \log q_0(\varepsilon) - \log|\det \partial z/\partial\varepsilon|
 
-    Sampling and scoring come from one pass (``push``); nothing is remembered in between.
+    Sampling and scoring come from one pass (``push``); nothing is remembered in between. Nets with
+    dropout or batch normalisation are evaluated: a density has one value at a point. ``fit`` trains
+    them in the modes that they are in, and so does what is computed inside
+    :func:`pyro_nfvi.vae.training_pass`. Under autocast all is in full precision.
 
     Args:
         flow: The flow, from the base to z.
@@ -93,6 +98,7 @@ class FlowDensity(nn.Module):
                 f"{type(context).__name__}: torch.as_tensor(context)."
             )
 
+    @full_precision
     def sample_base(
         self,
         shape: int | Sequence[int] = (),
@@ -111,7 +117,8 @@ class FlowDensity(nn.Module):
                 *size, self.flow.dim, dtype=like.dtype, device=like.device, generator=generator
             )
         if isinstance(self.base, Base):
-            return self.base.rsample(size, generator=generator)
+            with scoring(self.base):
+                return self.base.rsample(size, generator=generator)
         if generator is not None:
             raise OptionError(
                 f"A base of torch.distributions ({type(self.base).__name__}) draws from torch's "
@@ -120,6 +127,7 @@ class FlowDensity(nn.Module):
         noise: Tensor = self.base.rsample(torch.Size(size))
         return noise
 
+    @full_precision
     def base_log_prob(self, eps: Tensor) -> Tensor:
         """Log density of base noise."""
         if self.base is None:
@@ -135,21 +143,25 @@ class FlowDensity(nn.Module):
         found = self.base.log_prob(torch.where(inside.unsqueeze(-1), eps, self._somewhere))
         return torch.where(inside, found, torch.where(eps.isnan().any(-1), math.nan, -math.inf))
 
+    @full_precision
     def push(self, eps: Tensor, context: Tensor | None = None) -> TensorPair:
         """Map noise to ``(z, log_q)``, differentiable in the flow's parameters."""
-        z, ladj = self.flow(eps, context)
-        return z, self.base_log_prob(eps) - ladj
+        with scoring(self):
+            z, ladj = self.flow(eps, context)
+            return z, self.base_log_prob(eps) - ladj
 
+    @full_precision
     def push_with_score(self, eps: Tensor, context: Tensor | None = None) -> TensorTriple:
         r"""Map noise to ``(z, log_q, score)``, the score :math:`\nabla_z \log q(z)` detached."""
-        if self.base is None:
-            score = -eps.detach()
-        else:
-            with torch.enable_grad():
-                point = eps.detach().requires_grad_()
-                (score,) = torch.autograd.grad(self.base_log_prob(point).sum(), point)
-        z, ladj, pushed = self.flow.forward_with_score(eps, score, context)
-        return z, self.base_log_prob(eps) - ladj, pushed
+        with scoring(self):
+            if self.base is None:
+                score = -eps.detach()
+            else:
+                with torch.enable_grad():
+                    point = eps.detach().requires_grad_()
+                    (score,) = torch.autograd.grad(self.base_log_prob(point).sum(), point)
+            z, ladj, pushed = self.flow.forward_with_score(eps, score, context)
+            return z, self.base_log_prob(eps) - ladj, pushed
 
     def rsample_and_log_prob(
         self,
@@ -167,6 +179,7 @@ class FlowDensity(nn.Module):
         batch = () if context is None else tuple(context.shape[:-1])
         return self.push(self.sample_base((*size, *batch), generator=generator), context)
 
+    @full_precision
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Score any point: ``(*b, D) -> (*b,)``, differentiable in the point and parameters."""
         if not isinstance(z, Tensor):
@@ -181,8 +194,9 @@ class FlowDensity(nn.Module):
             )
         # Nothing is at infinity, where differences of infinite numbers, and gradients, are NaN.
         infinite = z.isinf().any(-1) & ~z.isnan().any(-1)
-        eps, ladj = self.flow.inverse(torch.where(infinite.unsqueeze(-1), 0, z), context)
-        return torch.where(infinite, -math.inf, self.base_log_prob(eps) + ladj)
+        with scoring(self):
+            eps, ladj = self.flow.inverse(torch.where(infinite.unsqueeze(-1), 0, z), context)
+            return torch.where(infinite, -math.inf, self.base_log_prob(eps) + ladj)
 
     # So that functional_call can score with other parameters.
     forward = log_prob

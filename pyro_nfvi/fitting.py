@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
+from pyro_nfvi._modes import evaluation, moving_buffers, training_pass
 from pyro_nfvi.dequantize import Dequantizer, check_dequantizer
 from pyro_nfvi.errors import DataWarning, DivergedError, OptionError
 from pyro_nfvi.flows.actnorm import BatchNorm
@@ -165,7 +166,7 @@ def fit_density(
         if initialize:
             first, seen = (None if part is None else part[:_INIT_ROWS] for part in train)
             assert first is not None
-            with torch.no_grad():
+            with torch.no_grad(), evaluation(module):
                 if dequantize is not None:
                     first = dequantize(first, generator=generator, like=like)[0]
                 normalise(density.flow, first, seen, "initialise")
@@ -200,7 +201,10 @@ class _Loop:
         self.train, self.held = train, held
         self.module, self.params, self.generator = module, params, generator
         self.ceiling = math.inf if dequantize is not None else log_density_ceiling(train[0])
-        self.normalises = any(isinstance(part, BatchNorm) for part in density.flow.modules())
+        layers = [part for part in density.flow.modules() if isinstance(part, BatchNorm)]
+        self.normalises = bool(layers)
+        # What a step moves besides parameters; a step that is skipped gives it back.
+        self.moving = [*moving_buffers(module), *(b for part in layers for b in part.buffers())]
         # Every look sees the same noise.
         self.look_seed = generator.initial_seed() + 1
 
@@ -216,7 +220,7 @@ class _Loop:
         noise = torch.Generator(self.generator.device).manual_seed(self.look_seed)
         x, context = self.held
         total = 0.0
-        with torch.no_grad(), seeded(self.look_seed):
+        with torch.no_grad(), seeded(self.look_seed), evaluation(self.module):
             for rows in torch.arange(len(x), device=x.device).split(max(batch_size, 1000)):
                 part = self.loss(x[rows], None if context is None else context[rows], noise)
                 total += float(part.sum())
@@ -324,7 +328,7 @@ class _Loop:
         assert self.held is not None
         x, context = self.held
         noise = torch.Generator(self.generator.device).manual_seed(self.look_seed)
-        with torch.no_grad():
+        with torch.no_grad(), evaluation(self.module):
             bad = ~self.loss(x, context, noise).isfinite()
         what = "the mean over the held-out rows is not finite"
         if bool(bad.any()):
@@ -343,9 +347,12 @@ class _Loop:
     def step(self, optimizer: torch.optim.Optimizer, batch: Rows, clip_norm: float) -> float | None:
         """Take one step; None, and nothing changed, where loss or gradient are not finite."""
         x, context = batch
-        saved = self._update(x, context) if self.normalises and len(x) > 1 else {}
+        saved = [(buffer, buffer.clone()) for buffer in self.moving]
+        if self.normalises and len(x) > 1:
+            self._update(x, context)
         optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(x, context, self.generator).mean()
+        with training_pass():
+            loss = self.loss(x, context, self.generator).mean()
         if bool(loss.isfinite()):
             loss.backward()
             norm = nn.utils.clip_grad_norm_(self.params, clip_norm)
@@ -353,24 +360,17 @@ class _Loop:
                 optimizer.step()
                 return float(loss.detach())
         with torch.no_grad():
-            for buffer, value in saved.items():
+            for buffer, value in saved:
                 buffer.copy_(value)
         return None
 
-    def _update(self, x: Tensor, context: Tensor | None) -> dict[Tensor, Tensor]:
-        """Move the statistics of batch-norm layers; return what they were."""
-        saved = {
-            buffer: buffer.clone()
-            for part in self.density.flow.modules()
-            if isinstance(part, BatchNorm)
-            for buffer in part.buffers()
-        }
-        with torch.no_grad():
+    def _update(self, x: Tensor, context: Tensor | None) -> None:
+        """Move the statistics of batch-norm layers of the flow."""
+        with torch.no_grad(), evaluation(self.module):
             if self.dequantize is not None:
                 x = self.dequantize(x, generator=self.generator, like=self.params[0])[0]
             if bool(x.isfinite().all()):
                 normalise(self.density.flow, x, context, "update")
-        return saved
 
 
 def _unbounded(report: DensityFit, ceiling: float) -> DivergedError:

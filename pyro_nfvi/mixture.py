@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from pyro_nfvi._precision import full_precision
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.errors import OptionError, ShapeError
@@ -101,6 +102,7 @@ class MixtureDensity(nn.Module):
         edges = self.log_weights.detach().exp().cumsum(0)[:-1]
         return (torch.special.ndtr(eps[..., -1:]) > edges).sum(-1)
 
+    @full_precision
     def push(self, eps: Tensor, context: Tensor | None = None) -> TensorPair:
         """Map noise to ``(z, log_q)``; differentiable, the choice of the component apart."""
         chosen = self.choose(eps)
@@ -112,11 +114,13 @@ class MixtureDensity(nn.Module):
         each = torch.where(mine, own, self.components(z))
         return z, torch.logsumexp(each + self.log_weights, -1)
 
+    @full_precision
     def draw(self, eps: Tensor) -> Tensor:
         """Map noise to points ``(*b, D)`` alone, which needs no inverse."""
         pushed = [part.flow(eps[..., :-1])[0] for part in self._members]
         return _taken(pushed, self.choose(eps))
 
+    @full_precision
     def push_with_score(self, eps: Tensor, context: Tensor | None = None) -> TensorTriple:
         r"""Map noise to ``(z, log_q, score)``, the score :math:`\nabla_z \log q(z)` detached."""
         z, log_q = self.push(eps, context)
@@ -131,6 +135,7 @@ class MixtureDensity(nn.Module):
         """Draw ``(z, log_q)`` in one pass."""
         return self.push(self.sample_base(shape, generator=generator))
 
+    @full_precision
     def components(self, z: Tensor) -> Tensor:
         """Log density of each component, without its weight: ``(*b, D) -> (*b, K)``, in nats.
 
@@ -139,6 +144,7 @@ class MixtureDensity(nn.Module):
         each = torch.stack([part.log_prob(z) for part in self._members], -1)
         return torch.where(each.isnan(), torch.full_like(each, -torch.inf), each)
 
+    @full_precision
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Score any point: ``(*b, D) -> (*b,)``, differentiable in point and parameters."""
         return torch.logsumexp(self.components(z) + self.log_weights, -1)
@@ -146,6 +152,7 @@ class MixtureDensity(nn.Module):
     # So that functional_call can score with other parameters.
     forward = log_prob
 
+    @full_precision
     def responsibilities(self, z: Tensor) -> Tensor:
         """Probability that a point came from each component: ``(*b, D) -> (*b, K)``."""
         return torch.softmax(self.components(z) + self.log_weights, -1)

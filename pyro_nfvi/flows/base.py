@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from pyro_nfvi._precision import full_precision, in_full_precision
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi.errors import ContextError, OptionError, ShapeError
 from pyro_nfvi.options import whole
@@ -42,7 +43,8 @@ class Flow(nn.Module, ABC):
 
     ``forward`` is the sampling direction, from the base to the posterior. A call is pure: it
     changes no state, treats rows independently, takes any leading batch shape, and keeps the
-    dtype and device of its input. Every flow starts as the identity (permutations aside).
+    dtype and device of its input. Every flow starts as the identity (permutations aside). Under
+    autocast it computes in full precision, points and contexts of half precision lifted.
 
     A flow of your own defines ``__init__(dim, context_dim)``, ``forward`` and ``inverse``;
     :func:`pyro_nfvi.testing.check_flow` then tells whether it keeps the promises.
@@ -66,6 +68,12 @@ class Flow(nn.Module, ABC):
     context_dim: int
     #: How ``inverse`` works: a closed form, D passes, or root finding with a tolerance.
     inverse_kind: InverseKind = "exact"
+    #: Whether it computes something else in train mode than in eval mode.
+    mode_dependent = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        in_full_precision(cls, ("forward", "inverse", "forward_with_score"))
 
     def __init__(self, dim: int, context_dim: int = 0) -> None:
         super().__init__()
@@ -84,6 +92,7 @@ class Flow(nn.Module, ABC):
         Differentiable in ``y``, in the context and in the parameters.
         """
 
+    @full_precision
     def forward_with_score(
         self, x: Tensor, score: Tensor, context: Tensor | None = None
     ) -> TensorTriple:

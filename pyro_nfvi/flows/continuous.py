@@ -138,6 +138,9 @@ class Continuous(Flow):
         widths = (64, 64) if hidden_dim is None else hidden_widths(hidden_dim, 64)
         self.field = _Net(dim, context_dim, widths)
 
+    #: A random trace in train mode, the exact one in eval mode.
+    mode_dependent = True
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
         x, context = self.enter(x, context)
         return self._integrate(x, context, 0.0, 1.0)

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from pyro_nfvi._modes import evaluation
 from pyro_nfvi._typing import Hidden, TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Flow
@@ -171,18 +172,14 @@ def _built(conditioner: Conditioner, inputs: int, outputs: int) -> nn.Module:
         )
     known = (p for p in net.parameters() if not isinstance(p, nn.UninitializedParameter))
     like = next(known, torch.empty(()))
-    modes = {part: part.training for part in net.modules()}
     try:
-        with torch.no_grad():  # and without moving what a layer remembers in training
-            found = tuple(net.eval()(like.new_zeros(3, inputs)).shape)
+        with torch.no_grad(), evaluation(net):
+            found = tuple(net(like.new_zeros(3, inputs)).shape)
     except Exception as error:
         raise OptionError(
             f"Coupling's conditioner fails at an input (3, {inputs}): {type(error).__name__}: "
             f"{error}"
         ) from error
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
     if found != (3, outputs):
         raise OptionError(
             f"Coupling's conditioner returns {found} for an input (3, {inputs}); it needs "

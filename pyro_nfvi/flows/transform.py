@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
+from pyro_nfvi._modes import recorded
 from pyro_nfvi.flows.base import Flow
 
 __all__ = ["FlowTransform"]
@@ -64,7 +65,8 @@ class FlowTransform(Transform, nn.Module):
         return self
 
     def _call(self, x: Tensor) -> Tensor:
-        y, ladj = self.flow(x, self.context)
+        with recorded(self.flow):
+            y, ladj = self.flow(x, self.context)
         self._remember(x, y, ladj)
         return y
 
@@ -72,7 +74,8 @@ class FlowTransform(Transform, nn.Module):
         memo = self._recall(y=y)
         if memo is not None:
             return memo[0]
-        x, ladj = self.flow.inverse(y, self.context)
+        with recorded(self.flow):
+            x, ladj = self.flow.inverse(y, self.context)
         self._remember(x, y, -ladj)
         return x
 
@@ -81,7 +84,8 @@ class FlowTransform(Transform, nn.Module):
         memo = self._recall(x=x, y=y)
         if memo is not None:
             return memo[2]
-        ladj: Tensor = self.flow(x, self.context)[1]
+        with recorded(self.flow):
+            ladj: Tensor = self.flow(x, self.context)[1]
         return ladj
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:

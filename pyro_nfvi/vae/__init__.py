@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyro_nfvi._modes import training_pass
 from pyro_nfvi.objectives.schedules import (
     Constant,
     Cyclic,
@@ -81,4 +82,5 @@ __all__ = [
     "plot_reconstructions",
     "plot_samples",
     "schedule_from_spec",
+    "training_pass",
 ]

@@ -9,6 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_nfvi._precision import lift
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.errors import ContextError, DataError, OptionError, ShapeError
 from pyro_nfvi.flows import Flow, make_flow
@@ -71,7 +72,7 @@ def call_net(what: str, net: Callable[..., Any], *given: Tensor) -> Any:
     """Call encoder or decoder; what torch says of sizes and types is told with its name."""
     try:
         return net(*given)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         came = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in given)
         words = (str(error).splitlines() or [""])[0]
         raise ShapeError(
@@ -104,6 +105,8 @@ def encoder_output(
         )
     if not fits:
         raise ShapeError(f"The encoder needs to return {want}; it returned shapes {shapes}.")
+    # Under autocast the two may come in different types: a softplus is computed in full precision.
+    loc, scale = lift(loc), lift(scale)
     if not loc.is_floating_point() or loc.dtype != scale.dtype:
         raise DataError(
             f"The encoder's loc and scale need one floating type; they are {loc.dtype} and "
@@ -115,4 +118,4 @@ def encoder_output(
             "The encoder's scale has to be positive; its smallest is "
             f"{float(scale.detach().min()):g}. Apply softplus or exp to its last layer."
         )
-    return loc, scale, context if context_dim else None
+    return loc, scale, lift(context) if context_dim else None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_nfvi._precision import full_precision
 from pyro_nfvi._typing import TensorDict, TensorPair, TensorTriple
 from pyro_nfvi.flows import Chain, Flow
 from pyro_nfvi.flows.base import Inverse
@@ -133,9 +134,11 @@ class BoundFlow:
         Points are ``(B, D)`` or ``(S, B, D)``; log-determinants ``(B,)`` or ``(S, B)``, in nats.
     """
 
+    @full_precision
     def __init__(self, flow: Flow | None, context: Tensor | None) -> None:
         self._steps = [_bind(layer, context) for layer in layers(flow)]
 
+    @full_precision
     def forward(self, x: Tensor) -> TensorPair:
         """Map base points to ``(z, ladj)``."""
         total = x.new_zeros(x.shape[:-1])
@@ -144,6 +147,7 @@ class BoundFlow:
             total = total + ladj
         return x, total
 
+    @full_precision
     def inverse(self, z: Tensor) -> TensorPair:
         """Map points back to ``(x, ladj)``."""
         total = z.new_zeros(z.shape[:-1])
@@ -152,6 +156,7 @@ class BoundFlow:
             total = total + ladj
         return z, total
 
+    @full_precision
     def forward_with_score(self, x: Tensor, score: Tensor) -> TensorTriple:
         """Push points and the score of their density together; the score carries no graph."""
         total = x.new_zeros(x.shape[:-1])

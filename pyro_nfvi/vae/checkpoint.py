@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pyro_nfvi.errors import FileError
 from pyro_nfvi.infer.files import read_file, write_file
 from pyro_nfvi.vae.architecture import Architecture
 from pyro_nfvi.vae.model import FlowVAE
+from pyro_nfvi.vae.options import migrated
 
 __all__ = ["Progress", "RunFolder", "load_vae"]
 
@@ -34,6 +37,7 @@ class Progress:
         skipped: Steps skipped because a gradient was not finite.
         bad_in_a_row: Of them, the last ones in a row.
         sums: Sums of the present epoch: bound, reconstruction, KL, number of images.
+        kl_weight: Weight of the KL divergence in the last step.
         done: Why the run ended; empty while it goes on.
     """
 
@@ -46,6 +50,7 @@ class Progress:
     skipped: int = 0
     bad_in_a_row: int = 0
     sums: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    kl_weight: float = 1.0
     done: str = ""
 
 
@@ -123,6 +128,8 @@ class RunFolder:
             ) from error
         for part in ("architecture", "options", "data"):
             ours, other = spec[part], theirs.get(part)
+            if part == "options" and isinstance(other, dict) and other:
+                other = migrated(other)
             if ours != other:
                 raise FileError(
                     f"{self.last} is of another run: {_difference(part, ours, other)}. Give the "
@@ -138,6 +145,15 @@ class RunFolder:
             return Progress(**held)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise FileError(f"{self.last} does not fit this VAE: {error}") from error
+
+    def loss_spec(self) -> dict[str, Any] | None:
+        """Return the loss that the run in this folder began with; None where none can be read."""
+        try:
+            spec, _ = read_file(self.last, _KIND)
+        except FileError:
+            return None
+        found = spec.get("loss") if isinstance(spec, dict) else None
+        return found if isinstance(found, dict) else None
 
     def clear_strays(self) -> None:
         """Remove what a run that was killed while it wrote a checkpoint left beside it."""
@@ -169,11 +185,20 @@ class RunFolder:
         kept = [json.dumps(line) for line in self.lines() if line["epoch"] <= epoch]
         self.write("log.jsonl", "".join(line + "\n" for line in kept))
 
+    def write_arrays(self, name: str, **arrays: Any) -> Path:
+        """Write arrays of NumPy as an npz file, whole or not at all."""
+        held = io.BytesIO()
+        np.savez(held, **arrays)
+        return self._write(name, held.getvalue())
+
     def write(self, name: str, text: str) -> Path:
         """Write a small text file, whole or not at all."""
+        return self._write(name, text.encode())
+
+    def _write(self, name: str, content: bytes) -> Path:
         target, beside = self.path / name, self.path / f".{name}.new"
         try:
-            beside.write_text(text, "utf-8")
+            beside.write_bytes(content)
             os.replace(beside, target)
         except OSError as error:
             raise FileError(f"{target} cannot be written: {error.strerror}.") from error

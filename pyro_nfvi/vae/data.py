@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,13 @@ class ImageData:
         return f"{self.name}: {side}, {pixels}, {counts} images to train, validate, test"
 
 
-def load_data(source: str | os.PathLike[str], *, seed: int = 0) -> ImageData:
+def load_data(
+    source: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    shape: tuple[int, ...] | None = None,
+    levels: int | None = None,
+) -> ImageData:
     """Load images.
 
     Args:
@@ -72,11 +79,16 @@ def load_data(source: str | os.PathLike[str], *, seed: int = 0) -> ImageData:
             all k/255 are read as the 256 levels that they are. Labels that cannot be used are left
             out, and ``no_labels`` says why.
         seed: Of the split where there are no test images.
+        shape: Shape of an image, where the file holds rows ``(N, D)``: ``(28, 28)``, or ``(D,)``
+            for rows that are no pictures. Nothing is guessed from a table of numbers.
+        levels: Levels of the pixels: integers 0 .. levels-1; 0 for real numbers. Needed beside
+            ``shape``, since counts look like grey levels; None takes arrays of images as 0/1, as
+            8 bits, or as the few levels that they have.
 
     Raises:
         FileError: A file that is missing, truncated or something else.
-        DataError: A file without images, with several arrays for one part, or with images that
-            cannot be used.
+        DataError: A file without images, with several arrays for one part, with rows of which
+            nobody said what they are, or with images that cannot be used.
 
     Example:
         >>> from pyro_nfvi.vae import load_data
@@ -84,18 +96,30 @@ def load_data(source: str | os.PathLike[str], *, seed: int = 0) -> ImageData:
         digits: 8 x 8, 17 levels, 1297/250/250 images to train, validate, test
     """
     if str(source) == "digits":
+        if shape not in (None, (8, 8)) or levels not in (None, 17):
+            raise DataError("The digits are 8 x 8 pixels of 17 levels: leave shape and levels out.")
         return _digits()
+    form = _Form(seed, shape, levels)
     path = Path(source)
     if path.is_dir():
-        return _from_folder(path, seed)
+        return _from_folder(path, form)
     if not path.exists():
         raise FileError(
             f"There is no file {path} (from {Path.cwd()}). --data takes 'digits', an npz file, an "
             "idx file or a folder of idx files."
         )
     if looks_like_idx(path):
-        return _assemble(path.name, Held({"x": read_idx(path)}), seed)
-    return _assemble(path.name, read_npz(path), seed)
+        return _assemble(path.name, Held({"x": read_idx(path)}), form)
+    return _assemble(path.name, read_npz(path), form)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What a caller says of the images: seed of a split, shape, levels."""
+
+    seed: int
+    shape: tuple[int, ...] | None
+    levels: int | None
 
 
 def _digits() -> ImageData:
@@ -116,12 +140,12 @@ def _digits() -> ImageData:
     return ImageData("digits", train, valid, test, 17, labels)
 
 
-def _from_folder(path: Path, seed: int) -> ImageData:
+def _from_folder(path: Path, form: _Form) -> ImageData:
     packed = sorted(path.glob("*.npz"))
     if len(packed) == 1:
-        return _assemble(packed[0].name, read_npz(packed[0]), seed)
+        return _assemble(packed[0].name, read_npz(packed[0]), form)
     if (path / "raw").is_dir():  # as torchvision lays it out
-        return _from_folder(path / "raw", seed)
+        return _from_folder(path / "raw", form)
     found: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
     for file in sorted(path.iterdir()):
@@ -145,10 +169,10 @@ def _from_folder(path: Path, seed: int) -> ImageData:
             f"{path} holds no idx file of training images, such as train-images-idx3-ubyte.gz"
             + (f", and {len(packed)} npz files: name one of them." if packed else ".")
         )
-    return _assemble(path.name, Held(found), seed)
+    return _assemble(path.name, Held(found), form)
 
 
-def _assemble(name: str, held: Held, seed: int) -> ImageData:
+def _assemble(name: str, held: Held, form: _Form) -> ImageData:
     # Who does not condition on labels has no need of good ones.
     problem = held.no_labels or why_unusable(held.arrays)
     given = {part: x for part, x in held.arrays.items() if not part.startswith("y")}
@@ -156,12 +180,12 @@ def _assemble(name: str, held: Held, seed: int) -> ImageData:
         # Labels of images that are not there were not looked at.
         names = {"y" if part == "x" else f"y_{part}" for part in given} & set(held.arrays)
         given |= {part: held.arrays[part].reshape(-1).astype(np.int64) for part in names}
-    arrays = _divide(given, seed)
-    images = [_images(arrays[part], part, name) for part in ("train", "valid", "test")]
+    arrays = _divide(given, form.seed)
+    images = [_images(arrays[part], part, name, form) for part in ("train", "valid", "test")]
     if len({part.shape[1:] for part in images}) > 1:
         shapes = ", ".join(str(part.shape[1:]) for part in images)
         raise DataError(f"{name}: images of train, valid and test differ in shape: {shapes}.")
-    tensors, levels = on_one_scale(images, name)
+    tensors, levels = on_one_scale(images, name, form.levels)
     classes = None
     if {"y_train", "y_valid", "y_test"} <= set(arrays):
         first, second, third = (
@@ -222,14 +246,41 @@ def _split(x: np.ndarray, y: np.ndarray | None, seed: int) -> dict[str, np.ndarr
     return found
 
 
-def _images(x: np.ndarray, part: str, name: str) -> np.ndarray:
+def _images(x: np.ndarray, part: str, name: str, form: _Form) -> np.ndarray:
     if x.ndim < 2 or x.shape[0] == 0 or 0 in x.shape:
         raise DataError(f"{name}: the {part} images are empty or no images: shape {x.shape}.")
     if x.dtype.kind not in "uifb":
         raise DataError(f"{name}: the {part} images are of type {x.dtype}, not numbers.")
     if x.ndim == 4 and 1 in (x.shape[1], x.shape[-1]):
         x = x.reshape(len(x), *(x.shape[1:3] if x.shape[-1] == 1 else x.shape[2:]))
-    side = round(x.shape[1] ** 0.5)
-    if x.ndim == 2 and side * side == x.shape[1]:
-        x = x.reshape(len(x), side, side)
-    return x
+    return _shaped(x, part, name, form)
+
+
+def _shaped(x: np.ndarray, part: str, name: str, form: _Form) -> np.ndarray:
+    """Give images the shape that was told; a table of numbers has none of its own."""
+    if x.ndim == 2 and (form.shape is None or form.levels is None):
+        width, side = x.shape[1], math.isqrt(x.shape[1])
+        square = f"{side},{side} for square images, " if side * side == width > 1 else ""
+        missing = [
+            text
+            for text, value in (
+                (f"shape ({square}height,width for others, {width} for rows that are no pictures; "
+                 "--shape)", form.shape),
+                ("levels (2 for 0/1, 256 for 8 bits, 0 for real numbers; --levels)", form.levels),
+            )
+            if value is None
+        ]  # fmt: skip
+        raise DataError(
+            f"{name}: the {part} images are rows of {width} numbers, from {float(x.min()):g} to "
+            f"{float(x.max()):g} ({x.dtype}): pixels, counts or a table, which cannot be told from "
+            f"the numbers. Say {' and '.join(missing)}, or save the images with the shape (N, "
+            "height, width). Counts have no likelihood here."
+        )
+    if form.shape is None or x.shape[1:] == form.shape:
+        return x
+    if math.prod(form.shape) != math.prod(x.shape[1:]) or min(form.shape) < 1:
+        raise DataError(
+            f"{name}: the {part} images have shape {x.shape[1:]}, which is not that of "
+            f"{form.shape}, the shape that was given."
+        )
+    return x.reshape(len(x), *form.shape)

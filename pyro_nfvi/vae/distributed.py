@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +68,31 @@ class Team:
         *parts, there = flat.split([*sizes, len(leaves)])
         for leaf, part, found in zip(leaves, parts, there.tolist(), strict=True):
             leaf.grad = part.view_as(leaf).clone() if found else None
+
+    def average_changes(
+        self, tensors: Sequence[Tensor], before: Sequence[Tensor], share: float
+    ) -> None:
+        """Give every process the mean change of tensors that each has changed for itself.
+
+        Running statistics: each process has seen its own images. What did not change stays exactly
+        as it is; whole numbers are the leader's.
+
+        Args:
+            tensors: The tensors, changed in place.
+            before: What they were.
+            share: This process's share of the images.
+        """
+        if self.size == 1 or not tensors:
+            return
+        real = [(new, old) for new, old in zip(tensors, before) if new.is_floating_point()]
+        if real:
+            changes = [(new - old).double().reshape(-1) * share for new, old in real]
+            total = self.sum(torch.cat(changes)).split([new.numel() for new, _ in real])
+            for (new, old), change in zip(real, total):
+                new.copy_((old.double() + change.view_as(old)).to(new))
+        for new in tensors:
+            if not new.is_floating_point():
+                dist.broadcast(new, 0)
 
     def share(self, module: nn.Module) -> None:
         """Give every process the leader's parameters and buffers."""

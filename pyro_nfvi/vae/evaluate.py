@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_nfvi._modes import evaluation
+from pyro_nfvi.random_state import seeded
 from pyro_nfvi.vae.importance import NLL
 from pyro_nfvi.vae.model import FlowVAE
+from pyro_nfvi.vae.nll_summary import NLLSummary
 from pyro_nfvi.vae.streams import stream
 
-__all__ = ["Evaluation", "active_units", "collapse_warning", "evaluate"]
+__all__ = ["Evaluation", "active_units", "collapse_warning", "evaluate", "subset_of"]
 
 #: Variance over images of a coordinate's posterior mean above which it counts as active.
 _ACTIVE = 0.01
@@ -21,7 +24,7 @@ _ACTIVE = 0.01
 _FEW, _NO_KL = 0.1, 0.1
 #: Images at a time.
 _ROWS = 500
-_ELBO, _UNITS = 101, 102
+_ELBO, _UNITS, _SUBSET = 101, 102, 103
 #: Said instead of a verdict on active units, which are a variance over images.
 _SINGLE = (
     "there is a single image: no standard errors over images, and active units cannot be counted "
@@ -40,13 +43,15 @@ class Evaluation:
         kl: Mean of the Monte Carlo KL divergence.
         kl_se: Its standard error; None for a single image.
         log_det: Mean of the flow's summed log-determinants.
-        nll: Importance-sampled NLL of the first images; None if not asked for.
+        nll: Importance-sampled NLL of the images in ``nll_index``; None if not asked for.
+        nll_index: Which images these are; None for no NLL.
         active: Coordinates of z that carry something, out of ``latent_dim``.
         latent_dim: D.
         images: Number of images.
-        bits: Bits per dimension from the NLL (from the ELBO without one).
+        bits: Bits per dimension from the NLL, of its images (from the ELBO without one).
         elbo_bits: Bits per dimension from the ELBO of all images, as papers give it.
-        warning: What is wrong, in words; empty if nothing is.
+        nll_elbo_bits: Bits per dimension from the ELBO of the images of the NLL; None without one.
+        warning: Every reason for doubt, in words; empty if there is none.
     """
 
     elbo: float
@@ -56,28 +61,36 @@ class Evaluation:
     kl_se: float | None
     log_det: float
     nll: NLL | None
+    nll_index: Tensor | None
     active: int
     latent_dim: int
     images: int
     bits: float
     elbo_bits: float
+    nll_elbo_bits: float | None
     warning: str
 
+    @property
+    def summary(self) -> NLLSummary | None:
+        """The NLL in short, with effective draws and k-hat; None without one."""
+        if self.nll is None:
+            return None
+        return self.nll.summary("all" if len(self.nll.value) == self.images else "a seeded subset")
+
     def __str__(self) -> str:
+        count = f"{self.images} image{'s' * (self.images != 1)}"
         lines = [
-            f"negative ELBO  {-self.elbo:8.2f}{_pm(self.elbo_se)} nats, {_images(self.images)}",
+            f"negative ELBO  {-self.elbo:8.2f}{_pm(self.elbo_se)} nats, {count}",
             f"  reconstruction {-self.reconstruction:.2f}, KL {self.kl:.2f}{_pm(self.kl_se)} "
             f"(the flow's log-determinants: {self.log_det:.2f})",
         ]
-        if self.nll is not None:
-            lines.append(
-                f"{self.nll.label:13s}  {self.nll.mean:8.2f}{_pm(_nll_se(self.nll))} nats, the "
-                f"first {_images(len(self.nll.value))} (negative ELBO of these: "
-                f"{float(self.nll.bound.mean()):.2f})"
-            )
-        of_nll = "" if self.nll is None else f"{self.bits:.3f} ({self.nll.label}), "
+        told = self.summary
+        of_nll = ""
+        if told is not None:
+            lines.append(told.sentence())
+            of_nll = f"; {told.label} {self.bits:.3f}, -ELBO of its images {self.nll_elbo_bits:.3f}"
         lines.append(
-            f"bits per dimension {of_nll}{self.elbo_bits:.3f} (-ELBO); active units {self.active} "
+            f"bits per dimension: -ELBO {self.elbo_bits:.3f}{of_nll}; active units {self.active} "
             f"of {self.latent_dim}"
         )
         if self.warning:
@@ -86,21 +99,23 @@ class Evaluation:
 
     def record(self) -> dict[str, Any]:
         """Return the numbers as JSON can hold them."""
+        apart = ("nll", "nll_index", "nll_elbo_bits", "warning")
         found: dict[str, Any] = {
-            key: value for key, value in vars(self).items() if key not in ("nll", "warning")
+            key: value for key, value in vars(self).items() if key not in apart
         }
         found["warning"] = self.warning
-        if self.nll is not None:
-            found |= {
-                "nll": self.nll.mean,
-                "nll_se": _nll_se(self.nll),
-                "nll_negative_elbo": float(self.nll.bound.mean()),  # of the same images
-                "nll_samples": self.nll.num_samples,
-                "nll_images": len(self.nll.value),
-                "khat_above_0.7": float((self.nll.khat > 0.7).double().mean()),
-                "ess_median": float(self.nll.ess.median()),
-            }
+        told = self.summary
+        if told is not None:
+            found |= {**told.record(), "nll_elbo_bits": self.nll_elbo_bits}
         return found
+
+    def with_warning(self, *more: str) -> Evaluation:
+        """Return the evaluation with further reasons for doubt."""
+        return replace(self, warning=_joined(self.warning, *more))
+
+
+def _joined(*warnings: str) -> str:
+    return " Also: ".join(filter(None, warnings))
 
 
 def _errors(values: Tensor) -> list[float] | list[None]:
@@ -112,17 +127,22 @@ def _errors(values: Tensor) -> list[float] | list[None]:
     return found
 
 
-def _nll_se(nll: NLL) -> float | None:
-    """Standard error of the mean over images; that of a single one would be over draws."""
-    return nll.mean_se if len(nll.value) > 1 else None
-
-
 def _pm(error: float | None) -> str:
     return "" if error is None else f" ± {error:.2f}"
 
 
-def _images(count: int) -> str:
-    return f"{count} image{'s' * (count != 1)}"
+def subset_of(count: int, wanted: int | None, seed: int = 0) -> Tensor:
+    """Choose images at random, the same ones for every VAE: indices in order.
+
+    Example:
+        >>> subset_of(5, None).tolist(), len(subset_of(100, 10)), bool(
+        ...     (subset_of(100, 10) == subset_of(100, 10)).all()
+        ... )
+        ([0, 1, 2, 3, 4], 10, True)
+    """
+    if not wanted or wanted >= count:
+        return torch.arange(count)
+    return torch.randperm(count, generator=stream(seed, _SUBSET))[:wanted].sort().values
 
 
 @torch.no_grad()
@@ -133,11 +153,12 @@ def evaluate(
     *,
     nll_samples: int = 5000,
     nll_images: int | None = None,
+    subset_seed: int = 0,
     seed: int = 0,
     log_volume: float = 0.0,
     progress: bool = False,
 ) -> Evaluation:
-    """Measure a VAE on images.
+    """Measure a VAE on images, in eval mode.
 
     Args:
         vae: The VAE.
@@ -145,7 +166,9 @@ def evaluate(
             standard errors, and no coordinate counts as active.
         y: Labels of a conditional VAE.
         nll_samples: Importance samples per image; 0 for no NLL.
-        nll_images: Images for the NLL, the first ones; None for all.
+        nll_images: Number of images for the NLL, drawn at random; None for all.
+        subset_seed: Of that draw: the same images for every VAE, so that they can be compared
+            image by image, whatever ``seed`` is.
         seed: Of the noise.
         log_volume: Nats from a density of pixels to a probability of integers, for the bits.
         progress: Show a bar.
@@ -163,24 +186,23 @@ def evaluate(
         (20, 'NLL(50)')
     """
     vae.check(x)
-    parts = []
-    for number, start in enumerate(range(0, len(x), _ROWS)):
-        rows = slice(start, start + _ROWS)
-        labels = None if y is None else y[rows]
-        generator = stream(seed, _ELBO, number, device=x.device)
-        terms = vae.elbo(x[rows], labels, generator=generator)
-        parts.append(torch.stack([terms.bound, terms.reconstruction, terms.kl, terms.log_det]))
-    values = torch.cat(parts, 1).double()
+    with evaluation(vae), seeded(seed):
+        values = _terms(vae, x, y, seed)
+        nll, index = None, None
+        if nll_samples:
+            index = subset_of(len(x), nll_images, subset_seed)
+            rows = index.to(x.device)
+            nll = vae.nll(
+                x[rows], None if y is None else y[rows.to(y.device)], num_samples=nll_samples,
+                seed=seed, first=index.tolist(), progress=progress,
+            )  # fmt: skip
+        active = int(active_units(vae, x, y, seed=seed).sum())
     means, errors = values.mean(1).tolist(), _errors(values)
-    nll = None
-    if nll_samples:
-        count = len(x) if not nll_images else min(nll_images, len(x))
-        labels = None if y is None else y[:count]
-        nll = vae.nll(x[:count], labels, num_samples=nll_samples, seed=seed, progress=progress)
-    active = int(active_units(vae, x, y, seed=seed).sum())
-    dim = math.prod(x.shape[1:])
-    per_bit = dim * math.log(2)
-    return Evaluation(
+
+    def in_bits(nats: float) -> float:
+        return (nats - log_volume) / (math.prod(x.shape[1:]) * math.log(2))
+
+    found = Evaluation(
         elbo=means[0],
         elbo_se=errors[0],
         reconstruction=means[1],
@@ -188,13 +210,28 @@ def evaluate(
         kl_se=errors[2],
         log_det=means[3],
         nll=nll,
+        nll_index=index,
         active=active,
         latent_dim=vae.latent_dim,
         images=len(x),
-        bits=((nll.mean if nll is not None else -means[0]) - log_volume) / per_bit,
-        elbo_bits=(-means[0] - log_volume) / per_bit,
+        bits=in_bits(nll.mean if nll is not None else -means[0]),
+        elbo_bits=in_bits(-means[0]),
+        nll_elbo_bits=None if nll is None else in_bits(float(nll.bound.mean())),
         warning=collapse_warning(means[2], active, vae.latent_dim) if len(x) > 1 else _SINGLE,
     )
+    told = found.summary
+    return found if told is None else found.with_warning(told.warning)
+
+
+def _terms(vae: FlowVAE, x: Tensor, y: Tensor | None, seed: int) -> Tensor:
+    """Bound, reconstruction, KL divergence and log-determinants of each image ``(4, N)``."""
+    parts = []
+    for number, start in enumerate(range(0, len(x), _ROWS)):
+        rows = slice(start, start + _ROWS)
+        generator = stream(seed, _ELBO, number, device=x.device)
+        terms = vae.elbo(x[rows], None if y is None else y[rows], generator=generator)
+        parts.append(torch.stack([terms.bound, terms.reconstruction, terms.kl, terms.log_det]))
+    return torch.cat(parts, 1).double()
 
 
 @torch.no_grad()
@@ -226,12 +263,13 @@ def active_units(
         torch.Size([2])
     """
     halves = []
-    for number, start in enumerate(range(0, len(x), _ROWS)):
-        rows = slice(start, start + _ROWS)
-        generator = stream(seed, _UNITS, number, device=x.device)
-        posterior = vae.encode(x[rows], None if y is None else y[rows])
-        z = posterior.draw(2 * num_samples, generator=generator).z
-        halves.append(torch.stack([z[:num_samples].mean(0), z[num_samples:].mean(0)]))
+    with evaluation(vae), seeded(seed):
+        for number, start in enumerate(range(0, len(x), _ROWS)):
+            rows = slice(start, start + _ROWS)
+            generator = stream(seed, _UNITS, number, device=x.device)
+            posterior = vae.encode(x[rows], None if y is None else y[rows])
+            z = posterior.draw(2 * num_samples, generator=generator).z
+            halves.append(torch.stack([z[:num_samples].mean(0), z[num_samples:].mean(0)]))
     one, two = torch.cat(halves, 1).double().unbind(0)
     covariance = ((one - one.mean(0)) * (two - two.mean(0))).sum(0) / max(len(one) - 1, 1)
     return covariance > threshold

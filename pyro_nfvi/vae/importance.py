@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 
 from pyro_nfvi.diagnostics import psis
 from pyro_nfvi.errors import WeightError
+from pyro_nfvi.vae.nll_summary import NLLSummary
 from pyro_nfvi.vae.posterior import Posterior
 from pyro_nfvi.vae.streams import stream
 from pyro_nfvi.vae.terms import joint_terms
@@ -24,8 +26,6 @@ __all__ = ["NLL", "importance_nll"]
 
 #: Noise is drawn in blocks of so many rows: the numbers do not depend on how tiles are cut.
 _BLOCK = 256
-#: Above this share of images with a k-hat over 0.7 the estimate is called doubtful.
-_DOUBTFUL = 0.1
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,16 @@ class NLL:
         """How tables call the number: ``NLL(S)``."""
         return f"NLL({self.num_samples})"
 
+    def summary(self, of: str = "all") -> NLLSummary:
+        """Means over the images, with effective draws, k-hat and what follows from them.
+
+        Args:
+            of: How the images were chosen, in words.
+        """
+        return NLLSummary.of_nll(self, of)
+
     def __str__(self) -> str:
-        share = float((self.khat > 0.7).double().mean())
-        text = (
-            f"{self.label} {self.mean:.2f} ± {self.mean_se:.2f} nats over {len(self.value)} "
-            f"images; negative ELBO {float(self.bound.mean()):.2f}"
-        )
-        if share > _DOUBTFUL:
-            text += (
-                f"; k-hat is above 0.7 for {share:.0%} of them, whose values are likely too "
-                "large: take more samples"
-            )
-        return text
+        return self.summary().sentence()
 
 
 @torch.no_grad()
@@ -95,7 +93,7 @@ def importance_nll(
     num_samples: int,
     seed: int,
     tile: int,
-    first: int,
+    numbers: Sequence[int],
     show: bool,
 ) -> NLL:
     """Estimate ``-log p(x)``; see ``FlowVAE.nll``.
@@ -116,8 +114,8 @@ def importance_nll(
             part = x[start:stop]
             posterior = vae.encode(part, labels)
             c = vae.condition(labels, part)
-            numbers = range(first + start, first + stop)
-            log_w = _weights(vae, part, c, posterior, numbers, num_samples, samples, tile, seed)
+            ours = numbers[start:stop]
+            log_w = _weights(vae, part, c, posterior, ours, num_samples, samples, tile, seed)
             rows.append(torch.stack([_row(log_w[:, i]) for i in range(stop - start)]))
             bar.update(stop - start)
     value, se, ess, khat, bound = torch.cat(rows).unbind(-1)
@@ -129,7 +127,7 @@ def _weights(
     x: Tensor,
     c: Tensor | None,
     posterior: Posterior,
-    images: range,
+    images: Sequence[int],
     num_samples: int,
     chunk: int,
     tile: int,

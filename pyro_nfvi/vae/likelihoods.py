@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions.transforms import SigmoidTransform
 from torch.nn import functional as F
 
+from pyro_nfvi._precision import in_full_precision
 from pyro_nfvi.errors import DataError, OptionError, ShapeError
 from pyro_nfvi.numerics import soft_clamp
 
@@ -25,6 +26,8 @@ __all__ = [
     "make_likelihood",
 ]
 
+#: What is computed in full precision.
+_SCORED = ("distribution", "log_prob", "mean", "sample")
 #: Bound of a log standard deviation that a decoder gives, in nats.
 _LOG_SCALE = 5.0
 
@@ -33,7 +36,8 @@ class Likelihood(ABC):
     """What a decoder's numbers mean, and which images they can describe.
 
     A likelihood of your own is a frozen dataclass that defines ``name``, ``num_params``,
-    ``distribution`` and ``check``.
+    ``distribution`` and ``check``. What it computes is in full precision, under autocast too, and
+    where a decoder's numbers come in half precision.
 
     Shape:
         Images are ``(B, *shape)``. A decoder gives ``(N, *shape)`` where ``num_params`` is 1, else
@@ -41,6 +45,10 @@ class Likelihood(ABC):
     """
 
     name: ClassVar[str]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        in_full_precision(cls, _SCORED, always=True)
 
     @property
     @abstractmethod
@@ -89,6 +97,10 @@ class Likelihood(ABC):
                 f"{', '.join(map(str, want))}) for images of shape {shape}; it gave {found} after "
                 "the first axis."
             )
+
+
+# The class itself has no ``__init_subclass__`` call: its own methods join here.
+in_full_precision(Likelihood, _SCORED, always=True)
 
 
 def _check_floating(name: str, x: Tensor, cure: str) -> None:

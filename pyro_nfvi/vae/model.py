@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
@@ -11,11 +12,14 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_nfvi._modes import evaluation, recorded, scoring
+from pyro_nfvi._precision import lift
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.errors import ContextError, DataError, OptionError, ShapeError
 from pyro_nfvi.flows import Flow
 from pyro_nfvi.guides.param_store import sync_module
 from pyro_nfvi.options import whole
+from pyro_nfvi.random_state import seeded
 from pyro_nfvi.vae.assemble import (
     call_net,
     encoder_output,
@@ -136,7 +140,7 @@ class FlowVAE(PyroModule):
     # ------------------------------------------------------------------ encoder and decoder
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Posterior:
-        """Run the encoder once; the result can be drawn from many times.
+        """Run the encoder once, in eval mode; the result can be drawn from many times.
 
         Args:
             x: Images ``(B, *shape)``.
@@ -147,14 +151,15 @@ class FlowVAE(PyroModule):
         like = next(self.encoder.parameters(), None)
         given = self.likelihood.encoder_input(x)
         given = given if like is None else given.to(like.dtype)
-        found = call_net("encoder", self.encoder, given, *(() if c is None else (c,)))
-        loc, scale, context = encoder_output(
-            found, len(x), self.latent_dim, self.context_dim, flow=self.flow is not None
-        )
-        return Posterior(loc, scale, self.flow, context)
+        with scoring(self):
+            found = call_net("encoder", self.encoder, given, *(() if c is None else (c,)))
+            loc, scale, context = encoder_output(
+                found, len(x), self.latent_dim, self.context_dim, flow=self.flow is not None
+            )
+            return Posterior(loc, scale, self.flow, context)
 
     def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
-        """Return the likelihood's parameters at latent points ``(*b, D) -> (*b, ...)``.
+        """Return the likelihood's parameters, in eval mode: ``(*b, D) -> (*b, ...)``.
 
         Args:
             z: Latent points.
@@ -162,13 +167,16 @@ class FlowVAE(PyroModule):
         """
         batch = z.shape[:-1]
         flat = z.reshape(-1, z.shape[-1])
+        like = next(self.decoder.parameters(), None)
+        # What is drawn is in full precision, also where all nets were turned to half.
+        half = like is not None and lift(like).dtype != like.dtype
+        given = [flat.to(like.dtype) if half and like is not None else flat]
         if self.condition_dim:
             if c is None:
                 raise ContextError("This VAE is conditional: decode needs the labels c.")
-            rows = c.expand(*batch, self.condition_dim).reshape(-1, self.condition_dim)
-            params = call_net("decoder", self.decoder, flat, rows)
-        else:
-            params = call_net("decoder", self.decoder, flat)
+            given.append(c.expand(*batch, self.condition_dim).reshape(-1, self.condition_dim))
+        with scoring(self.decoder):
+            params = call_net("decoder", self.decoder, *given)
         if not isinstance(params, Tensor) or params.shape[:1] != flat.shape[:1]:
             came = tuple(params.shape) if isinstance(params, Tensor) else type(params).__name__
             raise ShapeError(
@@ -233,7 +241,7 @@ class FlowVAE(PyroModule):
         self._sync("decoder", self.decoder)
         self._sync("prior", self.prior)
         c = self.condition(y, x)
-        with plate(x, num_data):
+        with plate(x, num_data), recorded(self):
             z = pyro.sample("z", self._prior_distribution(x, c))
             params = self.decode(z, c)
             self.likelihood.check_params(params.reshape(-1, *params.shape[z.dim() - 1 :]), x)
@@ -246,7 +254,7 @@ class FlowVAE(PyroModule):
         self.check(x)
         self._sync("encoder", self.encoder)
         self._sync("flow", self.flow)
-        with plate(x, num_data):
+        with plate(x, num_data), recorded(self):
             drawn: Tensor = pyro.sample("z", self.encode(x, y).distribution())
         return drawn
 
@@ -277,7 +285,7 @@ class FlowVAE(PyroModule):
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> ELBO:
-        """Return the ELBO of each image in parts, in nats, differentiable.
+        """Return the ELBO of each image in parts, in nats, differentiable; nets are in eval mode.
 
         Args:
             x: Images ``(B, *shape)``.
@@ -285,11 +293,15 @@ class FlowVAE(PyroModule):
             num_samples: Draws S per image, averaged.
             eps: Base noise ``(S, B, D)`` to use instead of drawing it.
             generator: Where noise is drawn from; torch's global state if None.
+
+        To train nets with dropout or batch normalisation take a loss, or call this inside of
+        :func:`pyro_nfvi.vae.training_pass`.
         """
         num_samples = whole("elbo: num_samples", num_samples)
-        posterior = self.encode(x, y)
-        noise = posterior.noise(num_samples, generator=generator) if eps is None else eps
-        return elbo_terms(self, x, self.condition(y, x), posterior, noise)
+        with scoring(self):
+            posterior = self.encode(x, y)
+            noise = posterior.noise(num_samples, generator=generator) if eps is None else eps
+            return elbo_terms(self, x, self.condition(y, x), posterior, noise)
 
     def nll(
         self,
@@ -299,7 +311,7 @@ class FlowVAE(PyroModule):
         num_samples: int = 5000,
         seed: int = 0,
         tile: int | None = None,
-        first: int = 0,
+        first: int | Sequence[int] = 0,
         progress: bool = False,
     ) -> NLL:
         """Estimate ``-log p(x)`` of each image by importance sampling; see :class:`NLL`.
@@ -311,16 +323,26 @@ class FlowVAE(PyroModule):
             seed: Of the noise, which is that of image ``first + i`` whatever the tiles are.
             tile: Decoder rows at a time, images times samples: bounds the memory. None takes
                 what fits a processor's cache, on a GPU 65,536.
-            first: Number of the first image, where a data set is evaluated in parts.
+            first: Number of the first image, where a data set is evaluated in parts, or the number
+                of each image, where it is a subset: numbers choose the noise.
             progress: Show a bar.
         """
         num_samples = whole("nll: num_samples", num_samples)
         if tile is None:
             tile = 4096 if x.device.type == "cpu" else 65_536
         tile = whole("nll: tile", tile)
-        return importance_nll(
-            self, x, y, num_samples=num_samples, seed=seed, tile=tile, first=first, show=progress
-        )
+        self.check(x)
+        numbers = range(first, first + len(x)) if isinstance(first, int) else first
+        if len(numbers) != len(x):
+            raise OptionError(
+                f"nll: first needs a number for each of {len(x)} images; got {len(numbers)}."
+            )
+        # Nets that draw from torch's own state in eval mode too give one value for one seed.
+        with evaluation(self), seeded(seed):
+            return importance_nll(
+                self, x, y, num_samples=num_samples, seed=seed, tile=tile, numbers=numbers,
+                show=progress,
+            )  # fmt: skip
 
     @torch.no_grad()
     def sample(
@@ -345,9 +367,10 @@ class FlowVAE(PyroModule):
             num_samples, self.latent_dim, generator=generator, dtype=like.dtype, device=like.device
         )
         c = self.condition(y, z)
-        if self.prior is not None:
-            z, _ = self.prior.push(z, c if self.prior.flow.context_dim else None)
-        params = self.decode(z, c)
+        with evaluation(self):
+            if self.prior is not None:
+                z, _ = self.prior.push(z, c if self.prior.flow.context_dim else None)
+            params = self.decode(z, c)
         return self.likelihood.mean(params) if mean else self.likelihood.sample(params)
 
     @torch.no_grad()
@@ -355,5 +378,6 @@ class FlowVAE(PyroModule):
         self, x: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Return the expected image at one draw of each image's posterior ``(B, *shape)``."""
-        z = self.encode(x, y).draw(1, generator=generator).z[0]
-        return self.likelihood.mean(self.decode(z, self.condition(y, x)))
+        with evaluation(self):
+            z = self.encode(x, y).draw(1, generator=generator).z[0]
+            return self.likelihood.mean(self.decode(z, self.condition(y, x)))

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from pyro_nfvi._modes import recorded
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.objectives.schedules import Constant, Schedule
+from pyro_nfvi.objectives.schedules import Constant, Schedule, schedule_from_spec
 from pyro_nfvi.options import whole
 from pyro_nfvi.vae.terms import ELBO, Joint, joint_terms, terms_of
 
 if TYPE_CHECKING:
     from pyro_nfvi.vae.model import FlowVAE
 
-__all__ = ["ELBOLoss", "IWAELoss", "Loss", "VAELoss"]
+__all__ = ["ELBOLoss", "IWAELoss", "Loss", "VAELoss", "loss_from_spec"]
 
 _ESTIMATORS = ("total", "path")
 _IWAE_ESTIMATORS = ("total", "dreg")
@@ -44,7 +45,11 @@ class Loss:
 
 
 class VAELoss(ABC):
-    """What a training step asks of a loss; one of your own defines ``__call__`` and ``spec``."""
+    """The loss of a training step; one of your own defines ``__call__`` and ``spec``.
+
+    Modules keep their modes in it: :class:`Trainer <pyro_nfvi.vae.trainer.Trainer>` calls it inside
+    of :func:`pyro_nfvi.vae.training_pass`. Where you call one of your own elsewhere, open that.
+    """
 
     num_samples: int
 
@@ -78,6 +83,35 @@ class VAELoss(ABC):
     def settled(self) -> int:
         """Step from which the weights stay as they are."""
         return 0
+
+    def weights(self, step: int) -> dict[str, float]:
+        """Return the scheduled weights of a step by name; none where there is no schedule."""
+        return {}
+
+    def unfinished(self, steps: int) -> str:
+        """Say which schedules do not end within so many steps; empty if all do.
+
+        Example:
+            >>> from pyro_nfvi.vae import ELBOLoss, Linear
+            >>> ELBOLoss(beta=Linear(100)).unfinished(100)
+            ''
+            >>> ELBOLoss(beta=Linear(100)).unfinished(21)[:46]
+            'the warm-up needs 100 steps and the run has 21'
+        """
+        if steps >= self.settled:
+            return ""
+        last, end = self.weights(steps - 1), self.weights(self.settled)
+        short = [
+            f"the weight of {name} ends at {last[name]:.2g} instead of {end[name]:.2g}"
+            for name in last
+            if last[name] != end[name]
+        ]
+        return (
+            f"the warm-up needs {self.settled} steps and the run has {steps}: "
+            f"{'; '.join(short) or 'the weights still change'}. What was trained is another "
+            "objective than the one reported. Train for longer, or warm up over a smaller share "
+            "(--warmup; --tempered for the joint)."
+        )
 
 
 def _check_common(name: str, num_samples: Any, estimator: str, known: tuple[str, ...]) -> None:
@@ -161,6 +195,9 @@ class ELBOLoss(VAELoss):
     def settled(self) -> int:
         return max(self.beta.settled, self.joint.settled)
 
+    def weights(self, step: int) -> dict[str, float]:
+        return {"the KL divergence": self.beta(step), "the log joint": self.joint(step)}
+
     def spec(self) -> dict[str, Any]:
         return {
             "kind": "ELBOLoss",
@@ -240,6 +277,20 @@ def _joint(
     score: bool,
     late: dict[str, Tensor] | None = None,
 ) -> Joint:
+    with recorded(vae):
+        return _joint_in_mode(num_samples, vae, x, y, eps, score=score, late=late)
+
+
+def _joint_in_mode(
+    num_samples: int,
+    vae: FlowVAE,
+    x: Tensor,
+    y: Tensor | None,
+    eps: Tensor | None,
+    *,
+    score: bool,
+    late: dict[str, Tensor] | None,
+) -> Joint:
     posterior = vae.encode(x, y)
     noise = posterior.noise(num_samples) if eps is None else eps
     draws = posterior.push(noise if noise.dim() == 3 else noise.unsqueeze(0), score=score)
@@ -256,3 +307,25 @@ def _reported(joint: Joint) -> ELBO:
     """Terms of the plain ELBO, without a graph."""
     with torch.no_grad():
         return terms_of(joint)
+
+
+def loss_from_spec(spec: Mapping[str, Any]) -> VAELoss:
+    """Build a loss of this module from what ``loss.spec()`` returned.
+
+    Raises:
+        OptionError: The description is not one of a loss of this module.
+
+    Example:
+        >>> loss = ELBOLoss(free_bits=2.0)
+        >>> loss_from_spec(loss.spec()) == loss
+        True
+    """
+    options = dict(spec)
+    try:
+        if options.pop("kind") == "IWAELoss":
+            return IWAELoss(**options)
+        for name in ("beta", "joint"):
+            options[name] = schedule_from_spec(options[name])
+        return ELBOLoss(**options)
+    except (KeyError, TypeError) as error:
+        raise OptionError(f"No loss is described by {dict(spec)!r}.") from error

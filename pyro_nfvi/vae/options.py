@@ -14,7 +14,7 @@ from typing import Any
 from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.vae.architecture import ARCHITECTURES
 
-__all__ = ["IDENTITY", "Options", "parse"]
+__all__ = ["IDENTITY", "Options", "migrated", "parse"]
 
 
 def _option(default: Any, text: str, **more: Any) -> Any:
@@ -26,6 +26,13 @@ class Options:
     """Options of a training run; ``python -m pyro_nfvi.vae.train --help`` explains each."""
 
     data: str = _option("digits", "'digits', an npz file, an idx file or a folder of them")
+    shape: str = _option(
+        "", "shape of an image, such as 28,28, where the file holds rows; the row's length for none"
+    )
+    levels: int = _option(
+        -1, "levels of the pixels, such as 2, 17 or 256; 0: real numbers; -1: as images have them"
+    )
+    split_seed: int = _option(0, "of the test images, where the file names none")
     out: str = _option("runs/vae", "folder for checkpoints, log and pictures")
     # What is trained
     flow: str = _option("iaf*4", "formula of the flow, such as planar*16; none for a plain VAE")
@@ -65,7 +72,8 @@ class Options:
     )
     num_samples: int = _option(1, "draws per image and step")
     beta: float = _option(1.0, "weight of the KL divergence after warm-up")
-    warmup: float = _option(10.0, "epochs over which the KL weight rises (per step)")
+    warmup: float = _option(0.2, "share of the run over which the KL weight rises (per step)")
+    warmup_epochs: float = _option(-1.0, "the same in epochs; -1: as --warmup says")
     cycles: int = _option(1, "number of warm-ups in turn; above 1: cyclic")
     tempered: int = _option(0, "steps of Rezende and Mohamed's tempered joint; 0: none")
     free_bits: float = _option(0.0, "nats of KL divergence that are not pushed down")
@@ -81,7 +89,7 @@ class Options:
     quiet: bool = _option(False, "no progress bar")
     # Afterwards
     nll_samples: int = _option(5000, "importance samples per test image; 0: no NLL")
-    nll_images: int = _option(500, "test images for the NLL; 0: all")
+    nll_images: int = _option(500, "test images for the NLL, the same of every run; 0: all")
     pictures: bool = _option(True, "draw pictures at the end")
 
     def __post_init__(self) -> None:
@@ -99,13 +107,20 @@ class Options:
             "latent_dim": 1, "context_dim": -1, "flow_hidden": 0, "rank": 0, "epochs": 1,
             "batch_size": 1, "num_samples": 1, "cycles": 1, "tempered": 0, "patience": 0,
             "save_steps": 1, "nll_samples": 0, "nll_images": 0, "threads": 0, "warmup": 0,
-            "beta": 0, "free_bits": 0, "seed": 0,
+            "beta": 0, "free_bits": 0, "seed": 0, "split_seed": 0, "levels": -1,
         }  # fmt: skip
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise OptionError(
                     f"--{name.replace('_', '-')} is at least {bound}; got {getattr(self, name)}."
                 )
+        if not self.warmup <= 1:
+            raise OptionError(
+                f"--warmup is a share of the run, from 0 to 1; got {self.warmup:g}. For epochs: "
+                f"--warmup-epochs {self.warmup:g}."
+            )
+        if self.levels == 1:
+            raise OptionError("--levels is at least 2, or 0 for real numbers; got 1.")
         for name in ("lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise OptionError(f"--{name.replace('_', '-')} is above 0.")
@@ -141,6 +156,18 @@ class Options:
             ) from error
 
     @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """Shape of an image, where it was given."""
+        if not self.shape:
+            return None
+        try:
+            return tuple(int(part) for part in self.shape.split(","))
+        except ValueError as error:
+            raise OptionError(
+                f"--shape is a list of sizes such as 28,28; got {self.shape!r}."
+            ) from error
+
+    @property
     def flow_options(self) -> dict[str, Any]:
         """Options of the flow that were given."""
         given = {
@@ -150,6 +177,22 @@ class Options:
             "kind": self.kind,
         }
         return {name: value for name, value in given.items() if value}
+
+
+def migrated(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options that an earlier version wrote, in the terms of this one.
+
+    Warm-up was told in epochs, and test images that a file does not name were drawn by the seed.
+    """
+    found = dict(options)
+    if "warmup" in found and "warmup_epochs" not in found:
+        found["warmup_epochs"] = found["warmup"]
+        found["warmup"] = Options.warmup
+    if "seed" in found:
+        found.setdefault("split_seed", found["seed"])
+    for name in ("shape", "levels"):
+        found.setdefault(name, getattr(Options, name))
+    return found
 
 
 #: Options that have to be the same for a run to go on.
@@ -207,4 +250,4 @@ def _read(path: Path) -> dict[str, Any]:
     stray = sorted(set(held) - known) if isinstance(held, dict) else ["(no object)"]
     if stray:
         raise OptionError(f"{path} holds options that are unknown: {', '.join(stray)}.")
-    return held
+    return migrated(held)

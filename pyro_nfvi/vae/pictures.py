@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_nfvi._modes import evaluation
 from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.options import whole
-from pyro_nfvi.plots.style import FIT, INK, REFERENCE, STYLE, pyplot
+from pyro_nfvi.plots.style import FIT, GREY, INK, REFERENCE, STYLE, pyplot
+from pyro_nfvi.random_state import seeded
 from pyro_nfvi.vae.model import FlowVAE
 from pyro_nfvi.vae.posterior_picture import plot_posterior
 from pyro_nfvi.vae.streams import stream
@@ -148,7 +150,8 @@ def plot_reconstructions(
     count = len(x) // columns * columns
     x, y = x[:count], None if y is None else y[:count]
     generator = stream(seed, 1, device=x.device)
-    again = vae.reconstruct(x, y, generator=generator)
+    with seeded(seed):
+        again = vae.reconstruct(x, y, generator=generator)
     span = span_of(vae, x)
     both = [_visible(x, span), _visible(again, span)]
     rows = [part.reshape(-1, columns, *part.shape[1:]) for part in both]
@@ -189,7 +192,8 @@ def plot_samples(
         columns = min(columns, vae.condition_dim)
         y = torch.arange(columns, device=device).repeat(rows)
     generator = stream(seed, 2, device=device)
-    images = vae.sample(rows * columns, y, generator=generator)
+    with seeded(seed):
+        images = vae.sample(rows * columns, y, generator=generator)
     seen = _visible(images, span_of(vae, images) if span is None else span)
     return _show(seen, columns, "samples: expected images of the model")
 
@@ -213,6 +217,15 @@ def plot_interpolation(
     if not pairs:
         raise OptionError(f"An interpolation needs at least 2 images; got {len(x)}.")
     whole("plot_interpolation: steps", steps)
+    with evaluation(vae), seeded(seed):
+        images = _between(vae, x, y, pairs, steps, seed)
+    return _show(_visible(images, span_of(vae, x)), steps, "between pairs of images")
+
+
+def _between(
+    vae: FlowVAE, x: Tensor, y: Tensor | None, pairs: int, steps: int, seed: int
+) -> Tensor:
+    """Expected images on the ways between pairs, row by row."""
     generator = stream(seed, 3, device=x.device)
     z = vae.encode(x[: 2 * pairs], None if y is None else y[: 2 * pairs])
     ends = z.draw(1, generator=generator).z[0].reshape(pairs, 2, -1)
@@ -222,14 +235,14 @@ def plot_interpolation(
     if c is not None:
         c = c.reshape(pairs, 2, -1)
         c = c[:, :1] * (1 - share) + c[:, 1:] * share
-    images = vae.likelihood.mean(vae.decode(way, c)).flatten(0, 1)
-    return _show(_visible(images, span_of(vae, x)), steps, "between pairs of images")
+    return vae.likelihood.mean(vae.decode(way, c)).flatten(0, 1)
 
 
 def plot_curves(lines: Sequence[dict[str, Any]]) -> Any:
     """Negative ELBO of training and validation images, and KL divergence, against epochs.
 
-    Numbers that are not finite are left out.
+    The weight of the KL divergence in the loss is the dashed line, with an axis of its own. Numbers
+    that are not finite are left out.
 
     Args:
         lines: Lines of ``log.jsonl``.
@@ -255,6 +268,15 @@ def plot_curves(lines: Sequence[dict[str, Any]]) -> Any:
             axes.set_xlabel("epoch")
             axes.set_ylabel(name)
         left.legend(loc="upper right")
+        weighed = [line for line in lines if "kl_weight" in line]
+        if weighed:  # logs of earlier versions have none
+            beside = right.twinx()
+            beside.plot(
+                [line["epoch"] for line in weighed], [line["kl_weight"] for line in weighed],
+                color=GREY, linestyle="--", marker="." if len(weighed) == 1 else None,
+            )  # fmt: skip
+            beside.set_ylabel("weight of the KL divergence")
+            beside.set_ylim(0, 1.05 * max(1.0, *(line["kl_weight"] for line in weighed)))
     return figure
 
 

@@ -10,6 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_nfvi._modes import scoring
+from pyro_nfvi._precision import lift
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.errors import ShapeError
 from pyro_nfvi.flows import Flow
@@ -47,8 +49,9 @@ class Posterior:
     .. math:: z_0 = \mu(x) + \sigma(x)\,\varepsilon, \quad z = f(z_0; h(x)), \qquad
         \log q(z \mid x) = \log N(z_0; \mu, \sigma^2) - \log|\det \partial f/\partial z_0|
 
-    Made by ``vae.encode(x)``. The encoder has run, and so has whatever computes the parameters of
-    the flow's layers; each further draw costs the flow alone.
+    Made by ``vae.encode(x)``; in full precision, whatever the encoder computes in. The
+    encoder has run, and so has whatever computes the parameters of the flow's layers; each further
+    draw costs the flow alone.
 
     Args:
         loc: Mean of the base ``(B, D)``.
@@ -77,10 +80,11 @@ class Posterior:
     def __init__(
         self, loc: Tensor, scale: Tensor, flow: Flow | None = None, context: Tensor | None = None
     ) -> None:
-        self.loc, self.scale = loc, scale
+        self.loc, self.scale = lift(loc), lift(scale)
         self.flow = flow
-        self.context = context if flow is not None and flow.context_dim else None
-        self._bound = BoundFlow(flow, self.context)
+        self.context = lift(context) if flow is not None and flow.context_dim else None
+        with scoring(flow):
+            self._bound = BoundFlow(flow, self.context)
 
     def __len__(self) -> int:
         return int(self.loc.shape[0])
@@ -121,12 +125,13 @@ class Posterior:
             )
         start = self.loc + self.scale * eps
         log_q0 = self._base(eps)
-        if not score:
-            z, log_det = self._bound.forward(start)
-            return Draws(z, log_q0, log_det)
-        pushed = -(eps / self.scale).detach()
-        z, log_det, pushed = self._bound.forward_with_score(start, pushed)
-        return Draws(z, log_q0, log_det, pushed)
+        with scoring(self.flow):
+            if not score:
+                z, log_det = self._bound.forward(start)
+                return Draws(z, log_q0, log_det)
+            pushed = -(eps / self.scale).detach()
+            z, log_det, pushed = self._bound.forward_with_score(start, pushed)
+            return Draws(z, log_q0, log_det, pushed)
 
     def _base(self, eps: Tensor) -> Tensor:
         density = -0.5 * (eps.square() + math.log(2 * math.pi)) - self.scale.log()
@@ -134,12 +139,12 @@ class Posterior:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Score any points ``(S, B, D)`` or ``(B, D)`` through the flow's inverse."""
-        start, ladj = self._bound.inverse(z)
-        return self._base((start - self.loc) / self.scale) + ladj
+        return self.base_of(z)[1]
 
     def base_of(self, z: Tensor) -> TensorPair:
         """Map points back to the noise they come from: ``(eps, log_q)``."""
-        start, ladj = self._bound.inverse(z)
+        with scoring(self.flow):
+            start, ladj = self._bound.inverse(lift(z))
         eps = (start - self.loc) / self.scale
         return eps, self._base(eps) + ladj
 

@@ -15,12 +15,16 @@ __all__ = ["grey_recipe", "on_one_scale"]
 _PARTS = ("train", "valid", "test")
 
 
-def on_one_scale(images: Sequence[np.ndarray], name: str) -> tuple[list[Tensor], int]:
+def on_one_scale(
+    images: Sequence[np.ndarray], name: str, levels: int | None = None
+) -> tuple[list[Tensor], int]:
     """Integers as uint8 with their number of levels, other pixels as float32 with 0.
 
     Args:
         images: Training, validation and test images.
-        name: What messages call the data.
+        name: The data, as messages call them.
+        levels: Number of levels that the pixels have for certain; 0: real numbers; None: as images
+            have them, 2 or 256, or as many as there are where all are below 17.
 
     Raises:
         DataError: Pixels that are not finite, integers beyond 0 to 255, or parts on different
@@ -30,13 +34,15 @@ def on_one_scale(images: Sequence[np.ndarray], name: str) -> tuple[list[Tensor],
         if x.dtype.kind == "f" and not np.isfinite(x).all():
             bad = int((~np.isfinite(x)).sum())
             raise DataError(f"{name}: {bad} pixels are not finite. Drop or repair the images.")
+    if levels is not None:
+        return _as_told(images, name, levels), levels
     whole = [_is_whole(x) for x in images]
     _check_scales(images, whole, name)
     if not all(whole):
-        levels = _as_levels(images)
-        if levels is None:
+        found = _as_levels(images)
+        if found is None:
             return [torch.from_numpy(x.astype(np.float32)) for x in images], 0
-        return [torch.from_numpy(x) for x in levels], 256
+        return [torch.from_numpy(x) for x in found], 256
     low, high = min(x.min() for x in images), max(x.max() for x in images)
     if low < 0 or high > 255:
         raise DataError(
@@ -45,6 +51,26 @@ def on_one_scale(images: Sequence[np.ndarray], name: str) -> tuple[list[Tensor],
         )
     count = 2 if high <= 1 else 256 if high > 16 else int(high) + 1
     return [torch.from_numpy(x.astype(np.uint8)) for x in images], count
+
+
+def _as_told(images: Sequence[np.ndarray], name: str, levels: int) -> list[Tensor]:
+    if not levels:
+        return [torch.from_numpy(x.astype(np.float32)) for x in images]
+    if not 2 <= levels <= 256:
+        raise DataError(
+            f"{name}: pixels have 2 to 256 levels, or 0 for real numbers; got {levels}."
+        )
+    if all(_is_whole(x) and x.min() >= 0 and x.max() < levels for x in images):
+        return [torch.from_numpy(x.astype(np.uint8)) for x in images]
+    found = _as_levels(images) if levels == 256 else None
+    if found is not None:
+        return [torch.from_numpy(x) for x in found]
+    low, high = min(float(x.min()) for x in images), max(float(x.max()) for x in images)
+    raise DataError(
+        f"{name}: {levels} levels are integers from 0 to {levels - 1}; the pixels go from {low:g} "
+        f"to {high:g}{'' if all(map(_is_whole, images)) else ' and are not whole'}. Give the "
+        "levels that they have, or 0 for real numbers."
+    )
 
 
 def grey_recipe(low: float, high: float) -> str:

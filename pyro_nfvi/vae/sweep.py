@@ -23,14 +23,16 @@ from pyro_nfvi.flows import make_flow
 from pyro_nfvi.infer.files import read_file
 from pyro_nfvi.plots.style import pyplot
 from pyro_nfvi.vae.checkpoint import RunFolder
-from pyro_nfvi.vae.data import ImageData, load_data
+from pyro_nfvi.vae.data import ImageData
+from pyro_nfvi.vae.nll_summary import NLLSummary, doubt_of
 from pyro_nfvi.vae.options import Options, parse
 from pyro_nfvi.vae.papers import Published, in_columns, published_for
 from pyro_nfvi.vae.pictures import save_figure
+from pyro_nfvi.vae.sweep_pairs import differences
 from pyro_nfvi.vae.sweep_plots import draw_curve, draw_points
-from pyro_nfvi.vae.train import fingerprint, train
+from pyro_nfvi.vae.train import data_of, fingerprint, train
 
-__all__ = ["Row", "main", "sweep", "table", "write_tables"]
+__all__ = ["Row", "main", "place_of", "sweep", "table", "write_tables"]
 
 
 #: Options that say nothing of a run's results.
@@ -55,6 +57,12 @@ class Row:
     results: tuple[dict[str, Any], ...]
     parameters: int
 
+    @property
+    def summaries(self) -> list[NLLSummary]:
+        """The NLL of each run with what its weights say; empty where there is none."""
+        found = map(NLLSummary.from_record, self.results)
+        return [one for one in found if one is not None]
+
     def mean_sd(self, key: str, sign: float = 1.0) -> tuple[float, float]:
         """Mean over seeds and standard deviation between them (NaN for one seed)."""
         values = [sign * result[key] for result in self.results]
@@ -66,6 +74,11 @@ class Row:
 
 def _slug(flow: str) -> str:
     return "".join(c if c.isalnum() or c in "-." else "_" for c in flow)
+
+
+def place_of(out: str, flow: str, seed: int) -> Path:
+    """Folder of the run of a flow and seed within a sweep's."""
+    return Path(out) / f"{_slug(flow)}-seed{seed}"
 
 
 def sweep(
@@ -85,7 +98,7 @@ def sweep(
     for flow, chosen in zip(flows, every, strict=True):
         results, size = [], 0
         for seed in seeds:
-            place = Path(options.out) / f"{_slug(flow)}-seed{seed}"
+            place = place_of(options.out, flow, seed)
             done = place / "results.json"
             one = replace(
                 chosen, seed=seed, out=str(place), resume=not options.overwrite,
@@ -141,9 +154,7 @@ def _is_done(options: Options, place: Path) -> bool:
         return False
     ours = {name: value for name, value in asdict(options).items() if name not in _FREE}
     theirs = {name: value for name, value in held.items() if name not in _FREE}
-    return ours == theirs and spec.get("data") == fingerprint(
-        load_data(options.data, seed=options.seed)
-    )
+    return ours == theirs and spec.get("data") == fingerprint(data_of(options))
 
 
 def table(rows: Sequence[Row], published: Sequence[Published] = ()) -> list[dict[str, str]]:
@@ -156,6 +167,7 @@ def table(rows: Sequence[Row], published: Sequence[Published] = ()) -> list[dict
             "model": row.flow,
             "-ELBO": _pair(elbo, elbo_sd),
             "NLL": "",
+            "NLL weights": "",
             "-ELBO bits/dim": "",
             "quantity": "-ELBO",
             "KL": f"{row.mean_sd('kl')[0]:.2f}",
@@ -164,24 +176,32 @@ def table(rows: Sequence[Row], published: Sequence[Published] = ()) -> list[dict
             "seeds": ",".join(map(str, row.seeds)),
             "source": "this run",
         }
-        if "nll" in first:
-            nll, nll_sd = row.mean_sd("nll")
-            line["NLL"] = _pair(nll, nll_sd)
+        told = row.summaries
+        if told:
+            line["NLL"] = _pair(*row.mean_sd("nll"))
+            line["NLL weights"] = doubt_of(told)
             same = row.mean_sd("nll_negative_elbo")[0]  # of fewer images than all, perhaps
-            line["quantity"] += (
-                f"; NLL({first['nll_samples']}), {first['nll_images']} images, whose -ELBO is "
-                f"{same:.2f}"
-            )
+            line["quantity"] += f"; {told[0].label}, {told[0].which}, whose -ELBO is {same:.2f}"
         if "elbo_bits" in first:  # runs of earlier versions have none
             line["-ELBO bits/dim"] = _pair(*row.mean_sd("elbo_bits"))
         lines.append(line)
     for one in published:
         lines.append({
-            "model": one.model, **in_columns(one),
+            "model": one.model, **_columns_of(one),
             "quantity": one.quantity, "KL": "", "active": "", "parameters": "", "seeds": "",
             "source": f"{one.source}: {one.data}, {one.settings}",
         })  # fmt: skip
     return lines
+
+
+def _columns_of(one: Published) -> dict[str, str]:
+    """Columns of numbers in the order of ours; papers say nothing of their weights."""
+    found = in_columns(one)
+    weights = "not told" if found["NLL"] else ""
+    return {
+        "-ELBO": found["-ELBO"], "NLL": found["NLL"], "NLL weights": weights,
+        "-ELBO bits/dim": found["-ELBO bits/dim"],
+    }  # fmt: skip
 
 
 def _pair(value: float, spread: float) -> str:
@@ -203,12 +223,15 @@ def write_tables(
     numbers of layers, has -ELBO and NLL against them.
     """
     lines = table(rows, published)
+    pairs = differences(rows, lambda flow, seed: place_of(str(folder.path), flow, seed))
+    told = "".join(f"- {pair.sentence()}\n" for pair in pairs)
     note = (
         "Nats per image, but for -ELBO bits/dim. -ELBO and NLL(S) are different quantities: "
         "compare like with like. "
-        "± is the standard deviation between seeds (for papers, what they give).\n"
+        "± is the standard deviation between seeds (for papers, what they give). An NLL whose "
+        "weights are not reliable is likely too large, by an unknown amount.\n"
     )
-    folder.write("table.md", f"{_markdown(lines)}\n{note}")
+    folder.write("table.md", f"{_markdown(lines)}\n{note}" + (f"\n{told}" if told else ""))
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
@@ -236,8 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seeds = _seeds(own.seeds)
         rows = sweep(options, _split(own.flows), seeds)
         folder = RunFolder(options.out)
-        first = folder.path / f"{_slug(rows[0].flow)}-seed{seeds[0]}"
-        write_tables(folder, rows, _published(first, load_data(options.data, seed=options.seed)))
+        first = place_of(options.out, rows[0].flow, seeds[0])
+        write_tables(folder, rows, _published(first, data_of(options)))
     except NFVIError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

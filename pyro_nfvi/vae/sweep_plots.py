@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyro_nfvi.plots.style import FIT, REFERENCE, STYLE, pyplot
+from pyro_nfvi.vae.nll_summary import doubt_of
 
 if TYPE_CHECKING:
     from pyro_nfvi.vae.sweep import Row
@@ -38,10 +39,24 @@ def depths(rows: Sequence[Row]) -> dict[str, list[tuple[int, Row]]]:
 
 
 def _name(row: Row, key: str) -> str:
-    first = row.results[0]
-    if key == "elbo":
-        return f"-ELBO, {first['images']} images"
-    return f"NLL({first['nll_samples']}), the first {first['nll_images']} of them"
+    told = row.summaries
+    if key == "elbo" or not told:
+        return f"-ELBO, {row.results[0]['images']} images"
+    return f"{told[0].label}, {told[0].which}"
+
+
+def _doubtful(rows: Sequence[Row], key: str) -> bool:
+    return key == "nll" and not all(one.trusted for row in rows for one in row.summaries)
+
+
+def _say_doubt(axes: Any, rows: Sequence[Row]) -> None:
+    """Write below an axis what the weights of NLLs say."""
+    told = [one for row in rows for one in row.summaries]
+    if told:
+        axes.text(
+            0.5, -0.02, f"NLL: {doubt_of(told)}", transform=axes.figure.transFigure, ha="center",
+            va="top", fontsize=7,
+        )  # fmt: skip
 
 
 def draw_points(rows: Sequence[Row]) -> Any:
@@ -56,12 +71,14 @@ def draw_points(rows: Sequence[Row]) -> Any:
                 mean, sd = row.mean_sd(key, sign)
                 axes.errorbar(
                     mean, place, xerr=None if math.isnan(sd) else sd, fmt="o", color=colour,
+                    markerfacecolor="none" if _doubtful([row], key) else colour,
                     capsize=3, label=_name(row, key) if place == 0 else None,
                 )  # fmt: skip
         axes.set_yticks(range(len(rows)), [row.flow for row in rows])
         axes.invert_yaxis()
         axes.set_xlabel("nats per test image")
         axes.legend(loc="best")
+        _say_doubt(axes, rows)
     return figure
 
 
@@ -92,7 +109,9 @@ def draw_curve(rows: Sequence[Row]) -> Any:
                 )  # fmt: skip
             axes.set_xlabel("layers K")
             axes.set_ylabel("nats per test image")
-            axes.set_title(_name(rows[0], key))
+            doubt = ", not reliable" if _doubtful(rows, key) else ""
+            axes.set_title(_name(rows[0], key) + doubt, fontsize=8)
             axes.xaxis.get_major_locator().set_params(integer=True)
         panels[0][0].legend(loc="best")
+        _say_doubt(panels[0][0], rows)
     return figure

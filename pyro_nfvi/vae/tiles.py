@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pyro_nfvi._modes import evaluation
+
 if TYPE_CHECKING:
     from pyro_nfvi.vae.model import FlowVAE
 
@@ -47,7 +49,8 @@ def numbers_per_row(vae: FlowVAE, x: Tensor, c: Tensor | None = None) -> int:
     hooks = [part.register_forward_hook(note) for part in vae.decoder.modules()]
     try:
         like = next(vae.parameters(), torch.empty((), device=x.device))
-        vae.decode(like.new_zeros(1, vae.latent_dim), None if c is None else c[:1])
+        with evaluation(vae):
+            vae.decode(like.new_zeros(1, vae.latent_dim), None if c is None else c[:1])
     finally:
         for hook in hooks:
             hook.remove()

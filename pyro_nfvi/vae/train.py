@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from types import FrameType
 from typing import Any
 
 import torch
@@ -30,9 +29,12 @@ from pyro_nfvi.vae.distributed import Team, close_team, open_team
 from pyro_nfvi.vae.evaluate import Evaluation, evaluate
 from pyro_nfvi.vae.likelihoods import make_likelihood
 from pyro_nfvi.vae.model import FlowVAE
-from pyro_nfvi.vae.objectives import ELBOLoss, IWAELoss, VAELoss
+from pyro_nfvi.vae.objectives import ELBOLoss, IWAELoss, VAELoss, loss_from_spec
 from pyro_nfvi.vae.options import IDENTITY, Options, parse
+from pyro_nfvi.vae.orphans import ParentWatch, launched
 from pyro_nfvi.vae.pixels import Preparation, choose_preparation
+from pyro_nfvi.vae.run_lock import RunLock
+from pyro_nfvi.vae.signals import Signals
 from pyro_nfvi.vae.trainer import Feed, Plan, Trainer
 
 __all__ = ["Run", "fingerprint", "main", "train"]
@@ -82,6 +84,14 @@ def architecture_of(options: Options, data: ImageData) -> Architecture:
     )
 
 
+def data_of(options: Options) -> ImageData:
+    """Load the images of a run."""
+    return load_data(
+        options.data, seed=options.split_seed, shape=options.image_shape,
+        levels=None if options.levels < 0 else options.levels,
+    )  # fmt: skip
+
+
 def fingerprint(data: ImageData) -> str:
     """Name, sizes and a checksum of images: a run goes on with the data that it began with."""
     parts = (data.train, data.valid, data.test)
@@ -94,7 +104,10 @@ def loss_of(options: Options, steps_per_epoch: int) -> VAELoss:
     """Build the loss and its schedules; epochs become steps."""
     if options.objective == "iwae":
         return IWAELoss(options.num_samples, options.estimator)
-    steps = math.ceil(options.warmup * steps_per_epoch)
+    share = options.warmup * options.epochs
+    epochs = share if options.warmup_epochs < 0 else options.warmup_epochs
+    # A share that ends with an epoch is not to end a step later by rounding.
+    steps = math.ceil(round(epochs * steps_per_epoch, 6))
     beta: Schedule = Constant(options.beta)
     if steps and options.cycles > 1:
         beta = Cyclic(2 * steps, options.cycles, 0.5, 0.0, options.beta)
@@ -119,14 +132,14 @@ def train(options: Options, *, say: Any = print) -> Run:
     team = open_team(options.device)
     try:
         # Nets of a user's own may draw from torch's state, which checkpoints hold.
-        with seeded(options.seed):
-            return _train(options, team, say if team.leads else lambda *_: None)
+        with seeded(options.seed), ParentWatch(launched=launched()) as parent:
+            return _train(options, team, say if team.leads else lambda *_: None, parent)
     finally:
         close_team(team)
 
 
-def _train(options: Options, team: Team, say: Any) -> Run:
-    data = load_data(options.data, seed=options.seed)
+def _train(options: Options, team: Team, say: Any, parent: ParentWatch) -> Run:
+    data = data_of(options)
     architecture = architecture_of(options, data)
     vae = architecture.build(seed=options.seed).to(team.device)
     preparation = choose_preparation(data, vae.likelihood, options.binarize)
@@ -140,7 +153,8 @@ def _train(options: Options, team: Team, say: Any) -> Run:
         f" (context {architecture.context_size}), {size:,} parameters; pixels {preparation.kind}, "
         f"{vae.likelihood.name}; {team.size} process{'es' * (team.size > 1)} on {team.device}"
     )
-    loss = loss_of(options, math.ceil(len(feed.train) / options.batch_size))
+    steps_per_epoch = math.ceil(len(feed.train) / options.batch_size)
+    loss = loss_of(options, steps_per_epoch)
     spec = {
         "architecture": json.loads(json.dumps(architecture.spec())),
         "options": {name: getattr(options, name) for name in IDENTITY},
@@ -149,7 +163,43 @@ def _train(options: Options, team: Team, say: Any) -> Run:
         "preparation": preparation.spec(),
         "version": __version__,
     }
-    folder = _open_folder(options, team, spec)
+    with _open_folder(options, team) as folder:
+        return _in_folder(
+            options, team, say, parent, folder, spec=spec, data=(images, labels), feed=feed,
+            vae=vae, loss=_loss_of_run(options, folder, loss, say), steps_per_epoch=steps_per_epoch,
+        )  # fmt: skip
+
+
+def _loss_of_run(options: Options, folder: RunFolder, asked: VAELoss, say: Any) -> VAELoss:
+    """Return the loss that a run began with: its warm-up does not move when --epochs does."""
+    held = folder.loss_spec() if options.resume and folder.last.exists() else None
+    if held is None or held == json.loads(json.dumps(asked.spec())):
+        return asked
+    began = loss_from_spec(held)
+    say(f"The schedule of the loss stays as the run began: it ends at step {began.settled}.")
+    return began
+
+
+def _in_folder(
+    options: Options,
+    team: Team,
+    say: Any,
+    parent: ParentWatch,
+    folder: RunFolder,
+    *,
+    spec: dict[str, Any],
+    data: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...] | None],
+    feed: Feed,
+    vae: FlowVAE,
+    loss: VAELoss,
+    steps_per_epoch: int,
+) -> Run:
+    """Train in a folder that is this run's alone."""
+    images, labels = data
+    spec = {**spec, "loss": loss.spec()}
+    short = loss.unfinished(options.epochs * steps_per_epoch)
+    if short:
+        say(f"WARNING: {short}")
     team.share(vae)
     optimizer = _optimizer(options, vae)
     if options.compile:
@@ -159,10 +209,10 @@ def _train(options: Options, team: Team, say: Any) -> Run:
         loss, options.epochs, options.batch_size, options.lr, options.decay,
         options.clip_norm, options.patience, options.save_steps, options.seed,
     )  # fmt: skip
-    signals = _Signals()
+    signals = Signals()
     trainer = Trainer(
         vae, feed, plan, optimizer, folder=folder, spec=spec, team=team,
-        show=not options.quiet, stop=signals.came,
+        show=not options.quiet, stop=lambda: signals.came() or parent.lost(),
     )  # fmt: skip
     _begin(options, trainer, folder, say)
     if team.leads:
@@ -180,12 +230,33 @@ def _train(options: Options, team: Team, say: Any) -> Run:
     if not team.leads:
         return Run(vae, progress, None, folder)
     best = load_vae(folder.best, map_location=team.device)
-    result = _report(options, best, images, labels, preparation, folder, team, say)
+    preparation = feed.preparation
+    result = _report(options, best, images, labels, preparation, folder, team, say, short)
     return Run(best, progress, result, folder)
 
 
-def _open_folder(options: Options, team: Team, spec: dict[str, Any]) -> RunFolder:
+@contextmanager
+def _open_folder(options: Options, team: Team) -> Iterator[RunFolder]:
+    """The folder of a run, locked by the process that writes into it."""
     folder = RunFolder(options.out)
+    lock, taken = None, None
+    if team.leads:
+        try:
+            lock = RunLock(folder.path)
+        except FileError as error:
+            taken = error
+    try:
+        if team.any(taken is not None):
+            raise taken or FileError(f"{folder.path} is in use: see the first process's message.")
+        _prepare_folder(options, team, folder)
+        yield folder
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _prepare_folder(options: Options, team: Team, folder: RunFolder) -> None:
+    """Refuse a folder that holds another run, and clear what is to be written anew."""
     there = folder.last.exists() or folder.log.exists()
     if there and not (options.resume or options.overwrite):
         raise FileError(
@@ -199,7 +270,6 @@ def _open_folder(options: Options, team: Team, spec: dict[str, Any]) -> RunFolde
     if team.leads:
         folder.clear_strays()
     team.wait()
-    return folder
 
 
 def _begin(options: Options, trainer: Trainer, folder: RunFolder, say: Any) -> None:
@@ -228,6 +298,7 @@ def _report(
     folder: RunFolder,
     team: Team,
     say: Any,
+    warning: str,
 ) -> Evaluation:
     x = images[2].to(team.device)
     y = None if labels is None else labels[2].to(team.device)
@@ -238,9 +309,16 @@ def _report(
         seed=options.seed,
         log_volume=preparation.log_volume(math.prod(x.shape[1:])),
         progress=not options.quiet,
-    )  # fmt: skip
+    ).with_warning(warning)  # fmt: skip
     say(f"Test images, parameters of the best epoch:\n{result}")
     folder.write("results.json", json.dumps(result.record(), indent=1) + "\n")
+    if result.nll is not None and result.nll_index is not None:
+        nll = result.nll
+        folder.write_arrays(
+            "per_image.npz", index=result.nll_index.numpy(), nll=nll.value.cpu().numpy(),
+            nll_se=nll.se.cpu().numpy(), ess=nll.ess.cpu().numpy(), khat=nll.khat.cpu().numpy(),
+            negative_elbo=nll.bound.cpu().numpy(),
+        )  # fmt: skip
     if options.pictures:
         _draw(vae, x, y, folder, say)
     say(f"Everything is in {folder.path}.")
@@ -281,32 +359,6 @@ def _draw(
         pictures.save_figure(figure, folder.path / f"{name}.png")
     for why, names in missing.items():
         say(f"Not drawn: {', '.join(names)}. {why}")
-
-
-class _Signals:
-    """Remembers SIGTERM and Ctrl-C, so that a step is finished before a run ends."""
-
-    def __init__(self) -> None:
-        self._came = False
-        self._before: dict[int, Any] = {}
-
-    def came(self) -> bool:
-        return self._came
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._came = True
-
-    def __enter__(self) -> _Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread
-                pass
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

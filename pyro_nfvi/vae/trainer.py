@@ -5,26 +5,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
+from pyro_nfvi._modes import evaluation, mode_free, moving_buffers, training_pass
 from pyro_nfvi.errors import DataError, DivergedError, OptionError
+from pyro_nfvi.random_state import seeded
 from pyro_nfvi.vae.blame import blame
 from pyro_nfvi.vae.checkpoint import Progress, RunFolder
 from pyro_nfvi.vae.distributed import Team
 from pyro_nfvi.vae.model import FlowVAE
 from pyro_nfvi.vae.objectives import VAELoss
 from pyro_nfvi.vae.pixels import Preparation
-from pyro_nfvi.vae.streams import stream
+from pyro_nfvi.vae.streams import key, stream
 
 __all__ = ["Feed", "Plan", "Trainer"]
 
 #: What a stream of random numbers is for.
-_ORDER, _NOISE, _PIXELS, _VALID = range(4)
+_ORDER, _NOISE, _PIXELS, _VALID, _NETS = range(5)
 #: Steps in a row without a finite gradient, after which a run gives up.
 _MAX_BAD = 5
 #: Images of a validation batch.
@@ -120,6 +124,9 @@ class Trainer:
         self.show, self.stop = show and self.team.leads, stop
         self.progress = Progress()
         self._params = [p for p in vae.parameters() if p.requires_grad]
+        # Running statistics and the like; nets of a user's own may draw noise of their own.
+        self._moving = moving_buffers(vae)
+        self._foreign = any(not mode_free(part) for part in vae.modules())
         whole, rest = divmod(len(feed.train), plan.batch_size)
         smallest = min(plan.batch_size, rest or plan.batch_size)
         if smallest < self.team.size:
@@ -127,6 +134,14 @@ class Trainer:
                 f"Each of {self.team.size} processes needs an image of every batch, and "
                 f"{len(feed.train)} images in batches of {plan.batch_size} leave one of "
                 f"{smallest}. Take another --batch-size, or fewer processes."
+            )
+        if smallest < 2 * self.team.size and any(
+            isinstance(part, _BatchNorm) and part.training for part in vae.modules()
+        ):
+            raise OptionError(
+                "Batch normalisation needs two images of every batch in each process, and "
+                f"{len(feed.train)} images in batches of {plan.batch_size} leave one of {smallest} "
+                f"for {self.team.size}. Take another --batch-size."
             )
         self.steps_per_epoch = whole + (rest > 0)
 
@@ -187,19 +202,22 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.plan.loss(self.vae, x, y, eps=eps, step=at.step, mean=self.team.mean)
-        (loss.surrogate.sum() / len(rows)).backward()
+        before = [buffer.clone() for buffer in self._moving]
+        with training_pass(), self._noise_of_nets():
+            loss = self.plan.loss(self.vae, x, y, eps=eps, step=at.step, mean=self.team.mean)
+            (loss.surrogate.sum() / len(rows)).backward()
         self.team.sum_gradients(self._params)
         norm = torch.nn.utils.clip_grad_norm_(self._params, self.plan.clip_norm)
         if bool(torch.isfinite(norm)):
             self.optimizer.step()
-            at.bad_in_a_row = 0
+            self.team.average_changes(self._moving, before, len(x) / len(rows))
+            at.bad_in_a_row, at.kl_weight = 0, loss.weight
             terms = loss.terms
             parts = torch.stack([loss.bound, terms.reconstruction, terms.kl]).double().sum(1)
             parts = self.team.sum(torch.cat([parts, parts.new_tensor([float(len(x))])]))
             at.sums = tuple(a + b for a, b in zip(at.sums, parts.tolist()))
         else:
-            self._not_finite(x, y, eps)
+            self._not_finite(x, y, eps, before)
         at.step += 1
         if at.step % 10 == 0 and at.sums[3]:
             bound, _, kl, count = at.sums
@@ -236,13 +254,25 @@ class Trainer:
         share = self.progress.step / (self.plan.epochs * self.steps_per_epoch)
         return self.plan.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
-    def _not_finite(self, x: Tensor, y: Tensor | None, eps: Tensor) -> None:
+    def _noise_of_nets(self) -> AbstractContextManager[None]:
+        """Noise that nets draw from torch's own state, as of seed, step and process."""
+        if not self._foreign:
+            return nullcontext()
+        return seeded(key(self.plan.seed, _NETS, self.progress.step, self.team.rank))
+
+    def _not_finite(self, x: Tensor, y: Tensor | None, eps: Tensor, before: list[Tensor]) -> None:
         at = self.progress
         at.skipped += 1
         at.bad_in_a_row += 1
-        if at.bad_in_a_row < _MAX_BAD:
+        where = ""
+        if at.bad_in_a_row >= _MAX_BAD:
+            with training_pass(), self._noise_of_nets():
+                where = blame(self.vae, x, y, eps)
+        with torch.no_grad():  # statistics of images that gave no step
+            for buffer, value in zip(self._moving, before):
+                buffer.copy_(value)
+        if not where:
             return
-        where = blame(self.vae, x, y, eps)
         kept = ""
         if self.folder is not None and self.folder.best.exists():
             kept = f" The best parameters until now, of epoch {at.best_epoch}: {self.folder.best}."
@@ -271,6 +301,7 @@ class Trainer:
             "train": _means(bound, reconstruction, kl, count),
             "valid": valid,
             "rate": self._rate(),
+            "kl_weight": at.kl_weight,
             "skipped": at.skipped,
             "time": round(time.time(), 1),
         }
@@ -289,7 +320,11 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Plain ELBO of the validation images, the same noise each time."""
+        """Plain ELBO of the validation images, in eval mode, the same noise each time."""
+        with evaluation(self.vae), seeded(key(self.plan.seed, _VALID)):
+            return self._validate()
+
+    def _validate(self) -> dict[str, float]:
         sums = torch.zeros(3, dtype=torch.float64, device=self.team.device)
         count = len(self.feed.valid)
         for number, start in enumerate(range(0, count, _VALID_ROWS)):

@@ -79,7 +79,9 @@ def test_missing_parts_are_split_off(tmp_path):
 def test_shapes_and_types_are_brought_into_one_form(tmp_path):
     channel = load_data(npz(tmp_path / "d.npz", x=GREY[..., None]))
     assert channel.shape == (4, 6)
-    flat = load_data(npz(tmp_path / "e.npz", x=GREY[:, :2, :2].reshape(30, 4)))
+    flat = load_data(
+        npz(tmp_path / "e.npz", x=GREY[:, :2, :2].reshape(30, 4)), shape=(2, 2), levels=256
+    )
     assert flat.shape == (2, 2)
     assert load_data(npz(tmp_path / "f.npz", x=(GREY > 99).astype(float))).levels == 2
     assert load_data(npz(tmp_path / "g.npz", x=GREY > 99)).levels == 2

@@ -44,7 +44,7 @@ def test_numbers_are_those_of_the_vae():
     assert shifted.bits == pytest.approx((3 - result.elbo) / 4 / np.log(2), abs=1e-5)
     assert shifted.elbo_bits == shifted.bits
     assert "bits per dimension" in str(result)
-    assert "(-ELBO)" in str(result)
+    assert "-ELBO of its images" in str(result)
     assert "negative ELBO" in str(result)
     assert result.record()["nll_samples"] == 200
 

@@ -152,7 +152,13 @@ def test_a_run_says_what_it_does_not_draw(shape, drawn, tmp_path):
     np.savez(tmp_path / "x.npz", x=x)
     said = []
     given = options(
-        tmp_path / "x.npz", tmp_path / "run", pictures=True, epochs=1, latent_dim=3, flow="none"
+        tmp_path / "x.npz",
+        tmp_path / "run",
+        pictures=True,
+        epochs=1,
+        latent_dim=3,
+        flow="none",
+        **({"shape": "6", "levels": 2} if len(shape) == 2 else {}),
     )
     train(given, say=lambda line: said.append(str(line)))
     found = {path.stem for path in (tmp_path / "run").glob("*.png")}
@@ -168,6 +174,14 @@ def test_a_run_says_what_it_does_not_draw(shape, drawn, tmp_path):
 def test_a_run_shows_posteriors_whatever_the_shape(tmp_path):
     x = np.random.RandomState(0).randint(0, 2, (40, 6)).astype(np.uint8)
     np.savez(tmp_path / "x.npz", x=x)
-    given = options(tmp_path / "x.npz", tmp_path / "run", pictures=True, epochs=1, flow="none")
+    given = options(
+        tmp_path / "x.npz",
+        tmp_path / "run",
+        pictures=True,
+        epochs=1,
+        flow="none",
+        shape="6",
+        levels=2,
+    )
     train(given, say=silent)
     assert (tmp_path / "run" / "posteriors.png").exists()

@@ -42,7 +42,7 @@ def grey(tmp_path):
 def options(data, out, **more):
     given = {
         "flow": "planar*2", "latent_dim": 2, "hidden": "8", "epochs": 3, "batch_size": 20,
-        "warmup": 1.0, "quiet": True, "nll_samples": 20, "pictures": False, "threads": 1,
+        "warmup_epochs": 1.0, "quiet": True, "nll_samples": 20, "pictures": False, "threads": 1,
         "device": "cpu", "lr": 5e-3,
     }  # fmt: skip
     return Options(data=str(data), out=str(out), **{**given, **more})
@@ -65,7 +65,8 @@ def test_a_run_leaves_everything_behind(grey, tmp_path):
     run = train(options(grey, tmp_path / "run", pictures=True), say=silent)
     names = {path.name for path in run.folder.path.iterdir()}
     assert names == {
-        "last.pt", "best.pt", "log.jsonl", "config.json", "results.json", "curves.png",
+        "last.pt", "best.pt", "log.jsonl", "config.json", "results.json", "per_image.npz",
+        "curves.png",
         "interpolation.png", "posteriors.png", "reconstructions.png", "samples.png",
     }  # fmt: skip
     lines = run.folder.lines()
@@ -185,13 +186,15 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint(grey, tmp_path, monkeypa
 
 def test_early_stopping_waits_for_the_warm_up(grey, tmp_path):
     run = train(
-        options(grey, tmp_path / "a", epochs=40, lr=1e-9, warmup=6.0, patience=3), say=silent
+        options(grey, tmp_path / "a", epochs=40, lr=1e-9, warmup_epochs=6.0, patience=3), say=silent
     )
     assert "no improvement" in run.progress.done
     # Warm over after epoch 6; a rate of 1e-9 changes nothing that could count as better for long.
     assert run.progress.epoch >= 8
     again = train(
-        options(grey, tmp_path / "a", epochs=40, lr=1e-9, warmup=6.0, patience=3, resume=True),
+        options(
+            grey, tmp_path / "a", epochs=40, lr=1e-9, warmup_epochs=6.0, patience=3, resume=True
+        ),
         say=silent,
     )
     assert again.progress.epoch == run.progress.epoch
@@ -311,7 +314,7 @@ def command(data, out, *more, processes=0):
     return [
         sys.executable, *(torchrun if processes else []), "-m", "pyro_nfvi.vae.train",
         "--data", str(data), "--out", str(out), "--flow", "planar*2", "--latent-dim", "2",
-        "--hidden", "16", "--batch-size", "10", "--warmup", "1", "--quiet", "--no-pictures",
+        "--hidden", "16", "--batch-size", "10", "--warmup-epochs", "1", "--quiet", "--no-pictures",
         "--threads", "1", "--nll-samples", "20", "--device", "cpu", *more,
     ]  # fmt: skip
 
