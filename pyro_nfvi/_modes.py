@@ -151,6 +151,8 @@ def recorded(*modules: nn.Module | None) -> AbstractContextManager[None]:
 
     For Pyro's door: ``SVI.step`` records gradients and ``SVI.evaluate_loss`` does not.
     """
+    if torch.compiler.is_compiling():
+        return nullcontext()
     if torch.is_grad_enabled():
         return training_pass()
     return scoring(*modules)

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from pyro_nfvi._modes import scoring
 from pyro_nfvi._precision import full_precision
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi.density import FlowDensity
@@ -117,7 +118,8 @@ class MixtureDensity(nn.Module):
     @full_precision
     def draw(self, eps: Tensor) -> Tensor:
         """Map noise to points ``(*b, D)`` alone, which needs no inverse."""
-        pushed = [part.flow(eps[..., :-1])[0] for part in self._members]
+        with scoring(self):
+            pushed = [part.flow(eps[..., :-1])[0] for part in self._members]
         return _taken(pushed, self.choose(eps))
 
     @full_precision

@@ -23,6 +23,8 @@ STOREYS = {
     0: {
         "_budget",
         "_compat",
+        "_modes",
+        "_precision",
         "_turn",
         "_typing",
         "_version",

@@ -13,7 +13,6 @@ Writes docs/benchmarks/vae_NAME.{md,json,png}.
 
 import argparse
 import json
-import shutil
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,12 +24,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, 
 from benchmarks._report import DOCS, ROOT, environment, in_words, write
 from pyro_nfvi.vae import load_data
 from pyro_nfvi.vae.checkpoint import RunFolder
-from pyro_nfvi.vae.options import Options
+from pyro_nfvi.vae.nll_summary import doubt_of
+from pyro_nfvi.vae.options import Options, migrated
 from pyro_nfvi.vae.papers import published_for
-from pyro_nfvi.vae.sweep import Row, sweep, table, write_tables
+from pyro_nfvi.vae.pictures import save_figure
+from pyro_nfvi.vae.sweep import Row, place_of, sweep, table, write_tables
+from pyro_nfvi.vae.sweep_pairs import differences
+from pyro_nfvi.vae.sweep_plots import draw_points
 
 FLOWS = ("none", "iaf*4:hidden_dim=320", "planar*16", "sylvester*4:rank=8", "radial*16")
-#: Order that the papers find, the worst first.
+#: Pairs to compare; the papers find the first of each worse.
 PAPERS_ORDER = (("none", "planar"), ("planar", "iaf"), ("planar", "sylvester"), ("none", "iaf"))
 
 
@@ -43,7 +46,7 @@ def given():
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=None)
     parser.add_argument("--latent-dim", type=int, default=None)
-    parser.add_argument("--warmup", type=float, default=None)
+    parser.add_argument("--warmup", type=float, default=None, help="a share of the run")
     parser.add_argument("--nll-samples", type=int, default=None)
     parser.add_argument("--nll-images", type=int, default=500)
     parser.add_argument("--papers", action="store_true", help="z 64, convolutions, 2000 epochs")
@@ -55,13 +58,13 @@ def given():
 
 def settings(run, name):
     """Options of every run of the table."""
-    chosen = {"epochs": 100, "latent_dim": 16, "warmup": 20.0, "nll_samples": 5000}
+    chosen = {"epochs": 100, "latent_dim": 16, "warmup": 0.2, "nll_samples": 5000}
     if name != "digits":
-        chosen = {"epochs": 50, "latent_dim": 40, "warmup": 10.0, "nll_samples": 5000}
+        chosen = {"epochs": 50, "latent_dim": 40, "warmup": 0.2, "nll_samples": 5000}
     if run.papers:
-        chosen = {"epochs": 2000, "latent_dim": 64, "warmup": 100.0, "nll_samples": 5000}
+        chosen = {"epochs": 2000, "latent_dim": 64, "warmup": 0.05, "nll_samples": 5000}
     if run.smoke:
-        chosen = {"epochs": 1, "latent_dim": 4, "warmup": 1.0, "nll_samples": 50}
+        chosen = {"epochs": 1, "latent_dim": 4, "warmup": 0.2, "nll_samples": 50}
     for key in chosen:
         value = getattr(run, key)
         chosen[key] = chosen[key] if value is None else value
@@ -73,35 +76,35 @@ def settings(run, name):
 
 
 def order_in_words(rows):
-    """Say of each pair whether the NLL is in the papers' order, with its error."""
+    """Say the difference of -ELBO, and of the NLL where its weights can be relied on."""
     named = {row.flow.split("*")[0]: row for row in rows}
     said = []
     for worse, better in PAPERS_ORDER:
         if worse not in named or better not in named:
             continue
-        differences = []
-        for one, two in zip(named[worse].results, named[better].results, strict=True):
-            differences.append(one["nll"] - two["nll"])
-        values = torch.tensor(differences)
-        mean = float(values.mean())
-        if len(values) == 1:
-            errors = [f"{named[flow].results[0]['nll_se']:.1f}" for flow in (worse, better)]
+        pair = (named[worse], named[better])
+        for key, label, sign in (("elbo", "-ELBO", -1.0), ("nll", "NLL", 1.0)):
+            told = [one for row in pair for one in row.summaries]
+            if key == "nll" and not told:
+                continue
             said.append(
-                f"- NLL of `{worse}` minus `{better}`: {mean:+.2f} nats with one seed, which does "
-                f"not settle their order (standard errors over images {' and '.join(errors)}; the "
-                f"papers find `{worse}` worse)."
+                f"- {label} of `{worse}` minus `{better}`: {_difference(pair, key, sign, told)}"
             )
-            continue
-        spread = float(values.std())
-        error = spread / len(values) ** 0.5
-        verdict = "as in the papers" if mean > 0 else "**not** as in the papers"
-        if abs(mean) < 2 * error:
-            verdict = f"too close to call (the papers find `{worse}` worse)"
-        said.append(
-            f"- NLL of `{worse}` minus `{better}`: {mean:+.2f} ± {spread:.2f} nats over seeds, "
-            f"{verdict}."
-        )
     return "\n".join(said)
+
+
+def _difference(pair, key, sign, told):
+    if key == "nll" and not all(one.trusted for one in told):
+        return f"not compared, since the NLLs are not reliable ({doubt_of(told)})."
+    one, two = ([sign * result[key] for result in row.results] for row in pair)
+    values = torch.tensor([a - b for a, b in zip(one, two, strict=True)], dtype=torch.float64)
+    mean = float(values.mean())
+    if len(values) == 1:
+        return f"{mean:+.2f} nats with one seed, which does not settle their order."
+    spread = float(values.std())
+    if abs(mean) < 2 * spread / len(values) ** 0.5:
+        return f"{mean:+.2f} ± {spread:.2f} nats over seeds, too close to call."
+    return f"{mean:+.2f} ± {spread:.2f} nats over seeds."
 
 
 def main():
@@ -124,7 +127,8 @@ def main():
         held = json.loads((target / f"vae_{name}.json").read_text("utf-8"))
         rows, env = [Row(**one) for one in held["rows"]], held["environment"]
         chosen = held["settings"]
-        options = replace(options, **chosen)
+        # Runs before the warm-up was a share of the run told it in epochs.
+        options = replace(options, **(chosen if "warmup_epochs" in chosen else migrated(chosen)))
     else:
         rows = sweep(options, flows, seeds)
     as_is = data.levels == 2 or run.likelihood == "categorical"
@@ -136,28 +140,38 @@ def main():
         "| " + " | ".join(cells) + " |"
         for cells in (keys, ["---"] * len(keys), *([line[key] for key in keys] for line in lines))
     )
+    folder = RunFolder(runs)
     if not run.page:
-        folder = RunFolder(runs)
         write_tables(folder, rows, published)
-        picture = folder.path / "sweep.png"
-        if picture.exists():
-            shutil.copy(picture, target / f"vae_{name}.png")
-    seen = rows[0].results[0]["nll_images"]
+    save_figure(draw_points(rows), target / f"vae_{name}.png")
+    told = rows[0].summaries[0]
+    pairs = differences(rows, lambda flow, seed: place_of(str(folder.path), flow, seed))
+    paired = "\n".join(f"- {pair.sentence()}" for pair in pairs)
+    warm = (
+        f"the first {options.warmup:.0%} of the run"
+        if options.warmup_epochs < 0
+        else f"{options.warmup_epochs:g} epochs"
+    )
     size = "gated convolutions" if run.papers else "gated dense nets 300-300"
     body = f"""
 {data}. {size}, latent size {options.latent_dim}, {options.epochs} epochs of batches of
-{options.batch_size}, KL warm-up over {options.warmup:g} epochs, {options.optimizer} at rate
+{options.batch_size}, KL warm-up over {warm}, {options.optimizer} at rate
 {options.lr:g}; the epoch best on validation images. -ELBO on all {len(data.test)} test images,
-NLL({options.nll_samples}) on the first {seen} of them (means over different images: compare NLL
+{told.label} on {told.which} (means over different images: compare NLL
 with NLL, or with the -ELBO of the same images in the column `quantity`). Nats per image but for
 bits/dim, ± the standard deviation between seeds.
+
+**Weights of the NLL**: {doubt_of([one for row in rows for one in row.summaries])}. Where this says
+that they are not reliable, the NLL is likely too large, by an unknown amount that differs from flow
+to flow: nothing here says which flow has the better likelihood, nor that the papers' order holds.
 
 {body_table}
 
 {order_in_words(rows)}
+{paired}
 
 The papers trained far longer (column `source`): their rows say where such models end, not what
-these runs should have reached.
+these runs should have reached, and they do not tell the weights of their NLLs.
 
 ![-ELBO and NLL](vae_{name}.png)
 

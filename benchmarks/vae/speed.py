@@ -1,6 +1,7 @@
 """Time of a training step and of an NLL: our flows, and Pyro's own in a plain SVI VAE.
 
     python benchmarks/vae/speed.py            # writes docs/benchmarks/vae_speed.{md,json}
+    python benchmarks/vae/speed.py --page     # the page from its JSON
     python benchmarks/vae/speed.py --smoke
 
 Batches of 100 random binary images of 28 x 28, gated dense nets 300-300, latent size 64, one
@@ -9,6 +10,7 @@ and least over rounds.
 """
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -37,13 +39,6 @@ OURS = {
     "sylvester*4 householder": ("sylvester*4", {"kind": "householder", "rank": LATENT}),
     "sylvester*4 triangular": ("sylvester*4", {"kind": "triangular"}),
 }
-#: CPU ms of the public sylvester-flows code (median / least of 40), measured once by us at the same
-#: sizes on one thread of a loaded machine; not part of this run.
-PEER = {
-    "none": (24.5, 19.0), "planar*4": (32.2, 25.2), "planar*16": (54.0, 48.3),
-    "iaf*4": (40.0, 31.2), "sylvester*4": (89.0, 59.5), "sylvester*4 householder": (661, 498),
-    "sylvester*4 triangular": (169, 138),
-}  # fmt: skip
 
 
 class PlainPyro(nn.Module):
@@ -129,10 +124,16 @@ def encode_copies(vae, x, samples):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--page", action="store_true", help="write the page anew, run nothing")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--images", type=int, default=3)
     parser.add_argument("--samples", type=int, default=5000)
     run = parser.parse_args()
+    folder = ROOT / "out" / "benchmarks" if run.smoke else DOCS
+    if run.page:
+        held = json.loads((folder / "vae_speed.json").read_text("utf-8"))
+        print(write("vae_speed", "Speed of flow VAEs", held, page(held), folder))
+        return
     torch.set_num_threads(1)
     pyro.set_rng_seed(0)
     rounds, samples = (2, 300) if run.smoke else (run.rounds, run.samples)
@@ -157,18 +158,6 @@ def main():
             if turn >= 3:
                 times[name].append(1000 * (time.process_time() - start))
         print(f"round {turn + 1} of {rounds + 3}", end="\r", flush=True)
-    middle = {name: statistics.median(values) for name, values in times.items()}
-    rows = []
-    for name, values in times.items():
-        ratio, goal = middle[name] / middle["none"], 1.2 * sizes[name] / sizes["none"]
-        twin = f"Pyro, {name}"
-        against = f"{middle[twin] / middle[name]:.2f}" if twin in middle else ""
-        peer = f"{PEER[name][0]:g} / {PEER[name][1]:g}" if name in PEER else ""
-        rows.append([
-            name, f"{sizes[name] / 1e6:.2f}", f"{middle[name]:.1f} / {min(values):.1f}",
-            f"{ratio:.2f}", f"{goal:.2f}" if name in OURS else "", against, peer,
-        ])  # fmt: skip
-        print(*rows[-1], flush=True)
     nll = []
     for name, vae in vaes.items():
         pair = []
@@ -181,28 +170,45 @@ def main():
             pair.append((time.process_time() - start) / run.images)
         nll.append([name, f"{pair[0]:.3f}", f"{pair[1]:.3f}", f"{pair[1] / pair[0]:.1f}"])
         print("NLL", *nll[-1], flush=True)
-    env = environment()
+    results = {
+        "environment": environment(), "ms": times, "parameters": sizes, "nll": nll,
+        "samples": samples, "images": run.images,
+    }  # fmt: skip
+    print(write("vae_speed", "Speed of flow VAEs", results, page(results), folder))
+
+
+def page(results):
+    """The page from its numbers: all rows of one run, in which they take turns."""
+    times, sizes, nll = results["ms"], results["parameters"], results["nll"]
+    rounds, samples = len(times["none"]), results.get("samples", 5000)
+    middle = {name: statistics.median(values) for name, values in times.items()}
+    rows = []
+    for name, values in times.items():
+        ratio, goal = middle[name] / middle["none"], 1.2 * sizes[name] / sizes["none"]
+        twin = f"Pyro, {name}"
+        against = f"{middle[twin] / middle[name]:.2f}" if twin in middle else ""
+        rows.append([
+            name, f"{sizes[name] / 1e6:.2f}", f"{middle[name]:.1f} / {min(values):.1f}",
+            f"{ratio:.2f}", f"{goal:.2f}" if name in OURS else "", against,
+        ])  # fmt: skip
     header = ["flow", "M parameters", "step, CPU ms (median / least)", "to none",
-              "goal: 1.2 x parameters", "Pyro takes x times", "sylvester-flows, ms"]  # fmt: skip
-    body = f"""
+              "goal: 1.2 x parameters", "Pyro takes x times"]  # fmt: skip
+    return f"""
 A training step (forward, backward, Adamax) on {BATCH} images, gated dense 300-300, latent size
 {LATENT}, one thread, float32; {rounds} rounds in which all rows take turns. "Pyro": the same nets
 in a VAE written directly against `pyro.infer.SVI` with Pyro's conditional transforms (Pyro has no
-conditional Sylvester flow). The last column is the public code of van den Berg et al., patched to
-run, measured once by us on another day (not interleaved): an indication.
+conditional Sylvester flow). All numbers are of one run: times of other codes, measured at another
+time, are no rows of this table.
 
 {table(header, rows)}
 
-NLL of one image at S = {samples}, CPU seconds, {run.images} images; "copies" encodes S copies of
-the image, 1000 at a time, as the public codes do.
+NLL of one image at S = {samples}, CPU seconds, {results.get("images", 3)} images; "copies" encodes
+S copies of the image, 1000 at a time, as the public codes do.
 
 {table(["flow", "vae.nll", "copies", "ratio"], nll)}
 
-{in_words(env)} `python benchmarks/vae/speed.py` writes this page.
+{in_words(results["environment"])} `python benchmarks/vae/speed.py` writes this page.
 """
-    results = {"environment": env, "ms": times, "parameters": sizes, "nll": nll}
-    folder = ROOT / "out" / "benchmarks" if run.smoke else DOCS
-    print(write("vae_speed", "Speed of flow VAEs", results, body, folder))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_nfvi._modes import recorded, scoring
+from pyro_nfvi._precision import full_precision
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.bases import Base
 from pyro_nfvi.density import FlowDensity
@@ -254,6 +256,11 @@ class VectorGuide(AutoContinuous):
     def forward(self, *args: Any, **kwargs: Any) -> TensorDict:
         """Draw all latent sites; arguments as the model's."""
         self._ready(args, kwargs)
+        with recorded(self):
+            return self._drawn(args, kwargs)
+
+    @full_precision
+    def _drawn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TensorDict:
         latent = self.sample_latent(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
         scored = poutine.get_mask() is not False
@@ -277,6 +284,7 @@ class VectorGuide(AutoContinuous):
         return drawn
 
     @takes_turn
+    @full_precision
     @torch.no_grad()
     def sample_posterior(
         self,
@@ -321,6 +329,7 @@ class VectorGuide(AutoContinuous):
         return {name: value.reshape(shape + value.shape[1:]) for name, value in draws.items()}
 
     @takes_turn
+    @full_precision
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Score constrained values: ``(*b, *site shape)`` each -> ``(*b,)`` in nats.
 
@@ -337,7 +346,8 @@ class VectorGuide(AutoContinuous):
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._require_setup()
         levels = torch.tensor(ONE_SD, dtype=torch.float64, device=self._like().device)
-        loc, (lower, median, upper) = self._levels(levels)
+        with scoring(self):
+            loc, (lower, median, upper) = self._levels(levels)
         return loc + median, (upper - lower) / 2
 
     def _summary_setup(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -345,6 +355,7 @@ class VectorGuide(AutoContinuous):
             self.setup(*args, **kwargs)
 
     @takes_turn
+    @full_precision
     @torch.no_grad()
     def quantiles(
         self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
@@ -357,7 +368,8 @@ class VectorGuide(AutoContinuous):
         levels = torch.as_tensor(quantiles, dtype=torch.float64, device=self._like().device)
         if levels.dim() != 1 or not bool(((levels >= 0) & (levels <= 1)).all()):
             raise OptionError(f"quantiles needs a list of levels in [0, 1]; got {quantiles!r}.")
-        loc, offsets = self._levels(levels)
+        with scoring(self):
+            loc, offsets = self._levels(levels)
         return self.latent.constrain(loc + offsets)[0]
 
     def median(self, *args: Any, **kwargs: Any) -> TensorDict:
@@ -365,6 +377,7 @@ class VectorGuide(AutoContinuous):
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
 
     @takes_turn
+    @full_precision
     @torch.no_grad()
     def mean(self, *args: Any, **kwargs: Any) -> TensorDict:
         """Return the posterior mean of each constrained site, over the fixed base points."""
@@ -372,7 +385,9 @@ class VectorGuide(AutoContinuous):
         transport, points = self.transport(), base_points(self._like(), self._noise())
         totals: TensorDict = {}
         for part in points.split(chunk_rows(self.latent_dim)):
-            for name, value in self.latent.constrain(transport(part)[0])[0].items():
+            with scoring(self):
+                z = transport(part)[0]
+            for name, value in self.latent.constrain(z)[0].items():
                 totals[name] = totals.get(name, 0.0) + value.sum(0)
         return {name: total / len(points) for name, total in totals.items()}
 

@@ -15,6 +15,7 @@ from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
+from pyro_nfvi._modes import scoring
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.chain_rule import scored
 from pyro_nfvi.diagnostics import psis
@@ -138,7 +139,7 @@ def to_nuts(
         return -(scored(lambda point: log_joint(point, {}), z) + ladj).sum()
 
     parts, places = [], []
-    with own_random_state(seed), fit.model_scope(), _Frozen(frozen):
+    with own_random_state(seed), fit.model_scope(), _Frozen(frozen), scoring(flow):
         for _ in range(num_chains):
             # Each chain starts at a draw of the guide, which is a typical point of the flow.
             start = _start(density.sample_base, potential)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pyro_nfvi._modes import scoring
 from pyro_nfvi.errors import NFVIError
 from pyro_nfvi.infer.fit import Fit
 
@@ -27,7 +28,7 @@ def heavy_tails(fit: Fit) -> bool:
     if smoothed is None or not fit.draws.exact or fit.tail.close:
         return False
     try:
-        with torch.no_grad():
+        with torch.no_grad(), scoring(fit.guide):
             eps, _ = fit.guide.transport().inverse(fit.draws.z)
     except (NFVIError, NotImplementedError, RuntimeError):
         return False
