@@ -19,7 +19,7 @@ from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.errors import ModelError, OptionError, ShapeError
 from pyro_nfvi.supports import bijection, inside, support_from_spec, support_of, support_spec
 
-__all__ = ["LatentSite", "LatentSpace"]
+__all__ = ["LatentSite", "LatentSpace", "whole_value"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,19 @@ class LatentSite:
             "event_dim": self.event_dim,
             "plates": [[frame.name, frame.dim, int(frame.size)] for frame in self.cond_indep_stack],
         }
+
+
+def whole_value(site: Mapping[str, Any]) -> Tensor:
+    """Return the value of a site in the whole shape of its distribution.
+
+    A reparameteriser inside of a plate computes the first value of its auxiliary site from that of
+    a site that the plate has not yet broadcast: it may then be smaller than the distribution.
+    """
+    value, shape = site["value"].detach(), site["fn"].shape()
+    try:
+        return value.expand(shape)
+    except RuntimeError:  # of another shape altogether, which the check of the structure tells
+        return value
 
 
 def _is_latent(site: Mapping[str, Any]) -> bool:
@@ -123,7 +136,7 @@ class LatentSpace:
             if not _is_latent(site):
                 continue
             support = support_of(site["fn"])
-            value = site["value"].detach()
+            value = whole_value(site)
             try:
                 u = bijection(support).inv(inside(support, value))
             except ModelError as error:

@@ -16,7 +16,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 
 from pyro_nfvi._typing import TensorDict
-from pyro_nfvi.logjoint.run import SetSubsample
+from pyro_nfvi.logjoint.run import SetSubsample, is_deterministic
 
 __all__ = ["Simulator", "is_factor"]
 
@@ -27,7 +27,7 @@ class _DrawAnew(Messenger):
     """Observed sites are sampled; deterministic ones and factors stay what they are."""
 
     def _pyro_sample(self, msg: Message) -> None:
-        kept = bool(msg["infer"] and msg["infer"].get("_deterministic")) or is_factor(msg)
+        kept = is_deterministic(msg) or is_factor(msg)
         if msg["is_observed"] and not kept:
             msg["is_observed"] = False
             msg["value"] = None

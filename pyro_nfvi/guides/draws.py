@@ -11,6 +11,7 @@ from pyro import poutine
 
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import OptionError
+from pyro_nfvi.logjoint.run import is_deterministic
 
 __all__ = ["chunk_rows", "deterministic_sites", "draws_shape"]
 
@@ -43,7 +44,7 @@ def deterministic_sites(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> TensorDict:
-    """Run the model once per draw and stack its ``pyro.deterministic`` sites."""
+    """Run the model once per draw and stack its deterministic and reparameterised sites."""
     count = len(next(iter(draws.values())))
     found: dict[str, list[torch.Tensor]] = {}
     for index in range(count):
@@ -51,6 +52,6 @@ def deterministic_sites(
         with poutine.block():
             trace = poutine.trace(poutine.condition(model, data=point)).get_trace(*args, **kwargs)
         for name, site in trace.nodes.items():
-            if site["type"] == "sample" and site["infer"].get("_deterministic"):
+            if is_deterministic(site):
                 found.setdefault(name, []).append(site["value"])
     return {name: torch.stack(values) for name, values in found.items()}

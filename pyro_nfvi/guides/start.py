@@ -8,15 +8,57 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.distributions.util import broadcast_shape
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.runtime import _PYRO_STACK, Message
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_nfvi.supports import bijection, support_of
 
-__all__ = ["around_origin", "feasible", "prior_trace", "start_trace", "value_of"]
+__all__ = [
+    "StartMessenger",
+    "around_origin",
+    "feasible",
+    "prior_trace",
+    "start_trace",
+    "value_of",
+]
 
 #: Half the width of uniform draws around the unconstrained origin, as Stan has it.
 _RADIUS = 2.0
+
+
+class StartMessenger(InitMessenger):
+    """Pyro's handler of first values, which knows of the plates around a reparameteriser.
+
+    A reparameteriser inside of a plate asks for the first value of its site before the plate has
+    broadcast it. A value that small would go on through the model, and rows of a plate would share
+    one latent; here the distribution is broadcast first.
+    """
+
+    def _pyro_sample(self, msg: Message) -> None:
+        fn = msg["fn"]
+        msg["fn"] = self._broadcast(msg)
+        try:
+            super()._pyro_sample(msg)
+        finally:
+            msg["fn"] = fn
+
+    def _broadcast(self, msg: Message) -> Any:
+        fn: Any = msg["fn"]
+        if not isinstance(fn, TorchDistributionMixin):
+            return fn
+        known = {frame.name for frame in msg["cond_indep_stack"]}
+        shape = fn.batch_shape
+        for handler in reversed(_PYRO_STACK):
+            if handler is self:
+                break
+            if isinstance(handler, IndepMessenger) and handler.dim is not None:
+                if handler.name not in known:
+                    shape = broadcast_shape(shape, (handler.size,) + (1,) * (-handler.dim - 1))
+        return fn if shape == fn.batch_shape else fn.expand(shape)
 
 
 def feasible(site: Mapping[str, Any]) -> Tensor:
@@ -67,7 +109,7 @@ def start_trace(
 ) -> Trace:
     """Run the model once, alone and without gradients, at values given site by site."""
     with torch.no_grad(), poutine.block():
-        return poutine.trace(InitMessenger(start)(model)).get_trace(*args, **kwargs)
+        return poutine.trace(StartMessenger(start)(model)).get_trace(*args, **kwargs)
 
 
 def _origin(site: Mapping[str, Any]) -> tuple[Any, Tensor]:

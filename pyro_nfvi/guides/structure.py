@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 
-from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.latent import LatentSpace, whole_value
 
 __all__ = ["StructureWatch", "changed_structure", "signature"]
 
@@ -52,7 +52,7 @@ def changed_structure(
             return f"the latent site {name!r} is gone"
         if node["is_observed"]:
             return f"the latent site {name!r} is now observed"
-        shape = tuple(node["value"].shape)
+        shape = tuple(whole_value(node).shape)
         if shape != site.shape:
             return f"the latent site {name!r} has shape {shape}, not {site.shape}"
     if hidden is not None:

@@ -16,7 +16,7 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.guides import AutoGuide, prototype_hide_fn
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
+from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -35,11 +35,11 @@ from pyro_nfvi.errors import (
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.guides.draws import chunk_rows, deterministic_sites, draws_shape
 from pyro_nfvi.guides.posterior import BaseNoise, FlowPosterior
-from pyro_nfvi.guides.start import feasible
+from pyro_nfvi.guides.start import StartMessenger, feasible
 from pyro_nfvi.guides.start_search import find_start
 from pyro_nfvi.guides.structure import StructureWatch
 from pyro_nfvi.guides.summary import ONE_SD, base_points
-from pyro_nfvi.latent import LatentSpace
+from pyro_nfvi.latent import LatentSpace, whole_value
 from pyro_nfvi.logjoint import StartFault, start_fault
 from pyro_nfvi.pyro_state import takes_turn
 from pyro_nfvi.supports import bijection, inside
@@ -147,6 +147,8 @@ class VectorGuide(AutoContinuous):
     ) -> None:
         def attempt(init: Callable[..., Any]) -> StartFault | None:
             self._trace_prototype(init, *args, **kwargs)
+            for _, site in self.prototype_trace.iter_stochastic_nodes():
+                site["value"] = whole_value(site)
             self.latent = LatentSpace.from_trace(self.prototype_trace)
             return self._infinite() or start_fault(self.model, args, kwargs, self.latent)
 
@@ -178,7 +180,7 @@ class VectorGuide(AutoContinuous):
                 return feasible(site)
 
         model = self._model
-        self._model = (InitMessenger(start)(model[0]),)
+        self._model = (StartMessenger(start)(model[0]),)
         try:
             try:
                 # Without a graph, so that the guide copies and pickles.

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
 from pyro_nfvi.infer.scope import own_random_state
+from pyro_nfvi.logjoint.run import is_deterministic
 
 __all__ = ["Given", "Simulation", "Simulator"]
 
@@ -275,7 +276,7 @@ def _sites(trace: Trace) -> list[tuple[str, Site]]:
 
 
 def _is_data(site: Site) -> bool:
-    return bool(site["is_observed"]) and not site["infer"].get("_deterministic")
+    return bool(site["is_observed"]) and not is_deterministic(site)
 
 
 def _is_factor(site: Site) -> bool:

@@ -53,9 +53,9 @@ def nonfinite_sites(trace: Trace) -> list[str]:
     """Names of the sites whose value or log density is not finite, in trace order."""
     found = []
     for name, site in _samples(trace):
-        # A deterministic site scores zero, so only its value can tell.
         bad = not bool(torch.isfinite(site["log_prob"]).all())
-        if is_deterministic(site) and torch.is_tensor(site["value"]):
+        # A deterministic site may score zero, so that only its value can tell.
+        if not bad and is_deterministic(site) and torch.is_tensor(site["value"]):
             bad = bool(torch.isnan(site["value"]).any())
         if bad:
             found.append(name)
@@ -225,8 +225,9 @@ def check_same_numbers(first: Trace, second: Trace) -> None:
             raise ModelError(
                 f"Two runs of the model at the same latent values score the site {name!r} "
                 "differently: the model draws random numbers outside of pyro.sample (torch.randn, "
-                "dropout, a shuffled data set ...). Draw them once outside and pass them as "
-                "arguments, or make them latent sites."
+                "dropout, a shuffled data set, pyro.infer.reparam.ConjugateReparam ...). Draw them "
+                "once outside and pass them as arguments, or make them latent sites; a "
+                "ConjugateReparam is left out, since the guide learns what it computes."
             )
 
 

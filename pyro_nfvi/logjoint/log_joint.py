@@ -34,6 +34,7 @@ from pyro_nfvi.logjoint.run import (
     Evaluation,
     ModelRun,
     is_deterministic,
+    is_observed,
 )
 from pyro_nfvi.logjoint.subsample import draw_without_replacement
 from pyro_nfvi.pyro_state import takes_turn
@@ -137,6 +138,14 @@ class LogJoint:
                 max_plate_nesting=nesting,
                 enumerated=enumerated,
                 missing=fillings(prototype),
+                deterministic=frozenset(
+                    name for name, site in prototype.nodes.items() if is_deterministic(site)
+                ),
+                observed=frozenset(
+                    name
+                    for name, site in prototype.nodes.items()
+                    if is_observed(site, latent.sites)
+                ),
             )
             subsample = self.draw_subsample()
             first = self._check_model(subsample)
@@ -146,7 +155,7 @@ class LogJoint:
                 for site in first.nodes.values()
                 if site["type"] == "sample" and torch.is_tensor(site["value"])
             )
-            self._has_deterministic = any(map(is_deterministic, first.nodes.values()))
+            self._has_deterministic = bool(self._run.deterministic)
             self._params = [name for name, site in first.nodes.items() if site["type"] == "param"]
             # As many check points as no axis of the model is long, so that a wrong broadcast shows.
             taken = {n for site in first.nodes.values() for n in _axes(site)}

@@ -10,12 +10,14 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError
@@ -73,8 +75,22 @@ class SetSubsample(Messenger):
 
 
 def is_deterministic(site: Mapping[str, Any]) -> bool:
-    """Whether a node is a ``pyro.deterministic`` site."""
-    return site["type"] == "sample" and bool(site["infer"].get("_deterministic"))
+    """Whether a node of a concrete trace holds a function of other sites.
+
+    That is a ``pyro.deterministic`` site, or one that a reparameteriser replaced: both are observed
+    deltas at their own value.
+    """
+    if site["type"] != "sample":
+        return False
+    if site["infer"].get("_deterministic"):
+        return True
+    fn, value = site["fn"], site["value"]
+    while isinstance(getattr(fn, "base_dist", None), Distribution):
+        fn = fn.base_dist
+    if not (site["is_observed"] and isinstance(fn, Delta) and torch.is_tensor(value)):
+        return False
+    # A plate may have expanded the delta, which keeps its memory.
+    return bool(fn.v.untyped_storage().data_ptr() == value.untyped_storage().data_ptr())
 
 
 def is_observed(site: Mapping[str, Any], latent: Iterable[str]) -> bool:
@@ -102,6 +118,8 @@ class ModelRun:
         max_plate_nesting: Dimensions that plates and batch shapes take, from the right.
         enumerated: Names of the discrete sites to sum out.
         missing: Values for observations that are NaN under a mask, by site.
+        deterministic: Names of the sites that are functions of others.
+        observed: Names of the sites that are data, factors among them.
     """
 
     def __init__(
@@ -114,12 +132,15 @@ class ModelRun:
         max_plate_nesting: int,
         enumerated: frozenset[str] = frozenset(),
         missing: Mapping[str, Tensor] | None = None,
+        deterministic: frozenset[str] = frozenset(),
+        observed: frozenset[str] = frozenset(),
     ) -> None:
         self.model, self.args, self.kwargs = model, args, dict(kwargs)
         self.latent = latent
         self.max_plate_nesting = max_plate_nesting
         self.enumerated = enumerated
         self.missing = dict(missing or {})
+        self.deterministic, self.observed = deterministic, observed
         #: Whether it is run under ``torch.vmap``.
         self.under_vmap = False
         #: Shapes of one particle's outputs, known after the first scalar run.
@@ -252,12 +273,12 @@ class ModelRun:
     ) -> tuple[TensorDict, TensorDict]:
         deterministic, likelihood = {}, {}
         for name, site in trace.nodes.items():
-            if DETERMINISTIC in sites and is_deterministic(site):
+            if DETERMINISTIC in sites and name in self.deterministic:
                 value = site["value"]
                 if particles is None:
                     self.shapes.setdefault(name, tuple(value.shape))
                 deterministic[name] = self._rows(name, value, particles)
-            elif LIKELIHOOD in sites and is_observed(site, self.latent.sites):
+            elif LIKELIHOOD in sites and name in self.observed:
                 likelihood[name] = self._likelihood(trace, site, particles)
         return deterministic, likelihood
 
@@ -291,7 +312,7 @@ class ModelRun:
         """Refuse a site whose observations are tied together by what is summed out."""
         for factor in group:
             other = factor.site
-            if is_observed(other, self.latent.sites) and other is not site:
+            if other["name"] in self.observed and other is not site:
                 raise ModelError(
                     f"The log likelihood of {site['name']!r} cannot be split into observations: "
                     f"it shares a discrete site that is summed out with {other['name']!r}, so that "
