@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import broadcast_shape
+from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.runtime import _PYRO_STACK, Message
 from pyro.poutine.trace_struct import Trace

@@ -1,7 +1,7 @@
 """Law: with every reparameteriser of Pyro, each row of a plate has latents of its own.
 
-Inside of a plate a reparameteriser sees a distribution that the plate has not yet broadcast, and around
-it one that it has; parameters may be one number or one for each row.
+Inside of a plate a reparameteriser sees a distribution that the plate has not yet broadcast, and
+around it one that it has; parameters may be one number or one for each row.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pyro import poutine
 from pyro.contrib.forecast import Forecaster, ForecastingModel
 from pyro.distributions import transforms
 from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoIAFNormal, AutoStructured
 from pyro.infer.reparam import (
     AutoReparam,
     ConjugateReparam,
@@ -30,6 +31,7 @@ from pyro.infer.reparam import (
     ProjectedNormalReparam,
     SplitReparam,
     StableReparam,
+    StructuredReparam,
     StudentTReparam,
     SymmetricStableReparam,
     TransformReparam,
@@ -187,11 +189,13 @@ def test_a_reparameteriser_that_draws_outside_of_the_trace_is_refused(inside):
         pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("rows", SIZE):
             with poutine.reparam(config=config) if inside else nullcontext():
-                pyro.sample("x", dist.Beta(torch.tensor(2.0), torch.tensor(2.0)))
+                x = pyro.sample("x", dist.Beta(torch.tensor(2.0), torch.tensor(2.0)))
+            pyro.sample("y", dist.Normal(x, 1.0), obs=torch.ones(SIZE))
 
     model = model if inside else poutine.reparam(model, config=config)
+    space = LatentSpace.from_trace(prior_trace(model, (), {}))
     with pytest.raises(ModelError, match="'x' differently.*ConjugateReparam is left out"):
-        AutoIAF(model).setup()
+        LogJoint(model, (), {}, space)
 
 
 def test_a_linear_hmm_is_made_of_latents():
@@ -202,27 +206,33 @@ def test_a_linear_hmm_is_made_of_latents():
 
     guide = AutoIAF(model).setup()
     assert "y_init_gamma" in guide.latent.sites
-    assert torch.isfinite(LogJoint(model, (), {}, guide.latent)(torch.zeros(2, guide.latent.dim))).all()
+    assert torch.isfinite(
+        LogJoint(model, (), {}, guide.latent)(torch.zeros(2, guide.latent.dim))
+    ).all()
 
 
-def test_through_a_trained_guide():
-    """NeuTra: one shared latent of Pyro's own guide stands for all sites."""
-    from pyro.infer.autoguide import AutoIAFNormal
+@pytest.mark.filterwarnings("ignore:.*does not commute with initialization")
+@pytest.mark.parametrize(
+    ("kind", "reparam"),
+    [(AutoIAFNormal, NeuTraReparam), (AutoStructured, StructuredReparam)],
+)
+def test_through_a_trained_guide(kind, reparam):
+    """The latents are those of Pyro's own guide."""
 
     def model():
         with pyro.plate("rows", SIZE):
             x = pyro.sample("x", dist.Normal(0.0, 1.0))
             pyro.sample("y", dist.Normal(x, 1.0), obs=torch.ones(SIZE))
 
-    guide = AutoIAFNormal(model)
+    guide = kind(model)
     guide()
-    neutra = NeuTraReparam(guide.requires_grad_(requires_grad=False)).reparam(model)
+    neutra = reparam(guide.requires_grad_(requires_grad=False)).reparam(model)
     space = LatentSpace.from_trace(prior_trace(neutra, (), {}))
     assert space.dim == SIZE
     z = torch.randn(2, SIZE)
     log_joint = LogJoint(neutra, (), {}, space)
     for row, found in zip(z, log_joint(z)):
-        held = {space.records[0].name: row}
+        held, _ = space.constrain(row)
         trace = poutine.trace(poutine.condition(neutra, data=held)).get_trace()
         torch.testing.assert_close(found, trace.log_prob_sum(), rtol=1e-4, atol=1e-4)
 
@@ -247,15 +257,13 @@ def test_forecasting_models_take_the_guide():
     covariates = torch.zeros(steps + 5, 0)
     model = Drift()
     guide = AutoIAF(model)
-    forecaster = Forecaster(
-        model, data, covariates[:steps], guide=guide, num_steps=5, log_every=0
-    )
+    forecaster = Forecaster(model, data, covariates[:steps], guide=guide, num_steps=5, log_every=0)
     assert guide.latent.sites["drift_decentered"].shape == (steps,)
     ahead = forecaster(data, covariates, num_samples=7)
     assert ahead.shape == (7, 5, 1)
     assert torch.isfinite(ahead).all()
     assert ahead.std() > 0
-    fit = NFVI(
-        model, guide="affine", max_steps=20, seed=0, explore="off", progress=False
-    ).run(data, covariates[:steps])
+    fit = NFVI(model, guide="affine", max_steps=20, seed=0, explore="off", progress=False).run(
+        data, covariates[:steps]
+    )
     assert fit.sample(3)["drift_decentered"].shape == (3, steps)
