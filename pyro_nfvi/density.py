@@ -13,13 +13,13 @@ from torch.distributions import Distribution, constraints
 
 from pyro_nfvi._modes import scoring
 from pyro_nfvi._precision import full_precision
+from pyro_nfvi._random import seeded
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi.bases import Base
 from pyro_nfvi.dequantize import Dequantizer, check_dequantizer
 from pyro_nfvi.errors import ContextError, OptionError, ShapeError
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.options import sizes, whole
-from pyro_nfvi.random_state import seeded
 
 if TYPE_CHECKING:
     from pyro_nfvi.fitting import DensityFit
@@ -276,7 +276,7 @@ def _point_of(base: Base | Distribution | None) -> Tensor | None:
         support = support.base_constraint
     if support in (constraints.real, constraints.real_vector):
         return None
-    with seeded(0):
+    with seeded(0, "density"):
         point: Tensor = base.sample()
     return point
 

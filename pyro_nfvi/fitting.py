@@ -15,12 +15,12 @@ from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
 from pyro_nfvi._modes import evaluation, moving_buffers, training_pass
+from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.dequantize import Dequantizer, check_dequantizer
 from pyro_nfvi.errors import DataWarning, DivergedError, OptionError
 from pyro_nfvi.flows.actnorm import BatchNorm
 from pyro_nfvi.flows.normalise import normalise
 from pyro_nfvi.options import number, seed_number, whole
-from pyro_nfvi.random_state import seeded
 from pyro_nfvi.rows import Rows, log_density_ceiling, split_rows
 
 if TYPE_CHECKING:
@@ -155,14 +155,14 @@ def fit_density(
             stacklevel=3,
         )
     like = params[0]
-    generator = torch.Generator(like.device).manual_seed(seed)
+    generator = stream(seed, "maximum likelihood", device=like.device)
     train, held = split_rows(
         x, context, valid, flow=density.flow, like=like, generator=generator,
         whole=dequantize is not None,
     )  # fmt: skip
-    loop = _Loop(density, dequantize, train, held, module, params, generator)
+    loop = _Loop(density, dequantize, train, held, module, params, generator, seed)
     # Flows that draw noise, such as Hutchinson's, draw it from torch's own state.
-    with seeded(seed):
+    with seeded(seed, "maximum likelihood"):
         if initialize:
             first, seen = (None if part is None else part[:_INIT_ROWS] for part in train)
             assert first is not None
@@ -196,6 +196,7 @@ class _Loop:
         module: nn.Module,
         params: list[nn.Parameter],
         generator: torch.Generator,
+        seed: int,
     ) -> None:
         self.density, self.dequantize = density, dequantize
         self.train, self.held = train, held
@@ -206,7 +207,7 @@ class _Loop:
         # What a step moves besides parameters; a step that is skipped gives it back.
         self.moving = [*moving_buffers(module), *(b for part in layers for b in part.buffers())]
         # Every look sees the same noise.
-        self.look_seed = generator.initial_seed() + 1
+        self.seed = seed
 
     def loss(self, x: Tensor, context: Tensor | None, generator: torch.Generator) -> Tensor:
         """Negative log densities of rows, or the bound."""
@@ -217,10 +218,10 @@ class _Loop:
     def look(self, batch_size: int) -> float:
         """Mean loss of the validation rows; infinite where it is not finite."""
         assert self.held is not None
-        noise = torch.Generator(self.generator.device).manual_seed(self.look_seed)
+        noise = stream(self.seed, "validation", device=self.generator.device)
         x, context = self.held
         total = 0.0
-        with torch.no_grad(), seeded(self.look_seed), evaluation(self.module):
+        with torch.no_grad(), seeded(self.seed, "validation"), evaluation(self.module):
             for rows in torch.arange(len(x), device=x.device).split(max(batch_size, 1000)):
                 part = self.loss(x[rows], None if context is None else context[rows], noise)
                 total += float(part.sum())
@@ -327,7 +328,7 @@ class _Loop:
         """Say which held-out rows have no finite density, so that nothing could be chosen by."""
         assert self.held is not None
         x, context = self.held
-        noise = torch.Generator(self.generator.device).manual_seed(self.look_seed)
+        noise = stream(self.seed, "validation", device=self.generator.device)
         with torch.no_grad(), evaluation(self.module):
             bad = ~self.loss(x, context, noise).isfinite()
         what = "the mean over the held-out rows is not finite"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.bases import Base, DiagonalNormal
 from pyro_nfvi.errors import DivergedError, OptionError, ShapeError
@@ -299,7 +300,7 @@ class PathSampler(nn.Module):
         params = [p for p in self.parameters() if p.requires_grad]
         if not params:
             raise OptionError("PathSampler has no parameter that requires a gradient to fit.")
-        generator = torch.Generator(params[0].device).manual_seed(seed)
+        noise = stream(seed, "path sampler", device=params[0].device)
         optimizer = torch.optim.Adam(params, lr=lr)
         bounds: list[float] = []
         bad = 0
@@ -309,7 +310,7 @@ class PathSampler(nn.Module):
             optimizer.zero_grad(set_to_none=True)
             # A caller's no_grad is about what it computes, not about the fit.
             with torch.enable_grad():
-                bound = self.sample(num_samples, generator=generator)[1].mean()
+                bound = self.sample(num_samples, generator=noise)[1].mean()
                 (-bound).backward()
             norm = nn.utils.clip_grad_norm_(params, clip_norm)
             if bool(norm.isfinite()) and bool(bound.isfinite()):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pyro_nfvi._random import stream
 from pyro_nfvi.errors import OptionError
 
 __all__ = [
@@ -47,8 +48,7 @@ def random_halves(dim: int, seed: int = 0) -> Tensor:
         >>> int(random_halves(6).sum())
         3
     """
-    generator = torch.Generator().manual_seed(seed)
-    return halves(dim)[torch.randperm(dim, generator=generator)]
+    return halves(dim)[torch.randperm(dim, generator=stream(seed, "mask"))]
 
 
 def checkerboard(channels: int, height: int, width: int) -> Tensor:

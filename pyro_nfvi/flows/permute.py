@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows.base import Chain, Flow, Inverse
@@ -58,8 +59,7 @@ class Permute(Flow):
     @classmethod
     def random(cls, dim: int, seed: int = 0) -> Permute:
         """Return a random permutation that depends on ``dim`` and ``seed`` alone."""
-        generator = torch.Generator().manual_seed(seed)
-        return cls(torch.randperm(dim, generator=generator).tolist())
+        return cls(torch.randperm(dim, generator=stream(seed, "permutation")).tolist())
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
         x, _ = self.enter(x, context)

@@ -11,6 +11,7 @@ from pyro_nfvi.gaussian.fit import GaussianFit, fit_gaussian
 from pyro_nfvi.gaussian.low_rank import MOST_DIRECTIONS, LowRankGaussian, add_directions
 from pyro_nfvi.gaussian.modes import other_modes
 from pyro_nfvi.gaussian.normals import Normals
+from pyro_nfvi.gaussian.tail_index import tail_indices
 from pyro_nfvi.gaussian.target import Target
 from pyro_nfvi.gaussian.weights import mixture_weights
 from pyro_nfvi.gaussian.whiten import whiten
@@ -30,5 +31,6 @@ __all__ = [
     "match",
     "mixture_weights",
     "other_modes",
+    "tail_indices",
     "whiten",
 ]

@@ -11,6 +11,7 @@ from pyro.infer.autoguide import init_to_median
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.errors import OptionError
@@ -131,9 +132,9 @@ class AutoMixture(VectorGuide):
         self.parts = nn.ModuleList(parts)
         self.logits = nn.Parameter(loc.new_zeros(len(parts)))
         with torch.no_grad():
-            generator = torch.Generator().manual_seed(0)
+            noise = stream(0, "mixture")
             for part, recipe in zip(parts, self._recipes, strict=True):
-                away = torch.randn(len(loc), generator=generator, dtype=torch.float64).to(loc)
+                away = torch.randn(len(loc), generator=noise, dtype=torch.float64).to(loc)
                 _place(part, loc + self._init_spread * away, recipe.init_scale)
         self._sync(adopt=True)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, StudentT
 from torch.quasirandom import SobolEngine
 
+from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.bases import Base
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.guides.draws import chunk_rows
@@ -48,8 +49,8 @@ def _uniform(dim: int) -> Tensor:
         engine = SobolEngine(dim, scramble=True, seed=_SEED)
         uniform = engine.draw(_PAIRS, dtype=torch.float64)
     else:
-        generator = torch.Generator().manual_seed(_SEED)
-        uniform = torch.rand(_PAIRS, dim, dtype=torch.float64, generator=generator)
+        noise = stream(_SEED, "quantiles")
+        uniform = torch.rand(_PAIRS, dim, dtype=torch.float64, generator=noise)
     return uniform.clamp(1e-9, 1 - 1e-9)
 
 
@@ -66,8 +67,7 @@ def _points_of(base: Distribution | Base, dim: int) -> Tensor:
             return inner.icdf(torch.cat([half, torch.full_like(half[:1], 0.5), 1 - half]))
         except NotImplementedError:
             pass
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
+    with seeded(_SEED, "quantiles"):
         draws = base.sample(torch.Size([2 * _PAIRS + 1]))
     if not isinstance(inner, _SYMMETRIC):
         return draws
@@ -76,8 +76,7 @@ def _points_of(base: Distribution | Base, dim: int) -> Tensor:
 
 
 def _points_of_base(base: Base) -> Tensor:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
+    with seeded(_SEED, "quantiles"):
         draws = base.sample(2 * _PAIRS + 1)
     if not base.symmetric:
         return draws

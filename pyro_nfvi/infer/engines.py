@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.engine import (
     GraphRunner,
@@ -292,8 +293,7 @@ class _Builder:
     def _inputs(self, count: int) -> tuple[Tensor, TensorDict]:
         """Noise and indices of a step of no fit, from a seed of their own."""
         density, log_joint = self.step.guide.density(), self.step.log_joint
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(11)
+        with torch.no_grad(), seeded(0, "engine inputs"):
             objective = self.step.objective
             # Halfway, where what changes from step to step is not at its end.
             numbers = objective.stream(objective.settled // 2, 1)
@@ -325,11 +325,11 @@ class _Builder:
             {name: index.unsqueeze(0) for name, index in self._streams.items()},
             torch.tensor([rates], dtype=torch.float64),
         )
-        generator = torch.Generator(params[0].device).manual_seed(12)
+        away = stream(0, "engine check", device=params[0].device)
         with torch.no_grad():
             for param in params:
                 noise = torch.randn(
-                    param.shape, generator=generator, dtype=param.dtype, device=param.device
+                    param.shape, generator=away, dtype=param.dtype, device=param.device
                 )
                 param.add_(_AWAY * noise)
         moved = Snapshot.take(0, params, optimizer)

@@ -16,6 +16,7 @@ from pyro_nfvi.infer.outside import too_much
 
 __all__ = [
     "Finding",
+    "HeavyTails",
     "Improper",
     "Level",
     "MassOutside",
@@ -28,6 +29,11 @@ __all__ = [
     "to_json",
     "with_finding",
 ]
+
+#: Tail indices below which there is no mean and no variance: 1 and 2, and the error of the index.
+NO_MEAN, NO_VARIANCE = 1.05, 2.1
+#: Numbers that a sentence names at most.
+_NAMED = 3
 
 _F = TypeVar("_F", bound="Finding")
 
@@ -189,6 +195,50 @@ class TimeOver(Finding):
             f"max_seconds={self.limit:g} left no time for {', '.join(self.undone)}: give more, and "
             "look again"
         )
+
+
+@dataclass(frozen=True)
+class HeavyTails(Finding):
+    """Numbers whose marginals fall as a power, by the density itself.
+
+    Attributes:
+        names: The numbers, the heaviest first.
+        indices: Their tail indices: moments below that order exist, and no others.
+        unknown: Numbers whose tails could not be followed.
+        looked: Whether tails were followed at all.
+    """
+
+    names: tuple[str, ...] = ()
+    indices: tuple[float, ...] = ()
+    unknown: int = 0
+    looked: bool = True
+
+    @property
+    def level(self) -> Level:
+        heavy = self.indices and min(self.indices) < NO_VARIANCE
+        return Level.DOUBT if heavy else Level.REMARK
+
+    def sentence(self) -> str:
+        if not self.looked:
+            return "tails were not followed (a model that runs draw by draw, or on mini-batches)"
+        told = [
+            f"{name} falls as a power, of index {index:.2g}: {_moments(index)}"
+            for name, index in zip(self.names[:_NAMED], self.indices)
+        ]
+        if len(self.names) > _NAMED:
+            told.append(f"so do {len(self.names) - _NAMED} more")
+        if self.unknown:
+            told.append(f"{self.unknown} tails were not followed, or not far enough")
+        return "; ".join(told)
+
+
+def _moments(index: float) -> str:
+    """Say which moments a tail index leaves."""
+    if index < NO_MEAN:
+        return "it has neither mean nor variance; use medians and intervals"
+    if index < NO_VARIANCE:
+        return "it has a mean, and no variance: an sd of draws means nothing; use intervals"
+    return "means and sds exist, and an sd of draws converges slowly"
 
 
 def find(findings: Iterable[Finding], kind: type[_F]) -> _F | None:

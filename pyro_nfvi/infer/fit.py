@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,9 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.bases import Base
 from pyro_nfvi.diagnostics import TailReading, Verdict, log_evidence, resample
 from pyro_nfvi.errors import ModelError, NotSetUpError
 from pyro_nfvi.guides import AutoFlow, AutoMixture
@@ -220,13 +222,17 @@ class Fit:
         """
         num_samples = whole("num_samples", num_samples)
         density = self.guide.density()
-        generator = None
-        if seed is not None and density.base is None:
-            generator = torch.Generator(self.draws.z.device).manual_seed(seed)
-        z, _ = push_chunks(
-            density, num_samples, lambda rows: density.sample_base(rows, generator=generator)
-        )
-        return self._sites(z, None, generator)
+        noise: torch.Generator | None = None
+        state: AbstractContextManager[None] = nullcontext()
+        if seed is not None and (density.base is None or isinstance(density.base, Base)):
+            noise = stream(seed, "sample", device=self.draws.z.device)
+        elif seed is not None:  # torch.distributions draw from the global state
+            state = seeded(seed, "sample")
+        with state:
+            z, _ = push_chunks(
+                density, num_samples, lambda rows: density.sample_base(rows, generator=noise)
+            )
+            return self._sites(z, None, noise)
 
     @takes_turn
     def resample(self, num_samples: int = 1000, *, seed: int | None = None) -> TensorDict:
@@ -244,8 +250,8 @@ class Fit:
         smoothed = self.draws.smoothed()
         if smoothed is None:
             raise ModelError(f"The draws cannot be reweighted: {self._no_weights()}")
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        index = resample(smoothed.log_weights, num_samples, generator=generator)
+        noise = None if seed is None else stream(seed, "resample")
+        index = resample(smoothed.log_weights, num_samples, generator=noise)
         fixed = {name: value[index] for name, value in self.draws.deterministic.items()}
         return self._sites(self.draws.z[index], fixed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pyro_nfvi._random import stream
 from pyro_nfvi.infer.draws import most_on_all_data, score
 from pyro_nfvi.infer.loop import Loop
 from pyro_nfvi.infer.snapshot import Snapshot
@@ -27,17 +28,17 @@ def keep_better(loop: Loop, seed: int) -> bool:
     if not others:
         return True
     last = Snapshot.take(state.step, loop.params, loop.optimizer)
-    generator = None
+    noise = None
     if loop.generator is not None:
-        generator = torch.Generator(loop.generator.device).manual_seed(seed + 2)
-    eps = loop.guide.density().sample_base(_COMPARE, generator=generator)
+        noise = stream(seed, "keep", device=loop.generator.device)
+    eps = loop.guide.density().sample_base(_COMPARE, generator=noise)
     joint = loop.log_joint
-    subsample = joint.draw_subsample(generator)
+    subsample = joint.draw_subsample(noise)
     # On all data where that is possible: what one batch likes best is not the best state.
     whole = bool(joint.subsampled) and most_on_all_data(joint) >= _COMPARE
 
     def log_p(z: torch.Tensor) -> torch.Tensor:
-        return score(joint, z, generator)[0].log_p if whole else joint(z, subsample)
+        return score(joint, z, noise)[0].log_p if whole else joint(z, subsample)
 
     def log_w() -> torch.Tensor:
         with torch.no_grad():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._random import stream
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.gaussian import GaussianFit, Modes, Normals, Target, explore, other_modes, whiten
 from pyro_nfvi.infer.draws import WeighedDraws
@@ -132,8 +133,7 @@ def missed_modes(
     if modes is None:
         return []
     elbo, lines = draws.elbo()[0], []
-    generator = torch.Generator(modes.loc.device).manual_seed(0)
-    eps = modes.noise(MODE_ROWS, generator)
+    eps = modes.noise(MODE_ROWS, stream(0, "missed modes", device=modes.loc.device))
     points, log_n = modes.points(eps).to(draws.z), modes.log_q(eps)
     for place, log_mode in zip(points, log_n, strict=True):
         try:

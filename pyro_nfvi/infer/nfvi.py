@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from pyro.infer import config_enumerate
 
 from pyro_nfvi._budget import Budget
+from pyro_nfvi._random import fresh_seed, seeded
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
 from pyro_nfvi.guides.start_search import any_trace
 from pyro_nfvi.infer.auto import climb
@@ -21,7 +21,7 @@ from pyro_nfvi.infer.optim import OptimSpec, check_optim
 from pyro_nfvi.infer.progress import StepInfo
 from pyro_nfvi.infer.run import FitRun
 from pyro_nfvi.infer.schedule import Schedule
-from pyro_nfvi.infer.scope import own_params, own_random_state, random_seed
+from pyro_nfvi.infer.scope import own_params, own_random_state
 from pyro_nfvi.objectives import Objective, make_objective
 from pyro_nfvi.options import seed_number, whole
 
@@ -196,12 +196,10 @@ class NFVI:
         return self._run(Budget.start(self.max_seconds), args, kwargs)
 
     def _run(self, budget: Budget, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fit:
-        seed = random_seed() if self.seed is None else self.seed
-        with own_random_state(seed), ExitStack() as stack:
-            with _explained():
+        seed = fresh_seed() if self.seed is None else self.seed
+        with own_random_state(seed, "fit"), ExitStack() as stack:
+            with _explained(), seeded(seed, "set-up"):
                 names = stack.enter_context(own_params(self.model, args, kwargs))
-                # The store's set-up ran the model; start from the seed whatever that drew.
-                torch.random.default_generator.manual_seed(seed)
                 model = _enumerated(self.model, args, kwargs)
             check_engine(self.engine)
             run = FitRun(self, model, args, kwargs, names, seed, budget)

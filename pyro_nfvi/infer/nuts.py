@@ -16,12 +16,13 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from pyro_nfvi._modes import scoring
+from pyro_nfvi._random import fresh_seed
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.chain_rule import scored
 from pyro_nfvi.diagnostics import psis
 from pyro_nfvi.errors import ModelError, WeightError
 from pyro_nfvi.guides import AutoMixture
-from pyro_nfvi.infer.scope import own_random_state, random_seed
+from pyro_nfvi.infer.scope import own_random_state
 from pyro_nfvi.infer.summary import Summary
 from pyro_nfvi.options import whole
 
@@ -129,7 +130,7 @@ def to_nuts(
             "with guide='iaf*2' and run NUTS from that."
         )
     begin = time.monotonic()
-    seed = random_seed() if seed is None else seed
+    seed = fresh_seed() if seed is None else seed
     density = fit.guide.density()
     flow = density.flow
     frozen = [p for p in fit.guide.parameters() if p.requires_grad]
@@ -139,7 +140,7 @@ def to_nuts(
         return -(scored(lambda point: log_joint(point, {}), z) + ladj).sum()
 
     parts, places = [], []
-    with own_random_state(seed), fit.model_scope(), _Frozen(frozen), scoring(flow):
+    with own_random_state(seed, "nuts"), fit.model_scope(), _Frozen(frozen), scoring(flow):
         for _ in range(num_chains):
             # Each chain starts at a draw of the guide, which is a typical point of the flow.
             start = _start(density.sample_base, potential)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyro_nfvi._random import stream
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.infer.draws import WeighedDraws
 from pyro_nfvi.logjoint import LogJoint
@@ -53,10 +54,10 @@ def mass_outside(
     tril, failed = torch.linalg.cholesky_ex(torch.cov(z.T).reshape(dim, dim))
     if int(failed):
         return None
-    generator = torch.Generator(z.device).manual_seed(seed)
+    noise = stream(seed, "outside", device=z.device)
     rows = _ROWS * len(_SCALES)
-    normal = torch.randn(rows, dim, generator=generator, dtype=z.dtype, device=z.device)
-    parts = torch.randn(rows, int(_FREEDOM), generator=generator, dtype=z.dtype, device=z.device)
+    normal = torch.randn(rows, dim, generator=noise, dtype=z.dtype, device=z.device)
+    parts = torch.randn(rows, int(_FREEDOM), generator=noise, dtype=z.dtype, device=z.device)
     scale = torch.tensor(_SCALES, dtype=z.dtype, device=z.device).repeat_interleave(_ROWS)
     unit = normal / (parts.square().mean(-1, keepdim=True)).sqrt() * scale.unsqueeze(-1)
     points = (centre + unit @ tril.T).to(draws.z)

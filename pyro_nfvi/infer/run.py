@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._budget import Budget
+from pyro_nfvi._random import stream
 from pyro_nfvi.errors import DivergedError, WeightError
 from pyro_nfvi.gaussian import MOST_MODES, GaussianFit, Modes, Normals
 from pyro_nfvi.guides import AutoFlow, AutoMixture
@@ -32,6 +33,7 @@ from pyro_nfvi.infer.runaway import blame_runaway, check_proper, with_fit
 from pyro_nfvi.infer.schedule import Schedule, default_rate
 from pyro_nfvi.infer.step import EagerStep
 from pyro_nfvi.infer.stopping import StopReason
+from pyro_nfvi.infer.tails import TAIL_ROWS, follow_tails
 from pyro_nfvi.infer.time_plan import GAUSSIAN, RUNAWAY_ROWS, SEARCH, TimePlan
 from pyro_nfvi.logjoint import LogJoint
 
@@ -139,7 +141,7 @@ class FitRun:
                 log_joint,
                 init_loc,
                 effort=min(1.0, options.max_steps / WHOLE),
-                generator=self._generator(init_loc, 3),
+                generator=self._generator(init_loc, "gaussian"),
                 budget=budget,
                 progress=self.progress,
             )
@@ -155,17 +157,19 @@ class FitRun:
             self.num_starts = len(found.starts)
             self._look_for_modes(log_joint, init_loc, found)
         if self.modes is not None:
-            generator = self._generator(init_loc, 5)
+            noise = self._generator(init_loc, "best mode")
             affordable = self.time.affords(_COMPARED * (1 + len(self.modes)))
-            better = (
-                best_of(log_joint, init_loc, found, self.modes, generator) if affordable else found
-            )
+            better = best_of(log_joint, init_loc, found, self.modes, noise) if affordable else found
             if better is not found:
                 self.notes.append("a mode of more mass than the first one was found")
             found = better
         guide.start_at(found.loc, found.factor)
         self.notes += start_along(
-            guide, log_joint, found, self._generator(init_loc, 6), budget=self.time.training
+            guide,
+            log_joint,
+            found,
+            self._generator(init_loc, "directions"),
+            budget=self.time.training,
         )
         self.notes.insert(
             0,
@@ -196,7 +200,7 @@ class FitRun:
                 found,
                 tempered=self.options.explore == "tempered",
                 effort=min(1.0, self.options.max_steps / WHOLE),
-                generator=self._generator(like, 4),
+                generator=self._generator(like, "modes"),
                 budget=budget,
                 progress=self.progress,
             )
@@ -273,10 +277,10 @@ class FitRun:
         most = _LOOP_DRAWS if log_joint.how == "loop" else _DRAWS
         count = max(_FEWEST_DRAWS, min(most, _NUMBERS // max(1, log_joint.size)))
         density = guide.density()
-        generator = self._generator(guide.latent.init_loc, 1) if density.base is None else None
+        noise = self._generator(guide.latent.init_loc, "judge") if density.base is None else None
         begin = self.time.whole.spent()
         with torch.no_grad(), self.progress.stage("scoring draws", count, unit="draw") as tick:
-            draws = weigh(density, log_joint, count, generator, budget=self.time.whole, tick=tick)
+            draws = weigh(density, log_joint, count, noise, budget=self.time.whole, tick=tick)
         end = self.time.whole.spent()
         if len(draws.z) < min(count, most_on_all_data(log_joint)):
             self.time.leave_out("some of the draws on which a fit is judged")
@@ -328,6 +332,9 @@ class FitRun:
             ModeSearch(self.num_starts, count, alone, count >= MOST_MODES),
             MassOutside(*(outside or ())),
         ]
+        if self.time.affords(TAIL_ROWS, "the look at tails"):
+            with self.progress.stage("following tails", 1, unit="look"):
+                findings.append(follow_tails(fit.latent, log_joint, fit.draws))
         if missed:
             findings.append(MissedModes(len(missed)))
         if self.time.undone:
@@ -356,8 +363,8 @@ class FitRun:
 
     # ---------------------------------------------------------------------------- one training
 
-    def _generator(self, like: Tensor, stream: int) -> torch.Generator:
-        return torch.Generator(like.device).manual_seed(self.seed + stream)
+    def _generator(self, like: Tensor, *labels: int | str) -> torch.Generator:
+        return stream(self.seed, *labels, device=like.device)
 
     def _loop(
         self,
@@ -390,7 +397,9 @@ class FitRun:
             optimizer,
             schedule,
             num_particles=count,
-            generator=self._generator(guide.latent.init_loc, 0) if standard else None,
+            generator=self._generator(guide.latent.init_loc, "training", stage)
+            if standard
+            else None,
             stop=options.stop and not log_joint.subsampled,
             callbacks=options.callbacks,
             checkpoint=self._checkpoint(guide, stage),

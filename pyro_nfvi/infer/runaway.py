@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import real
 
+from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.chain_rule import score
 from pyro_nfvi.errors import DivergedError, ImproperWarning
@@ -187,8 +188,8 @@ def _usable(latent: LatentSpace, z: Tensor) -> Tensor:
         if len(held) >= max(10, len(z) // 2) and float(held.std(0).max()) < _WIDE:
             return held
     start = latent.init_loc.detach()
-    generator = torch.Generator().manual_seed(20)
-    return start + torch.randn(100, len(start), generator=generator).to(start)
+    noise = torch.randn(100, len(start), generator=stream(0, "runaway"))
+    return start + noise.to(start)
 
 
 def _bent(latent: LatentSpace) -> list[int]:

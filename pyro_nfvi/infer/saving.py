@@ -138,7 +138,7 @@ def load(
         _fill(guide, state)
         return Fit(guide, draws, made, params)
     call = (args, dict(kwargs or {}))
-    with own_random_state(0), own_params(model, *call) as names:
+    with own_random_state(0, "load"), own_params(model, *call) as names:
         if unmarked(any_trace(model, *call)):  # as the fit did
             model = config_enumerate(model)
             guide._model = (model,)

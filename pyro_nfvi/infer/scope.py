@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,24 +9,19 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from pyro_nfvi._random import seeded
 from pyro_nfvi.guides.start_search import any_trace
-from pyro_nfvi.random_state import seeded
 
-__all__ = ["own_params", "own_random_state", "random_seed"]
-
-
-def random_seed() -> int:
-    """Draw a seed without touching any global random state."""
-    return secrets.randbits(31)
+__all__ = ["own_params", "own_random_state"]
 
 
 @contextmanager
-def own_random_state(seed: int) -> Iterator[None]:
+def own_random_state(seed: int, *labels: int | str) -> Iterator[None]:
     """Seed torch for the time of a fit; the caller's state comes back afterwards.
 
     Fits in several threads take turns (:mod:`pyro_nfvi._turn`).
     """
-    with seeded(seed):
+    with seeded(seed, *labels):
         yield
 
 

@@ -155,7 +155,11 @@ class Simulator:
     ) -> Trace:
         store = pyro.get_param_store()
         try:
-            with own_random_state(seed), store.scope(store.get_state()), torch.no_grad():
+            with (
+                own_random_state(seed, "simulate"),
+                store.scope(store.get_state()),
+                torch.no_grad(),
+            ):
                 with poutine.block():
                     return poutine.trace(model).get_trace(*args, **kwargs)
         except NFVIError:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from pyro_nfvi.diagnostics import Verdict, judge_weights
 from pyro_nfvi.infer.findings import Level
+from pyro_nfvi.infer.tails import seen
 
 if TYPE_CHECKING:
     from pyro_nfvi.infer.fit import Fit
@@ -37,7 +36,7 @@ def verdict(fit: Fit) -> Verdict:
         name=fit.latent.at,
         faults=faults,
         doubts=told[Level.DOUBT],
-        values=_seen(fit),
+        values=seen(fit.latent, fit.draws.z),
     )
     remarks = []
     if why in ("max_steps", "max_seconds") and why.unfinished:
@@ -45,13 +44,3 @@ def verdict(fit: Fit) -> Verdict:
     if not faults:  # or else what could not be seen is of no interest
         remarks += told[Level.REMARK]
     return Verdict(word, [*word.reasons, *remarks], word.next_step)
-
-
-def _seen(fit: Fit) -> Tensor:
-    """Draws with each bounded number in its own space, where it has a place of its own there."""
-    seen = fit.draws.z.clone()
-    values, _ = fit.latent.constrain(fit.draws.z)
-    for site in fit.latent.records:
-        if site.shape == site.unconstrained_shape:
-            seen[:, site.start : site.stop] = values[site.name].reshape(len(seen), -1)
-    return seen

@@ -10,17 +10,16 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from pyro_nfvi._random import fold_in, fresh_seed, stream
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError, OptionError
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.calibration import VSBC, SimulatedFit, stacked
 from pyro_nfvi.infer.fit import Fit
 from pyro_nfvi.infer.nfvi import NFVI
-from pyro_nfvi.infer.scope import random_seed
 from pyro_nfvi.infer.simulate import Simulation, Simulator
 from pyro_nfvi.infer.workers import Died, Pool, cores, refuse_in_worker
 from pyro_nfvi.options import seed_number, whole
@@ -121,9 +120,9 @@ def vsbc(
     begin = time.monotonic()
     _check(args, num_simulations, level, num_workers, seed, options)
     NFVI(model, **options)  # checks its own options before any work is done
-    base = random_seed() if seed is None else seed
+    base = fresh_seed() if seed is None else seed
     simulator = Simulator(model, args, {} if kwargs is None else kwargs, observed)
-    seeds = [_seed_of(base, index) for index in range(num_simulations)]
+    seeds = [fold_in(base, index) for index in range(num_simulations)]
     drawn = [simulator.draw(one) for one in seeds]
     names = _names(simulator, drawn[0], sites)
     _check_finite(drawn)
@@ -205,7 +204,7 @@ def _fit_one(
         try:
             fit = NFVI(
                 simulator.given(task.data),
-                seed=_seed_of(task.seed, _FIT),
+                seed=fold_in(task.seed, _FIT),
                 progress=False,
                 **options,
             ).run(*simulator.args, **simulator.kwargs)
@@ -241,7 +240,7 @@ def _probabilities(fit: Fit, task: _Task, *, reweighted: bool) -> TensorDict:
             raise ModelError("no weight of the draws is finite, so they cannot be reweighted")
         log_weights = smoothed.log_weights.cpu().double()
     weights_of_draws = log_weights.softmax(0)
-    generator = torch.Generator().manual_seed(_seed_of(task.seed, _PLACES))
+    places = stream(task.seed, _PLACES)
     found = {}
     for name, truth in task.truth.items():
         value = sites[name].detach().cpu().double()
@@ -254,14 +253,9 @@ def _probabilities(fit: Fit, task: _Task, *, reweighted: bool) -> TensorDict:
         same = (weights * (value == truth)).sum(0) * count
         # The rank of the truth among draws of its own distribution is uniform over count + 1
         # places; with a point drawn within the place, p is uniform and has no ties.
-        place = torch.rand(truth.shape, generator=generator, dtype=torch.float64)
+        place = torch.rand(truth.shape, generator=places, dtype=torch.float64)
         found[name] = ((less + place * (same + 1)) / (count + 1)).clamp(0, 1)
     return found
-
-
-def _seed_of(seed: int, stream: int) -> int:
-    """A seed that depends on two numbers alone, and looks like no other."""
-    return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0]) >> 1
 
 
 def _names(simulator: Simulator, drawn: Simulation, sites: Sequence[str] | None) -> tuple[str, ...]:

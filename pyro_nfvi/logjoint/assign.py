@@ -9,6 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.logjoint.run import ModelRun
 
@@ -40,8 +41,7 @@ class Assignment:
             trace = run.trace(values, subsample, enumerate_sites=False)
         #: Batch shapes of the discrete sites.
         self._shapes = {name: trace.nodes[name]["fn"].batch_shape for name in run.enumerated}
-        generator = torch.Generator().manual_seed(20)
-        noise = self.noise(len(points), points, generator)
+        noise = self.noise(len(points), points, stream(0, "assignment"))
         expected = self._draw(points, subsample, noise, "loop")
         self.how = "loop"
         for way in ways:

@@ -13,6 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError, OptionError, ShapeError
 from pyro_nfvi.latent import LatentSpace
@@ -357,14 +358,13 @@ class LogJoint:
     def _points(self, count: int) -> Tensor:
         """Points at which the ways are compared: near the start and far, from a fixed seed."""
         loc = self.latent.init_loc
-        generator = torch.Generator().manual_seed(20)
-        noise = torch.randn(count, self.latent.dim, generator=generator).to(loc)
+        noise = torch.randn(count, self.latent.dim, generator=stream(0, "log joint")).to(loc)
         away = torch.linspace(0.1, 1.5, count).to(loc).unsqueeze(-1) * noise
         return torch.stack([self._scorable(loc, row) for row in away])
 
     def _scorable(self, loc: Tensor, away: Tensor) -> Tensor:
         """Point ``loc + away``, pulled towards the start until the model can be scored there."""
-        subsample = self.draw_subsample(torch.Generator(loc.device).manual_seed(20))
+        subsample = self.draw_subsample(stream(0, "log joint", "subsample", device=loc.device))
         for _ in range(_PULLS):
             try:
                 with pyro.validation_enabled(False):

@@ -11,9 +11,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.errors import LawError
 from pyro_nfvi.flows.base import Flow
-from pyro_nfvi.random_state import seeded
 
 __all__ = ["FlowCase", "FlowFactory", "Law", "Scope", "gap", "law", "perturb"]
 
@@ -75,7 +75,7 @@ class FlowCase:
         return self._build(0, 0.0, 0)
 
     def _build(self, context_dim: int, far: float, seed: int) -> Flow:
-        with seeded(self.seed + seed):
+        with seeded(self.seed, "build", seed):
             flow = self.factory(self.dim, context_dim)
         if not isinstance(flow, Flow):
             raise _Broken(f"the factory returned a {type(flow).__name__}; it must return a Flow")
@@ -86,7 +86,7 @@ class FlowCase:
             )
         flow = flow.to(device=self.device, dtype=self.dtype)
         if far:
-            perturb(flow, far, torch.Generator().manual_seed(self.seed + seed + 1))
+            perturb(flow, far, stream(self.seed, "far", seed))
         return flow
 
     def points(self, *batch: int, scale: float = 1.0, salt: int = 0) -> Tensor:
@@ -103,8 +103,8 @@ class FlowCase:
 
     def _randn(self, shape: tuple[int, ...], salt: int) -> Tensor:
         # Drawn in float64 on the CPU, so that every dtype and device sees the same numbers.
-        generator = torch.Generator().manual_seed(1000 * (self.seed + 1) + salt)
-        drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+        noise = stream(self.seed, "case", salt)
+        drawn = torch.randn(shape, generator=noise, dtype=torch.float64)
         return drawn.to(device=self.device, dtype=self.dtype)
 
     def at_most(
@@ -206,7 +206,7 @@ def perturb(flow: _Module, scale: float, generator: torch.Generator | None = Non
         True
     """
     if generator is None:
-        generator = torch.Generator().manual_seed(0)
+        generator = stream(0, "perturb")
     with torch.no_grad():
         for parameter in flow.parameters():
             drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

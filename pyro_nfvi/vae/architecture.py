@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from pyro_nfvi._random import seeded
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.random_state import seeded
 from pyro_nfvi.vae.conv import ConvDecoder, ConvEncoder
 from pyro_nfvi.vae.likelihoods import make_likelihood
 from pyro_nfvi.vae.model import FlowVAE
@@ -83,7 +83,7 @@ class Architecture:
         """
         options = dict(self.likelihood)
         likelihood = make_likelihood(options.pop("name"), **options)
-        with seeded(seed):
+        with seeded(seed, "vae"):
             encoder, decoder = self._nets(likelihood.num_params)
             return FlowVAE(
                 encoder,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_nfvi._random import numpy_stream
 from pyro_nfvi.errors import DataError, FileError, MissingPackageError
 from pyro_nfvi.vae.idx import looks_like_idx, read_idx
 from pyro_nfvi.vae.labels import why_unusable
@@ -203,7 +204,7 @@ def _divide(given: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
         return _split(given["train"], given.get("y_train"), seed)
     count = _count(given["train"])
     if "test" not in given:
-        order = np.random.RandomState(seed).permutation(count)
+        order = numpy_stream(seed, "split").permutation(count)
         return _hold_out(given, "test", order, max(1, count // 10))
     if "valid" not in given:
         # The last ones in the file's order: 10,000 of MNIST's 60,000.
@@ -235,7 +236,7 @@ def _split(x: np.ndarray, y: np.ndarray | None, seed: int) -> dict[str, np.ndarr
     """Divide one array of images 8 : 1 : 1 at random."""
     if _count(x) < 3:
         raise DataError(f"There are {_count(x)} images; at least 3 are needed.")
-    order = np.random.RandomState(seed).permutation(len(x))
+    order = numpy_stream(seed, "split").permutation(len(x))
     tenth = max(1, len(x) // 10)
     where = {
         "train": order[: -2 * tenth], "valid": order[-2 * tenth : -tenth], "test": order[-tenth:]

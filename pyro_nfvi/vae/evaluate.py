@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._modes import evaluation
-from pyro_nfvi.random_state import seeded
+from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.vae.importance import NLL
 from pyro_nfvi.vae.model import FlowVAE
 from pyro_nfvi.vae.nll_summary import NLLSummary
-from pyro_nfvi.vae.streams import stream
 
 __all__ = ["Evaluation", "active_units", "collapse_warning", "evaluate", "subset_of"]
 
@@ -186,7 +185,7 @@ def evaluate(
         (20, 'NLL(50)')
     """
     vae.check(x)
-    with evaluation(vae), seeded(seed):
+    with evaluation(vae), seeded(seed, "vae nets"):
         values = _terms(vae, x, y, seed)
         nll, index = None, None
         if nll_samples:
@@ -263,7 +262,7 @@ def active_units(
         torch.Size([2])
     """
     halves = []
-    with evaluation(vae), seeded(seed):
+    with evaluation(vae), seeded(seed, "vae nets"):
         for number, start in enumerate(range(0, len(x), _ROWS)):
             rows = slice(start, start + _ROWS)
             generator = stream(seed, _UNITS, number, device=x.device)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_nfvi._random import stream
 from pyro_nfvi.diagnostics import psis
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.vae.nll_summary import NLLSummary
 from pyro_nfvi.vae.posterior import Posterior
-from pyro_nfvi.vae.streams import stream
 from pyro_nfvi.vae.terms import joint_terms
 from pyro_nfvi.vae.tiles import rows_at_once
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from pyro_nfvi._modes import evaluation, recorded, scoring
 from pyro_nfvi._precision import lift
+from pyro_nfvi._random import seeded
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.errors import ContextError, DataError, OptionError, ShapeError
 from pyro_nfvi.flows import Flow
 from pyro_nfvi.guides.param_store import sync_module
 from pyro_nfvi.options import whole
-from pyro_nfvi.random_state import seeded
 from pyro_nfvi.vae.assemble import (
     call_net,
     encoder_output,
@@ -338,7 +338,7 @@ class FlowVAE(PyroModule):
                 f"nll: first needs a number for each of {len(x)} images; got {len(numbers)}."
             )
         # Nets that draw from torch's own state in eval mode too give one value for one seed.
-        with evaluation(self), seeded(seed):
+        with evaluation(self), seeded(seed, "vae nets"):
             return importance_nll(
                 self, x, y, num_samples=num_samples, seed=seed, tile=tile, numbers=numbers,
                 show=progress,

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._modes import evaluation
+from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.options import whole
 from pyro_nfvi.plots.style import FIT, GREY, INK, REFERENCE, STYLE, pyplot
-from pyro_nfvi.random_state import seeded
 from pyro_nfvi.vae.model import FlowVAE
 from pyro_nfvi.vae.posterior_picture import plot_posterior
-from pyro_nfvi.vae.streams import stream
 
 __all__ = [
     "plot_curves",
@@ -150,7 +149,7 @@ def plot_reconstructions(
     count = len(x) // columns * columns
     x, y = x[:count], None if y is None else y[:count]
     generator = stream(seed, 1, device=x.device)
-    with seeded(seed):
+    with seeded(seed, "vae nets"):
         again = vae.reconstruct(x, y, generator=generator)
     span = span_of(vae, x)
     both = [_visible(x, span), _visible(again, span)]
@@ -192,7 +191,7 @@ def plot_samples(
         columns = min(columns, vae.condition_dim)
         y = torch.arange(columns, device=device).repeat(rows)
     generator = stream(seed, 2, device=device)
-    with seeded(seed):
+    with seeded(seed, "vae nets"):
         images = vae.sample(rows * columns, y, generator=generator)
     seen = _visible(images, span_of(vae, images) if span is None else span)
     return _show(seen, columns, "samples: expected images of the model")
@@ -217,7 +216,7 @@ def plot_interpolation(
     if not pairs:
         raise OptionError(f"An interpolation needs at least 2 images; got {len(x)}.")
     whole("plot_interpolation: steps", steps)
-    with evaluation(vae), seeded(seed):
+    with evaluation(vae), seeded(seed, "vae nets"):
         images = _between(vae, x, y, pairs, steps, seed)
     return _show(_visible(images, span_of(vae, x)), steps, "between pairs of images")
 

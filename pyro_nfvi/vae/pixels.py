@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_nfvi._random import stream
 from pyro_nfvi.errors import DataError, OptionError
 from pyro_nfvi.vae.data import ImageData
 from pyro_nfvi.vae.likelihoods import Likelihood
@@ -65,7 +66,7 @@ def dequantize(x: Tensor, levels: int = 256, seed: int = 0, margin: float = 0.0)
         True
     """
     rows = _checked(x, levels).to(torch.get_default_dtype())
-    noise = torch.rand(rows.shape, dtype=rows.dtype, generator=torch.Generator().manual_seed(seed))
+    noise = torch.rand(rows.shape, dtype=rows.dtype, generator=stream(seed, "dequantize"))
     return _spread(rows, noise, levels, margin)
 
 

@@ -13,11 +13,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_nfvi._modes import evaluation
+from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.plots.style import FIT, GREY, REFERENCE, STYLE, levels_holding, pyplot
-from pyro_nfvi.random_state import seeded
 from pyro_nfvi.vae.model import FlowVAE
-from pyro_nfvi.vae.streams import stream
 from pyro_nfvi.vae.tiles import numbers_per_row, rows_at_once
 
 __all__ = ["plot_posterior"]
@@ -135,7 +134,7 @@ def plot_posterior(
         if value is not None and value < least:
             raise OptionError(f"plot_posterior needs {name} of at least {least}; got {value}.")
     vae.check(x)
-    with evaluation(vae), seeded(0):
+    with evaluation(vae), seeded(0, "vae nets"):
         return _picture(vae, x, y, extent, points, panels)
 
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
+from pyro_nfvi._random import seeded
 from pyro_nfvi._version import __version__
 from pyro_nfvi.errors import FileError, NFVIError, OptionError
 from pyro_nfvi.objectives.schedules import Constant, Cyclic, Linear, Schedule, Tempered
-from pyro_nfvi.random_state import seeded
 from pyro_nfvi.vae.architecture import Architecture
 from pyro_nfvi.vae.checkpoint import Progress, RunFolder, load_vae
 from pyro_nfvi.vae.data import ImageData, load_data
@@ -132,7 +132,7 @@ def train(options: Options, *, say: Any = print) -> Run:
     team = open_team(options.device)
     try:
         # Nets of a user's own may draw from torch's state, which checkpoints hold.
-        with seeded(options.seed), ParentWatch(launched=launched()) as parent:
+        with seeded(options.seed, "vae"), ParentWatch(launched=launched()) as parent:
             return _train(options, team, say if team.leads else lambda *_: None, parent)
     finally:
         close_team(team)

@@ -15,15 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
 from pyro_nfvi._modes import evaluation, mode_free, moving_buffers, training_pass
+from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.errors import DataError, DivergedError, OptionError
-from pyro_nfvi.random_state import seeded
 from pyro_nfvi.vae.blame import blame
 from pyro_nfvi.vae.checkpoint import Progress, RunFolder
 from pyro_nfvi.vae.distributed import Team
 from pyro_nfvi.vae.model import FlowVAE
 from pyro_nfvi.vae.objectives import VAELoss
 from pyro_nfvi.vae.pixels import Preparation
-from pyro_nfvi.vae.streams import key, stream
 
 __all__ = ["Feed", "Plan", "Trainer"]
 
@@ -258,7 +257,7 @@ class Trainer:
         """Noise that nets draw from torch's own state, as of seed, step and process."""
         if not self._foreign:
             return nullcontext()
-        return seeded(key(self.plan.seed, _NETS, self.progress.step, self.team.rank))
+        return seeded(self.plan.seed, _NETS, self.progress.step, self.team.rank)
 
     def _not_finite(self, x: Tensor, y: Tensor | None, eps: Tensor, before: list[Tensor]) -> None:
         at = self.progress
@@ -321,7 +320,7 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Plain ELBO of the validation images, in eval mode, the same noise each time."""
-        with evaluation(self.vae), seeded(key(self.plan.seed, _VALID)):
+        with evaluation(self.vae), seeded(self.plan.seed, _VALID, "vae nets"):
             return self._validate()
 
     def _validate(self) -> dict[str, float]:

@@ -38,6 +38,7 @@ def examine(flow: str, law: str, context_dims=(0, 3)) -> None:
         context_dims=context_dims if case.context else (0,),
         laws=[law],
         slack={name: factor for name, (factor, _) in case.slack.items()},
+        seed=case.seed,
     )
 
 

@@ -8,6 +8,7 @@ from infer.models import Y, conjugate, eight_schools
 
 from pyro_nfvi import NFVI, load
 from pyro_nfvi.gaussian import Normals, Target, fit_gaussian, other_modes
+from pyro_nfvi.infer.findings import HeavyTails, find
 from pyro_nfvi.infer.outside import mass_outside
 
 ZERO = torch.tensor(0.0)
@@ -84,9 +85,14 @@ def test_a_posterior_without_a_variance_is_not_good(prior):
         pyro.sample("x", prior)
         pyro.factor("nothing", torch.zeros(()))
 
-    verdict = auto(model).verdict
-    assert verdict != "good"
-    assert any("the tails of x are so heavy" in reason for reason in verdict.reasons)
+    fit = auto(model)
+    assert fit.verdict != "good"
+    found = find(fit.training.findings, HeavyTails)
+    assert found.names == ("x",)
+    assert (
+        abs(found.indices[0] - {"Cauchy": 1.0, "HalfCauchy": 1.0}.get(type(prior).__name__, 0.5))
+        < 0.05
+    )
 
 
 def test_an_angle_has_one_turn():

@@ -99,7 +99,8 @@ def test_a_biased_guide_is_caught():
             return density
 
     found = run(num_simulations=30, guide=lambda m: Low(m, None))
-    assert found.summary()["mu"].word == "too low"
+    # A shift of the draws may look like a spread that is too small as well, by chance.
+    assert "too low" in found.summary()["mu"].word
 
 
 @pytest.mark.slow
