@@ -197,8 +197,9 @@ def _starts(
     cast = uniform_points(target, init, 2, generator)
     steps = max(1, round(_CLIMB * effort))
     first, *later = (_climb(target, row, steps) for row in [*roots, *drawn[:2], *cast[:1]])
-    centres = [*roots, init, *first, *(point for pair in later for point in pair)]
-    centres = torch.stack([*centres, *drawn[:2], *cast[1:], *drawn[2:]])[:most]
+    climbed = [*first, *(point for pair in later for point in pair)]
+    rows = [*roots, init, *climbed, *drawn[:2], *cast[1:], *drawn[2:]]
+    centres = torch.stack(rows)[:most]
     scales = torch.tensor([1.0] * len(roots) + [0.1] * (len(centres) - len(roots)))
     scales = scales[: len(centres)].to(centres)
     return Normals.around(centres, scales, diagonal=len(init) > FULL_DIM)
