@@ -11,7 +11,15 @@ from contextvars import ContextVar
 import torch
 from torch import nn
 
-__all__ = ["evaluation", "mode_free", "moving_buffers", "recorded", "scoring", "training_pass"]
+__all__ = [
+    "evaluation",
+    "fit_pass",
+    "mode_free",
+    "moving_buffers",
+    "recorded",
+    "scoring",
+    "training_pass",
+]
 
 #: Set while a step of training computes its loss: modules then keep the modes that they are in.
 _TRAINS: ContextVar[bool] = ContextVar("_TRAINS", default=False)
@@ -41,9 +49,12 @@ if hasattr(os, "register_at_fork"):
 
 def mode_free(module: nn.Module) -> bool:
     """Tell whether a module of this very class computes the same in either mode."""
+    return _known(module) and not getattr(type(module), "mode_dependent", False)
+
+
+def _known(module: nn.Module) -> bool:
     kind = type(module)
-    ours = kind.__module__.partition(".")[0] == "pyro_nfvi"
-    return kind in _MODE_FREE or (ours and not getattr(kind, "mode_dependent", False))
+    return kind in _MODE_FREE or kind.__module__.partition(".")[0] == "pyro_nfvi"
 
 
 @contextmanager
@@ -131,6 +142,18 @@ def training_pass() -> Iterator[None]:
         yield
     finally:
         _TRAINS.reset(token)
+
+
+@contextmanager
+def fit_pass(*modules: nn.Module | None) -> Iterator[None]:
+    """Train, with parts of a user's own in eval mode: draws and scores are then of one density.
+
+    A path gradient runs a flow forwards and backwards; two passes with dropout of their own would
+    be two flows. Parts of this package keep their mode: a continuous flow its random trace.
+    """
+    foreign = [part for part in _parts(modules) if part.training and not _known(part)]
+    with _in_eval(foreign), training_pass():
+        yield
 
 
 def scoring(*modules: nn.Module | None) -> AbstractContextManager[None]:

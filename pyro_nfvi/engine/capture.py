@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pyro_nfvi._modes import training_pass
+from pyro_nfvi._modes import fit_pass
 from pyro_nfvi.engine.program import Program, Unsupported
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.logjoint import LogJoint
@@ -63,7 +63,7 @@ def capture(
     inputs |= {f"stream_{i}": index for i, index in enumerate(streams.values())}
     recorder = Recorder(inputs)
     try:
-        with pyro.validation_enabled(False), torch.enable_grad(), training_pass(), recorder:
+        with pyro.validation_enabled(False), torch.enable_grad(), fit_pass(guide), recorder:
             estimate = objective.at(subsample)(
                 guide.density(), lambda z: log_joint(z, subsample), eps, model_params
             )

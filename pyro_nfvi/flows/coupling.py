@@ -93,6 +93,7 @@ class Coupling(Flow):
         self.kept: Tensor
         self.back: Tensor
         inputs, outputs = len(self.kept) + context_dim, len(self.moved) * self.kernel.num_params
+        self._in_rows = conditioner is not None
         if conditioner is None:
             default = 32 if dim <= 40 else 64 if dim <= 200 else 128
             self.net: nn.Module = MLP(
@@ -114,8 +115,10 @@ class Coupling(Flow):
         inputs = kept
         if context is not None:
             inputs = torch.cat([kept, context.expand(*kept.shape[:-1], self.context_dim)], -1)
-        out: Tensor = self.net(inputs)
-        return out.unflatten(-1, (len(self.moved), self.kernel.num_params))
+        # Layers such as batch normalisation take rows and nothing else.
+        rows = inputs.reshape(-1, inputs.shape[-1]) if self._in_rows else inputs
+        out: Tensor = self.net(rows)
+        return out.reshape(*inputs.shape[:-1], len(self.moved), self.kernel.num_params)
 
     def _split(self, x: Tensor) -> TensorPair:
         return x.index_select(-1, self.kept), x.index_select(-1, self.moved)

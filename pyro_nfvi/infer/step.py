@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pyro_nfvi._modes import training_pass
+from pyro_nfvi._modes import fit_pass
 from pyro_nfvi.engine import BlockResult, StepResult, one_by_one
 from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.logjoint import LogJoint
@@ -70,7 +70,7 @@ class EagerStep:
         self.optimizer.zero_grad(set_to_none=True)
         bound, num_bad = 0.0, 0
         for part in eps.split(self.rows(len(eps))):
-            with training_pass():
+            with fit_pass(self.guide):
                 estimate = objective(self.guide.density(), log_density, part, self.model_params)
             share = len(part) / len(eps)
             bound += share * float(estimate.bound)

@@ -102,7 +102,7 @@ class VAELoss(ABC):
             return ""
         last, end = self.weights(steps - 1), self.weights(self.settled)
         short = [
-            f"the weight of {name} ends at {last[name]:.2g} instead of {end[name]:.2g}"
+            f"the weight of {name} ends at {last[name]:.3g} instead of {end[name]:.3g}"
             for name in last
             if last[name] != end[name]
         ]
