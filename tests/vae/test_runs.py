@@ -369,8 +369,10 @@ def test_every_place_of_an_nll_shows_its_weights(stretch, good, grey, tmp_path):
 
 
 def test_records_of_earlier_versions_are_doubted_by_what_they_hold():
-    old = {"nll": 104.0, "nll_se": 1.0, "nll_negative_elbo": 110.0, "nll_samples": 5000,
-           "nll_images": 300, "images": 10_000, "khat_above_0.7": 0.98, "ess_median": 12.0}  # fmt: skip
+    old = {
+        "nll": 104.0, "nll_se": 1.0, "nll_negative_elbo": 110.0, "nll_samples": 5000,
+        "nll_images": 300, "images": 10_000, "khat_above_0.7": 0.98, "ess_median": 12.0,
+    }  # fmt: skip
     told = NLLSummary.from_record(old)
     assert not told.trusted
     assert told.which == "the first 300 images"
