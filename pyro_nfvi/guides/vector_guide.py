@@ -34,6 +34,7 @@ from pyro_nfvi.errors import (
 )
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.guides.draws import chunk_rows, deterministic_sites, draws_shape
+from pyro_nfvi.guides.gradient_check import watch_gradient
 from pyro_nfvi.guides.posterior import BaseNoise, FlowPosterior
 from pyro_nfvi.guides.start import StartMessenger, feasible
 from pyro_nfvi.guides.start_search import find_start
@@ -264,6 +265,8 @@ class VectorGuide(AutoContinuous):
     @full_precision
     def _drawn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TensorDict:
         latent = self.sample_latent(*args, **kwargs)
+        model = None if self._model is None else self.model
+        watch_gradient(latent, self.latent, model, args, kwargs)
         plates = self._create_plates(*args, **kwargs)
         scored = poutine.get_mask() is not False
         drawn = {}

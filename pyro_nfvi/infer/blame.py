@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from pyro_nfvi.chain_rule import score
 from pyro_nfvi.flows import Chain, Flow
 from pyro_nfvi.guides import AutoFlow
-from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi.logjoint import LogJoint, find_gradient_fault
 
 __all__ = ["blame"]
 
@@ -65,14 +66,12 @@ def _gradient(
     subsample: Mapping[str, Tensor],
 ) -> str:
     """Values are finite, so a gradient is not: find the latent coordinate, or the parameter."""
-    point = x.detach().requires_grad_()
-    with torch.enable_grad():
-        log_p = log_joint(point, subsample)
-        grad = torch.autograd.grad(log_p.sum(), point)[0] if log_p.requires_grad else x * 0
-    columns = (~torch.isfinite(grad)).any(0).nonzero().reshape(-1)
-    if len(columns):
-        name = guide.latent.at(int(columns[0]))
-        return f"the gradient of the model's log density in the latent site {name} is not finite"
+    gradient = score(lambda rows: log_joint(rows, subsample), x)[1]
+    rows = (~torch.isfinite(gradient)).any(-1).nonzero().reshape(-1)
+    for row in rows[:1]:
+        fault = find_gradient_fault(log_joint, x[row], subsample)
+        if fault is not None:
+            return str(fault)
     return _in_the_guide(guide, log_joint, eps, subsample)
 
 

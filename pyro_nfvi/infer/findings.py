@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pyro_nfvi.infer.outside import too_much
 
@@ -18,6 +18,7 @@ __all__ = [
     "Finding",
     "HeavyTails",
     "Improper",
+    "LeftOut",
     "Level",
     "MassOutside",
     "MissedModes",
@@ -82,6 +83,39 @@ class Improper(Finding):
 
     def sentence(self) -> str:
         return f"the posterior is improper in {', '.join(self.names)}"
+
+
+@dataclass(frozen=True)
+class LeftOut(Finding):
+    """Particles that the last steps left out: their density or its gradient was not finite.
+
+    Attributes:
+        share: Share of the particles of the last steps.
+        site: The site at fault; empty where none is by itself.
+        why: Site and cause, as a clause.
+    """
+
+    share: float
+    site: str = ""
+    why: str = ""
+
+    #: Shares from which on the fit may be wrong, and from which on it is stuck.
+    MANY: ClassVar[float] = 0.01
+    MOST: ClassVar[float] = 0.1
+
+    @property
+    def level(self) -> Level:
+        if self.share > self.MOST:
+            return Level.FAULT
+        return Level.DOUBT if self.share > self.MANY else Level.REMARK
+
+    def sentence(self) -> str:
+        if self.level is Level.REMARK:
+            return ""
+        return (
+            f"{100 * self.share:.2g} % of the particles of the last steps were left out, so that "
+            f"training did not see where they lie: {self.why}"
+        )
 
 
 @dataclass(frozen=True)

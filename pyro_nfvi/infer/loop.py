@@ -19,6 +19,8 @@ from pyro_nfvi.guides import AutoFlow
 from pyro_nfvi.infer.blame import blame
 from pyro_nfvi.infer.checkpoint import Checkpoint
 from pyro_nfvi.infer.engines import Chosen, failed
+from pyro_nfvi.infer.findings import LeftOut
+from pyro_nfvi.infer.left_out import LAST_STEPS, left_out
 from pyro_nfvi.infer.loop_state import LoopState
 from pyro_nfvi.infer.noise import Noise
 from pyro_nfvi.infer.progress import SILENT, Bar, Progress, StepInfo
@@ -164,6 +166,16 @@ class Loop:
         self._write_checkpoint()
         return reason_of(self, word)
 
+    def left_out(self) -> LeftOut | None:
+        """Say which share of the particles the last steps left out, and why."""
+        if not any(self.state.left_out):
+            return None
+        eps, streams = self.noise.look(1)
+        numbers = self.objective.stream(self.first + self.state.step, 1)
+        streams = streams | {name: value.to(eps.device) for name, value in numbers.items()}
+        streams = {name: value[0] for name, value in streams.items()}
+        return left_out(self.guide, self.log_joint, self.state.left_out, eps[0], streams)
+
     def _block(self, bar: Bar) -> str:
         """Take some steps; return a word to stop, or an empty string."""
         state, schedule = self.state, self.schedule
@@ -189,7 +201,9 @@ class Loop:
         self.noise.use(count)
         losses = (-result.bounds).tolist()
         state.losses += losses
-        state.num_bad += int(result.num_bad.sum())
+        bad = result.num_bad.tolist()
+        state.num_bad += sum(bad)
+        state.left_out = [*state.left_out, *bad][-LAST_STEPS:]
         now = self.budget.clock()
         state.seconds, self._pace = now - self._begin, (now - begin) / count
         for group, rate in zip(self.optimizer.param_groups, rates[count - 1].tolist()):

@@ -19,6 +19,8 @@ class LoopState:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     num_bad: int = 0
+    #: Particles that each of the last steps left out.
+    left_out: list[int] = field(default_factory=list)
     num_skipped: int = 0
     restores: list[int] = field(default_factory=list)
     rate: float = 1.0

@@ -13,6 +13,7 @@ from pyro_nfvi.diagnostics import iw_gap
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.gaussian import Modes, mixture_weights
 from pyro_nfvi.guides import AutoFlow, AutoMixture
+from pyro_nfvi.infer.findings import LeftOut, find
 from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.ladder import (
     ENDS,
@@ -177,11 +178,14 @@ def _joined(first: Training, parts: list[Fit], losses: list[Tensor]) -> Training
     timing["steps_per_s"] = steps / max(1e-9, timing["fit"])
     timing["step"] = timing["fit"] / max(1, steps)
     # What ended the whole, else what left something to gain, else the last.
-    early = [one for one in trained if one.why_stopped in ENDS]
+    early = [one for one in trained if one.why_stopped in (*ENDS, "not_finite")]
     cut = [one for one in trained if one.why_stopped == "max_steps"]
     last = (early or cut or trained)[-1]
+    left = [found for one in trained if (found := find(one.findings, LeftOut)) is not None]
+    worst = max(left, key=lambda found: found.share, default=None)
     return dataclasses.replace(
         last,
+        findings=() if worst is None else (worst,),
         losses=torch.cat(losses),
         timing=timing,
         notes=tuple(dict.fromkeys(note for one in trained for note in one.notes)),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyro_nfvi.infer.findings import LeftOut, Level
 from pyro_nfvi.infer.stopping import Outlook, StopReason, outlook
 
 if TYPE_CHECKING:
     from pyro_nfvi.infer.loop import Loop
 
-__all__ = ["reason_of"]
+__all__ = ["reason_of", "stuck"]
 
 
 def reason_of(loop: Loop, word: str) -> StopReason:
@@ -20,6 +21,9 @@ def reason_of(loop: Loop, word: str) -> StopReason:
         return StopReason(word, f"Interrupted {steps}; the best state until then is kept.")
     if word == "callback":
         return StopReason(word, f"A callback stopped the fit {steps}.")
+    left = loop.left_out()
+    if left is not None and left.level is Level.FAULT:
+        return stuck(left, state.step)
     limit, ahead = schedule.max_seconds, _outlook(loop)
     more = "" if ahead is None else f" {ahead}."
     gains = ahead is not None and ahead.significant
@@ -44,6 +48,11 @@ def reason_of(loop: Loop, word: str) -> StopReason:
         f"All {schedule.max_steps} steps were taken{still}.{more}",
         rising or gains,
     )
+
+
+def stuck(left: LeftOut, steps: int) -> StopReason:
+    """Say that a training ended among particles that cannot be used."""
+    return StopReason("not_finite", f"Stuck after {steps} steps: {left.sentence()}.")
 
 
 def _outlook(loop: Loop) -> Outlook | None:

@@ -19,7 +19,7 @@ from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.infer.checkpoint import Checkpoint, fingerprint
 from pyro_nfvi.infer.draws import most_on_all_data, weigh
 from pyro_nfvi.infer.engines import Chosen, choose
-from pyro_nfvi.infer.findings import Finding, MassOutside, MissedModes, ModeSearch, TimeOver
+from pyro_nfvi.infer.findings import Finding, Level, MassOutside, MissedModes, ModeSearch, TimeOver
 from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.guide_spec import flow_name, make_guide
 from pyro_nfvi.infer.keep import keep_better
@@ -29,6 +29,7 @@ from pyro_nfvi.infer.optim import make_optimizer
 from pyro_nfvi.infer.outside import WIDE_ROWS, mass_outside, too_much
 from pyro_nfvi.infer.precondition import gaussian_stage, start_along
 from pyro_nfvi.infer.progress import Progress
+from pyro_nfvi.infer.reason import stuck
 from pyro_nfvi.infer.runaway import blame_runaway, check_proper, with_fit
 from pyro_nfvi.infer.schedule import Schedule, default_rate
 from pyro_nfvi.infer.step import EagerStep
@@ -267,6 +268,9 @@ class FitRun:
             saved = None
             if loop.state.num_skipped < loop.state.step:
                 gave_up = StopReason("diverged", f"Gave up after {loop.state.step} steps.")
+                left = loop.left_out()
+                if left is not None and left.level is Level.FAULT:
+                    gave_up = stuck(left, loop.state.step)
                 saved = self._finish(loop, gave_up, started)
             afford = self.time.affords(RUNAWAY_ROWS[log_joint.how])
             raise (blame_runaway(error, saved) if afford else with_fit(error, saved)) from error
@@ -435,6 +439,7 @@ class FitRun:
         """Keep the better of the last and the best state, judge it, and wrap it up."""
         trained, state, engine = self.time.whole.spent(), loop.state, loop.engine
         notes = list(state.notes)
+        left = loop.left_out()
         if self.time.affords(_KEPT) and not keep_better(loop, self.seed):
             which = "the average of some, or " if loop.average else ""
             notes.append(
@@ -463,5 +468,6 @@ class FitRun:
             timing,
             self.settings(loop.guide, loop.log_joint),
             tuple(notes),
+            () if left is None else (left,),
         )
         return self.judge(loop.guide, loop.log_joint, training)

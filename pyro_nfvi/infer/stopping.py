@@ -25,7 +25,9 @@ _FAR = 100.0
 class StopReason(str):
     """Why a fit stopped: one word, with the whole sentence in ``detail``.
 
-    One of ``converged``, ``max_steps``, ``max_seconds``, ``interrupted``, ``callback``.
+    One of ``converged``, ``max_steps``, ``max_seconds``, ``interrupted``, ``callback``,
+    ``diverged`` (of an error's fit), and ``not_finite``: more than a tenth of the last particles
+    were left out.
     ``unfinished`` is True where more steps would have raised the bound beyond its noise.
 
     Example:

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from pyro_nfvi.logjoint.gradient_fault import GradientFault, find_gradient_fault
 from pyro_nfvi.logjoint.log_joint import LogJoint
 from pyro_nfvi.logjoint.run import Evaluation, ModelRun
 from pyro_nfvi.logjoint.start_fault import StartFault, start_fault
 
-__all__ = ["Evaluation", "LogJoint", "ModelRun", "StartFault", "start_fault"]
+__all__ = [
+    "Evaluation",
+    "GradientFault",
+    "LogJoint",
+    "ModelRun",
+    "StartFault",
+    "find_gradient_fault",
+    "start_fault",
+]

@@ -258,7 +258,7 @@ def test_giving_up_names_site_layer_or_parameter_and_keeps_the_fit():
     assert "init_loc_fn" in str(caught.value)
     # The model is still broken when the salvaged fit is judged, but its draws are there.
     fit = caught.value.fit
-    assert fit.why_stopped == "diverged"
+    assert fit.why_stopped == "not_finite"
     assert torch.isfinite(fit.draws.z).all()
     assert torch.isfinite(fit.losses[:100]).all()
 
