@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_nfvi._modes import scoring
+from pyro_nfvi._precision import full_precision
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.errors import DataError, OptionError
 from pyro_nfvi.flows.base import Flow
@@ -132,6 +134,7 @@ class Dequantizer(nn.Module, ABC):
         levels = self.levels.to(y)
         return (v * levels).floor().clamp_min(0).minimum(levels - 1).long()
 
+    @full_precision
     def log_bound(
         self,
         density: FlowDensity,
@@ -150,9 +153,10 @@ class Dequantizer(nn.Module, ABC):
         x = self._check(x)
         like = next((p for p in density.parameters()), torch.empty((), device=x.device))
         rows = []
-        for _ in range(num_samples):
-            y, log_weight = self(x, generator=generator, like=like)
-            rows.append(density.log_prob(y, context) + log_weight)
+        with scoring(self, density):
+            for _ in range(num_samples):
+                y, log_weight = self(x, generator=generator, like=like)
+                rows.append(density.log_prob(y, context) + log_weight)
         return torch.logsumexp(torch.stack(rows), 0) - math.log(num_samples)
 
     def _check(self, x: Tensor) -> Tensor:

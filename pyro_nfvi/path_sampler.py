@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from pyro_nfvi._modes import scoring, training_pass
+from pyro_nfvi._precision import full_precision
 from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.bases import Base, DiagonalNormal
@@ -259,8 +261,13 @@ class PathSampler(nn.Module):
             )
         return found
 
+    @full_precision
     def sample(self, num_samples: int, *, generator: torch.Generator | None = None) -> TensorPair:
-        """Draw ``(z, log_w)``, differentiable in the parameters where gradients are on."""
+        """Draw ``(z, log_w)``, differentiable in the parameters; ``fit`` alone trains."""
+        with scoring(self):
+            return self._paths(num_samples, generator)
+
+    def _paths(self, num_samples: int, generator: torch.Generator | None) -> TensorPair:
         z = self.base.rsample(whole("num_samples", num_samples), generator=generator)
         log_w = -self.base.log_prob(z)
         for layer in self.layers:
@@ -309,7 +316,7 @@ class PathSampler(nn.Module):
             optimizer.param_groups[0]["lr"] = lr * (0.01 + 0.99 * falling)
             optimizer.zero_grad(set_to_none=True)
             # A caller's no_grad is about what it computes, not about the fit.
-            with torch.enable_grad():
+            with torch.enable_grad(), training_pass():
                 bound = self.sample(num_samples, generator=noise)[1].mean()
                 (-bound).backward()
             norm = nn.utils.clip_grad_norm_(params, clip_norm)

@@ -10,6 +10,7 @@ from typing import Any
 from pyro.infer import config_enumerate
 
 from pyro_nfvi._budget import Budget
+from pyro_nfvi._precision import full_precision
 from pyro_nfvi._random import fresh_seed, seeded
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
 from pyro_nfvi.guides.start_search import any_trace
@@ -182,8 +183,9 @@ class NFVI:
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
         self.resume = resume
 
+    @full_precision
     def run(self, *args: Any, **kwargs: Any) -> Fit:
-        """Fit the model with these arguments.
+        """Fit the model with these arguments; outside of autocast, which a fit does not survive.
 
         Returns:
             The fit, after Ctrl-C too.

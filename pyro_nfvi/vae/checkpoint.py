@@ -146,14 +146,13 @@ class RunFolder:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise FileError(f"{self.last} does not fit this VAE: {error}") from error
 
-    def loss_spec(self) -> dict[str, Any] | None:
-        """Return the loss that the run in this folder began with; None where none can be read."""
+    def held(self, name: str) -> Any:
+        """Return what the checkpoint says under a name; None where nothing can be read."""
         try:
             spec, _ = read_file(self.last, _KIND)
         except FileError:
             return None
-        found = spec.get("loss") if isinstance(spec, dict) else None
-        return found if isinstance(found, dict) else None
+        return spec.get(name) if isinstance(spec, dict) else None
 
     def clear_strays(self) -> None:
         """Remove what a run that was killed while it wrote a checkpoint left beside it."""

@@ -188,6 +188,7 @@ class FlowVAE(PyroModule):
 
     def prior_log_prob(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """Log density of the prior, ``(*b, D) -> (*b,)``, in nats."""
+        z = lift(z)
         if self.prior is None:
             return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
         return self.prior.log_prob(z, c if self.prior.flow.context_dim else None)

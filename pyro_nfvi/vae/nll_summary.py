@@ -55,7 +55,8 @@ class NLLSummary:
         """Summarise the NLLs of single images."""
         count, gains = len(nll.value), nll.bound - nll.value
         several = count > 1
-        limit = khat_threshold(max(nll.num_samples, 2))
+        # So few draws that no k-hat would do: theirs is infinite.
+        limit = max(khat_threshold(max(nll.num_samples, 2)), 0.0)
         return cls(
             mean=float(nll.value.mean()),
             se=float(nll.value.std()) / math.sqrt(count) if several else None,

@@ -148,7 +148,7 @@ def plot_reconstructions(
     columns = min(columns, len(x))
     count = len(x) // columns * columns
     x, y = x[:count], None if y is None else y[:count]
-    generator = stream(seed, 1, device=x.device)
+    generator = stream(seed, "reconstructions", device=x.device)
     with seeded(seed, "vae nets"):
         again = vae.reconstruct(x, y, generator=generator)
     span = span_of(vae, x)
@@ -190,7 +190,7 @@ def plot_samples(
     if vae.condition_dim and y is None:
         columns = min(columns, vae.condition_dim)
         y = torch.arange(columns, device=device).repeat(rows)
-    generator = stream(seed, 2, device=device)
+    generator = stream(seed, "samples", device=device)
     with seeded(seed, "vae nets"):
         images = vae.sample(rows * columns, y, generator=generator)
     seen = _visible(images, span_of(vae, images) if span is None else span)
@@ -225,7 +225,7 @@ def _between(
     vae: FlowVAE, x: Tensor, y: Tensor | None, pairs: int, steps: int, seed: int
 ) -> Tensor:
     """Expected images on the ways between pairs, row by row."""
-    generator = stream(seed, 3, device=x.device)
+    generator = stream(seed, "interpolation", device=x.device)
     z = vae.encode(x[: 2 * pairs], None if y is None else y[: 2 * pairs])
     ends = z.draw(1, generator=generator).z[0].reshape(pairs, 2, -1)
     share = torch.linspace(0, 1, steps, device=x.device, dtype=ends.dtype).reshape(1, -1, 1)

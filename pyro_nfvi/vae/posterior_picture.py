@@ -149,7 +149,7 @@ def _picture(
     plan = _afford(vae, x, y, panels, points)
     chosen, count = plan.scanned, plan.shown
     x, y = x[:chosen], None if y is None else y[:chosen]
-    drawn = vae.encode(x, y).draw(400, generator=stream(0, 4, device=x.device)).z
+    drawn = vae.encode(x, y).draw(400, generator=stream(0, "posterior picture", device=x.device)).z
     scene = _Scene(vae, x, y, vae.condition(y, x), drawn.double().cpu().numpy())
     windows, bent = _look(scene, plan)
     shown = list(range(len(x)))

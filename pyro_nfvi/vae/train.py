@@ -20,7 +20,7 @@ import torch
 
 from pyro_nfvi._random import seeded
 from pyro_nfvi._version import __version__
-from pyro_nfvi.errors import FileError, NFVIError, OptionError
+from pyro_nfvi.errors import DivergedError, FileError, NFVIError, OptionError
 from pyro_nfvi.objectives.schedules import Constant, Cyclic, Linear, Schedule, Tempered
 from pyro_nfvi.vae.architecture import Architecture
 from pyro_nfvi.vae.checkpoint import Progress, RunFolder, load_vae
@@ -162,6 +162,7 @@ def _train(options: Options, team: Team, say: Any, parent: ParentWatch) -> Run:
         "loss": loss.spec(),
         "preparation": preparation.spec(),
         "version": __version__,
+        "epochs": options.epochs,
     }
     with _open_folder(options, team) as folder:
         return _in_folder(
@@ -172,7 +173,7 @@ def _train(options: Options, team: Team, say: Any, parent: ParentWatch) -> Run:
 
 def _loss_of_run(options: Options, folder: RunFolder, asked: VAELoss, say: Any) -> VAELoss:
     """Return the loss that a run began with: its warm-up does not move when --epochs does."""
-    held = folder.loss_spec() if options.resume and folder.last.exists() else None
+    held = folder.held("loss") if options.resume else None
     if held is None or held == json.loads(json.dumps(asked.spec())):
         return asked
     began = loss_from_spec(held)
@@ -229,7 +230,15 @@ def _in_folder(
     team.wait()
     if not team.leads:
         return Run(vae, progress, None, folder)
+    if not folder.best.exists():
+        raise DivergedError(
+            f"No epoch of {progress.epoch} had a finite ELBO of the validation images: there is no "
+            f"best one ({folder.log} has the numbers). Start anew (--overwrite) with a smaller "
+            "--lr, or look for images that no likelihood describes."
+        )
     best = load_vae(folder.best, map_location=team.device)
+    # Of the steps that were taken: a run that goes on may have taken more than it was asked for.
+    short = loss.unfinished(progress.step)
     preparation = feed.preparation
     result = _report(options, best, images, labels, preparation, folder, team, say, short)
     return Run(best, progress, result, folder)
@@ -278,6 +287,12 @@ def _begin(options: Options, trainer: Trainer, folder: RunFolder, say: Any) -> N
     if not folder.last.exists():
         say(f"Nothing to resume: there is no {folder.last}. Starting fresh.")
         return
+    planned = folder.held("epochs")
+    if options.decay == "cosine" and planned not in (None, options.epochs):
+        say(
+            f"WARNING: the rate decays to zero over {options.epochs} epochs now, and the run began "
+            f"with {planned}: it jumps here, and the run is not one of {options.epochs} epochs."
+        )
     trainer.resume()
     at = trainer.progress
     say(f"Resuming from {folder.last}: epoch {at.epoch + 1}, step {at.step}.")

@@ -297,10 +297,12 @@ class Trainer:
         line = {
             "epoch": at.epoch,
             "step": at.step,
-            "train": _means(bound, reconstruction, kl, count),
+            "train": _means(reconstruction - kl, reconstruction, kl, count)
+            | {"bound": bound / count if count else math.nan},
             "valid": valid,
             "rate": self._rate(),
             "kl_weight": at.kl_weight,
+            "weights": self.plan.loss.weights(max(at.step - 1, 0)),
             "skipped": at.skipped,
             "time": round(time.time(), 1),
         }
@@ -348,5 +350,6 @@ class Trainer:
 
 
 def _means(bound: float, reconstruction: float, kl: float, count: float) -> dict[str, float]:
-    count = max(count, 1)
+    if not count:  # no step of the epoch was taken
+        return dict.fromkeys(("elbo", "reconstruction", "kl"), math.nan)
     return {"elbo": bound / count, "reconstruction": reconstruction / count, "kl": kl / count}

@@ -391,3 +391,67 @@ def test_preparations_that_do_not_fit_are_refused(tmp_path):
         binarize(torch.rand(3, 2))
     with pytest.raises(DataError, match="integers"):
         dequantize(torch.tensor([[300]]))
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (rng.poisson(3.0, (30, 16)), ("shape (4,4 for square images", "levels (2 for 0/1")),
+        (rng.randn(30, 7), ("7 for rows that are no pictures", "real numbers")),
+        (rng.randint(0, 2, (30, 64)).astype(bool), ("8,8", "(bool)")),
+        (rng.randint(0, 256, (30, 784)).astype(np.uint8), ("28,28", "256 for 8 bits")),
+        (rng.rand(30, 1), ("1 for rows", "--levels")),
+    ],
+)
+def test_nothing_is_guessed_from_a_table(tmp_path, array, told):
+    path = npz(tmp_path / "x.npz", x=array)
+    width = array.shape[1]
+    for given, missing in (
+        ({}, True), ({"shape": (width,)}, True), ({"levels": 0}, True),
+        ({"shape": (width,), "levels": 0}, False),
+    ):  # fmt: skip
+        if missing:
+            with pytest.raises(DataError, match=f"rows of {width} numbers") as caught:
+                load_data(path, **given)
+            if not given:
+                assert all(text in str(caught.value) for text in told)
+        else:
+            data = load_data(path, **given)
+            assert (data.shape, data.levels) == ((width,), 0)
+    (tmp_path / "y-idx2-ubyte").write_bytes(idx_bytes(np.abs(array * 3).astype(np.uint8)))
+    with pytest.raises(DataError, match="counts or a table"):
+        load_data(tmp_path / "y-idx2-ubyte")
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ({"shape": (5, 5), "levels": 256}, "not that of"),
+        ({"shape": (-4, -6), "levels": 256}, "not that of"),
+        ({"levels": 17}, "17 levels are integers from 0 to 16; the pixels go from 0 to"),
+        ({"levels": 300}, "2 to 256 levels"),
+        ({"levels": 1}, "2 to 256 levels"),
+    ],
+)
+def test_what_is_told_of_images_has_to_be_true(tmp_path, given, hint):
+    with pytest.raises(DataError, match=hint):
+        load_data(npz(tmp_path / "x.npz", x=GREY), **given)
+    with pytest.raises(DataError, match="leave shape and levels out"):
+        load_data("digits", levels=16)
+
+
+def test_levels_that_are_told_are_not_guessed(tmp_path):
+    dark = GREY % 5  # looks like five levels
+    path = npz(tmp_path / "x.npz", x=dark)
+    assert load_data(path).levels == 5
+    assert load_data(path, levels=256).levels == 256
+    assert load_data(path, levels=0).train.dtype == torch.float32
+    scaled = npz(tmp_path / "y.npz", x=GREY / 255)
+    assert torch.equal(load_data(scaled, levels=256).train, load_data(scaled).train)
+    assert parse_shape("4,6") == (4, 6)
+    with pytest.raises(OptionError, match="28,28"):
+        parse_shape("4x6")
+
+
+def parse_shape(text):
+    return Options(shape=text).image_shape

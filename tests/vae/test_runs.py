@@ -439,3 +439,37 @@ def test_statistics_are_the_same_on_all_processes(tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert valid == other
     assert one["encoder.body.2.num_batches_tracked"] == 6
+
+
+# ---------------------------------------------------------------------------- other wrong numbers
+
+
+def test_the_log_has_plain_elbos_of_an_iwae_run_and_no_number_of_no_step(grey, tmp_path):  # noqa: F811
+    run = train(
+        options(grey, tmp_path / "run", objective="iwae", num_samples=4, epochs=1), say=silent
+    )
+    told = run.folder.lines()[0]["train"]
+    assert told["elbo"] == pytest.approx(told["reconstruction"] - told["kl"])
+    assert told["bound"] > told["elbo"]
+    from pyro_nfvi.vae.trainer import _means
+
+    assert all(value != value for value in _means(0.0, 0.0, 0.0, 0).values())
+
+
+def test_test_images_do_not_change_with_the_seed_of_a_run(grey, tmp_path):  # noqa: F811
+    from pyro_nfvi.vae.train import data_of
+
+    one, two = (data_of(options(grey, tmp_path, seed=seed)) for seed in range(2))
+    assert torch.equal(one.test, two.test)
+    other = data_of(options(grey, tmp_path, split_seed=1))
+    assert not torch.equal(one.test, other.test)
+
+
+def test_a_decay_whose_end_moves_is_announced(grey, tmp_path):  # noqa: F811
+    train(options(grey, tmp_path / "run", epochs=2, decay="cosine"), say=silent)
+    said = []
+    train(
+        options(grey, tmp_path / "run", epochs=3, decay="cosine", resume=True),
+        say=lambda text: said.append(str(text)),
+    )
+    assert any("over 3 epochs now, and the run began with 2" in text for text in said)
