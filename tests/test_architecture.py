@@ -77,6 +77,7 @@ WITH_PYRO = {"opt_einsum"}
 #: Optional packages, and the only module that may import them (inside functions).
 OPTIONAL = {
     "arviz": {"arviz"},
+    "arviz_stats": {"arviz"},  # ArviZ 1 has its tables of LOO there
     "matplotlib": {"plots", "vae"},
     "sklearn": {"vae"},
     "torchdiffeq": {"flows"},

@@ -12,7 +12,13 @@ from pyro_nfvi.arviz.tree import SAMPLED, Groups
 __all__ = ["as_chains"]
 
 #: Groups that do not depend on the draws: those of the first source stand for all.
-_SHARED = ("prior", "prior_predictive", "observed_data", "constant_data")
+_SHARED = (
+    "prior",
+    "prior_predictive",
+    "observed_data",
+    "constant_data",
+    "predictions_constant_data",
+)
 
 
 def as_chains(parts: Sequence[Groups]) -> Groups:

@@ -14,9 +14,11 @@ from pyro_nfvi.arviz.chains import as_chains
 from pyro_nfvi.arviz.draws import Draws, read
 from pyro_nfvi.arviz.evaluate import ModelView
 from pyro_nfvi.arviz.gather import Gatherer, report, weight_attrs
+from pyro_nfvi.arviz.predictions import add_predictions, made_at
 from pyro_nfvi.arviz.tree import ORDER, Groups, build_tree, require_arviz
 from pyro_nfvi.diagnostics import psis, resample
 from pyro_nfvi.errors import OptionError
+from pyro_nfvi.infer.predict import Predictions
 from pyro_nfvi.pyro_state import takes_turn
 
 __all__ = ["collect", "to_arviz"]
@@ -36,6 +38,7 @@ def to_arviz(
     reweighted: bool = False,
     groups: Sequence[str] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
+    predictions: Any = None,
 ) -> Any:
     """Convert a posterior to ArviZ: ``InferenceData`` (ArviZ 0.2x) or ``DataTree`` (1 and later).
 
@@ -66,6 +69,10 @@ def to_arviz(
         groups: Make these groups only, and make them whatever their size. By default all are
             made but for variables of more than 5e7 numbers.
         coords: Labels of dimensions, such as ``{"schools": ["Choate", "Deerfield", ...]}``.
+        predictions: The model at other data, for the groups ``predictions`` and
+            ``predictions_constant_data``: a tuple of positional arguments or a dict of keyword
+            arguments of the model, which is then run at the draws of ``posterior``; or what
+            ``fit.predict(...)`` returned, with draws of its own.
 
     Units:
         ``log_p``, ``log_q`` and ``log_likelihood`` in nats; ``log_p`` is the log joint of the
@@ -107,6 +114,7 @@ def to_arviz(
             reweighted=reweighted,
             groups=groups,
             coords=coords,
+            predictions=predictions,
         )
     )
 
@@ -122,6 +130,7 @@ def collect(
     reweighted: bool = False,
     groups: Sequence[str] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
+    predictions: Any = None,
 ) -> Groups:
     """Do all of :func:`to_arviz` but the last step, which needs ArviZ."""
     if num_samples < 1:
@@ -155,9 +164,16 @@ def collect(
                 log_p = scores[None]
             gatherer = Gatherer(part, view, reason, groups, parts=len(parts), prior=not made)
             made.append(gatherer.run(log_p))
+            if predictions is not None and not isinstance(predictions, Predictions):
+                if view is None:
+                    raise OptionError(f"predictions=... needs the model at work, but {reason}.")
+                new = made_at(view, gatherer.flat | gatherer.discrete, predictions)
+                add_predictions(made[-1], new, view, gatherer.chains)
         missing = {**gatherer.missing, **missing}
         subsample = None if view is None else view.subsample
     found = as_chains(made)
+    if isinstance(predictions, Predictions):
+        add_predictions(found, predictions, view)
     report(missing, groups, has_model=parts[0].model is not None)
     for dim, labels in (coords or {}).items():
         found.coords[dim] = np.asarray(labels)
@@ -227,14 +243,16 @@ def _reweight(draws: Draws, view: ModelView, num_samples: int) -> tuple[Draws, T
 
 
 def _check_coords(found: Groups, coords: Mapping[str, Sequence[Any]]) -> None:
-    sizes: dict[str, int] = {}
+    sizes: dict[str, set[int]] = {}  # a plate may have another size in the predictions
     for variables in found.variables.values():
         for dims, array in variables.values():
-            sizes |= dict(zip(dims, array.shape[len(array.shape) - len(dims) :]))
+            for dim, size in zip(dims, array.shape[len(array.shape) - len(dims) :]):
+                sizes.setdefault(dim, set()).add(size)
     for dim, labels in coords.items():
         if dim not in sizes:
             raise OptionError(f"coords names {dim!r}; the dimensions are {sorted(sizes)}.")
-        if len(labels) != sizes[dim]:
+        if len(labels) not in sizes[dim]:
+            entries = " or ".join(map(str, sorted(sizes[dim])))
             raise OptionError(
-                f"coords gives {len(labels)} labels for {dim!r}, which has {sizes[dim]} entries."
+                f"coords gives {len(labels)} labels for {dim!r}, which has {entries} entries."
             )

@@ -104,6 +104,9 @@ def _from_flow(
 ) -> Draws:
     if not guide.is_set_up:
         guide.setup(*args, **kwargs)
+    if guide.param_guard is not None:
+        with torch.no_grad():
+            guide.param_guard.check(type(guide).__name__)
     density, parts, scores = guide.density(), [], []
     with torch.no_grad():
         for start in range(0, num_samples, _CHUNK):

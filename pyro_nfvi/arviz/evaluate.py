@@ -14,11 +14,11 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
-from pyro_nfvi.arviz.simulate import Simulator, is_factor
 from pyro_nfvi.errors import NoDataWarning, OptionError
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint import Evaluation, LogJoint
 from pyro_nfvi.logjoint.enumeration import unmarked
+from pyro_nfvi.logjoint.forward import ForwardModel, is_factor
 from pyro_nfvi.logjoint.run import SetSubsample, is_deterministic, is_observed
 
 __all__ = ["ModelView"]
@@ -76,14 +76,7 @@ class ModelView:
             self.trace: Trace = poutine.trace(poutine.condition(model, data=first)).get_trace(
                 *args, **kwargs
             )
-        self.simulator = Simulator(
-            model,
-            args,
-            kwargs,
-            self.subsample,
-            nesting=self.log_joint.max_plate_nesting,
-            together=self.log_joint.how == "plate",
-        )
+        self.simulator = ForwardModel(model, args, kwargs, self.subsample)
 
     @property
     def rows(self) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,23 @@ from pyro_nfvi.arviz.tree import Groups
 from pyro_nfvi.diagnostics import ess, log_evidence, psis
 from pyro_nfvi.errors import ConversionWarning, ModelError, WeightError
 
-__all__ = ["Gatherer", "report", "weight_attrs"]
+__all__ = ["Gatherer", "among", "as_array", "named_arguments", "report", "weight_attrs"]
 
 #: Most numbers that one variable may hold unless its group is asked for by name: 400 MB of float64.
 _LARGEST = 50_000_000
+#: What the draws of an approximation are, and what that is for LOO; by whether they are reweighted.
+_DRAWS = {
+    False: "of the approximation, not corrected by their importance weights (see sample_stats)",
+    True: "resampled by Pareto-smoothed importance weights",
+}
+_LOO = {
+    False: (
+        "az.loo, az.waic and az.compare take these draws for exact ones. Corrected: "
+        "pyro_nfvi.arviz.loo_approximate(data), its .to_arviz() for az.compare, or "
+        "to_arviz(reweighted=True)"
+    ),
+    True: "corrected by resampling; az.loo and az.compare may be used as they are",
+}
 #: Draws of the prior.
 _PRIOR_DRAWS = 500
 
@@ -88,6 +101,8 @@ class Gatherer:
         for name, value in self.draws.values.items():
             self._add("posterior", name, self.labels.site(name, tuple(value.shape[2:])), value)
         self.groups.note("posterior", **self.draws.attrs)
+        if self.draws.log_q is not None:
+            self.groups.note("posterior", draws=_DRAWS["reweighted" in self.draws.attrs])
 
     def _evaluation(self, view: ModelView, log_p: Tensor | None) -> Tensor:
         """One pass over the draws: log joint, deterministic sites, log likelihood."""
@@ -116,6 +131,8 @@ class Gatherer:
         for name in deterministic:
             array = self._by_chain(keep["deterministic", name])
             self._add("posterior", name, self.labels.site(name, array.shape[2:]), array)
+        if likelihood and self.draws.log_q is not None:
+            self.groups.note("log_likelihood", loo=_LOO["reweighted" in self.draws.attrs])
         for name in likelihood:
             array = self._by_chain(keep["likelihood", name])
             self._add("log_likelihood", name, self.labels.batch(name, array.shape[2:]), array)
@@ -232,8 +249,10 @@ class Gatherer:
             for name, value in observed.items():
                 self._add("observed_data", name, self.labels.site(name, tuple(value.shape)), value)
         if self._wants("constant_data"):
-            for name, value in _arguments(view, list(observed.values())).items():
-                array = _array(value)
+            given = named_arguments(view.log_joint.model, view.args, view.kwargs)
+            values = list(observed.values())
+            for name, value in {n: v for n, v in given.items() if not among(v, values)}.items():
+                array = as_array(value)
                 self._add("constant_data", name, self.labels.array(name, array.shape), array)
 
     def _statistics(self, log_p: Tensor | None) -> None:
@@ -273,7 +292,7 @@ class Gatherer:
     def _add(
         self, group: str, name: str, dims: tuple[str, ...], value: Tensor | np.ndarray
     ) -> None:
-        self.groups.add(group, name, dims, _array(value))
+        self.groups.add(group, name, dims, as_array(value))
 
 
 def report(missing: Mapping[str, str], asked: Collection[str] | None, *, has_model: bool) -> None:
@@ -297,7 +316,7 @@ class _Columns:
     def append(self, rows: Mapping[tuple[str, str], Tensor]) -> None:
         stop = self.filled
         for key, value in rows.items():
-            part = _array(value)
+            part = as_array(value)
             if key not in self.arrays:
                 self.arrays[key] = np.empty((self.count, *part.shape[1:]), part.dtype)
             stop = self.filled + len(part)
@@ -324,22 +343,19 @@ def weight_attrs(log_w: Tensor) -> dict[str, Any]:
     return {key: v[0] if len(v) == 1 else np.array(v) for key, v in found.items()}
 
 
-def _arguments(view: ModelView, observed: list[Tensor]) -> dict[str, Any]:
-    """Numeric arguments of the model that are not its observed data, by name."""
-    model = view.log_joint.model
+def named_arguments(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the numeric arguments of a call of the model, by name."""
     try:
         call = model.forward if isinstance(model, torch.nn.Module) else model
-        bound = inspect.signature(call).bind(*view.args, **view.kwargs).arguments
+        bound = inspect.signature(call).bind(*args, **kwargs).arguments
     except (TypeError, ValueError):
-        bound = {f"arg_{index}": value for index, value in enumerate(view.args)} | view.kwargs
+        bound = {f"arg_{index}": value for index, value in enumerate(args)} | dict(kwargs)
     flat: dict[str, Any] = {}
     for name, value in bound.items():
         flat |= _opened(str(name), value)
-    return {
-        name: value
-        for name, value in flat.items()
-        if _is_numeric(value) and not _among(value, observed)
-    }
+    return {name: value for name, value in flat.items() if _is_numeric(value)}
 
 
 def _opened(name: str, value: Any) -> dict[str, Any]:
@@ -365,16 +381,18 @@ def _is_numeric(value: Any) -> bool:
     return isinstance(value, (Tensor, bool, int, float))
 
 
-def _among(value: Any, observed: list[Tensor]) -> bool:
+def among(value: Any, observed: Sequence[Tensor]) -> bool:
+    """Whether an argument is one of the observed values."""
     if not isinstance(value, (Tensor, np.ndarray)):
         return False
-    array = _array(value)
+    array = as_array(value)
     return any(
-        array.shape == tuple(one.shape) and np.array_equal(array, _array(one)) for one in observed
+        array.shape == tuple(one.shape) and np.array_equal(array, as_array(one)) for one in observed
     )
 
 
-def _array(value: Any) -> np.ndarray:
+def as_array(value: Any) -> np.ndarray:
+    """Return a value as a NumPy array on the CPU."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         if value.dtype == torch.bfloat16:

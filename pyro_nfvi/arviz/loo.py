@@ -31,6 +31,18 @@ class LOO(NamedTuple):
     #: Number of draws.
     num_draws: int = 10_000
 
+    def to_arviz(self) -> Any:
+        """Return the same as ArviZ's own ``ELPDData``, which ``az.compare`` takes.
+
+        Raises:
+            MissingPackageError: ArviZ is not installed.
+        """
+        from pyro_nfvi.arviz.tree import elpd_data
+
+        return elpd_data(
+            self.elpd, self.se, self.p_loo, self.pointwise, self.pareto_k, self.num_draws
+        )
+
     def __str__(self) -> str:
         limit = khat_threshold(self.num_draws)
         bad = int((self.pareto_k >= limit).sum())

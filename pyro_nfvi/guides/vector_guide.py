@@ -35,6 +35,7 @@ from pyro_nfvi.errors import (
 from pyro_nfvi.flows.base import Flow
 from pyro_nfvi.guides.draws import chunk_rows, deterministic_sites, draws_shape
 from pyro_nfvi.guides.gradient_check import watch_gradient
+from pyro_nfvi.guides.param_guard import ParamGuard
 from pyro_nfvi.guides.posterior import BaseNoise, FlowPosterior
 from pyro_nfvi.guides.start import StartMessenger, feasible
 from pyro_nfvi.guides.start_search import find_start
@@ -77,6 +78,8 @@ class VectorGuide(AutoContinuous):
         self._init_loc_fn: Callable[..., Any] | None = init_loc_fn
         self._base = base
         self._watch = StructureWatch()
+        #: Trained parameters of the model, set by a fit; beside others the guide refuses to run.
+        self.param_guard: ParamGuard | None = None
 
     def _build(self) -> None:
         """Make the parameters, from ``self.latent``."""
@@ -258,6 +261,8 @@ class VectorGuide(AutoContinuous):
 
     def forward(self, *args: Any, **kwargs: Any) -> TensorDict:
         """Draw all latent sites; arguments as the model's."""
+        if self.param_guard is not None:
+            self.param_guard.check(type(self).__name__)
         self._ready(args, kwargs)
         with recorded(self):
             return self._drawn(args, kwargs)
@@ -330,6 +335,8 @@ class VectorGuide(AutoContinuous):
                 raise NotSetUpError(
                     "A guide loaded from a pickle has no model: deterministic sites cannot be made."
                 )
+            if self.param_guard is not None:
+                self.param_guard.check(type(self).__name__)
             draws |= deterministic_sites(self.model, draws, args, kwargs)
         return {name: value.reshape(shape + value.shape[1:]) for name, value in draws.items()}
 

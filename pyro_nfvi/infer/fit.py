@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import pyro
 import torch
 from torch import Tensor
 
@@ -21,6 +20,8 @@ from pyro_nfvi.errors import ModelError, NotSetUpError
 from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.infer.draws import WeighedDraws, push_chunks
 from pyro_nfvi.infer.findings import Finding, ModeSearch, find
+from pyro_nfvi.infer.model_params import ModelParams
+from pyro_nfvi.infer.predict import Predictions, predict_from
 from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.infer.summary import Summary
 from pyro_nfvi.latent import LatentSpace
@@ -81,7 +82,7 @@ class Fit:
     training: Training
     params: TensorDict = field(default_factory=dict)
     log_joint: LogJoint | None = None
-    _store: dict[str, Any] = field(default_factory=lambda: {"params": {}, "constraints": {}})
+    _params: ModelParams = field(default_factory=ModelParams)
 
     # ------------------------------------------------------------------------- what it says
 
@@ -208,17 +209,23 @@ class Fit:
     # ------------------------------------------------------------------------ what it gives
 
     @takes_turn
-    def sample(self, num_samples: int = 1000, *, seed: int | None = None) -> TensorDict:
-        """Draw from the posterior: each site's draws ``(num_samples, *shape)``.
+    def sample(
+        self, num_samples: int = 1000, *, seed: int | None = None, deterministic: bool = False
+    ) -> TensorDict:
+        """Draw the latent sites from the posterior: each site's draws ``(num_samples, *shape)``.
 
-        Deterministic sites are included, except for a fit that was loaded without its model.
+        Latents alone are what ``pyro.infer.Predictive`` may be given: it would hold a
+        deterministic site at its old value also where new data ask for another. For predictions
+        see :meth:`predict`, which runs under the trained parameters too.
 
         Args:
             num_samples: Number of draws.
             seed: Makes the draws repeatable; None uses torch's own random state.
+            deterministic: Add the model's deterministic sites, at the data of the fit.
 
         Raises:
             OptionError: ``num_samples`` is not a positive whole number.
+            NotSetUpError: ``deterministic`` for a fit that was loaded without its model.
         """
         num_samples = whole("num_samples", num_samples)
         density = self.guide.density()
@@ -232,14 +239,21 @@ class Fit:
             z, _ = push_chunks(
                 density, num_samples, lambda rows: density.sample_base(rows, generator=noise)
             )
-            return self._sites(z, None, noise)
+            return self._sites(z, self._deterministic(z, noise) if deterministic else {})
 
     @takes_turn
-    def resample(self, num_samples: int = 1000, *, seed: int | None = None) -> TensorDict:
-        """Draw from the fit's draws by their smoothed importance weights.
+    def resample(
+        self, num_samples: int = 1000, *, seed: int | None = None, deterministic: bool = False
+    ) -> TensorDict:
+        """Draw latents from the fit's draws by their smoothed importance weights.
 
         Where ``tail.reliable`` this takes away most of what the flow got wrong. A draw may
         come up more than once; ask for no more than ``ess``.
+
+        Args:
+            num_samples: Number of draws.
+            seed: Makes the draws repeatable; None uses torch's own random state.
+            deterministic: Add the deterministic sites of these draws, at the data of the fit.
 
         Raises:
             OptionError: ``num_samples`` is not a positive whole number.
@@ -252,8 +266,82 @@ class Fit:
             raise ModelError(f"The draws cannot be reweighted: {self._no_weights()}")
         noise = None if seed is None else stream(seed, "resample")
         index = resample(smoothed.log_weights, num_samples, generator=noise)
-        fixed = {name: value[index] for name, value in self.draws.deterministic.items()}
-        return self._sites(self.draws.z[index], fixed)
+        fixed = self.draws.deterministic if deterministic else {}
+        return self._sites(self.draws.z[index], {n: value[index] for n, value in fixed.items()})
+
+    def predict(
+        self,
+        *args: Any,
+        num_samples: int = 1000,
+        sites: Sequence[str] | None = None,
+        seed: int | None = None,
+        reweighted: bool = False,
+        from_prior: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Predictions:
+        r"""Predict: run the model forward at draws of the latents, for data of any size.
+
+        .. math:: \tilde y_s \sim p(\tilde y \mid \theta_s, \tilde x, \hat\phi),
+            \qquad \theta_s \sim q(\theta)
+
+        Latents alone are held, under the trained parameters of the model. Observed sites are drawn
+        anew, whether the model gets ``None`` for their data or always gets data; deterministic
+        sites are computed anew. A plate that subsamples is gone through batch by batch.
+
+        Discrete sites that were summed out: one in the plates of an observed site (the component
+        of each row) is drawn from its prior given the latents, one that rows share (outside of all
+        plates, or in a plate of groups) from its posterior. Without any arguments the model is run
+        with those of the fit, and all of them come from their posterior.
+
+        A latent in a plate of unchanged size is held, also where its entries should stand for
+        other things than in the fit: name it in ``from_prior`` then.
+
+        Args:
+            *args: The model's positional arguments at new data.
+            num_samples: Number of draws of the latents.
+            sites: Sites to return; by default all that were not held.
+            seed: Makes predictions repeatable; None uses torch's own random state.
+            reweighted: Take the latents from :meth:`resample`, which corrects the fit by its
+                importance weights.
+            from_prior: Latent sites that are drawn from their prior given the other latents:
+                groups that were not in the data, say.
+            **kwargs: The model's keyword arguments (a model whose own are called as one of these
+                options is wrapped in a function).
+
+        Shape:
+            ``(num_samples, *shape of the site at the new data)`` each.
+
+        Cost:
+            One run of the model for each chunk of draws, or for each draw where it cannot be
+            vectorised; every chunk is compared with the model run alone.
+
+        Raises:
+            NotSetUpError: The fit was loaded without its model.
+            ModelError: A latent has another shape at the new data, the model does not take the
+                arguments, a site cannot be drawn, or several plates subsample.
+            OptionError: An option is wrong, or a name is not in the model.
+
+        Source: Gelman et al. 2013, Bayesian Data Analysis, 3rd edition, section 1.3.
+
+        Example:
+            >>> import pyro, torch
+            >>> import pyro.distributions as dist
+            >>> from pyro_nfvi import NFVI
+            >>> def model(x, y=None):
+            ...     slope = pyro.sample("slope", dist.Normal(0.0, 5.0))
+            ...     with pyro.plate("rows", len(x)):
+            ...         mean = pyro.deterministic("mean", slope * x)
+            ...         return pyro.sample("y", dist.Normal(mean, 0.1), obs=y)
+            >>> x = torch.linspace(-1, 1, 20)
+            >>> fit = NFVI(model, "affine", max_steps=200, seed=0, progress=False).run(x, 2 * x)
+            >>> new = fit.predict(torch.tensor([10.0, 20.0]), num_samples=400, seed=0)
+            >>> sorted(new), new["y"].shape, bool((new["y"].mean(0)[1] - 40).abs() < 1)
+            (['mean', 'y'], torch.Size([400, 2]), True)
+        """
+        log_joint, num_samples = self.require_model(), whole("num_samples", num_samples)
+        with self.model_scope(), seeded(seed, "predict") if seed is not None else nullcontext():
+            draws = (self.resample if reweighted else self.sample)(num_samples)
+            return predict_from(log_joint, draws, args, kwargs, sites=sites, from_prior=from_prior)
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Score constrained values, ``(*b, *site shape)`` each: ``(*b,)`` in nats.
@@ -378,24 +466,22 @@ class Fit:
     @contextmanager
     def model_scope(self) -> Iterator[None]:
         """Let the model see its trained parameters, and the user's store nothing of it."""
-        state = {key: dict(value) for key, value in self._store.items()}
-        with turn(), pyro.get_param_store().scope(state):
+        guard = self.guide.param_guard
+        opened = nullcontext() if guard is None else guard.opened()
+        with turn(), self._params.scope(), opened:
             yield
 
-    def _sites(
-        self,
-        z: Tensor,
-        deterministic: TensorDict | None,
-        generator: torch.Generator | None = None,
-    ) -> TensorDict:
-        """Constrained values, with deterministic sites given or made by the model."""
+    def _sites(self, z: Tensor, others: TensorDict) -> TensorDict:
+        """Constrained values of the latents, beside others."""
         with torch.no_grad():
             values, _ = self.latent.constrain(z)
-        if deterministic is None and self.log_joint is not None and self.draws.deterministic:
-            with self.model_scope(), torch.random.fork_rng(devices=[]):
-                found = self.log_joint.evaluate(z, generator=generator)
-                deterministic = found.deterministic
-        return {**values, **(deterministic or {})}
+        return {**values, **others}
+
+    def _deterministic(self, z: Tensor, noise: torch.Generator | None) -> TensorDict:
+        """Compute the deterministic sites at draws."""
+        log_joint = self.require_model()
+        with self.model_scope(), torch.random.fork_rng(devices=[]):
+            return log_joint.evaluate(z, generator=noise).deterministic
 
     def _no_weights(self) -> str:
         if not self.draws.exact:

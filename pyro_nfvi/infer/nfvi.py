@@ -206,7 +206,9 @@ class NFVI:
             check_engine(self.engine)
             run = FitRun(self, model, args, kwargs, names, seed, budget)
             climbs = self.guide == "auto" and self.precondition and self.stop
-            return climb(run) if climbs else run.whole()
+            fit = climb(run) if climbs else run.whole()
+        fit.guide.param_guard = fit._params.guard()
+        return fit
 
 
 def _cure(words: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +16,16 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from pyro_nfvi._modes import scoring
-from pyro_nfvi._random import fresh_seed
+from pyro_nfvi._random import fresh_seed, seeded
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.chain_rule import scored
 from pyro_nfvi.diagnostics import psis
 from pyro_nfvi.errors import ModelError, WeightError
 from pyro_nfvi.guides import AutoMixture
+from pyro_nfvi.infer.predict import Predictions, predict_from
 from pyro_nfvi.infer.scope import own_random_state
 from pyro_nfvi.infer.summary import Summary
+from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.options import whole
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ class NutsRun:
     """Draws of NUTS that ran through a fitted flow; ``to_arviz`` takes it as any MCMC.
 
     Attributes:
-        samples: Draws of each site, deterministic ones included, ``(chains, draws, *shape)``.
+        samples: Draws of each latent site, ``(chains, draws, *shape)``.
+        deterministic: Values of the deterministic sites at them, ``(chains, draws, *shape)``.
         log_p: Log joint of the constrained sites at each draw, ``(chains, draws)``, in nats.
         khat: Shape of the tail of the fit's importance weights, seen from the posterior: the
             k-hat that the fit's own draws should have shown. A mode that the fit misses and a
@@ -56,6 +59,7 @@ class NutsRun:
     """
 
     samples: TensorDict
+    deterministic: TensorDict
     log_p: Tensor
     khat: float
     divergences: tuple[tuple[int, ...], ...]
@@ -63,6 +67,7 @@ class NutsRun:
     ess: float
     seconds: float
     kernel: _Kernel
+    log_joint: LogJoint
     model_scope: Callable[[], AbstractContextManager[None]]
     _args: tuple[Any, ...] = ()
     _kwargs: dict[str, Any] = field(default_factory=dict)
@@ -71,15 +76,42 @@ class NutsRun:
     def _diagnostics(self) -> list[dict[str, Any]]:
         return [{"divergences": list(places)} for places in self.divergences]
 
-    def get_samples(self, *, group_by_chain: bool = False) -> TensorDict:
-        """Draws of each site: ``(chains * draws, *shape)``, or ``(chains, draws, *shape)``."""
+    def get_samples(
+        self, *, group_by_chain: bool = False, deterministic: bool = False
+    ) -> TensorDict:
+        """Return draws of each latent, ``(chains * draws, *shape)``.
+
+        Args:
+            group_by_chain: Keep the axis of chains: ``(chains, draws, *shape)``.
+            deterministic: Add the deterministic sites, at the data of the fit.
+        """
+        sites = {**self.samples, **(self.deterministic if deterministic else {})}
         if group_by_chain:
-            return dict(self.samples)
-        return {name: value.flatten(0, 1) for name, value in self.samples.items()}
+            return sites
+        return {name: value.flatten(0, 1) for name, value in sites.items()}
+
+    def predict(
+        self,
+        *args: Any,
+        sites: Sequence[str] | None = None,
+        seed: int | None = None,
+        from_prior: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Predictions:
+        """Predict at all draws of the chains; see :meth:`Fit.predict`."""
+        with self.model_scope(), seeded(seed, "predict") if seed is not None else nullcontext():
+            return predict_from(
+                self.log_joint,
+                self.get_samples(),
+                args,
+                kwargs,
+                sites=sites,
+                from_prior=from_prior,
+            )
 
     def summary(self) -> Summary:
         """Return mean, sd and quantiles of every number."""
-        draws = self.get_samples()
+        draws = self.get_samples(deterministic=True)
         weights = torch.zeros(self.log_p.numel(), dtype=torch.float64, device=self.log_p.device)
         return Summary.of(draws, weights, self._note())
 
@@ -163,11 +195,14 @@ def to_nuts(
             values, ladj = fit.latent.constrain(z)
         evaluated = log_joint.evaluate(z, {})
     shape = eps.shape[:2]
-    sites = {**values, **evaluated.deterministic}
-    samples = {name: value.unflatten(0, shape) for name, value in sites.items()}
+    samples, fixed = (
+        {name: value.unflatten(0, shape) for name, value in sites.items()}
+        for sites in (values, evaluated.deterministic)
+    )
     rhat, ess = _mixing(z.unflatten(0, shape))
     return NutsRun(
         samples,
+        fixed,
         (evaluated.log_p - ladj).unflatten(0, shape),
         _khat(evaluated.log_p - log_q),
         tuple(places),
@@ -175,6 +210,7 @@ def to_nuts(
         ess,
         time.monotonic() - begin,
         _Kernel(log_joint.model),
+        log_joint,
         fit.model_scope,
         fit.args,
         fit.kwargs,

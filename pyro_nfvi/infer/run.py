@@ -24,6 +24,7 @@ from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.guide_spec import flow_name, make_guide
 from pyro_nfvi.infer.keep import keep_better
 from pyro_nfvi.infer.loop import Loop
+from pyro_nfvi.infer.model_params import ModelParams
 from pyro_nfvi.infer.modes import MODE_ROWS, best_of, look_for_modes, missed_modes, modes_of_starts
 from pyro_nfvi.infer.optim import make_optimizer
 from pyro_nfvi.infer.outside import WIDE_ROWS, mass_outside, too_much
@@ -32,6 +33,7 @@ from pyro_nfvi.infer.progress import Progress
 from pyro_nfvi.infer.reason import stuck
 from pyro_nfvi.infer.runaway import blame_runaway, check_proper, with_fit
 from pyro_nfvi.infer.schedule import Schedule, default_rate
+from pyro_nfvi.infer.scope import only
 from pyro_nfvi.infer.step import EagerStep
 from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.infer.tails import TAIL_ROWS, follow_tails
@@ -100,11 +102,7 @@ class FitRun:
         The model's own parameters stay, and go on training.
         """
         store = pyro.get_param_store()
-        held = store.get_state()
-        models = {
-            key: {name: held[key][name] for name in self.names} for key in ("params", "constraints")
-        }
-        with store.scope(models):
+        with store.scope(only(store.get_state(), self.names)):
             yield
 
     # --------------------------------------------------------------------------- the stages
@@ -289,19 +287,8 @@ class FitRun:
         if len(draws.z) < min(count, most_on_all_data(log_joint)):
             self.time.leave_out("some of the draws on which a fit is judged")
         training.timing.update(evaluate=end - begin, total=end)
-        store = pyro.get_param_store()
-        held = store.get_state()
-        return Fit(
-            guide,
-            draws,
-            training,
-            {name: store[name].detach().clone() for name in sorted(self.names)},
-            log_joint,
-            {
-                "params": {name: held["params"][name] for name in self.names},
-                "constraints": {name: held["constraints"][name] for name in self.names},
-            },
-        )
+        params = ModelParams.of(log_joint.param_leaves(), log_joint.param_constraints)
+        return Fit(guide, draws, training, params.constrained(), log_joint, params)
 
     def leaves_out(self, fit: Fit) -> bool:
         """Whether posterior mass lies where the guide has next to nothing, for all that is seen."""

@@ -8,13 +8,11 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import config_enumerate
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor, nn
-from torch.distributions import transform_to
+from torch import Tensor
 
 from pyro_nfvi import bases
 from pyro_nfvi.errors import FileError, ModelError, ParamStoreError
@@ -26,6 +24,7 @@ from pyro_nfvi.infer.draws import WeighedDraws
 from pyro_nfvi.infer.files import read_file, write_file
 from pyro_nfvi.infer.findings import from_json, from_settings, to_json
 from pyro_nfvi.infer.fit import Fit, Training
+from pyro_nfvi.infer.model_params import ModelParams
 from pyro_nfvi.infer.scope import own_params, own_random_state
 from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.latent import LatentSpace
@@ -145,12 +144,15 @@ def load(
         guide.setup(*call[0], **call[1])
         _check_same(latent, guide.latent, params, names)
         _fill(guide, state)
-        store_state = _take_over(params)
         log_joint = LogJoint(model, *call, guide.latent)
+        here = ModelParams.of(log_joint.param_leaves(), log_joint.param_constraints)
+        trained = here.with_values(params)
+        trained.put()
         if not draws.exact and not log_joint.subsampled:  # all data, where the fit saw batches
             log_p = log_joint.evaluate(draws.z).log_p
             draws = dataclasses.replace(draws, log_p=log_p, exact=True)
-    return Fit(guide, draws, made, params, log_joint, store_state)
+    guide.param_guard = trained.guard()
+    return Fit(guide, draws, made, params, log_joint, trained)
 
 
 def _check_same(
@@ -167,21 +169,6 @@ def _check_same(
             f"The model is not the one that was fitted: its parameter {odd[0]!r} is in {where} "
             "only."
         )
-
-
-def _take_over(params: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Put the trained values into the present param store; return its state."""
-    store = pyro.get_param_store()
-    for name, value in params.items():
-        leaf = store[name].unconstrained()
-        if isinstance(leaf, nn.Parameter):  # of a module of the user's, which holds the tensor
-            transform = transform_to(store._constraints[name])
-            with torch.no_grad():
-                leaf.copy_(transform.inv(value))
-        else:
-            store[name] = value
-    held = store.get_state()
-    return {key: {name: held[key][name] for name in params} for key in ("params", "constraints")}
 
 
 def _guide_spec(guide: AutoFlow | AutoMixture) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from pyro_nfvi._random import seeded
 from pyro_nfvi.guides.start_search import any_trace
+from pyro_nfvi.logjoint.param_sites import param_leaves
 
-__all__ = ["own_params", "own_random_state"]
+__all__ = ["only", "own_params", "own_random_state"]
 
 
 @contextmanager
@@ -47,13 +48,20 @@ def own_params(
         "params": {name: _copy(param) for name, param in state["params"].items()},
         "constraints": dict(state["constraints"]),
     }
+    own = list(model.parameters()) if isinstance(model, nn.Module) else []
+    frozen = [param for param in own if not param.requires_grad]
     with store.scope(copies):
-        trace = any_trace(model, args, kwargs)
-        used = frozenset(name for name, site in trace.nodes.items() if site["type"] == "param")
-        now = store.get_state()
-    own = {
-        "params": {name: now["params"][name] for name in used},
-        "constraints": {name: now["constraints"][name] for name in used},
-    }
+        used = frozenset(param_leaves(any_trace(model, args, kwargs)))
+        for param in frozen:  # Pyro's store makes every tensor trainable that it takes
+            param.requires_grad_(False)
+        own = only(store.get_state(), used)
     with store.scope(own):
         yield used
+
+
+def only(state: Mapping[str, dict[str, Any]], names: frozenset[str]) -> dict[str, dict[str, Any]]:
+    """Cut a param store's state down to some names; a module may keep a parameter to itself."""
+    return {
+        key: {name: state[key][name] for name in names if name in state[key]}
+        for key in ("params", "constraints")
+    }

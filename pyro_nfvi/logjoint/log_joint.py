@@ -28,6 +28,7 @@ from pyro_nfvi.logjoint.checks import (
     quiet,
 )
 from pyro_nfvi.logjoint.missing import fillings
+from pyro_nfvi.logjoint.param_sites import constraint_of, param_leaves
 from pyro_nfvi.logjoint.run import (
     DETERMINISTIC,
     LIKELIHOOD,
@@ -157,7 +158,9 @@ class LogJoint:
                 if site["type"] == "sample" and torch.is_tensor(site["value"])
             )
             self._has_deterministic = bool(self._run.deterministic)
-            self._params = [name for name, site in first.nodes.items() if site["type"] == "param"]
+            #: Constraints of the model's parameters, by param site.
+            self.param_constraints = {n: constraint_of(first, n) for n in param_leaves(first)}
+            self._leaves = param_leaves(first)
             # As many check points as no axis of the model is long, so that a wrong broadcast shows.
             taken = {n for site in first.nodes.values() for n in _axes(site)}
             self._count = next(n for n in itertools.count(3) if n not in taken)
@@ -186,14 +189,21 @@ class LogJoint:
         """Keyword arguments of the model."""
         return dict(self._run.kwargs)
 
-    def named_parameters(self) -> TensorDict:
-        """Return the model's own parameters as unconstrained leaves, from Pyro's param store.
+    def param_leaves(self) -> TensorDict:
+        """Return the unconstrained leaves of all param sites, trained or not.
 
-        Call it in the store scope in which the model is run.
+        From Pyro's param store where it has them, else from the modules that hold them. Call it in
+        the store scope in which the model is run.
         """
         store = pyro.get_param_store()
-        found = {name: store[name].unconstrained() for name in self._params if name in store}
-        return {name: leaf for name, leaf in found.items() if leaf.requires_grad}
+        return {
+            name: store[name].unconstrained() if name in store else leaf
+            for name, leaf in self._leaves.items()
+        }
+
+    def named_parameters(self) -> TensorDict:
+        """Return the leaves of :meth:`param_leaves` that are trained."""
+        return {name: leaf for name, leaf in self.param_leaves().items() if leaf.requires_grad}
 
     def parameters(self) -> list[Tensor]:
         """The leaves of :meth:`named_parameters`."""

@@ -49,7 +49,8 @@ def fit():
 
 
 def test_sample(fit):
-    draws = fit.sample(2000, seed=0)
+    assert sorted(fit.sample(3)) == ["mu"]
+    draws = fit.sample(2000, seed=0, deterministic=True)
     assert sorted(draws) == ["mu", "twice"]
     assert draws["mu"].shape == (2000,)
     torch.testing.assert_close(draws["twice"], 2 * draws["mu"])
@@ -98,7 +99,7 @@ def test_reweighting_mends_a_poor_fit():
     # ESS of some hundred draws: standard errors of 0.05 sd; the margins are four times that.
     assert abs(mended.mean - mean) < 0.25 * sd
     assert abs(mended.sd / sd - 1) < 0.2
-    draws = poor.resample(1000, seed=0)
+    draws = poor.resample(1000, seed=0, deterministic=True)
     assert abs(float(draws["mu"].mean()) - mean) < 0.3 * sd
     torch.testing.assert_close(draws["twice"], 2 * draws["mu"])
     assert torch.equal(draws["mu"], poor.resample(1000, seed=0)["mu"])
@@ -181,7 +182,10 @@ def test_a_loaded_fit_is_the_same_without_the_model(fit, tmp_path):
     assert again.why_stopped == fit.why_stopped
     assert again.why_stopped.detail == fit.why_stopped.detail
     assert str(again.summary()) == str(fit.summary())  # deterministic sites included
-    assert torch.equal(again.resample(9, seed=1)["twice"], fit.resample(9, seed=1)["twice"])
+    both = [one.resample(9, seed=1, deterministic=True)["twice"] for one in (again, fit)]
+    assert torch.equal(*both)
+    with pytest.raises(NotSetUpError, match="model=model"):
+        again.sample(2, deterministic=True)
     draws = fit.sample(5, seed=1)
     assert torch.equal(again.sample(5, seed=1)["mu"], draws["mu"])
     assert torch.equal(again.log_prob(draws), fit.log_prob(draws))
@@ -196,7 +200,7 @@ def test_a_loaded_fit_is_the_same_without_the_model(fit, tmp_path):
 def test_loading_with_the_model_gives_deterministic_sites(fit, tmp_path):
     fit.save(tmp_path / "fit.pt")
     again = load(tmp_path / "fit.pt", model=conjugate, args=(Y,))
-    draws = again.sample(4, seed=2)
+    draws = again.sample(4, seed=2, deterministic=True)
     torch.testing.assert_close(draws["twice"], 2 * draws["mu"])
     assert again.args == (Y,)
     assert list(pyro.get_param_store()) == []
@@ -245,7 +249,9 @@ def test_models_parameters_survive(tmp_path):
     fit.save(tmp_path / "fit.pt")
     again = load(tmp_path / "fit.pt", model=model, args=(Y,))
     torch.testing.assert_close(again.params["scale"], fit.params["scale"])
-    torch.testing.assert_close(again.sample(2)["used"], fit.params["scale"].expand(2))
+    torch.testing.assert_close(
+        again.sample(2, deterministic=True)["used"], fit.params["scale"].expand(2)
+    )
     assert "scale" not in pyro.get_param_store()
     with pytest.raises(ModelError, match="parameter 'scale' is in the file only"):
         load(tmp_path / "fit.pt", model=conjugate, args=(Y,))
@@ -423,11 +429,11 @@ def test_a_fit_with_discrete_sites_loads_with_its_model(tmp_path):
 
     y = torch.tensor([-2.0, 2.0, 2.5])
     fit = quick(mixture, max_steps=100).run(y)
-    draws = fit.sample(6, seed=0)
+    draws = fit.sample(6, seed=0, deterministic=True)
     assert draws["own"].shape == (6, 3)
     assert bool((draws["own"].unsqueeze(-1) == draws["loc"].unsqueeze(-2)).any(-1).all())
-    assert torch.equal(draws["own"], fit.sample(6, seed=0)["own"])
+    assert torch.equal(draws["own"], fit.sample(6, seed=0, deterministic=True)["own"])
     fit.save(tmp_path / "fit")
     again = load(tmp_path / "fit", model=mixture, args=(y,))
     assert torch.equal(again.sample(6, seed=0)["loc"], draws["loc"])
-    assert again.sample(6)["own"].shape == (6, 3)
+    assert again.sample(6, deterministic=True)["own"].shape == (6, 3)
