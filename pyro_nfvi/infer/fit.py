@@ -269,6 +269,7 @@ class Fit:
         fixed = self.draws.deterministic if deterministic else {}
         return self._sites(self.draws.z[index], {n: value[index] for n, value in fixed.items()})
 
+    @takes_turn
     def predict(
         self,
         *args: Any,
