@@ -23,6 +23,7 @@ __all__ = [
     "MassOutside",
     "MissedModes",
     "ModeSearch",
+    "SecondOpinion",
     "TimeOver",
     "find",
     "from_json",
@@ -206,6 +207,43 @@ class MassOutside(Finding):
             f"about {100 * self.share:.0f} % of the posterior lies where the guide has next to "
             "nothing: a tail or a mode that it does not reach"
         )
+
+
+@dataclass(frozen=True)
+class SecondOpinion(Finding):
+    """Draws of the fit scored by Pyro's own trace, with validation on.
+
+    Attributes:
+        draws: Draws that were scored.
+        wrong: Draws that Pyro scores otherwise, or refuses.
+        site: The site at fault in the first of these.
+        reason: What Pyro says of it.
+        left_out: Draws for which there was no time.
+    """
+
+    draws: int
+    wrong: int = 0
+    site: str = ""
+    reason: str = ""
+    left_out: int = 0
+
+    @property
+    def level(self) -> Level:
+        return Level.FAULT if self.wrong else Level.REMARK
+
+    def sentence(self) -> str:
+        if self.wrong:
+            where = f"at the site {self.site!r}, " if self.site else ""
+            return (
+                f"{self.wrong} of {self.draws} draws are impossible or scored otherwise by Pyro's "
+                f"own trace: {where}{self.reason}"
+            )
+        if self.left_out:
+            return (
+                f"Pyro's own trace scored {self.draws} draws alike; for {self.left_out} more there "
+                "was no time"
+            )
+        return ""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from pyro_nfvi.infer.optim import make_optimizer
 from pyro_nfvi.infer.outside import WIDE_ROWS, mass_outside, too_much
 from pyro_nfvi.infer.precondition import gaussian_stage, start_along
 from pyro_nfvi.infer.progress import Progress
+from pyro_nfvi.infer.pyro_check import check_by_pyro, opinion_of_pyro
 from pyro_nfvi.infer.reason import stuck
 from pyro_nfvi.infer.runaway import blame_runaway, check_proper, with_fit
 from pyro_nfvi.infer.schedule import Schedule, default_rate
@@ -52,6 +53,8 @@ _DRAWS, _LOOP_DRAWS, _FEWEST_DRAWS, _NUMBERS = 2000, 500, 200, 300_000_000
 _KEPT, _COMPARED = 1536, 1024
 #: Condition number of a Gaussian in single precision from which on the report says so.
 _ILL = 1e6
+#: Share of a limited time that a check by Pyro's own trace may take.
+_MOMENT = 0.03
 #: Fits of fewer steps than this take a shorter Gaussian stage.
 WHOLE = 1000
 _INTERRUPTED = StopReason(
@@ -122,6 +125,7 @@ class FitRun:
         """Build a guide's parameters; return the log joint of its latent space."""
         guide.setup(*self.args, **self.kwargs)
         log_joint = LogJoint(self.model, self.args, self.kwargs, guide.latent)
+        check_by_pyro(log_joint, self._moment())
         self.time.measure(log_joint)
         return log_joint
 
@@ -326,6 +330,8 @@ class FitRun:
         if self.time.affords(TAIL_ROWS, "the look at tails"):
             with self.progress.stage("following tails", 1, unit="look"):
                 findings.append(follow_tails(fit.latent, log_joint, fit.draws))
+        if self.time.affords(1, "a second opinion by Pyro's own trace"):
+            findings.append(opinion_of_pyro(fit, self._moment()))
         if missed:
             findings.append(MissedModes(len(missed)))
         if self.time.undone:
@@ -353,6 +359,11 @@ class FitRun:
         }
 
     # ---------------------------------------------------------------------------- one training
+
+    def _moment(self) -> float | None:
+        """Seconds that a small check may take where time is limited."""
+        limit = self.time.whole.limit
+        return None if limit is None else _MOMENT * limit
 
     def _generator(self, like: Tensor, *labels: int | str) -> torch.Generator:
         return stream(self.seed, *labels, device=like.device)

@@ -180,6 +180,11 @@ class LogJoint:
         return self._run.model
 
     @property
+    def missing(self) -> TensorDict:
+        """Values to put where an observation is NaN under a mask, by site."""
+        return self._run.missing
+
+    @property
     def args(self) -> tuple[Any, ...]:
         """Positional arguments of the model."""
         return self._run.args
@@ -271,7 +276,7 @@ class LogJoint:
                 return Evaluation(log_p, deterministic, likelihood)
             if self._assignment is None:
                 ways = _WAYS if self._way is None else (self._way,)
-                points = self._points(self._count)
+                points = self.points(self._count)
                 self._assignment = Assignment(self._run, ways, points, subsample)
             drawn = [self._assignment.draw(chunk, subsample, generator) for chunk in chunks]
         found, deterministic = (
@@ -358,15 +363,15 @@ class LogJoint:
             run.check_scales(first)
         check_finite(first, run.scalar(latent.init_loc, subsample)[0])
         with pyro.validation_enabled(False):
-            for z in self._points(3):
+            for z in self.points(3):
                 values, _ = latent.constrain(z)
                 check_structure(
                     run.trace(values, subsample), latent, self.enumerated, self.max_plate_nesting
                 )
         return first
 
-    def _points(self, count: int) -> Tensor:
-        """Points at which the ways are compared: near the start and far, from a fixed seed."""
+    def points(self, count: int) -> Tensor:
+        """Return points near the start and far, ``(count, D)``, from a fixed seed."""
         loc = self.latent.init_loc
         noise = torch.randn(count, self.latent.dim, generator=stream(0, "log joint")).to(loc)
         away = torch.linspace(0.1, 1.5, count).to(loc).unsqueeze(-1) * noise
@@ -391,7 +396,7 @@ class LogJoint:
         self, way: Way | None, subsample: Mapping[str, Tensor], sites: frozenset[str] = NO_SITES
     ) -> tuple[Way, str]:
         """Find the first way that agrees with the model run alone, and say why not the others."""
-        points = self._points(self._count)
+        points = self.points(self._count)
         expected = self._evaluate(points, subsample, "loop", sites)
         reasons: list[str] = []
         for candidate in _WAYS if way is None else (way,):
