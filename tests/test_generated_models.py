@@ -16,7 +16,7 @@ from pyro.infer import TraceEnum_ELBO
 from pyro_nfvi.errors import ModelError, NoDataWarning
 from pyro_nfvi.guides.start import prior_trace
 from pyro_nfvi.latent import LatentSpace
-from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi.logjoint import LogJoint, second_opinion
 from pyro_nfvi.logjoint.run import SetSubsample
 
 # Draws of a Wishart warn now and then; the data of a model are of no consequence here.
@@ -90,6 +90,8 @@ def check(spec: Spec) -> str:
             found = log_joint.evaluate(z, subsample).log_p - ladj
             scale = float(1 + right[right.isfinite()].abs().sum())
             torch.testing.assert_close(found, right, rtol=TOLERANCE, atol=TOLERANCE * scale)
+        opinion = second_opinion(log_joints[0], z[:1], subsample)
+        assert not opinion.objections
     return log_joints[0].how
 
 

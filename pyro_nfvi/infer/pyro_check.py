@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_by_pyro", "opinion_of_pyro"]
 
-#: Points near the start and as many around the origin before training, and draws after it. A share p of wrong draws is missed by n draws with
-#: probability (1 - p)^n: 32 miss 10 % once in thirty.
+#: Points near the start, and as many around the origin, before training; draws after it. A share p
+#: of wrong draws is missed by n draws with probability (1 - p)^n: 10 % by 32 once in thirty.
 _POINTS, _DRAWS = 8, 32
 #: Half the width of the points around the origin, as for starts.
 _RADIUS = 2.0
