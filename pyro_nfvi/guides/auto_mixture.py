@@ -11,6 +11,7 @@ from pyro.infer.autoguide import init_to_median
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_nfvi._precision import full_precision
 from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.density import FlowDensity
@@ -272,6 +273,7 @@ class AutoMixture(VectorGuide):
         points = self._points()
         return torch.zeros_like(points[0]), column_quantiles(points, levels)
 
+    @full_precision
     @torch.no_grad()
     def mean(self, *args: Any, **kwargs: Any) -> TensorDict:
         """Return the posterior mean of each constrained site, over the fixed base points."""

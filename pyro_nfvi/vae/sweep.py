@@ -167,6 +167,7 @@ def table(rows: Sequence[Row], published: Sequence[Published] = ()) -> list[dict
             "model": row.flow,
             "-ELBO": _pair(elbo, elbo_sd),
             "NLL": "",
+            "-ELBO of its images": "",
             "NLL weights": "",
             "-ELBO bits/dim": "",
             "quantity": "-ELBO",
@@ -180,8 +181,9 @@ def table(rows: Sequence[Row], published: Sequence[Published] = ()) -> list[dict
         if told:
             line["NLL"] = _pair(*row.mean_sd("nll"))
             line["NLL weights"] = doubt_of(told)
-            same = row.mean_sd("nll_negative_elbo")[0]  # of fewer images than all, perhaps
-            line["quantity"] += f"; {told[0].label}, {told[0].which}, whose -ELBO is {same:.2f}"
+            # Beside the NLL of some images: that of all may lie below it.
+            line["-ELBO of its images"] = _pair(*row.mean_sd("nll_negative_elbo"))
+            line["quantity"] += f", {first['images']} images; {told[0].label}, {told[0].which}"
         if "elbo_bits" in first:  # runs of earlier versions have none
             line["-ELBO bits/dim"] = _pair(*row.mean_sd("elbo_bits"))
         lines.append(line)
@@ -199,7 +201,8 @@ def _columns_of(one: Published) -> dict[str, str]:
     found = in_columns(one)
     weights = "not told" if found["NLL"] else ""
     return {
-        "-ELBO": found["-ELBO"], "NLL": found["NLL"], "NLL weights": weights,
+        "-ELBO": found["-ELBO"], "NLL": found["NLL"], "-ELBO of its images": "",
+        "NLL weights": weights,
         "-ELBO bits/dim": found["-ELBO bits/dim"],
     }  # fmt: skip
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["depths", "draw_curve", "draw_points"]
 
-#: What is drawn: key of the results, colour, and sign that makes nats to be small.
-_KEYS = (("elbo", REFERENCE, -1.0), ("nll", FIT, 1.0))
 _MARKS = "os^Dv*"
 
 
@@ -38,25 +36,29 @@ def depths(rows: Sequence[Row]) -> dict[str, list[tuple[int, Row]]]:
     }
 
 
+def _keys(rows: Sequence[Row]) -> list[tuple[str, str, float]]:
+    """What can be drawn, on the same images: -ELBO of all images above an NLL of some misleads."""
+    if all(row.summaries for row in rows):
+        return [("nll_negative_elbo", REFERENCE, 1.0), ("nll", FIT, 1.0)]
+    return [("elbo", REFERENCE, -1.0)]
+
+
 def _name(row: Row, key: str) -> str:
-    told = row.summaries
-    if key == "elbo" or not told:
+    if key == "elbo":
         return f"-ELBO, {row.results[0]['images']} images"
-    return f"{told[0].label}, {told[0].which}"
+    told = row.summaries[0]
+    return f"{told.label if key == 'nll' else '-ELBO'}, {told.which}"
 
 
 def _doubtful(rows: Sequence[Row], key: str) -> bool:
     return key == "nll" and not all(one.trusted for row in rows for one in row.summaries)
 
 
-def _say_doubt(axes: Any, rows: Sequence[Row]) -> None:
-    """Write below an axis what the weights of NLLs say."""
+def _say_doubt(figure: Any, rows: Sequence[Row]) -> None:
+    """Write above a picture what the weights of its NLLs say."""
     told = [one for row in rows for one in row.summaries]
     if told:
-        axes.text(
-            0.5, -0.02, f"NLL: {doubt_of(told)}", transform=axes.figure.transFigure, ha="center",
-            va="top", fontsize=7,
-        )  # fmt: skip
+        figure.suptitle(f"NLL: {doubt_of(told)}", fontsize=8)
 
 
 def draw_points(rows: Sequence[Row]) -> Any:
@@ -65,9 +67,7 @@ def draw_points(rows: Sequence[Row]) -> Any:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 0.4 * len(rows) + 1.2), layout="constrained")
         for place, row in enumerate(rows):
-            for key, colour, sign in _KEYS:
-                if key not in row.results[0]:
-                    continue
+            for key, colour, sign in _keys(rows):
                 mean, sd = row.mean_sd(key, sign)
                 axes.errorbar(
                     mean, place, xerr=None if math.isnan(sd) else sd, fmt="o", color=colour,
@@ -78,7 +78,7 @@ def draw_points(rows: Sequence[Row]) -> Any:
         axes.invert_yaxis()
         axes.set_xlabel("nats per test image")
         axes.legend(loc="best")
-        _say_doubt(axes, rows)
+        _say_doubt(figure, rows)
     return figure
 
 
@@ -91,7 +91,7 @@ def draw_curve(rows: Sequence[Row]) -> Any:
     if not groups:
         return None
     plain = next((row for row in rows if row.flow == "none"), None)
-    keys = [entry for entry in _KEYS if entry[0] in rows[0].results[0]]
+    keys = _keys(rows)
     plt = pyplot()
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
@@ -113,5 +113,5 @@ def draw_curve(rows: Sequence[Row]) -> Any:
             axes.set_title(_name(rows[0], key) + doubt, fontsize=8)
             axes.xaxis.get_major_locator().set_params(integer=True)
         panels[0][0].legend(loc="best")
-        _say_doubt(panels[0][0], rows)
+        _say_doubt(figure, rows)
     return figure

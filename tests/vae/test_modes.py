@@ -9,7 +9,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.optim import Adam
 from torch import Tensor, nn
 from vae.cases import images
@@ -117,6 +117,7 @@ CATALOGUE = {
     "draws of a posterior": lambda vae: vae.encode(X).push(EPS).z,
     "score of a posterior": lambda vae: vae.encode(X).log_prob(EPS),
     "SVI.evaluate_loss": lambda vae: evaluated(vae),
+    "Predictive": lambda vae: predicted(vae),
 }
 #: What trains, or looks at no net.
 TRAINS, LOOKS_AT_NO_NET = {"model", "guide"}, {"check", "condition", "extra_repr"}
@@ -126,6 +127,12 @@ def evaluated(vae):
     pyro.clear_param_store()
     torch.manual_seed(3)
     return SVI(vae.model, vae.guide, Adam({}), Trace_ELBO()).evaluate_loss(X)
+
+
+def predicted(vae):
+    pyro.clear_param_store()
+    torch.manual_seed(3)
+    return Predictive(vae.model, guide=vae.guide, num_samples=3, return_sites=("z",))(X)["z"]
 
 
 @pytest.mark.parametrize("name", CATALOGUE)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from vae.test_training import ROOT, command, grey, options, silent  # noqa: F401
 
 from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.infer.files import read_file, write_file
+from pyro_nfvi.plots.style import pyplot
 from pyro_nfvi.vae import ELBOLoss, IWAELoss, Linear, Tempered, evaluate, plot_curves
 from pyro_nfvi.vae.checkpoint import RunFolder
 from pyro_nfvi.vae.distributed import Team
@@ -30,6 +32,7 @@ from pyro_nfvi.vae.options import Options, migrated, parse
 from pyro_nfvi.vae.orphans import ParentWatch
 from pyro_nfvi.vae.run_lock import RunLock
 from pyro_nfvi.vae.sweep import sweep, table, write_tables
+from pyro_nfvi.vae.sweep_plots import draw_curve, draw_points
 from pyro_nfvi.vae.train import loss_of, train
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -402,6 +405,15 @@ def test_a_sweep_compares_image_by_image_and_shows_the_weights(grey, tmp_path): 
     assert f"NLL of `none` minus `planar*1`: {each.mean():+.2f} ± {error:.2f} nats" in text
     assert "paired standard error over the same 6 images" in text
     assert all("ESS" in line["NLL weights"] for line in table(rows))
+    for draw in (draw_points, draw_curve):
+        figure = draw([*rows, replace(rows[1], flow="planar*2")])
+        assert "ESS" in figure.get_suptitle()
+        seen = [axes.get_title() for axes in figure.axes]
+        seen += [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
+        named = [text for text in seen if "images" in text]
+        assert {text.split(",")[0] for text in named} == {"-ELBO", "NLL(20)"}
+        assert all("a seeded subset of 6 images" in text for text in named)  # the same of both
+        pyplot().close(figure)
 
 
 # -------------------------------------------------------------------- statistics on all processes
