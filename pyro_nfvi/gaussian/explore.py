@@ -53,6 +53,7 @@ class Modes:
         num_starts: How many starts there were; those in no mode that is kept count here only.
         left_out: How many modes were left out for having next to no mass.
         finished: Whether the search came to its end, and not to that of the target's budget.
+        top: The highest point ``(D,)`` that any start climbed to.
     """
 
     normals: Normals
@@ -61,6 +62,7 @@ class Modes:
     num_starts: int
     left_out: int = 0
     finished: bool = True
+    top: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.normals)
@@ -129,6 +131,7 @@ def explore(
     heights = torch.cat([heights, target(climbed)[0]])
     known, hits, count = frame, torch.zeros(1, dtype=torch.long), 0
     weights = torch.ones(1, dtype=torch.float64)
+    top = ends[heights.argmax()]
     for turn in range(_ROUNDS):
         count += len(ends)
         if target.budget.over():
@@ -137,7 +140,7 @@ def explore(
         if target.budget.over():
             break
         if turn == 0 and len(tops) < 2:
-            return Modes(frame, weights, torch.tensor([int((label == 0).sum())]), count)
+            return Modes(frame, weights, torch.tensor([int((label == 0).sum())]), count, top=top)
         before = len(known)
         known, owner = _fitted(target, known, tops[before if turn else 0 :], effort, generator)
         if turn:  # places of modes that were known are these modes
@@ -160,7 +163,7 @@ def explore(
     left_out, finished = 0, not target.budget.over()
     target = whole
     if target.budget.over():  # nothing is left to weigh them with
-        return Modes(frame, torch.ones_like(weights[:1]), hits[:1], count, 0, finished=False)
+        return Modes(frame, torch.ones_like(weights[:1]), hits[:1], count, 0, False, top)
     if len(known) > 1:
         known, hits = _merged(target, frame, known, hits, generator)
     if len(known) > 1:
@@ -173,7 +176,7 @@ def explore(
     else:
         weights = torch.ones(1, dtype=torch.float64)
     order = weights.argsort(descending=True)
-    return Modes(known.take(order), weights[order], hits[order], count, left_out, finished)
+    return Modes(known.take(order), weights[order], hits[order], count, left_out, finished, top)
 
 
 def _steps(most: int, effort: float) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, TypeVar
 
-from pyro_nfvi.infer.outside import too_much
+from pyro_nfvi.infer.outside import Outside, too_much
 
 __all__ = [
     "Finding",
@@ -179,34 +179,60 @@ class ModeSearch(Finding):
 
 @dataclass(frozen=True)
 class MassOutside(Finding):
-    """Posterior mass where the guide has next to none, by wide draws.
+    """Posterior mass where the guide has next to none, by draws from elsewhere.
 
     Attributes:
         share: Share of the mass; None where nothing can be concluded.
         error: Its standard error.
+        places: Number of places and widths that were drawn from.
+        name: The latent whose mean or sd this mass moves most; empty where it moves none.
+        shift: How far its mean moves, in sds.
+        stretch: By which factor its sd changes.
+        unseen: Whether nothing else was looked at either: no starts were compared.
     """
 
     share: float | None = None
     error: float = 0.0
+    places: int = 0
+    name: str = ""
+    shift: float = 0.0
+    stretch: float = 1.0
+    unseen: bool = False
+
+    @classmethod
+    def of(cls, outside: Outside | None, *, unseen: bool) -> MassOutside:
+        """Make the finding from what :func:`mass_outside` returns."""
+        if outside is None:
+            return cls(unseen=unseen)
+        return cls(**dataclasses.asdict(outside), unseen=unseen)
 
     @property
     def level(self) -> Level:
-        if self.share is not None and too_much((self.share, self.error)):
+        if self.share is None:
+            return Level.DOUBT if self.unseen else Level.REMARK
+        if too_much(Outside(self.share, self.error)):
             return Level.FAULT
-        return Level.REMARK
+        return Level.DOUBT if self.name else Level.REMARK
 
     def sentence(self) -> str:
         if self.share is None:
             return (
-                "wide draws said nothing about mass beyond the guide's own (many latents, a narrow "
-                "funnel, or a model that cannot be run out there)"
+                "draws from elsewhere said nothing about mass beyond the guide's own (a narrow "
+                "funnel, a model that cannot be run out there, or data of which only a part can be "
+                "seen)"
             )
         if self.level is Level.REMARK:
             return ""
-        return (
-            f"about {100 * self.share:.0f} % of the posterior lies where the guide has next to "
+        told = (
+            f"about {100 * self.share:.2g} % of the posterior lies where the guide has next to "
             "nothing: a tail or a mode that it does not reach"
         )
+        if self.name:
+            told += (
+                f"; it moves {self.name} by {self.shift:.2f} sd and its sd by a factor of "
+                f"{self.stretch:.2g}"
+            )
+        return told
 
 
 @dataclass(frozen=True)
@@ -346,8 +372,8 @@ def from_json(items: Iterable[Mapping[str, Any]]) -> tuple[Finding, ...]:
         TypeError: Values that are not those of the kind.
 
     Example:
-        >>> from_json(to_json([Improper(("a",)), MassOutside(0.1, 0.01)]))
-        (Improper(names=('a',)), MassOutside(share=0.1, error=0.01))
+        >>> from_json(to_json([Improper(("a",)), MissedModes(1)]))
+        (Improper(names=('a',)), MissedModes(count=1))
     """
     kinds = {kind.__name__: kind for kind in Finding.__subclasses__()}
     made = []
@@ -367,7 +393,8 @@ def from_settings(settings: Mapping[str, Any], most_modes: int) -> tuple[Finding
     modes = settings.get("modes") or []
     alone = sum(mode["starts"] <= 1 for mode in modes)
     found.append(ModeSearch(settings.get("starts", 0), len(modes), alone, len(modes) >= most_modes))
-    found.append(MassOutside(*(settings.get("outside") or ())))
+    outside = settings.get("outside") or ()
+    found.append(MassOutside(*outside, unseen=not settings.get("starts")))
     return tuple(found)
 
 

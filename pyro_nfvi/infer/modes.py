@@ -11,20 +11,40 @@ from torch import Tensor
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._random import stream
 from pyro_nfvi.density import FlowDensity
-from pyro_nfvi.gaussian import GaussianFit, Modes, Normals, Target, explore, other_modes, whiten
+from pyro_nfvi.gaussian import (
+    GaussianFit,
+    Modes,
+    Normals,
+    Proposals,
+    Target,
+    add_nested,
+    explore,
+    narrow,
+    other_modes,
+    whiten,
+)
 from pyro_nfvi.infer.draws import WeighedDraws
-from pyro_nfvi.infer.precondition import prior_points
+from pyro_nfvi.infer.precondition import prior_points, uniform_points
 from pyro_nfvi.infer.progress import SILENT, Progress
 from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.mixture import MixtureDensity
 
-__all__ = ["MODE_ROWS", "best_of", "look_for_modes", "missed_modes", "modes_of_starts"]
+__all__ = [
+    "MODE_ROWS",
+    "best_of",
+    "look_for_modes",
+    "missed_modes",
+    "modes_of_starts",
+    "proposals",
+]
 
 #: Points from which modes are looked for, the fewest that are worth it, and most numbers that one
 #: call of the model may hold for them.
 _POINTS, _FEWEST, _NUMBERS = 192, 8, 2_000_000
 #: How many times wider than the best Gaussian draws around it are.
 _REACHES = (3.0, 10.0)
+#: Degrees of freedom of wide proposals, and most latents for them.
+_FREEDOM, _WIDE_DIM = 3.0, 30
 #: Power of the density for a tempered start, and steps of its Gaussian.
 _HOT, _HOT_STEPS = 0.1, 150
 #: Draws on which the Gaussians of modes are compared with the best one.
@@ -51,8 +71,10 @@ def look_for_modes(
     generator: torch.Generator,
     budget: Budget = UNLIMITED,
     progress: Progress = SILENT,
-) -> Modes | None:
-    """Look for modes from draws of the prior and wide draws around the best Gaussian.
+) -> tuple[Modes, Proposals] | None:
+    """Look for modes from draws of the prior, uniform ones and wide ones around the best Gaussian.
+
+    Modes of other widths, inside of these or around them, are looked for by their mass.
 
     Args:
         log_joint: The model.
@@ -66,7 +88,8 @@ def look_for_modes(
         progress: Shows a bar.
 
     Returns:
-        The modes; None where one run of the model is too large for so many points.
+        The modes, and where mass may be looked for later; None where one run of the model is too
+        large for so many points.
     """
     count = min(_POINTS, _NUMBERS // max(1, log_joint.size))
     if count < _FEWEST or log_joint.how == "loop" or log_joint.subsampled:
@@ -85,8 +108,55 @@ def look_for_modes(
         if not tempered:
             reach = torch.tensor(_REACHES).repeat(len(eps[0]))[: len(eps[0])]
             eps = eps * reach.to(eps)[:, None]
-        points = torch.cat([more(half), wide.points(eps)[0]])
-        return explore(target, found, points, more=more, effort=effort, generator=generator)
+        drawn = more(half - half // 4)
+        cast = uniform_points(target, found.loc, half // 4, generator)
+        points = torch.cat([drawn, cast, wide.points(eps)[0]])
+        modes = explore(target, found, points, more=more, effort=effort, generator=generator)
+        where = proposals(target, found, modes, drawn)
+        return add_nested(target, modes, where, effort=effort, generator=generator)
+
+
+def proposals(target: Target, found: GaussianFit, modes: Modes | None, drawn: Tensor) -> Proposals:
+    """Places and widths from which mass is looked for, wherever something has been.
+
+    What each start of the Gaussian ended in; the highest point that was reached, at widths from a
+    third to a thousandth of the best Gaussian's; and, where wide draws say something at all, around
+    the modes, the prior's draws and the unconstrained origin.
+
+    Args:
+        target: The density.
+        found: The best Gaussian, with its starts.
+        modes: Modes that were found; None where none were looked for.
+        drawn: Draws from the prior ``(N, D)``, possibly none.
+    """
+    best = Normals(found.loc[None], found.factor[None])
+    fine = found.start_bounds > -torch.inf
+    ends = found.starts.take(fine.nonzero().squeeze(-1)) if bool(fine.any()) else best
+    where = Proposals.of(_joined(best, ends))
+    known = best
+    if modes is not None:
+        known = modes.normals
+        where = where + Proposals.of(known)
+        if modes.top is not None and bool(torch.isfinite(modes.top).all()):
+            where = where + narrow(target, best, modes.top)
+    if best.dim > _WIDE_DIM:
+        return where
+    for reach in _REACHES:
+        where = where + Proposals.of(Normals(known.loc, reach * known.factor), _FREEDOM)
+    spots = [(torch.zeros_like(found.loc), torch.ones_like(found.loc))]
+    if len(drawn) > 1:
+        level = drawn.median(0).values
+        # Half of the distance between the quartiles, of a prior of whatever tails.
+        upper, lower = drawn.quantile(0.75, 0), drawn.quantile(0.25, 0)
+        spots.append((level, (0.741 * (upper - lower)).clamp_min(1e-10)))
+    for loc, scale in spots:
+        factor = torch.diag(scale) if best.is_full else scale
+        where = where + Proposals.of(Normals(loc[None], factor[None]), _FREEDOM)
+    return where
+
+
+def _joined(one: Normals, other: Normals) -> Normals:
+    return Normals(torch.cat([one.loc, other.loc]), torch.cat([one.factor, other.factor]))
 
 
 def best_of(

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_nfvi._budget import Budget
 from pyro_nfvi._random import stream
 from pyro_nfvi.errors import DivergedError, WeightError
-from pyro_nfvi.gaussian import MOST_MODES, GaussianFit, Modes, Normals
+from pyro_nfvi.gaussian import MOST_MODES, GaussianFit, Modes, Normals, Proposals, Target
 from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.infer.checkpoint import Checkpoint, fingerprint
 from pyro_nfvi.infer.draws import most_on_all_data, weigh
@@ -25,10 +25,17 @@ from pyro_nfvi.infer.guide_spec import flow_name, make_guide
 from pyro_nfvi.infer.keep import keep_better
 from pyro_nfvi.infer.loop import Loop
 from pyro_nfvi.infer.model_params import ModelParams
-from pyro_nfvi.infer.modes import MODE_ROWS, best_of, look_for_modes, missed_modes, modes_of_starts
+from pyro_nfvi.infer.modes import (
+    MODE_ROWS,
+    best_of,
+    look_for_modes,
+    missed_modes,
+    modes_of_starts,
+    proposals,
+)
 from pyro_nfvi.infer.optim import make_optimizer
 from pyro_nfvi.infer.outside import WIDE_ROWS, mass_outside, too_much
-from pyro_nfvi.infer.precondition import gaussian_stage, start_along
+from pyro_nfvi.infer.precondition import gaussian_stage, prior_points, start_along
 from pyro_nfvi.infer.progress import Progress
 from pyro_nfvi.infer.pyro_check import check_by_pyro, opinion_of_pyro
 from pyro_nfvi.infer.reason import stuck
@@ -57,6 +64,8 @@ _ILL = 1e6
 _MOMENT = 0.03
 #: Fits of fewer steps than this take a shorter Gaussian stage.
 WHOLE = 1000
+#: Draws from the prior around which mass is looked for where no modes were looked for.
+_DRAWN = 20
 _INTERRUPTED = StopReason(
     "interrupted", "Interrupted in the Gaussian stage; the guide is where it starts."
 )
@@ -95,6 +104,8 @@ class FitRun:
         #: Gaussians on these, or on modes of the first starts where no more were looked for.
         self.others: Normals | None = None
         self.num_starts = 0
+        #: Where mass outside of the guide is looked for, beside wide draws around its own.
+        self.proposals: Proposals | None = None
         #: Lines for the report about what came before training.
         self.notes: list[str] = []
 
@@ -159,6 +170,10 @@ class FitRun:
         if len(found.starts) > 1:
             self.num_starts = len(found.starts)
             self._look_for_modes(log_joint, init_loc, found)
+        if self.proposals is None:
+            target = Target(log_joint, init_loc, budget=budget)
+            drawn = prior_points(log_joint, target, _DRAWN)
+            self.proposals = proposals(target, found, None, drawn)
         if self.modes is not None:
             noise = self._generator(init_loc, "best mode")
             affordable = self.time.affords(_COMPARED * (1 + len(self.modes)))
@@ -197,7 +212,7 @@ class FitRun:
             self.time.leave_out("the search for modes")
             return
         try:
-            self.modes = look_for_modes(
+            looked = look_for_modes(
                 log_joint,
                 like,
                 found,
@@ -210,9 +225,10 @@ class FitRun:
         except KeyboardInterrupt:
             self.interrupted = True
             return
-        if self.modes is None:
+        if looked is None:
             self.others = modes_of_starts(log_joint, like, found)
             return
+        self.modes, self.proposals = looked
         if not self.modes.finished:
             self.time.leave_out("the end of the search for modes")
         self.others = self.modes.normals
@@ -299,7 +315,8 @@ class FitRun:
         if not self.time.affords(WIDE_ROWS):
             return False  # there is no time to mend it either
         density = fit.guide.density()
-        return too_much(mass_outside(density, fit.require_model(), fit.draws, self.seed))
+        log_joint = fit.require_model()
+        return too_much(mass_outside(density, log_joint, fit.draws, self.seed, self.proposals))
 
     def complete(self, fit: Fit) -> Fit:
         """Look for what the fit's own draws cannot see, and whether there is a posterior at all.
@@ -316,7 +333,7 @@ class FitRun:
         outside = None
         if self.time.affords(WIDE_ROWS, "the look for mass outside of the guide"):
             with self.progress.stage("looking for mass outside of the guide", 1, unit="look"):
-                outside = mass_outside(density, log_joint, fit.draws, self.seed)
+                outside = mass_outside(density, log_joint, fit.draws, self.seed, self.proposals)
         proper = self.time.affords(
             RUNAWAY_ROWS[log_joint.how], "the look for directions without a posterior"
         )
@@ -325,7 +342,7 @@ class FitRun:
         findings: list[Finding] = [
             *fit.training.findings,
             ModeSearch(self.num_starts, count, alone, count >= MOST_MODES),
-            MassOutside(*(outside or ())),
+            MassOutside.of(outside, unseen=not self.num_starts),
         ]
         if self.time.affords(TAIL_ROWS, "the look at tails"):
             with self.progress.stage("following tails", 1, unit="look"):
