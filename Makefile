@@ -16,20 +16,22 @@ PYTHON312 ?= $(shell for p in python3.12 "$$(pyenv root 2>/dev/null)"/versions/3
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo "$$p" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples test test-slow test-arviz1 lint format types docs bench clean distclean
+.PHONY: help setup demo examples test test-slow test-arviz1 test-wheel test-versions lint format types docs bench clean distclean
 
 help:
 	@echo 'make demo         fit two real posteriors and write numbers and pictures (sets everything up)'
 	@echo 'make test         the fast tests and doctests (sets everything up)'
 	@echo 'make test-slow    the tests marked slow'
 	@echo 'make test-arviz1  the conversion under ArviZ 1 and Python 3.12'
+	@echo 'make test-wheel   the built wheel outside of the checkout, with the versions of .venv'
+	@echo 'make test-versions  the same with the lowest and the newest versions too (gigabytes)'
 	@echo 'make lint types docs examples bench clean'
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else \
-	  "pyro_nfvi needs Python 3.10 to 3.13; $(PYTHON) is %d.%d. Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" % v)' \
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 15) else \
+	  "pyro_nfvi needs Python 3.10 to 3.14; $(PYTHON) is %d.%d. Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" % v)' \
 	  || { echo 'No usable Python: set PYTHON=... on the command line of make.' >&2; exit 1; }
 	@echo '== setting up $(VENV) (once; PyTorch is large, so this takes some minutes)'
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
@@ -69,6 +71,14 @@ $(VENV_ARVIZ1)/.stamp: constraints-arviz1.txt
 	  'arviz>=1' h5netcdf h5py matplotlib pytest
 	@touch $@
 
+# The built wheel, run from outside of the checkout. Obligatory before a release: test-versions, which
+# keeps its environments (.venv-lowest, .venv-newest) for the next time.
+test-wheel: $(STAMP)
+	$(PY) tests/versions/try_wheel.py pinned --quick $(ARGS)
+
+test-versions: $(STAMP)
+	$(PY) tests/versions/try_wheel.py pinned lowest newest $(ARGS)
+
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -94,4 +104,4 @@ clean:
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(VENV_ARVIZ1)
+	rm -rf $(VENV) $(VENV_ARVIZ1) .venv-lowest .venv-newest

@@ -5,9 +5,10 @@ Operations of ATen are looked up in ``engine/operators.py`` instead.
 
 from __future__ import annotations
 
+import torch
 from torch.distributions import constraints
 
-__all__ = ["MIXTURE_SUPPORTS"]
+__all__ = ["MIXTURE_SUPPORTS", "writes_checksums"]
 
 #: The support of a mixture of one family, where it has a class of its own (PyTorch 2.13 does);
 #: earlier, a mixture gave the support of its components. For ``isinstance``.
@@ -16,3 +17,12 @@ MIXTURE_SUPPORTS: tuple[type, ...] = tuple(
     for cls in [getattr(constraints, "MixtureSameFamilyConstraint", None)]
     if isinstance(cls, type)
 )
+
+
+def writes_checksums() -> bool:
+    """Whether ``torch.save`` writes the checksum of each tensor.
+
+    PyTorch 2.6 brought an option that leaves them out; before, they were always written.
+    """
+    option = getattr(torch.serialization, "get_crc32_options", None)
+    return True if option is None else bool(option())

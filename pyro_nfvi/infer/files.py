@@ -14,6 +14,7 @@ from typing import Any
 import pyro
 import torch
 
+from pyro_nfvi._compat import writes_checksums
 from pyro_nfvi._version import __version__
 from pyro_nfvi.errors import FileError
 
@@ -35,7 +36,7 @@ def write_file(path: str | os.PathLike[str], kind: str, spec: Any, tensors: Any)
     target = Path(path)
     buffer = io.BytesIO()
     versions = {"pyro_nfvi": __version__, "torch": torch.__version__, "pyro": pyro.__version__}
-    sums = torch.serialization.get_crc32_options()
+    sums = writes_checksums()
     header = {"layout": _LAYOUT, "kind": kind, "versions": versions, "sums": sums, "spec": spec}
     torch.save({"pyro_nfvi": json.dumps(header), "tensors": tensors}, buffer)
     temporary: str | None = None
