@@ -20,6 +20,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_nfvi._compat import started
 from pyro_nfvi._modes import recorded, scoring
 from pyro_nfvi._precision import full_precision
 from pyro_nfvi._typing import TensorDict, TensorPair
@@ -179,7 +180,7 @@ class VectorGuide(AutoContinuous):
             if _is_enumerated(site):
                 return site["fn"].sample()
             try:
-                return init_loc_fn(site)
+                return started(site["fn"], init_loc_fn(site))
             except NotImplementedError:  # an improper prior, from which nothing can be drawn
                 return feasible(site)
 
