@@ -54,7 +54,10 @@ def mode_free(module: nn.Module) -> bool:
 
 def _known(module: nn.Module) -> bool:
     kind = type(module)
-    return kind in _MODE_FREE or kind.__module__.partition(".")[0] == "pyro_nfvi"
+    if kind.__module__.partition(".")[0] == "pyro_nfvi":
+        return True
+    # Hooks may look at the mode, such as that of torch.nn.utils.spectral_norm.
+    return kind in _MODE_FREE and not (module._forward_pre_hooks or module._forward_hooks)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["full_precision", "in_full_precision", "lift"]
+__all__ = ["full_dtype", "full_precision", "in_full_precision", "lift"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -28,6 +28,16 @@ def lift(value: Any) -> Any:
         (torch.float32, 'text')
     """
     return value.float() if isinstance(value, Tensor) and value.dtype in _HALF else value
+
+
+def full_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return float32 for a half-precision type, any other as it is.
+
+    Example:
+        >>> full_dtype(torch.bfloat16), full_dtype(torch.float64)
+        (torch.float32, torch.float64)
+    """
+    return torch.float32 if dtype in _HALF else dtype
 
 
 def _active() -> list[str]:

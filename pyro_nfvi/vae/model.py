@@ -13,7 +13,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_nfvi._modes import evaluation, recorded, scoring
-from pyro_nfvi._precision import lift
+from pyro_nfvi._precision import full_dtype, lift
 from pyro_nfvi._random import seeded
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.errors import ContextError, DataError, OptionError, ShapeError
@@ -262,7 +262,9 @@ class FlowVAE(PyroModule):
     def _prior_distribution(self, x: Tensor, c: Tensor | None) -> Any:
         if self.prior is None:
             like = next(self.parameters(), torch.empty((), device=x.device))
-            loc = like.new_zeros(len(x), self.latent_dim)
+            # Drawn and scored in full precision, whatever the nets compute in.
+            dtype = full_dtype(like.dtype)
+            loc = like.new_zeros(len(x), self.latent_dim, dtype=dtype)
             return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
         seen = c if self.prior.flow.context_dim else None
         return self.prior.distribution(seen).expand((len(x),))
@@ -365,7 +367,11 @@ class FlowVAE(PyroModule):
         num_samples = whole("sample: num_samples", num_samples)
         like = next(self.parameters(), torch.empty(()))
         z = torch.randn(
-            num_samples, self.latent_dim, generator=generator, dtype=like.dtype, device=like.device
+            num_samples,
+            self.latent_dim,
+            generator=generator,
+            dtype=full_dtype(like.dtype),
+            device=like.device,
         )
         c = self.condition(y, z)
         with evaluation(self):

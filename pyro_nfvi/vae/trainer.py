@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
 from pyro_nfvi._modes import evaluation, mode_free, moving_buffers, training_pass
+from pyro_nfvi._precision import full_dtype
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.errors import DataError, DivergedError, OptionError
 from pyro_nfvi.vae.blame import blame
@@ -243,7 +244,7 @@ class Trainer:
             generator=stream(seed, _NOISE, at.step),
         )[:, mine]
         device = self.team.device
-        dtype = self._params[0].dtype
+        dtype = full_dtype(self._params[0].dtype)
         x = x.to(device, dtype) if x.is_floating_point() else x.to(device)
         return x, None if y is None else y.to(device), eps.to(device, dtype)
 
@@ -336,7 +337,7 @@ class Trainer:
             eps = torch.randn(
                 1, len(x), self.vae.latent_dim, generator=stream(self.plan.seed, _VALID, number)
             )
-            dtype, device = self._params[0].dtype, self.team.device
+            dtype, device = full_dtype(self._params[0].dtype), self.team.device
             x = x.to(device, dtype) if x.is_floating_point() else x.to(device)
             y = None if y is None else y.to(device)
             terms = self.vae.elbo(x, y, eps=eps.to(device, dtype))

@@ -100,6 +100,23 @@ def test_many_pixels_do_not_lose_nats():
     torch.testing.assert_close(found.double(), exact, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("half", HALF)
+@pytest.mark.parametrize("flow", [None, "iaf*2"])
+def test_nets_that_are_half_as_a_whole_meet_flows_in_full(flow, half):
+    vae = make(flow)
+    x, eps = data(ALL[0]), torch.randn(3, 4, DIM)
+    exact = vae.elbo(x, eps=eps).bound
+    vae.encoder.to(half), vae.decoder.to(half)
+    terms = vae.elbo(x, eps=eps)
+    assert terms.bound.dtype == torch.float32
+    assert float((terms.bound - exact).detach().abs().max()) < 0.1
+    terms.bound.sum().backward()
+    assert vae.nll(x, num_samples=20).value.isfinite().all()
+    assert vae.sample(3).dtype == vae.reconstruct(x).dtype == torch.float32
+    with pyro.get_param_store().scope():
+        assert abs(SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), Trace_ELBO()).step(x)) < 1000
+
+
 class Ordinal(Likelihood):
     """A likelihood of a user's own, whose density is a product of matrices."""
 

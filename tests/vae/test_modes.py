@@ -47,6 +47,8 @@ class Decoder(nn.Module):
         self.net = nn.Sequential(
             nn.Linear(DIM, 8), nn.BatchNorm1d(8), nn.Dropout(0.4), nn.Linear(8, 6)
         )
+        # A hook on a layer that is otherwise the same in both modes.
+        nn.utils.spectral_norm(self.net[0])
 
     def forward(self, z):
         return self.net(z).reshape(-1, *SHAPE)
