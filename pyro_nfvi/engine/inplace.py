@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.fx import Graph, Node
 from pyro_nfvi.engine.operators import aten, present
 from pyro_nfvi.engine.program import Unsupported
 
-__all__ = ["as_slices", "out_of_place", "undo_view"]
+__all__ = ["as_simple_views", "as_slices", "out_of_place", "undo_view"]
 
 
 def out_of_place(func: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any, Any]:
@@ -70,6 +71,8 @@ def undo_view(
         return call(aten.diagonal_scatter.default, before, now, *given)
     if name == "unbind":
         return call(aten.select_scatter.default, before, now, padded[0] or 0, place)
+    if name == "index":
+        return call(aten.index_put.default, before, args[0], now)
     if name in ("view", "_unsafe_view", "unsqueeze", "squeeze"):
         return call(aten.reshape.default, now, list(shape))
     if name == "t":
@@ -80,6 +83,54 @@ def undo_view(
         dims = [dim % len(shape) for dim in args[0]]
         return call(aten.permute.default, now, [dims.index(i) for i in range(len(dims))])
     raise Unsupported(f"a value is written in place through {func}")
+
+
+def as_simple_views(
+    whole: torch.Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None
+) -> list[tuple[Any, tuple[Any, ...]]] | None:
+    """Write ``aten.as_strided`` of a contiguous tensor as views that :func:`undo_view` knows.
+
+    Selections and slices where it is made of these, a slice with a step where it runs evenly
+    through what is behind the first axes (a diagonal), else elements by their position.
+
+    Returns:
+        The operations with their arguments after the first; None where the tensor is not
+        contiguous, or an element is met twice.
+
+    Example:
+        >>> import torch
+        >>> [str(op) for op, _ in as_simple_views(torch.zeros(4, 4), [4], [5], 0)]
+        ['aten.view.default', 'aten.slice.Tensor']
+    """
+    found = as_slices(whole, size, stride, offset)
+    if found is not None or not whole.is_contiguous() or 0 in whole.shape:
+        return found
+    own = int(whole.storage_offset())
+    start = (own if offset is None else offset) - own
+    lead = 0
+    while lead < min(len(size) - 1, whole.dim()) and (size[lead], stride[lead]) == (
+        whole.shape[lead],
+        whole.stride(lead),
+    ):
+        lead += 1
+    rest = prod(whole.shape[lead:])
+    if len(size) == lead + 1 and stride[lead] > 0:
+        end = start + (size[lead] - 1) * stride[lead] + 1
+        if 0 <= start and end <= rest:
+            flat = [*whole.shape[:lead], rest]
+            return [
+                (aten.view.default, (flat,)),
+                (aten.slice.Tensor, (lead, start, end, stride[lead])),
+            ]
+    places = torch.full(tuple(size), start, dtype=torch.int64, device=whole.device)
+    for axis, (length, jump) in enumerate(zip(size, stride)):
+        steps = jump * torch.arange(length, device=whole.device)
+        places = places + steps.reshape(-1, *(1,) * (len(size) - axis - 1))
+    if not places.numel() or places.unique().numel() < places.numel():
+        return None
+    if int(places.min()) < 0 or int(places.max()) >= whole.numel():
+        return None
+    return [(aten.view.default, ([whole.numel()],)), (aten.index.Tensor, ([places],))]
 
 
 def as_slices(

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from pyro_nfvi.engine.inplace import as_slices, out_of_place, undo_view
+from pyro_nfvi.engine.inplace import as_simple_views, out_of_place, undo_view
 from pyro_nfvi.engine.leaves import frozen, meta, tensors, uniform
 from pyro_nfvi.engine.operators import aten, present
 from pyro_nfvi.engine.place import place_in_code
@@ -199,7 +199,8 @@ class Recorder(TorchDispatchMode):
         if func in _NOTHING:
             return ()
         if func is aten.as_strided.default:
-            steps = as_slices(*args, *[None][len(args) - 3 :])
+            with _disable_current_modes():
+                steps = as_simple_views(*args, *[None][len(args) - 3 :])
             if steps is not None:
                 return tuple(_View(op, rest, {}, None) for op, rest in steps)
         return (_View(func, args[1:], dict(kwargs), place),)
