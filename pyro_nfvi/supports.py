@@ -86,9 +86,11 @@ def bijection(support: Constraint) -> Transform:
     try:
         return biject_to(support)
     except NotImplementedError as error:
+        kind = type(support).__name__.lstrip("_")
         raise ModelError(
-            f"There is no bijection from the reals onto the support {support}. Reparametrise the "
-            "site (for a direction: pyro.infer.reparam.ProjectedNormalReparam)."
+            f"There is no bijection from the reals onto the support of class {kind}. Register one: "
+            f"torch.distributions.biject_to.register({kind}, lambda support: transform); or "
+            "reparametrise the site (for a direction: pyro.infer.reparam.ProjectedNormalReparam)."
         ) from error
 
 

@@ -30,6 +30,7 @@ STOREYS = {
         "_typing",
         "_version",
         "chain_rule",
+        "error_text",
         "errors",
         "numerics",
         "options",

@@ -176,8 +176,10 @@ class VectorGuide(AutoContinuous):
 
     def _trace_prototype(self, init_loc_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         def start(site: dict[str, Any]) -> Any:
-            # Pyro's init functions refuse discrete sites, marked for enumeration or not.
-            if _is_enumerated(site):
+            # Pyro's init functions refuse discrete sites, marked for enumeration or not; those that
+            # are not are told with the cure once the latent space is made.
+            support = getattr(site["fn"], "support", None)
+            if _is_enumerated(site) or getattr(support, "is_discrete", False):
                 return site["fn"].sample()
             try:
                 return started(site["fn"], init_loc_fn(site))

@@ -12,6 +12,7 @@ from pyro.infer import config_enumerate
 from pyro_nfvi._budget import Budget
 from pyro_nfvi._precision import full_precision
 from pyro_nfvi._random import fresh_seed, seeded
+from pyro_nfvi.error_text import describe_error
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
 from pyro_nfvi.guides.start_search import any_trace
 from pyro_nfvi.infer.auto import climb
@@ -235,11 +236,11 @@ def _explained() -> Iterator[None]:
             f"{error} If the arguments of run() are at fault: {cure}"
         ) from error.__cause__
     except Exception as error:
-        words = str(error).partition("\nTrace Shapes:")[0]  # which Pyro appends
+        words = str(error).partition("Trace Shapes:")[0].rstrip()  # which Pyro appends
         cure = _cure(words)
+        told = f"{type(error).__name__}: {words}" if words.strip() else describe_error(error)
         raise ModelError(
-            f"The model could not be run with the arguments of run(): {type(error).__name__}: "
-            f"{words}. {cure}"
+            f"The model could not be run with the arguments of run(): {told}. {cure}"
         ) from error
 
 

@@ -15,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.error_text import describe_error
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
 from pyro_nfvi.infer.scope import own_random_state
 from pyro_nfvi.logjoint.run import is_deterministic
@@ -167,11 +168,11 @@ class Simulator:
         except NotImplementedError as error:
             raise ModelError(
                 "A prior of the model cannot be drawn from; it is improper, or has no sampler "
-                f"({error or 'no message'}). Simulations need proper priors: give the site one."
+                f"({describe_error(error)}). Simulations need proper priors: give the site one."
             ) from error
         except Exception as error:
             raise ModelError(
-                f"The model could not be simulated: {type(error).__name__}: {error}. It is called "
+                f"The model could not be simulated: {describe_error(error)}. It is called "
                 "with the args and kwargs given, and draws the observed sites by itself; with "
                 "observed={site: argument} the argument is None."
             ) from error

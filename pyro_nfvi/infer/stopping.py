@@ -127,9 +127,10 @@ class Outlook:
 
     def __str__(self) -> str:
         if not self.significant:
-            most = max(self.gain, 0.0) + 2 * self.error
-            little = "next to nothing, " if most < _LITTLE else ""
-            return f"{self.steps} steps more would bring {little}{most:.2g} nats at most"
+            # A number that is noise would be read as one: none is given.
+            if max(self.gain, 0.0) + 2 * self.error < _LITTLE:
+                return f"{self.steps} steps more would bring next to nothing"
+            return f"What {self.steps} steps more would bring is lost in the noise of the bound"
         return (
             f"{self.steps} steps more at the constant rate would bring about {self.gain:.2g} ± "
             f"{self.error:.1g} nats, of which the smaller rates have brought a part"

@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_nfvi.error_text import describe_error
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint.checks import check_data, nonfinite_sites, quiet
@@ -57,11 +58,12 @@ class StartFault:
             StartFault(site='y', reason='ValueError: bad rate', others=())
         """
         named = re.search(r"log_prob at site '([^']*)':\n?", str(error))
-        text = str(error)[named.end() :] if named else str(error)
+        if named is None or not str(error)[named.end() :].strip():
+            text = describe_error(error)
+        else:
+            text = f"{type(error).__name__}: {str(error)[named.end() :].strip().splitlines()[0]}"
         # Values of tensors differ from point to point; what was expected does not.
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        first = lines[0].split(", but found invalid values")[0] if lines else ""
-        reason = f"{type(error).__name__}: {first[:_LENGTH]}".rstrip(": .")
+        reason = text.split(", but found invalid values")[0][:_LENGTH].rstrip(": .")
         return cls(named[1] if named else "", reason)
 
 
