@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_nfvi._compat import started
-from pyro_nfvi._modes import recorded, scoring
+from pyro_nfvi._modes import fit_pass, scoring
 from pyro_nfvi._precision import full_precision
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.bases import Base
@@ -267,7 +267,8 @@ class VectorGuide(AutoContinuous):
         if self.param_guard is not None:
             self.param_guard.check(type(self).__name__)
         self._ready(args, kwargs)
-        with recorded(self):
+        # Parts of a user's own are in eval mode: a draw and its score are of one density.
+        with fit_pass(self) if torch.is_grad_enabled() else scoring(self):
             return self._drawn(args, kwargs)
 
     @full_precision
