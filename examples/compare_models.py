@@ -14,6 +14,7 @@ from _cli import check, options
 from _compare import tell
 
 from pyro_nfvi import NFVI
+from pyro_nfvi.arviz import save_netcdf
 
 
 def make_data(n=120):
@@ -61,7 +62,7 @@ def main():
     }
     gain = values["negative_binomial"] - values["poisson"]
     check("gain in expected log predictive density", gain, 20, 500, smoke=run.smoke)
-    trees["negative_binomial"].to_netcdf(str(run.out / "negative_binomial.nc"), engine="h5netcdf")
+    save_netcdf(trees["negative_binomial"], run.out / "negative_binomial.nc")
     print(f"file: {run.out / 'negative_binomial.nc'}")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import pyro_nfvi as nfvi
+from pyro_nfvi.arviz import save_netcdf
 from pyro_nfvi.plots import plot_loss, plot_marginals, plot_pair
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for benchmarks/
@@ -115,7 +116,7 @@ def main():
     keep(plot_loss(fit, title=f"{title}: loss"), out / "schools_loss.png", kept)
     idata = fit.to_arviz(num_samples=2000, coords={"schools": list("ABCDEFGH")})
     kept.append(out / "schools.nc")
-    idata.to_netcdf(str(kept[-1]), engine="h5netcdf")
+    save_netcdf(idata, kept[-1])
 
     posterior, fit, draws = fit_posterior(SURVEY, smoke=options.smoke)
     exact = posterior.reference.draws_by_site()
@@ -126,7 +127,7 @@ def main():
     keep(plot_loss(fit, title="Survey regression: loss"), out / "survey_loss.png", kept)
     idata = fit.to_arviz(coords={"beta_dim_0": COEFFICIENTS.split(", ")})
     kept.append(out / "survey.nc")
-    idata.to_netcdf(str(kept[-1]), engine="h5netcdf")
+    save_netcdf(idata, kept[-1])
 
     print("\nWrote")
     for path in kept:

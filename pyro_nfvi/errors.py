@@ -25,6 +25,7 @@ __all__ = [
     "NoDataWarning",
     "NotSetUpError",
     "OptionError",
+    "OtherDataWarning",
     "ParamStoreError",
     "ShapeError",
     "StartWarning",
@@ -90,6 +91,10 @@ class StartWarning(UserWarning):
 
 class ImproperWarning(UserWarning):
     """The posterior seems improper: the density does not fall in some direction."""
+
+
+class OtherDataWarning(UserWarning):
+    """A fit was loaded with data, priors or a model other than those that were fitted."""
 
 
 class MissingPackageError(NFVIError, ImportError):

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from pyro_nfvi.arviz.convert import to_arviz
 from pyro_nfvi.arviz.loo import LOO, loo_approximate
+from pyro_nfvi.arviz.netcdf import save_netcdf
 
-__all__ = ["LOO", "loo_approximate", "to_arviz"]
+__all__ = ["LOO", "loo_approximate", "save_netcdf", "to_arviz"]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from pyro_nfvi.errors import FileError
+from pyro_nfvi.infer.archives import Malformed
+from pyro_nfvi.infer.file_checks import check_optimizer
 from pyro_nfvi.infer.files import read_file, write_file
 from pyro_nfvi.infer.snapshot import Snapshot
 
@@ -101,30 +105,66 @@ class Checkpoint:
         if not os.path.exists(self.path):
             return
         spec, tensors = read_file(self.path, _KIND, loop.params[0].device)
-        theirs = spec["identity"]
+        theirs = spec.get("identity")
+        theirs = theirs if isinstance(theirs, dict) else {}
         different = [key for key in self.identity if self.identity[key] != theirs.get(key)]
         if different:
             key = different[0]
             raise FileError(
-                f"The checkpoint {self.path} is of another fit: its {key} is {theirs.get(key)}, "
-                f"not {self.identity[key]}. Remove the file, or pass resume=False."
+                f"The checkpoint {self.path} is of another fit: its {key} is "
+                f"{str(theirs.get(key))[:200]}, not {self.identity[key]}. Remove the file, or pass "
+                "resume=False."
             )
-        state = loop.state
-        for key, value in spec["state"].items():
-            setattr(state, key, value)
-        if state.decay is not None:
-            begin, seconds, length = state.decay  # JSON has lists only
-            state.decay = (begin, seconds, length)
-        state.losses = tensors["losses"].tolist()
-        loop.schedule.decay = state.decay
-        shots = {
-            name: Snapshot(held["step"], tuple(held["values"]), held["optimizer"])
-            for name, held in tensors["snapshots"].items()
-        }
-        shots["now"].put(loop.params, loop.optimizer)
-        loop.resume(shots["good"], shots.get("best"))
-        loop.mean = shots.get("mean")
-        loop._bad_in_a_row = spec["counts"]["bad_in_a_row"]
-        loop._since_kept = spec["counts"]["since_kept"]
-        # Files of earlier versions hold the state after the last step's own numbers.
-        loop.noise.restore(tensors["rng"].cpu(), spec["counts"].get("noise_used", 0))
+        try:
+            shots = _snapshots(tensors["snapshots"], loop.params)
+            _put_state(loop, spec["state"], tensors["losses"])
+            shots["now"].put(loop.params, loop.optimizer)
+            check_optimizer(loop.optimizer)
+            loop.resume(shots["good"], shots.get("best"))
+            loop.mean = shots.get("mean")
+            counts = {name: int(value) for name, value in spec["counts"].items()}
+            loop._bad_in_a_row = counts["bad_in_a_row"]
+            loop._since_kept = counts["since_kept"]
+            # Files of earlier versions hold the state after the last step's own numbers.
+            loop.noise.restore(tensors["rng"].cpu(), counts.get("noise_used", 0))
+        except Exception as error:  # descriptions can be wrong in every way there is
+            words = f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}"
+            raise FileError(
+                f"The checkpoint {self.path} is damaged ({words}). Remove the file, or pass "
+                "resume=False."
+            ) from error
+
+
+def _snapshots(held: Mapping[str, Any], params: Sequence[Tensor]) -> dict[str, Snapshot]:
+    """Read snapshots, and compare their values with the parameters, which would be broadcast.
+
+    Raises:
+        Malformed: Values of another number, shape or type, or not finite.
+    """
+    shots = {}
+    for name, one in held.items():
+        values = tuple(one["values"])
+        if [(v.shape, v.dtype) for v in values] != [(p.shape, p.dtype) for p in params]:
+            raise Malformed(f"the values of {name!r} are not those of the parameters")
+        if not all(bool(torch.isfinite(value).all()) for value in values):
+            raise Malformed(f"the values of {name!r} are not finite")
+        shots[name] = Snapshot(int(one["step"]), values, one["optimizer"])
+    return shots
+
+
+def _put_state(loop: Loop, described: Mapping[str, Any], losses: Tensor) -> None:
+    """Give a loop's state its values, each of the type that it has."""
+    state = loop.state
+    known = {one.name for one in dataclasses.fields(state)}
+    for key, value in described.items():
+        now = getattr(state, key, None)
+        numbers = isinstance(now, (int, float)) and isinstance(value, (int, float))
+        kept = now is None or value is None or numbers or type(value) is type(now)
+        if key not in known or not kept:
+            raise Malformed(f"its state has {key[:40]!r}, which is {str(value)[:40]!r}")
+        setattr(state, key, value)
+    if state.decay is not None:
+        begin, seconds, length = state.decay  # JSON has lists only
+        state.decay = (int(begin), float(seconds), int(length))
+    state.losses = [float(value) for value in losses.tolist()]
+    loop.schedule.decay = state.decay

@@ -23,6 +23,7 @@ __all__ = [
     "MassOutside",
     "MissedModes",
     "ModeSearch",
+    "OtherData",
     "SecondOpinion",
     "TimeOver",
     "find",
@@ -337,6 +338,18 @@ def _moments(index: float) -> str:
     if index < NO_VARIANCE:
         return "it has a mean, and no variance: an sd of draws means nothing; use intervals"
     return "means and sds exist, and an sd of draws converges slowly"
+
+
+@dataclass(frozen=True)
+class OtherData(Finding):
+    """A fit was loaded with data or priors that it was not fitted to."""
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT
+
+    def sentence(self) -> str:
+        return "the guide was fitted to other data or another model than it is judged on"
 
 
 def find(findings: Iterable[Finding], kind: type[_F]) -> _F | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro.distributions as dist
@@ -15,16 +16,27 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_nfvi import bases
-from pyro_nfvi.errors import FileError, ModelError, ParamStoreError
+from pyro_nfvi.errors import FileError, ModelError, OptionError, ParamStoreError
 from pyro_nfvi.flows import Flow
 from pyro_nfvi.gaussian import MOST_MODES
 from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.guides.start_search import any_trace
+from pyro_nfvi.infer.archives import Malformed
+from pyro_nfvi.infer.checkpoint import fingerprint
 from pyro_nfvi.infer.draws import WeighedDraws
+from pyro_nfvi.infer.file_checks import (
+    bounded,
+    check_draws,
+    check_latent,
+    check_state,
+    check_tie,
+    tie,
+)
 from pyro_nfvi.infer.files import read_file, write_file
 from pyro_nfvi.infer.findings import from_json, from_settings, to_json
 from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.model_params import ModelParams
+from pyro_nfvi.infer.rescoring import scored_again
 from pyro_nfvi.infer.scope import own_params, own_random_state
 from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.latent import LatentSpace
@@ -37,6 +49,7 @@ __all__ = ["load", "save"]
 _KIND = "fit"
 
 
+@takes_turn
 def save(fit: Fit, path: str | os.PathLike[str]) -> None:
     """Write a fit; see :meth:`Fit.save`."""
     training = dataclasses.asdict(fit.training)
@@ -52,7 +65,10 @@ def save(fit: Fit, path: str | os.PathLike[str]) -> None:
         "guide": _guide_spec(fit.guide),
         "training": training,
         "exact": fit.draws.exact,
+        "tie": tie(fit.guide.density(), fit.draws),
     }
+    if fit.log_joint is not None:
+        spec |= fingerprint(fit.args, fit.kwargs)
     draws = fit.draws
     tensors = {
         "init_loc": fit.latent.init_loc,
@@ -80,9 +96,13 @@ def load(
     """Read a fit that ``fit.save(path)`` wrote.
 
     Without the model it draws, scores, reweights and summarises; with it deterministic sites of
-    new draws come back too, and ArviZ gets predictions. Draws that could only be scored on
-    mini-batches are scored again where the model is given all data. The file holds tensors and
-    plain descriptions; no code in it runs.
+    new draws come back too, and ArviZ gets predictions. The file holds tensors and plain
+    descriptions; no code in it runs, and nothing larger than the file is made.
+
+    The guide is tied to its draws by one pass of some of them through its inverse. With the model
+    they are scored again: where the log joint is another one, since data or priors are, all that
+    is said of the fit is computed anew, with a warning, and the verdict is not "good". Draws
+    that could only be scored on mini-batches are scored again where the model is given all data.
 
     Args:
         path: The file.
@@ -96,8 +116,16 @@ def load(
         map_location: Device for the tensors.
 
     Raises:
-        FileError: No such file, truncated, foreign, too new, or in need of ``flow``.
-        ModelError: The model is not the one that was fitted; the message says what differs.
+        FileError: No such file, truncated, foreign, too new, with parts that do not belong
+            together, or in need of ``flow``.
+        ModelError: The model has other sites or parameters than the one that was fitted, or
+            numbers of another type; the message says what differs.
+
+    Warns:
+        OtherDataWarning: The model gives the draws another density than the one that was fitted.
+
+    Cost:
+        With the model one run for its draws, as at the end of a fit.
 
     Example:
         >>> import os, pyro, tempfile, torch
@@ -114,27 +142,27 @@ def load(
         (True, torch.Size([3]))
     """
     spec, tensors = read_file(path, _KIND, map_location)
-    try:
-        latent = LatentSpace.from_spec(spec["latent"], tensors["init_loc"])
-        training = dict(spec["training"])
-        training["why_stopped"] = StopReason(*training["why_stopped"])
-        training["notes"] = tuple(training["notes"])
-        training["findings"] = (
-            from_json(training["findings"])
-            if "findings" in training
-            else from_settings(training["settings"], MOST_MODES)  # a file of version 0.1
-        )
+    own = flow is not None or outer is not None or base is not None
+    with _damage(path):
+        described = spec["latent"]
+        unknown = any(_is_unknown(site["support"]) for site in described["sites"])
+    with _damage(path, own=unknown):
+        latent = LatentSpace.from_spec(described, tensors["init_loc"])
+        check_latent(latent, described)
+        made = _training(spec["training"], tensors["losses"])
         draws = WeighedDraws(
             **tensors["draws"], deterministic=tensors["deterministic"], exact=spec["exact"]
         )
-        made = Training(losses=tensors["losses"], **training)
         params, state, how = tensors["params"], tensors["guide"], spec["guide"]
-    except (KeyError, TypeError) as error:
-        raise FileError(f"{path} is damaged: {error!r} is missing or unexpected.") from error
-    guide = _unbuilt_guide(how, flow, outer, base, model)
+        check_draws(draws, made.losses, params, latent)
+    with _damage(path, own=own):
+        with bounded(tensors):
+            guide = _unbuilt_guide(how, flow, outer, base, model)
+            _try_building(guide, latent)
+        if model is None:
+            _adopt(guide, latent)
     if model is None:
-        _adopt(guide, latent)
-        _fill(guide, state)
+        _fill(path, guide, state, draws, spec.get("tie"))
         return Fit(guide, draws, made, params)
     call = (args, dict(kwargs or {}))
     with own_random_state(0, "load"), own_params(model, *call) as names:
@@ -143,16 +171,80 @@ def load(
             guide._model = (model,)
         guide.setup(*call[0], **call[1])
         _check_same(latent, guide.latent, params, names)
-        _fill(guide, state)
+        _fill(path, guide, state, draws, spec.get("tie"))
         log_joint = LogJoint(model, *call, guide.latent)
         here = ModelParams.of(log_joint.param_leaves(), log_joint.param_constraints)
         trained = here.with_values(params)
         trained.put()
-        if not draws.exact and not log_joint.subsampled:  # all data, where the fit saw batches
-            log_p = log_joint.evaluate(draws.z).log_p
-            draws = dataclasses.replace(draws, log_p=log_p, exact=True)
+        fit = Fit(guide, draws, made, params, log_joint, trained)
+        fit = scored_again(fit, spec.get("arguments"))
     guide.param_guard = trained.guard()
-    return Fit(guide, draws, made, params, log_joint, trained)
+    return fit
+
+
+@contextmanager
+def _damage(path: str | os.PathLike[str], *, own: bool = False) -> Iterator[None]:
+    """Tell what goes wrong in rebuilding a fit as a damage of its file.
+
+    Args:
+        path: The file.
+        own: Whether the caller gave a part, of which other errors may speak.
+    """
+    try:
+        yield
+    except (FileError, ModelError):
+        raise
+    except Malformed as error:
+        raise FileError(f"{path} is damaged: {error}. Copy or save it again.") from error
+    except OptionError as error:
+        if own:
+            raise
+        raise FileError(f"{path} is damaged: {str(error)[:300]} Save it again.") from error
+    except Exception as error:  # descriptions can be wrong in every way there is
+        words = f"{type(error).__name__}: {str(error)[:200]}"
+        raise FileError(
+            f"{path} is damaged: something is missing or unexpected ({words}). Copy or save it "
+            "again."
+        ) from error
+
+
+def _is_unknown(support: Any) -> bool:
+    """Whether a support is of a class of the user's own."""
+    while support.get("kind") == "independent":
+        support = support["base"]
+    return bool(support.get("kind") == "other")
+
+
+def _training(described: Mapping[str, Any], losses: Tensor) -> Training:
+    training = dict(described)
+    training["why_stopped"] = StopReason(*training["why_stopped"])
+    training["notes"] = tuple(training["notes"])
+    training["findings"] = (
+        from_json(training["findings"])
+        if "findings" in training
+        else from_settings(training["settings"], MOST_MODES)  # a file of version 0.1
+    )
+    made = Training(losses=losses, **training)
+    for found in made.findings:
+        found.sentence()  # its values are those of its kind
+    words = (made.engine, made.engine_reason, *made.notes)
+    modes = made.settings.get("modes", [])
+    if not (
+        all(isinstance(word, str) for word in words)
+        and all(isinstance(value, (int, float)) for value in made.timing.values())
+        and all(isinstance(mode, dict) for mode in modes)
+    ):
+        raise Malformed("its account of the training is none")
+    return made
+
+
+def _try_building(guide: AutoFlow | AutoMixture, latent: LatentSpace) -> None:
+    """Build what a guide's own set-up builds, to see how large it gets."""
+    recipes = guide._recipes if isinstance(guide, AutoMixture) else [guide._recipe]
+    for recipe in recipes:
+        if recipe is not None:
+            recipe.build(latent.init_loc)
+            recipe.build_base(latent.init_loc)
 
 
 def _check_same(
@@ -160,6 +252,12 @@ def _check_same(
 ) -> None:
     """Refuse a model that is not the one of the file."""
     difference = ours.difference(theirs)
+    if difference is None and ours.init_loc.dtype != theirs.init_loc.dtype:
+        wanted, came = (str(one.init_loc.dtype).removeprefix("torch.") for one in (ours, theirs))
+        raise ModelError(
+            f"The model is not the one that was fitted: its numbers are {came}, not {wanted}. Give "
+            f"it data of that type, and call torch.set_default_dtype(torch.{wanted}) before."
+        )
     if difference is not None:
         raise ModelError(f"The model is not the one that was fitted: {difference}.")
     odd = sorted(set(names) ^ set(params))
@@ -274,11 +372,23 @@ def _adopt(guide: AutoFlow | AutoMixture, latent: LatentSpace) -> None:
     guide.__dict__["_model"] = None  # as after unpickling
 
 
-def _fill(guide: AutoFlow | AutoMixture, state: Mapping[str, Tensor]) -> None:
-    try:
-        guide.load_state_dict(state)
-    except ParamStoreError as error:
-        raise FileError(f"The flow is not shaped as the one that was fitted. {error}") from error
+def _fill(
+    path: str | os.PathLike[str],
+    guide: AutoFlow | AutoMixture,
+    state: Mapping[str, Tensor],
+    draws: WeighedDraws,
+    told: Mapping[str, Any] | None,
+) -> None:
+    """Give a guide its parameters, and see whether they are those of its draws."""
+    with _damage(path):
+        check_state(guide.state_dict(), state)
+        try:
+            guide.load_state_dict(state)
+        except ParamStoreError as error:
+            words = " ".join(str(error).split())[:500].rstrip(".")
+            text = f"The flow is not shaped as the one that was fitted. {words}."
+            raise FileError(text) from error
+        check_tie(guide.density(), draws, told)
 
 
 def _no_model(*args: Any, **kwargs: Any) -> Any:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from pyro_nfvi.errors import FileError
+from pyro_nfvi.infer.drafts import remove_drafts, whole_file
+from pyro_nfvi.infer.file_checks import bounded, check_optimizer, check_state
 from pyro_nfvi.infer.files import read_file, write_file
 from pyro_nfvi.vae.architecture import Architecture
 from pyro_nfvi.vae.model import FlowVAE
@@ -136,15 +138,17 @@ class RunFolder:
                     "options of that run, or another --out."
                 )
         try:
+            check_state(vae.state_dict(), tensors["vae"])
             vae.load_state_dict(tensors["vae"])
             optimizer.load_state_dict(tensors["optimizer"])
+            check_optimizer(optimizer)
             torch.set_rng_state(tensors["rng"].cpu())
             known = {one.name for one in fields(Progress)}
             held = {key: value for key, value in theirs["progress"].items() if key in known}
             held["sums"] = tuple(held["sums"])
             return Progress(**held)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise FileError(f"{self.last} does not fit this VAE: {error}") from error
+        except Exception as error:  # descriptions can be wrong in every way there is
+            raise FileError(f"{self.last} does not fit this VAE: {str(error)[:600]}") from error
 
     def held(self, name: str) -> Any:
         """Return what the checkpoint says under a name; None where nothing can be read."""
@@ -157,8 +161,7 @@ class RunFolder:
     def clear_strays(self) -> None:
         """Remove what a run that was killed while it wrote a checkpoint left beside it."""
         for target in (self.last, self.best):
-            for stray in self.path.glob(f".{target.name}.*"):
-                stray.unlink(missing_ok=True)
+            remove_drafts(target)
 
     def append(self, line: dict[str, Any]) -> None:
         """Add a line to the log."""
@@ -195,12 +198,9 @@ class RunFolder:
         return self._write(name, text.encode())
 
     def _write(self, name: str, content: bytes) -> Path:
-        target, beside = self.path / name, self.path / f".{name}.new"
-        try:
-            beside.write_bytes(content)
-            os.replace(beside, target)
-        except OSError as error:
-            raise FileError(f"{target} cannot be written: {error.strerror}.") from error
+        target = self.path / name
+        with whole_file(target) as draft:
+            draft.write_bytes(content)
         return target
 
 
@@ -236,8 +236,12 @@ def load_vae(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> Flow
         target / "best.pt" if target.is_dir() else target, _KIND, map_location
     )
     try:
-        vae = Architecture(**spec["architecture"]).build(seed=0)
+        with bounded(tensors):
+            vae = Architecture(**spec["architecture"]).build(seed=0)
+        check_state(vae.state_dict(), tensors["vae"])
         vae.load_state_dict(tensors["vae"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise FileError(f"{target} does not describe a VAE of this version: {error}") from error
+    except Exception as error:  # descriptions can be wrong in every way there is
+        raise FileError(
+            f"{target} does not describe a VAE of this version: {str(error)[:600]}"
+        ) from error
     return vae.to(map_location)

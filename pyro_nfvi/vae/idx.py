@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import struct
 import zlib
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pyro_nfvi.errors import FileError
+from pyro_nfvi.infer.archives import Malformed, check_room
 
 __all__ = ["looks_like_idx", "read_idx"]
 
@@ -35,6 +37,28 @@ def looks_like_idx(path: Path) -> bool:
     return start[:2] != b"PK" and ("idx" in name or name.endswith("ubyte"))
 
 
+def _content(source: Path) -> bytes:
+    """Read a file, and of a packed one no more than its header tells, and a byte that it does not.
+
+    Raises:
+        Malformed: Its header tells more than can be unpacked.
+    """
+    with source.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            file.seek(0)
+            return file.read()
+    with gzip.open(source) as packed:
+        start = packed.read(4)
+        if len(start) < 4 or start[2] not in _DTYPES:
+            return start
+        start += packed.read(4 * start[3])
+        axes = (len(start) - 4) // 4
+        shape = struct.unpack(f">{axes}I", start[4 : 4 + 4 * axes])
+        size = math.prod(shape) * np.dtype(_DTYPES[start[2]]).itemsize
+        check_room(size, source.stat().st_size)
+        return start + packed.read(size + 1)
+
+
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     """Read an idx file, packed with gzip or not.
 
@@ -45,13 +69,17 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     """
     source = Path(path)
     try:
-        raw = source.read_bytes()
-        content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        content = _content(source)
     except FileNotFoundError as error:
         raise FileError(f"There is no file {source}.") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise FileError(
             f"{source} is truncated or damaged: it cannot be unpacked. Download it again."
+        ) from error
+    except (Malformed, MemoryError) as error:
+        raise FileError(
+            f"{source} is damaged, or too large for this machine: {error or 'no memory is left'}. "
+            "Download it again, or take a part of it."
         ) from error
     except OSError as error:
         raise FileError(f"{source} cannot be read: {error.strerror or error}.") from error
@@ -65,7 +93,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     if len(content) < start:
         raise FileError(f"{source} is truncated within its header. Download it again.")
     shape = struct.unpack(f">{axes}I", content[4:start])
-    want = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    want = start + math.prod(shape) * dtype.itemsize
     if len(content) != want:
         what = "truncated" if len(content) < want else "longer than its header says"
         raise FileError(

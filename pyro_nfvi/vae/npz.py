@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from pyro_nfvi.errors import DataError, FileError
+from pyro_nfvi.infer.archives import Malformed, check_room
 
 __all__ = ["Held", "read_npz"]
 
@@ -37,6 +40,8 @@ _UNDERSTOOD = (
     "images, data for images to be split, or one array under any name"
 )
 _HOW = "Write images with np.savez_compressed(path, x_train=..., x_val=..., x_test=...)."
+#: Bytes in which an array's header ends.
+_HEADER = 65_536
 #: So many arrays of a file are listed in a message.
 _LISTED = 12
 
@@ -107,9 +112,16 @@ def _members(path: Path) -> list[_Member]:
     found = []
     try:
         with zipfile.ZipFile(path) as packed:
-            for name in packed.namelist():
-                with packed.open(name) as file:
-                    found.append(_header(name.removesuffix(".npy"), file))
+            for part in packed.infolist():
+                check_room(part.file_size, path.stat().st_size)
+                with packed.open(part) as file:
+                    # The header alone, however long it says that it is.
+                    head = io.BytesIO(file.read(_HEADER))
+                one = _header(part.filename.removesuffix(".npy"), head)
+                size = 0 if one.dtype is None else math.prod(one.shape) * one.dtype.itemsize
+                if one.dtype is not None and not one.dtype.hasobject and size > part.file_size:
+                    raise Malformed(f"{one.name} says {size} bytes of {part.file_size}")
+                found.append(one)
     except Exception as error:  # zipfile fails on harmed bytes in many ways
         raise FileError(f"{path} is damaged: {error}. Copy or download it again.") from error
     return found
