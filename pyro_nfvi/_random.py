@@ -16,6 +16,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from pyro_nfvi._turn import turn
+
 __all__ = ["fold_in", "fresh_seed", "numpy_stream", "seeded", "stream"]
 
 _MASK = 0xFFFFFFFFFFFFFFFF
@@ -85,6 +87,8 @@ def fresh_seed() -> int:
 def seeded(seed: int, *labels: int | str) -> Iterator[None]:
     """Put torch's global random state at the start of a stream; the caller's comes back afterwards.
 
+    The state belongs to the process: threads that seed it take turns.
+
     For code that cannot be handed a generator: a user's model, ``torch.distributions``, the initial
     values of modules.
 
@@ -99,7 +103,7 @@ def seeded(seed: int, *labels: int | str) -> Iterator[None]:
     on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
     devices = list(range(torch.cuda.device_count())) if on_gpu else []
     mixed = fold_in(seed, *labels)
-    with torch.random.fork_rng(devices=devices):
+    with turn(), torch.random.fork_rng(devices=devices):
         # Not torch.manual_seed, which would seed devices that are not in use and not forked.
         torch.random.default_generator.manual_seed(mixed)
         if on_gpu:

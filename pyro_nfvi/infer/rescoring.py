@@ -14,7 +14,9 @@ from pyro_nfvi.infer.draws import WeighedDraws, score
 from pyro_nfvi.infer.findings import MassOutside, ModeSearch, OtherData
 from pyro_nfvi.infer.fit import Fit
 from pyro_nfvi.infer.outside import mass_outside
+from pyro_nfvi.infer.pyro_check import opinion_of_pyro
 from pyro_nfvi.infer.runaway import check_proper
+from pyro_nfvi.infer.tails import follow_tails
 
 __all__ = ["scored_again"]
 
@@ -66,7 +68,13 @@ def scored_again(fit: Fit, arguments: str | None) -> Fit:
     )
     fit = dataclasses.replace(fit, draws=scored, training=training)
     outside = mass_outside(fit.guide.density(), log_joint, scored, 0)
-    training = dataclasses.replace(training, findings=(*findings, MassOutside(*(outside or ()))))
+    found_anew = (
+        *findings,
+        MassOutside.of(outside, unseen=True),
+        follow_tails(fit.latent, log_joint, scored),
+        opinion_of_pyro(fit),
+    )
+    training = dataclasses.replace(training, findings=found_anew)
     return check_proper(dataclasses.replace(fit, training=training))
 
 
