@@ -406,8 +406,8 @@ def from_settings(settings: Mapping[str, Any], most_modes: int) -> tuple[Finding
     modes = settings.get("modes") or []
     alone = sum(mode["starts"] <= 1 for mode in modes)
     found.append(ModeSearch(settings.get("starts", 0), len(modes), alone, len(modes) >= most_modes))
-    outside = settings.get("outside") or ()
-    found.append(MassOutside(*outside, unseen=not settings.get("starts")))
+    share, error = settings.get("outside") or (None, 0.0)
+    found.append(MassOutside(share, error, unseen=not settings.get("starts")))
     return tuple(found)
 
 

@@ -18,6 +18,7 @@ from pyro_nfvi.gaussian import (
     Proposals,
     Target,
     add_nested,
+    ascend,
     explore,
     narrow,
     other_modes,
@@ -43,6 +44,8 @@ __all__ = [
 _POINTS, _FEWEST, _NUMBERS = 192, 8, 2_000_000
 #: How many times wider than the best Gaussian draws around it are.
 _REACHES = (3.0, 10.0)
+#: Climbs where modes are not looked for: from uniform draws, from the prior, and their steps.
+_CAST, _CLIMBED, _CLIMB = 4, 6, 40
 #: Degrees of freedom of wide proposals, and most latents for them.
 _FREEDOM, _WIDE_DIM = 3.0, 30
 #: Power of the density for a tempered start, and steps of its Gaussian.
@@ -112,11 +115,17 @@ def look_for_modes(
         cast = uniform_points(target, found.loc, half // 4, generator)
         points = torch.cat([drawn, cast, wide.points(eps)[0]])
         modes = explore(target, found, points, more=more, effort=effort, generator=generator)
-        where = proposals(target, found, modes, drawn)
+        where = proposals(target, found, modes, drawn, generator)
         return add_nested(target, modes, where, effort=effort, generator=generator)
 
 
-def proposals(target: Target, found: GaussianFit, modes: Modes | None, drawn: Tensor) -> Proposals:
+def proposals(
+    target: Target,
+    found: GaussianFit,
+    modes: Modes | None,
+    drawn: Tensor,
+    generator: torch.Generator,
+) -> Proposals:
     """Places and widths from which mass is looked for, wherever something has been.
 
     What each start of the Gaussian ended in; the highest point that was reached, at widths from a
@@ -128,13 +137,25 @@ def proposals(target: Target, found: GaussianFit, modes: Modes | None, drawn: Te
         found: The best Gaussian, with its starts.
         modes: Modes that were found; None where none were looked for.
         drawn: Draws from the prior ``(N, D)``, possibly none.
+        generator: Source of the noise.
+
+    Cost:
+        Without modes, 41 rows of the model from each of eleven points, which climb.
     """
     best = Normals(found.loc[None], found.factor[None])
     fine = found.start_bounds > -torch.inf
     ends = found.starts.take(fine.nonzero().squeeze(-1)) if bool(fine.any()) else best
     where = Proposals.of(_joined(best, ends))
     known = best
-    if modes is not None:
+    if modes is None:  # too few rows for a search: a few climbs, each a place of its own
+        cast = uniform_points(target, found.loc, _CAST, generator)
+        points = torch.cat([torch.zeros_like(best.loc), cast, drawn[:_CLIMBED].to(best.loc)])
+        tops = ascend(target, best, points, _CLIMB)[0]
+        tops = tops[torch.isfinite(tops).all(-1)]
+        where = where + Proposals.of(
+            Normals(tops, best.factor.expand(len(tops), *best.factor.shape[1:]))
+        )
+    else:
         known = modes.normals
         where = where + Proposals.of(known)
         if modes.top is not None and bool(torch.isfinite(modes.top).all()):

@@ -152,9 +152,11 @@ def _parts(
     wide: Proposals | None, others: Proposals | None, rows: int
 ) -> list[tuple[Proposals, int]]:
     """Both kinds, and how many draws each of their proposals gives."""
-    kinds = [(one, n * len(one)) for one, n in ((wide, _SHARES), (others, 1)) if one is not None]
+    few = rows < _ROWS
+    both = ((wide, 1 if few else _SHARES), (others, 1))
+    kinds = [(one, n * len(one)) for one, n in both if one is not None]
     total = sum(n for _, n in kinds)
-    least = _EACH if rows == _ROWS else 2
+    least = 2 if few else _EACH
     return [(one, max(least, round(rows * n / total / len(one)))) for one, n in kinds]
 
 

@@ -173,7 +173,8 @@ class FitRun:
         if self.proposals is None:
             target = Target(log_joint, init_loc, budget=budget)
             drawn = prior_points(log_joint, target, _DRAWN)
-            self.proposals = proposals(target, found, None, drawn)
+            noise = self._generator(init_loc, "places")
+            self.proposals = proposals(target, found, None, drawn, noise)
         if self.modes is not None:
             noise = self._generator(init_loc, "best mode")
             affordable = self.time.affords(_COMPARED * (1 + len(self.modes)))
@@ -316,6 +317,8 @@ class FitRun:
             return False  # there is no time to mend it either
         density = fit.guide.density()
         log_joint = fit.require_model()
+        if log_joint.how == "loop" or log_joint.subsampled:
+            return False  # flows that are trained row by row would not mend it in any time
         return too_much(mass_outside(density, log_joint, fit.draws, self.seed, self.proposals))
 
     def complete(self, fit: Fit) -> Fit:

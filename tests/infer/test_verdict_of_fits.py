@@ -8,7 +8,7 @@ from infer.models import Y, conjugate, eight_schools
 
 from pyro_nfvi import NFVI, load
 from pyro_nfvi.gaussian import Normals, Target, fit_gaussian, other_modes
-from pyro_nfvi.infer.findings import HeavyTails, MassOutside, find
+from pyro_nfvi.infer.findings import HeavyTails, Level, MassOutside, find
 from pyro_nfvi.infer.outside import mass_outside
 
 ZERO = torch.tensor(0.0)
@@ -182,3 +182,44 @@ def test_other_modes(centres, count):
     generator = torch.Generator().manual_seed(0)
     found = fit_gaussian(target, starts, generator=generator)
     assert len(other_modes(target, found)) == count
+
+
+def test_a_mode_that_a_model_run_row_by_row_has_elsewhere_is_told():
+    """No modes are looked for there, but a few climbs end in places that draws come from."""
+
+    def model():
+        m = pyro.sample("m", dist.Normal(ZERO, 10.0))
+        if bool(m > 1e9):  # neither a plate of particles nor vmap can run this
+            raise RuntimeError("too far")
+        pyro.sample("o", dist.Normal(m.abs(), 0.3), obs=torch.tensor(6.0))
+
+    fit = auto(model)
+    assert fit.log_joint.how == "loop"
+    assert fit.verdict == "do not trust"
+    outside = find(fit.training.findings, MassOutside)
+    assert outside.share == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_spike_in_a_slab_is_held_with_both():
+    """Half of N(0, 1) and half of N(1, 0.02): sds within 5 %, 3 errors of the learnt weights."""
+    loc, sd = torch.tensor([[0.0] * 5, [1.0] * 5]), torch.tensor([[1.0] * 5, [0.02] * 5])
+
+    def model():
+        parts = dist.Normal(loc, sd).to_event(1)
+        pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(torch.ones(2) / 2), parts))
+        pyro.factor("nothing", torch.zeros(()))
+
+    fit = auto(model)
+    assert fit.verdict == "good"
+    assert len(fit.modes) == 2
+    x = fit.sample(4000, seed=1)["x"]
+    assert x.std(0).tolist() == pytest.approx([0.866] * 5, rel=0.05)
+    assert x.mean(0).tolist() == pytest.approx([0.5] * 5, abs=0.06)
+
+
+def test_a_fit_of_which_nothing_could_be_looked_at_is_not_good():
+    doubt = MassOutside(unseen=True)
+    assert doubt.level is Level.DOUBT
+    assert MassOutside().level is Level.REMARK
+    assert MassOutside(0.01, 0.001, name="x", shift=0.3).level is Level.DOUBT
+    assert MassOutside(0.1, 0.01).level is Level.FAULT
