@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorDict
@@ -309,6 +310,36 @@ class LogJoint:
             )
         subsample = self.draw_subsample() if subsample is None else subsample
         rows = z.reshape(-1, self.latent.dim)
+        try:
+            return self._together(rows, subsample, how, sites)
+        except torch.linalg.LinAlgError:
+            # A matrix without a factor at some row, say of a Gaussian process far out. Within a
+            # mode that records there are no rows to choose.
+            if _get_current_dispatch_mode() is not None:
+                raise
+            parts = self._apart(rows, subsample, how, sites)
+            good = next((part for part in parts if part is not None), None)
+            if good is None:
+                if sites:
+                    raise
+                return rows.new_full((len(rows),), torch.nan), {}, {}
+        return _merged([_like(good) if part is None else part for part in parts], torch.cat)
+
+    def _apart(
+        self, rows: Tensor, subsample: Mapping[str, Tensor], how: Way, sites: frozenset[str]
+    ) -> list[_Outputs | None]:
+        """Evaluate in halves of halves; None for each row at which the model has no value."""
+        parts: list[_Outputs | None] = []
+        for half in rows.chunk(2) if len(rows) > 1 else ():
+            try:
+                parts.append(self._together(half, subsample, how, sites))
+            except torch.linalg.LinAlgError:
+                parts += self._apart(half, subsample, how, sites)
+        return parts or [None]
+
+    def _together(
+        self, rows: Tensor, subsample: Mapping[str, Tensor], how: Way, sites: frozenset[str]
+    ) -> _Outputs:
         run = self._run
         # The model was run once with the user's validation; its checks cost and break vmap.
         with pyro.validation_enabled(False):
@@ -415,6 +446,18 @@ class LogJoint:
         if way not in (None, "loop"):
             raise ModelError(f"The model cannot be run that way: {'; '.join(reasons)}.")
         return "loop", "; ".join([*reasons, "loop: one particle at a time"])
+
+
+def _like(part: _Outputs) -> _Outputs:
+    """Outputs of one row without a value: NaN, in the shapes of another part's rows."""
+    log_p, *others = part
+
+    def empty(value: Tensor) -> Tensor:
+        row = value[:1].detach()
+        return torch.full_like(row, torch.nan) if row.is_floating_point() else row
+
+    deterministic, likelihood = ({n: empty(v) for n, v in one.items()} for one in others)
+    return empty(log_p), deterministic, likelihood
 
 
 def _merged(parts: Sequence[_Outputs], join: Callable[[list[Tensor]], Tensor]) -> _Outputs:

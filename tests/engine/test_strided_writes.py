@@ -11,8 +11,10 @@ from engine.zoo import Case
 from pyro.nn import PyroSample
 from torch.fx import GraphModule
 
-from pyro_nfvi import NFVI
+from pyro_nfvi import NFVI, AutoFlow
 from pyro_nfvi.engine.record import Recorder
+from pyro_nfvi.gaussian import Target
+from pyro_nfvi.logjoint import LogJoint
 
 N = 4
 Z = torch.tensor([[0.3, 0.7], [0.5, 1.1]], dtype=torch.float64)
@@ -177,6 +179,25 @@ def test_a_gaussian_process_is_captured(approx):
     for param, grad in zip(program.params, grads, strict=True):
         size = float(param.grad.abs().max())
         torch.testing.assert_close(grad, param.grad, rtol=2e-2, atol=2e-3 * max(1.0, size))
+
+
+def test_rows_without_a_factor_are_left_out_alone():
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0))
+        factor = torch.linalg.cholesky((x + 1) * torch.eye(2))
+        pyro.deterministic("top", factor[..., 0, 0])
+        pyro.factor("f", factor.diagonal(dim1=-2, dim2=-1).log().sum(-1))
+
+    guide = AutoFlow(model, "affine").setup()
+    log_joint = LogJoint(model, (), {}, guide.latent)
+    z = torch.tensor([[0.5], [-2.0], [0.0], [1.0], [-3.0]])
+    log_p, score, ok = Target(log_joint, z)(z)
+    assert ok.tolist() == [True, False, True, True, False]
+    assert torch.isnan(log_joint(z)).tolist() == [False, True, False, False, True]
+    found = log_joint.evaluate(z)
+    assert found.deterministic["top"].isnan().tolist() == [False, True, False, False, True]
+    expected = (z + 1).log() - 0.5 * z.square() - 0.5 * torch.log(torch.tensor(2 * torch.pi))
+    torch.testing.assert_close(found.log_p[[0, 2, 3]], expected[[0, 2, 3], 0])
 
 
 @pytest.mark.slow
