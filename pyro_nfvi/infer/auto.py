@@ -32,11 +32,17 @@ def climb(run: FitRun) -> Fit:
     notes = run.notes
     best: Fit | None = None
     tried: list[Rung] = []
-    if gaussian is not None and not run.names:
+    # With parameters of the model that are not at rest the Gaussian cannot stand for a fit.
+    settled = not log_joint.parameters() or (
+        run.param_start is not None and run.param_start.converged
+    )
+    if gaussian is not None and settled:
         best = gaussian_fit(run, guide, log_joint, gaussian, notes)
         tried.append(rung_of("", best, run.time.whole.spent(), kept=True))
         if run.modes is not None and len(run.modes) > 1:
+            run.hold_params = True  # each mode would train them its own way
             mixture = fit_modes(run, log_joint, best, run.modes, tried)
+            run.hold_params = False
             if mixture is not None:
                 return run.complete(mixture)
 

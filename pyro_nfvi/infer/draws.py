@@ -23,7 +23,7 @@ from pyro_nfvi.mixture import MixtureDensity
 if TYPE_CHECKING:
     from pyro_nfvi.diagnostics import PSIS
 
-__all__ = ["WeighedDraws", "most_on_all_data", "push_chunks", "score", "weigh"]
+__all__ = ["WeighedDraws", "most_on_all_data", "push_chunks", "score", "weigh", "whole_density"]
 
 #: Rows pushed through the flow at once.
 _ROWS = 4096
@@ -160,6 +160,30 @@ def most_on_all_data(log_joint: LogJoint) -> int:
     ((size, count),) = log_joint.subsampled.values()
     batches = len(cover(size, count)[0])
     return 0 if batches > _BATCHES else _NUMBERS // (batches * max(1, log_joint.size))
+
+
+def whole_density(log_joint: LogJoint, num: int) -> Callable[[Tensor], Tensor] | None:
+    """Return the log joint on all data, with gradients; None where that takes too long.
+
+    Args:
+        log_joint: The model.
+        num: Draws that it is to be called with.
+    """
+    if not log_joint.subsampled:
+        return log_joint
+    if most_on_all_data(log_joint) < 100 * num:  # it is called some hundred times
+        return None
+    ((name, (size, count)),) = log_joint.subsampled.items()
+    index, weights = cover(size, count)
+
+    def density(z: Tensor) -> Tensor:
+        parts = [
+            weight * log_joint(z, {name: row}).double()
+            for row, weight in zip(index.to(z.device), weights.tolist())
+        ]
+        return torch.stack(parts).sum(0)
+
+    return density
 
 
 def score(

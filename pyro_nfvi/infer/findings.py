@@ -24,6 +24,7 @@ __all__ = [
     "MissedModes",
     "ModeSearch",
     "OtherData",
+    "ParamsLeft",
     "SecondOpinion",
     "TimeOver",
     "find",
@@ -37,6 +38,9 @@ __all__ = [
 NO_MEAN, NO_VARIANCE = 1.05, 2.1
 #: Numbers that a sentence names at most.
 _NAMED = 3
+
+#: Nats of evidence that parameters may leave in a fit that is good.
+PARAMS_LEFT = 0.1
 
 _F = TypeVar("_F", bound="Finding")
 
@@ -350,6 +354,42 @@ class OtherData(Finding):
 
     def sentence(self) -> str:
         return "the guide was fitted to other data or another model than it is judged on"
+
+
+@dataclass(frozen=True)
+class ParamsLeft(Finding):
+    """Evidence that the model's own parameters still give away.
+
+    Attributes:
+        nats: By how much a short climb raised it on draws that it had not seen; None where the
+            weights of the draws say nothing.
+        error: Standard error of ``nats``.
+        names: The parameters.
+    """
+
+    nats: float | None
+    error: float = 0.0
+    names: tuple[str, ...] = ()
+
+    @property
+    def level(self) -> Level:
+        if self.nats is None:
+            return Level.DOUBT
+        return Level.FAULT if self.nats > PARAMS_LEFT else Level.REMARK
+
+    def sentence(self) -> str:
+        named = ", ".join(map(repr, self.names[:3])) + (", ..." if len(self.names) > 3 else "")
+        if self.nats is None:
+            return (
+                f"whether the parameters {named} are where the evidence is highest could not be "
+                "judged, since the weights of the draws say too little"
+            )
+        if self.level is Level.REMARK:
+            return ""
+        return (
+            f"the parameters {named} are not where the evidence is highest: {self.nats:.3g} nats "
+            "or more are left. Start them closer, or give the fit more steps"
+        )
 
 
 def find(findings: Iterable[Finding], kind: type[_F]) -> _F | None:

@@ -52,27 +52,34 @@ def make_optimizer(
     rate: float,
     *,
     travels: bool = True,
+    models: Sequence[Tensor] = (),
+    unit: float = 1.0,
 ) -> torch.optim.Optimizer:
     """Build the optimiser.
 
     Args:
         optim: What the user passed; a callable and Pyro's optimisers get all parameters at one
             rate, their own.
-        inner: Parameters of the flow and of the model.
+        inner: Parameters of the flow.
         outer: Location and scale outside the flow.
         rate: Used where the user gave none.
         travels: Whether the outer ones have to travel to the posterior from wherever they start;
             Adam's own rate for them is then five times as high.
 
+        models: Parameters of the model.
+        unit: How far these move the evidence by half a nat: where that is less than one, Adam's
+            own rate for them is in this unit, or a step would throw them off.
+
     Raises:
         OptionError: The callable returned something else.
     """
-    leaves = [*inner, *outer]
+    leaves = [*inner, *models, *outer]
     if optim is None or isinstance(optim, (int, float)):
         rate = rate if optim is None else float(optim)
         groups = [
-            {"params": list(inner), "lr": rate},
+            {"params": [*inner, *(models if unit >= 1 else ())], "lr": rate},
             {"params": list(outer), "lr": (_OUTER if travels else 1.0) * rate},
+            {"params": list(models) if unit < 1 else [], "lr": unit * rate},
         ]
         fused = all(leaf.is_floating_point() and leaf.device.type != "mps" for leaf in leaves)
         return torch.optim.Adam([group for group in groups if group["params"]], fused=fused)

@@ -17,9 +17,18 @@ from pyro_nfvi.errors import DivergedError, WeightError
 from pyro_nfvi.gaussian import MOST_MODES, GaussianFit, Modes, Normals, Proposals, Target
 from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.infer.checkpoint import Checkpoint, fingerprint
-from pyro_nfvi.infer.draws import most_on_all_data, weigh
+from pyro_nfvi.infer.draws import most_on_all_data, weigh, whole_density
 from pyro_nfvi.infer.engines import Chosen, choose
-from pyro_nfvi.infer.findings import Finding, Level, MassOutside, MissedModes, ModeSearch, TimeOver
+from pyro_nfvi.infer.findings import (
+    Finding,
+    Level,
+    MassOutside,
+    MissedModes,
+    ModeSearch,
+    ParamsLeft,
+    TimeOver,
+    with_finding,
+)
 from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.guide_spec import flow_name, make_guide
 from pyro_nfvi.infer.keep import keep_better
@@ -35,6 +44,8 @@ from pyro_nfvi.infer.modes import (
 )
 from pyro_nfvi.infer.optim import make_optimizer
 from pyro_nfvi.infer.outside import WIDE_ROWS, mass_outside, too_much
+from pyro_nfvi.infer.param_ascent import Evidence, nats_left, raise_evidence
+from pyro_nfvi.infer.param_start import ParamStart, start_params
 from pyro_nfvi.infer.precondition import gaussian_stage, prior_points, start_along
 from pyro_nfvi.infer.progress import Progress
 from pyro_nfvi.infer.pyro_check import check_by_pyro, opinion_of_pyro
@@ -53,6 +64,9 @@ if TYPE_CHECKING:
 
 __all__ = ["WHOLE", "FitRun"]
 
+_PARAM_NUMBERS = 20_000_000  # of one differentiated run, where the model's parameters are judged
+#: Most moves of the model's parameters after training, and the nats below which there is none.
+_SETTLE, _SETTLED = 4, 0.02
 #: Draws on which a fit is judged; fewer where one run of the model is very large, or where every
 #: draw takes a run of its own.
 _DRAWS, _LOOP_DRAWS, _FEWEST_DRAWS, _NUMBERS = 2000, 500, 200, 300_000_000
@@ -106,6 +120,10 @@ class FitRun:
         self.num_starts = 0
         #: Where mass outside of the guide is looked for, beside wide draws around its own.
         self.proposals: Proposals | None = None
+        #: How the model's parameters started; None where they were left alone.
+        self.param_start: ParamStart | None = None
+        #: Whether they stay where they are while guides train.
+        self.hold_params = False
         #: Lines for the report about what came before training.
         self.notes: list[str] = []
 
@@ -151,6 +169,7 @@ class FitRun:
             return None
         budget = self.time.training.part(GAUSSIAN)
         try:
+            self._start_params(log_joint, init_loc, budget)
             found = gaussian_stage(
                 log_joint,
                 init_loc,
@@ -202,6 +221,77 @@ class FitRun:
                 "verdict is good, run the model in float64 (torch.set_default_dtype(torch.float64))"
             )
         return found
+
+    def _start_params(self, log_joint: LogJoint, like: Tensor, budget: Budget) -> None:
+        """Bring the model's parameters near the highest evidence, before anything rests on them."""
+        unfit = log_joint.subsampled or log_joint.how == "loop"
+        if not log_joint.named_parameters() or unfit:
+            return
+        with self.progress.stage("starting the model's parameters", 1, unit="stage"):
+            found = start_params(
+                log_joint, like, generator=self._generator(like, "parameters"), budget=budget
+            )
+        self.param_start = found
+        self.notes.append(
+            f"the model's parameters gained {found.gain:.3g} nats of evidence in {found.rounds} "
+            f"rounds before training{'' if found.converged else ', and were not at rest'}"
+        )
+
+    def settle_params(self, fit: Fit) -> Fit:
+        """Move the model's parameters to the highest evidence that the fit's draws see.
+
+        Not where the weights reach no further, or nothing is gained. The finding says how much is
+        left.
+        """
+        log_joint = fit.require_model()
+        leaves = log_joint.named_parameters()
+        if not leaves or not fit.draws.exact:
+            return fit
+        left = self._nats_left(log_joint, fit)
+        rounds = _SETTLE if self.options.precondition and not log_joint.subsampled else 0
+        for _ in range(rounds):
+            if left is None or left[0] < _SETTLED or self.time.whole.over():
+                break
+            before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+            count = self._num_params_draws(log_joint)
+            raise_evidence(
+                Evidence(
+                    log_joint,
+                    fit.draws.z[:count],
+                    fit.draws.log_q[:count],
+                    list(leaves.values()),
+                )
+            )
+            moved = self.judge(fit.guide, log_joint, fit.training)
+            gained = moved.log_evidence()[0] - fit.log_evidence()[0] if moved.draws.exact else 0.0
+            if not gained > 0:
+                with torch.no_grad():
+                    for name, leaf in leaves.items():
+                        leaf.copy_(before[name])
+                break
+            note = f"the model's parameters gained {gained:.3g} nats of evidence after training"
+            training = dataclasses.replace(moved.training, notes=(*moved.training.notes, note))
+            fit = dataclasses.replace(moved, training=training)
+            left = self._nats_left(log_joint, fit)
+        named = tuple(leaves)
+        finding = ParamsLeft(None, 0.0, named) if left is None else ParamsLeft(*left, named)
+        findings = with_finding(fit.training.findings, finding)
+        training = dataclasses.replace(fit.training, findings=findings)
+        return dataclasses.replace(fit, training=training)
+
+    def _nats_left(self, log_joint: LogJoint, fit: Fit) -> tuple[float, float] | None:
+        count = self._num_params_draws(log_joint)
+        z, log_q = fit.draws.z[:count], fit.draws.log_q[:count]
+        with self.progress.stage("judging the model's parameters", 1, unit="look"):
+            density = whole_density(log_joint, len(z))
+            if density is None:
+                return None
+            return nats_left(density, z, log_q, log_joint.named_parameters())
+
+    @staticmethod
+    def _num_params_draws(log_joint: LogJoint) -> int:
+        most = _LOOP_DRAWS if log_joint.how == "loop" else _DRAWS
+        return max(_FEWEST_DRAWS, min(most, _PARAM_NUMBERS // max(1, log_joint.size)))
 
     def _look_for_modes(self, log_joint: LogJoint, like: Tensor, found: GaussianFit) -> None:
         """Look for modes from more points than the Gaussian's own starts."""
@@ -327,6 +417,7 @@ class FitRun:
         Raises:
             DivergedError: The density grows without limit.
         """
+        fit = self.settle_params(fit)
         log_joint = fit.require_model()
         density = fit.guide.density()
         missed: list[str] = []
@@ -402,10 +493,19 @@ class FitRun:
         own = {name: p for name, p in guide.named_parameters() if p.requires_grad}
         outer = [p for name, p in own.items() if not name.startswith("flow.")]
         inner = [p for name, p in own.items() if name.startswith("flow.")]
-        models = log_joint.parameters()
+        models = [] if self.hold_params else log_joint.parameters()
         params = [*inner, *outer, *models]
         rate = default_rate(guide.latent.dim)
-        optimizer = make_optimizer(options.optim, [*inner, *models], outer, rate, travels=travels)
+        start = self.param_start
+        optimizer = make_optimizer(
+            options.optim,
+            inner,
+            outer,
+            rate,
+            travels=travels,
+            models=models,
+            unit=1.0 if start is None or start.unit is None else start.unit,
+        )
         step = EagerStep(guide, log_joint, options.objective, params, len(models), optimizer)
         # Another base draws from torch's own state, which is the fit's for this time.
         standard = guide.density().base is None

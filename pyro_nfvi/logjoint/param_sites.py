@@ -26,7 +26,7 @@ def param_leaves(trace: Trace) -> dict[str, Tensor]:
         ...     return pyro.param("scale", torch.tensor(2.0), constraint=constraints.positive)
         >>> with pyro.get_param_store().scope():
         ...     leaves = param_leaves(trace(model).get_trace())
-        >>> {name: round(float(leaf), 2) for name, leaf in leaves.items()}
+        >>> {name: round(leaf.item(), 2) for name, leaf in leaves.items()}
         {'scale': 0.69}
     """
     store = pyro.get_param_store()
