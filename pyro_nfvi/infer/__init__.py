@@ -6,6 +6,7 @@ from pyro_nfvi.infer.calibration import VSBC, CalibrationRow, CalibrationTable, 
 from pyro_nfvi.infer.fit import Fit, Training
 from pyro_nfvi.infer.nfvi import NFVI
 from pyro_nfvi.infer.nuts import NutsRun
+from pyro_nfvi.infer.predict import Predictions
 from pyro_nfvi.infer.progress import StepInfo
 from pyro_nfvi.infer.saving import load
 from pyro_nfvi.infer.stopping import StopReason
@@ -19,6 +20,7 @@ __all__ = [
     "CalibrationTable",
     "Fit",
     "NutsRun",
+    "Predictions",
     "Row",
     "SimulatedFit",
     "StepInfo",

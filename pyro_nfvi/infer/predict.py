@@ -33,6 +33,20 @@ class Predictions(dict[str, Tensor]):
         model: The model.
         trace: One run of it with these arguments, for names of dimensions.
         how: How draws were run: ``"plate"`` or ``"vmap"`` (together) or ``"loop"`` (one by one).
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro_nfvi import NFVI
+        >>> def model(x, y=None):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("rows", len(x)):
+        ...         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+        >>> x = torch.ones(4)
+        >>> fit = NFVI(model, "affine", max_steps=50, seed=0, progress=False).run(x, x)
+        >>> new = fit.predict(torch.ones(2), num_samples=10)
+        >>> new["y"].shape, new.how
+        (torch.Size([10, 2]), 'plate')
     """
 
     def __init__(

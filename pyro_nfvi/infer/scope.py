@@ -48,8 +48,8 @@ def own_params(
         "params": {name: _copy(param) for name, param in state["params"].items()},
         "constraints": dict(state["constraints"]),
     }
-    own = list(model.parameters()) if isinstance(model, nn.Module) else []
-    frozen = [param for param in own if not param.requires_grad]
+    held = list(model.parameters()) if isinstance(model, nn.Module) else []
+    frozen = [param for param in held if not param.requires_grad]
     with store.scope(copies):
         used = frozenset(param_leaves(any_trace(model, args, kwargs)))
         for param in frozen:  # Pyro's store makes every tensor trainable that it takes

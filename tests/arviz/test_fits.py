@@ -103,7 +103,15 @@ def test_each_chain_is_evaluated_with_the_parameters_that_its_fit_trained():
             pyro.sample("y", dist.Normal(mu, scale), obs=y)
 
     fits = [
-        nfvi.NFVI(scaled, "affine", seed=0, progress=False, max_steps=steps, stop=False).run(Y)
+        nfvi.NFVI(
+            scaled,
+            "affine",
+            seed=0,
+            progress=False,
+            max_steps=steps,
+            stop=False,
+            precondition=False,
+        ).run(Y)
         for steps in (5, 200)
     ]
     scales = [float(fit.params["scale"]) for fit in fits]
