@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 __all__ = ["WHOLE", "FitRun"]
 
 _PARAM_NUMBERS = 20_000_000  # of one differentiated run, where the model's parameters are judged
+#: Runs of the model that judging its parameters takes for each draw, at a guess.
+_PARAM_RUNS = 40
 #: Most moves of the model's parameters after training, and the nats below which there is none.
 _SETTLE, _SETTLED = 4, 0.02
 #: Draws on which a fit is judged; fewer where one run of the model is very large, or where every
@@ -247,7 +249,9 @@ class FitRun:
         leaves = log_joint.named_parameters()
         if not leaves or not fit.draws.exact:
             return fit
-        left = self._nats_left(log_joint, fit)
+        rows = _PARAM_RUNS * self._num_params_draws(log_joint)
+        afforded = self.time.affords(rows, "the look at the model's parameters")
+        left = self._nats_left(log_joint, fit) if afforded else None
         rounds = _SETTLE if self.options.precondition and not log_joint.subsampled else 0
         for _ in range(rounds):
             if left is None or left[0] < _SETTLED or self.time.whole.over():
