@@ -467,7 +467,9 @@ def test_large_plates_do_not_blow_up(count):
 def test_groups_can_be_chosen():
     guide = AutoFlow(schools).setup(Y, SIGMA)
     idata = to_arviz(guide, args=(Y, SIGMA), num_samples=5, groups=["posterior", "sample_stats"])
-    assert list(idata.groups()) == ["posterior", "sample_stats"]
+    # A method of ArviZ 0.2x's own class; under ArviZ 1 the children of a DataTree.
+    found = idata.children if hasattr(idata, "children") else idata.groups()
+    assert list(found) == ["posterior", "sample_stats"]
     with pytest.raises(OptionError, match="'likelihood'"):
         to_arviz(guide, args=(Y, SIGMA), groups=["likelihood"])
 
@@ -476,6 +478,7 @@ def test_groups_can_be_chosen():
 @pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning", "ignore::RuntimeWarning"
 )
+@pytest.mark.skipif(not az.__version__.startswith("0."), reason="tests/arviz1 does it for ArviZ 1")
 def test_what_people_do_next(tmp_path):
     guides = [perturbed(AutoFlow(schools).setup(Y, SIGMA)) for _ in range(2)]
     idata = to_arviz(guides, args=(Y, SIGMA), num_samples=500)
