@@ -326,6 +326,11 @@ def _report(
         progress=not options.quiet,
     ).with_warning(warning)  # fmt: skip
     say(f"Test images, parameters of the best epoch:\n{result}")
+    if preparation.kind == "as-is" and options.likelihood in ("gaussian", "logit-normal"):
+        say(
+            "Nats and bits are of a density of real pixels: they depend on the unit of the pixels, "
+            "and compare only with those of the same data."
+        )
     folder.write("results.json", json.dumps(result.record(), indent=1) + "\n")
     if result.nll is not None and result.nll_index is not None:
         nll = result.nll

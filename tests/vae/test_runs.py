@@ -103,11 +103,12 @@ def test_a_lock_goes_with_its_process(tmp_path):
     assert not (tmp_path / ".lock").exists()
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of Python 3.12 on
 def test_a_forked_child_does_not_hold_the_lock_of_its_parent(tmp_path):
     lock = RunLock(tmp_path)
     child = os.fork()
     if child == 0:
-        time.sleep(2)
+        time.sleep(1)
         os._exit(0)
     lock.release()
     RunLock(tmp_path).release()
