@@ -39,14 +39,16 @@ def to_arviz(
     groups: Sequence[str] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     predictions: Any = None,
+    likelihood: Sequence[str] | None = None,
 ) -> Any:
     """Convert a posterior to ArviZ: ``InferenceData`` (ArviZ 0.2x) or ``DataTree`` (1 and later).
 
     The result has, as far as the model allows: ``posterior`` (deterministic sites included),
-    ``posterior_predictive``, ``log_likelihood``, ``sample_stats`` with ``log_p`` and ``log_q`` of
-    every draw, ``prior``, ``prior_predictive``, ``observed_data`` and ``constant_data``. Plates
-    name the dimensions. What could not be made is said in ``posterior.attrs["missing_<group>"]``;
-    a missing log likelihood is warned about.
+    ``posterior_predictive``, ``log_likelihood`` (observed sites and factors in plates, unscaled),
+    ``log_prior`` (the latent sites' terms of ``log_p``), ``sample_stats`` with ``log_p`` and
+    ``log_q`` of every draw, ``prior``, ``prior_predictive``, ``observed_data`` and
+    ``constant_data``. Plates name the dimensions. What could not be made is said in
+    ``posterior.attrs["missing_<group>"]``; a missing log likelihood is warned about.
 
     The draws of a fit are independent: R-hat and ESS say nothing about its quality. Read
     ``sample_stats.attrs["khat"]`` (see :func:`pyro_nfvi.diagnostics.psis`), or convert several
@@ -73,6 +75,8 @@ def to_arviz(
             ``predictions_constant_data``: a tuple of positional arguments or a dict of keyword
             arguments of the model, which is then run at the draws of ``posterior``; or what
             ``fit.predict(...)`` returned, with draws of its own.
+        likelihood: Observed sites and factors that are data, where not all are, or where a factor
+            without a plate is; other factors are then of the prior, and not warned about.
 
     Units:
         ``log_p``, ``log_q`` and ``log_likelihood`` in nats; ``log_p`` is the log joint of the
@@ -115,6 +119,7 @@ def to_arviz(
             groups=groups,
             coords=coords,
             predictions=predictions,
+            likelihood=likelihood,
         )
     )
 
@@ -131,6 +136,7 @@ def collect(
     groups: Sequence[str] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     predictions: Any = None,
+    likelihood: Sequence[str] | None = None,
 ) -> Groups:
     """Do all of :func:`to_arviz` but the last step, which needs ArviZ."""
     if num_samples < 1:
@@ -150,6 +156,7 @@ def collect(
     _check_alike(parts)
     made: list[Groups] = []
     missing: dict[str, str] = {}
+    remarks: list[str] = []
     subsample: Mapping[str, Tensor] | None = None
     for one, part in zip(sources, parts):
         # The first knows the model; each is evaluated with the parameters that it trained.
@@ -162,8 +169,11 @@ def collect(
                     raise OptionError(f"reweighted=True needs the model at work, but {reason}.")
                 part, scores = _reweight(part, view, num_samples)
                 log_p = scores[None]
-            gatherer = Gatherer(part, view, reason, groups, parts=len(parts), prior=not made)
+            gatherer = Gatherer(
+                part, view, reason, groups, parts=len(parts), prior=not made, likelihood=likelihood
+            )
             made.append(gatherer.run(log_p))
+            remarks += gatherer.remarks
             if predictions is not None and not isinstance(predictions, Predictions):
                 if view is None:
                     raise OptionError(f"predictions=... needs the model at work, but {reason}.")
@@ -174,7 +184,7 @@ def collect(
     found = as_chains(made)
     if isinstance(predictions, Predictions):
         add_predictions(found, predictions, view)
-    report(missing, groups, has_model=parts[0].model is not None)
+    report(missing, groups, has_model=parts[0].model is not None, remarks=remarks)
     for dim, labels in (coords or {}).items():
         found.coords[dim] = np.asarray(labels)
     _check_coords(found, coords or {})
@@ -221,9 +231,7 @@ def _reweight(draws: Draws, view: ModelView, num_samples: int) -> tuple[Draws, T
             f"{draws.attrs.get('source', 'this source')} has none."
         )
     flat = {name: value[0] for name, value in draws.values.items()}
-    log_p = torch.cat(
-        [part.log_p for part in view.evaluate(flat, deterministic=False, log_likelihood=False)]
-    )
+    log_p = torch.cat([part.log_p for part in view.evaluate(flat, deterministic=False)])
     log_q = draws.log_q[0]
     log_w = (log_p - log_q).double()
     log_w = torch.where(log_w < torch.inf, log_w, -torch.inf)

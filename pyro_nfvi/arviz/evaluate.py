@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
@@ -93,10 +94,24 @@ class ModelView:
             and torch.is_tensor(site["value"])
         }
 
-    def factors(self) -> list[str]:
-        """Names of the ``pyro.factor`` sites."""
+    def factors(self) -> dict[str, bool]:
+        """Names of the ``pyro.factor`` sites, and whether they lie in a plate."""
         nodes = self.trace.nodes.items()
-        return [n for n, s in nodes if s["type"] == "sample" and is_factor(s)]
+        return {
+            name: any(frame.vectorized for frame in site["cond_indep_stack"])
+            for name, site in nodes
+            if site["type"] == "sample" and is_factor(site) and not site_is_subsample(site)
+        }
+
+    def own_scale(self, name: str) -> float | Tensor:
+        """Scale of a site by ``poutine.scale``, without that of plates that subsample."""
+        site = self.trace.nodes[name]
+        scale: float | Tensor = site["scale"]
+        for frame in site["cond_indep_stack"]:
+            size = frame.full_size
+            if size is not None and frame.size:
+                scale = scale / (int(size) / int(frame.size))
+        return scale
 
     def deterministic(self) -> dict[str, Tensor]:
         """Values of the deterministic sites at the first draw."""
@@ -114,7 +129,8 @@ class ModelView:
         values: TensorDict,
         *,
         deterministic: bool,
-        log_likelihood: bool,
+        log_likelihood: Collection[str] = (),
+        log_prior: bool = False,
         discrete: bool = False,
     ) -> Iterator[Evaluation]:
         """Evaluate draws ``(S, *shape)`` chunk by chunk; ``log_p`` in the sites' own measure.
@@ -128,9 +144,13 @@ class ModelView:
             z = self.latent.pack({n: values[n][start : start + rows] for n in self.latent.sites})
             with torch.no_grad():
                 _, ladj = self.latent.constrain(z)
-                if deterministic or log_likelihood or discrete:
+                if deterministic or log_likelihood or log_prior or discrete:
                     found = self.log_joint.evaluate(
-                        z, self.subsample, log_likelihood=log_likelihood, discrete=discrete
+                        z,
+                        self.subsample,
+                        log_likelihood=log_likelihood,
+                        log_prior=log_prior,
+                        discrete=discrete,
                     )
                 else:
                     found = Evaluation(self.log_joint(z, self.subsample))

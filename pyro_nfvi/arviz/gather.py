@@ -19,7 +19,7 @@ from pyro_nfvi.arviz.evaluate import ModelView
 from pyro_nfvi.arviz.labels import Labels
 from pyro_nfvi.arviz.tree import Groups
 from pyro_nfvi.diagnostics import ess, log_evidence, psis
-from pyro_nfvi.errors import ConversionWarning, ModelError, WeightError
+from pyro_nfvi.errors import ConversionWarning, OptionError, WeightError
 
 __all__ = ["Gatherer", "among", "as_array", "named_arguments", "report", "weight_attrs"]
 
@@ -53,6 +53,7 @@ class Gatherer:
             for all that fit.
         parts: How many sources there are, whose variables have to fit together.
         prior: Whether the groups of the prior are to be made.
+        likelihood: Sites that are data; None for all observed sites and factors in plates.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Gatherer:
         *,
         parts: int = 1,
         prior: bool = True,
+        likelihood: Collection[str] | None = None,
     ) -> None:
         self.draws, self.view, self.reason = draws, view, reason
         self.asked, self.parts, self.prior = asked, parts, prior
@@ -73,6 +75,9 @@ class Gatherer:
         self.labels = Labels(view.trace, view.subsample) if view else Labels(None)
         self.groups = Groups(coords=self.labels.coords())
         self.missing: dict[str, str] = {}
+        self.likelihood = likelihood
+        #: Sentences to warn with.
+        self.remarks: list[str] = []
         #: Draws of the discrete sites that are summed out, ``(draws, *shape)``.
         self.discrete: TensorDict = {}
 
@@ -80,7 +85,13 @@ class Gatherer:
         """Make all groups; ``log_p (chain, draw)`` if it is known already."""
         self._posterior()
         if self.view is None:
-            for group in ("log_likelihood", "posterior_predictive", "prior", "prior_predictive"):
+            for group in (
+                "log_likelihood",
+                "log_prior",
+                "posterior_predictive",
+                "prior",
+                "prior_predictive",
+            ):
                 self.missing[group] = self.reason
         else:
             log_p = self._evaluation(self.view, log_p)
@@ -112,17 +123,12 @@ class Gatherer:
             if name not in self.draws.values and self._fits("posterior", name, value.numel())
         ]
         likelihood = self._likelihood_sites(view)
+        prior = self._prior_sites(view)
         discrete = self._discrete_sites(view)
-        if log_p is not None and not deterministic and not likelihood and not discrete:
+        wanted = deterministic or likelihood or prior or discrete
+        if log_p is not None and not wanted:
             return log_p
-        try:
-            keep = self._evaluate(view, deterministic, likelihood, discrete)
-        except ModelError as error:
-            if not likelihood:
-                raise
-            self.missing["log_likelihood"] = str(error).rstrip(".")
-            likelihood = []
-            keep = self._evaluate(view, deterministic, likelihood, discrete)
+        keep = self._evaluate(view, deterministic, likelihood, prior, discrete)
         for name in discrete:
             self.discrete[name] = torch.as_tensor(keep["discrete", name])
             array = self._by_chain(keep["discrete", name])
@@ -136,6 +142,10 @@ class Gatherer:
         for name in likelihood:
             array = self._by_chain(keep["likelihood", name])
             self._add("log_likelihood", name, self.labels.batch(name, array.shape[2:]), array)
+            self._note_scale(view, name)
+        for name in prior:
+            array = self._by_chain(keep["log_prior", name])
+            self._add("log_prior", name, self.labels.batch(name, array.shape[2:]), array)
         found = torch.as_tensor(self._by_chain(keep["log_p", ""]))
         return found if log_p is None else log_p
 
@@ -156,19 +166,26 @@ class Gatherer:
         return names
 
     def _evaluate(
-        self, view: ModelView, deterministic: list[str], likelihood: list[str], discrete: list[str]
+        self,
+        view: ModelView,
+        deterministic: list[str],
+        likelihood: list[str],
+        prior: list[str],
+        discrete: list[str],
     ) -> _Columns:
         keep = _Columns(self.count)
         parts = view.evaluate(
             self.flat,
             deterministic=bool(deterministic),
-            log_likelihood=bool(likelihood),
+            log_likelihood=likelihood,
+            log_prior=bool(prior),
             discrete=bool(discrete),
         )
         for part in parts:
             rows = {("log_p", ""): part.log_p}
             rows |= {("deterministic", name): part.deterministic[name] for name in deterministic}
             rows |= {("likelihood", name): part.log_likelihood[name] for name in likelihood}
+            rows |= {("log_prior", name): part.log_prior[name] for name in prior}
             rows |= {("discrete", name): part.discrete[name] for name in discrete}
             keep.append(rows)
         return keep
@@ -176,15 +193,78 @@ class Gatherer:
     def _likelihood_sites(self, view: ModelView) -> list[str]:
         if not self._wants("log_likelihood"):
             return []
-        names = list(view.observed())
+        factors = view.factors()
+        names = [*view.observed(), *(name for name, in_plate in factors.items() if in_plate)]
+        rest = [name for name, in_plate in factors.items() if not in_plate]
+        if self.likelihood is not None:
+            known = [*view.observed(), *factors]
+            unknown = [name for name in self.likelihood if name not in known]
+            if unknown:
+                raise OptionError(
+                    f"likelihood names {unknown[0]!r}, which is neither an observed site nor a "
+                    f"factor of the model; there are {', '.join(known) or 'none'}."
+                )
+            names = [name for name in known if name in self.likelihood]
+        elif names and rest:
+            self._lacks(
+                "log_likelihood",
+                f"the factor {rest[0]!r} lies in no plate, so that it may be part of the prior or "
+                "the term of all data: name the sites that are data by likelihood=[...], or put "
+                "the factor into a plate with a term for each datum",
+            )
+        elif not names:
+            names = rest  # a likelihood that is written as one factor is better than none
         if not names:
-            # A likelihood that is written as a factor is better than none.
-            names = view.factors()
-        if not names:
-            self.missing["log_likelihood"] = "the model has no observed site"
+            self._lacks("log_likelihood", "the model has no observed site")
+        faults = view.log_joint.term_faults
+        for name in names:
+            if name in faults:
+                self._lacks("log_likelihood", faults[name])
         nodes = view.trace.nodes
-        sizes = {name: math.prod(nodes[name]["fn"].batch_shape) for name in names}
-        return [name for name in names if self._fits("log_likelihood", name, sizes[name])]
+        return [
+            name
+            for name in names
+            if name not in faults
+            and self._fits("log_likelihood", name, math.prod(nodes[name]["fn"].batch_shape))
+        ]
+
+    def _prior_sites(self, view: ModelView) -> list[str]:
+        """Sites of the prior that have a density of their own."""
+        if not self._wants("log_prior"):
+            return []
+        log_joint, nodes = view.log_joint, view.trace.nodes
+        for name in log_joint.priors:
+            if name in log_joint.term_faults:
+                self._lacks("log_prior", log_joint.term_faults[name])
+        return [
+            name
+            for name in log_joint.priors
+            if name not in log_joint.term_faults
+            and self._fits("log_prior", name, math.prod(nodes[name]["fn"].batch_shape))
+        ]
+
+    def _note_scale(self, view: ModelView, name: str) -> None:
+        """Tell of a site whose log density counts with a weight, which the group leaves out."""
+        scale = view.own_scale(name)
+        if isinstance(scale, Tensor) and scale.dim():
+            self.remarks.append(
+                f"The site {name!r} is under a poutine.scale with a weight for each row. "
+                "log_likelihood holds the unscaled densities; az.loo, which takes each datum to "
+                "count once, is not right for it."
+            )
+        elif not math.isclose(float(scale), 1.0, rel_tol=1e-6):
+            self.groups.note("log_likelihood", **{f"scale_of_{name}": float(scale)})
+            self.remarks.append(
+                f"The site {name!r} is under poutine.scale(scale={float(scale):g}). log_likelihood "
+                "holds the unscaled densities, those of the data; az.loo, which takes each datum "
+                "to count once, is not right for it: use pyro_nfvi.arviz.loo_approximate, which "
+                "takes the scale."
+            )
+
+    def _lacks(self, group: str, why: str) -> None:
+        """Note that something of a group is missing; what was noted before stays."""
+        before = self.missing.get(group)
+        self.missing[group] = why if before is None else f"{before}; {why}"
 
     def _predictive(self, view: ModelView) -> None:
         group = "posterior_predictive"
@@ -295,8 +375,16 @@ class Gatherer:
         self.groups.add(group, name, dims, as_array(value))
 
 
-def report(missing: Mapping[str, str], asked: Collection[str] | None, *, has_model: bool) -> None:
+def report(
+    missing: Mapping[str, str],
+    asked: Collection[str] | None,
+    *,
+    has_model: bool,
+    remarks: Collection[str] = (),
+) -> None:
     """Warn of what is not there and was meant to be; the attributes say it in any case."""
+    for remark in dict.fromkeys(remarks):
+        warnings.warn(remark, ConversionWarning, stacklevel=5)
     loud = set(asked or ()) | ({"log_likelihood"} if has_model else set())
     for group in sorted(loud & set(missing)):
         warnings.warn(

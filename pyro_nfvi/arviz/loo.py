@@ -59,8 +59,10 @@ def loo_approximate(data: Any, *, var_name: str | None = None) -> LOO:
         \mathrm{elpd} = \sum_i \log \frac{\sum_s w_{is}\, p(y_i \mid \theta_s)}{\sum_s w_{is}},
         \qquad w_{is} \propto \frac{p(\theta_s, y)}{q(\theta_s)\, p(y_i \mid \theta_s)},
 
-    with Pareto-smoothed weights. ``az.loo`` takes the draws for those of the posterior; here
-    their weights count too. ArviZ 1 has the same as ``az.loo_approximate_posterior``.
+    with Pareto-smoothed weights; for a site under ``poutine.scale`` the density in the weights is
+    taken to the power of the scale, as in ``log_p``. ``az.loo`` takes the draws for those of the
+    posterior; here their weights count too. ArviZ 1 has the same as
+    ``az.loo_approximate_posterior``.
 
     Args:
         data: What :func:`pyro_nfvi.to_arviz` returned, with ``log_likelihood``, ``log_p`` and
@@ -112,9 +114,10 @@ def loo_approximate(data: Any, *, var_name: str | None = None) -> LOO:
     log_w = torch.as_tensor((stats["log_p"] - stats["log_q"]).values.reshape(count))
     log_w = log_w.double()
     log_w = torch.where(log_w < math.inf, log_w, -math.inf)
+    scale = float(likelihood.attrs.get(f"scale_of_{name}", 1.0))
     terms, khats = [], []
     for row in each.T:
-        smoothed = psis(log_w - row)
+        smoothed = psis(log_w - scale * row)
         terms.append(float(torch.logsumexp(smoothed.log_weights + row, 0)))
         khats.append(smoothed.khat)
     pointwise = np.array(terms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import pyro
@@ -32,8 +32,8 @@ from pyro_nfvi.logjoint.missing import fillings
 from pyro_nfvi.logjoint.param_sites import constraint_of, param_leaves
 from pyro_nfvi.logjoint.run import (
     DETERMINISTIC,
-    LIKELIHOOD,
     NO_SITES,
+    TERM,
     Evaluation,
     ModelRun,
     is_deterministic,
@@ -158,6 +158,8 @@ class LogJoint:
                 for site in first.nodes.values()
                 if site["type"] == "sample" and torch.is_tensor(site["value"])
             )
+            #: Names of the sites of the prior, and why a site has no density of its own.
+            self.priors, self.term_faults = self._run.terms(first)
             self._has_deterministic = bool(self._run.deterministic)
             #: Constraints of the model's parameters, by param site.
             self.param_constraints = {n: constraint_of(first, n) for n in param_leaves(first)}
@@ -242,15 +244,18 @@ class LogJoint:
         z: Tensor,
         subsample: Mapping[str, Tensor] | None = None,
         *,
-        log_likelihood: bool = False,
+        log_likelihood: bool | Collection[str] = False,
+        log_prior: bool = False,
         discrete: bool = False,
         generator: torch.Generator | None = None,
     ) -> Evaluation:
         """Evaluate ``z (S, D)`` with the deterministic sites, without gradients.
 
         In chunks that bound the memory of one run. ``log_likelihood=True`` adds the log density
-        of every observation, ``(S, *batch_shape)``; ``discrete=True`` draws of the discrete sites
-        that are summed out, from their posterior given ``z`` (``generator`` is their source).
+        of every observation and factor, ``(S, *batch_shape)``, unscaled, and names of sites that
+        of these alone; ``log_prior=True`` adds that of the latent sites, as it counts in the log
+        joint; ``discrete=True`` draws of the discrete sites that are summed out, from their
+        posterior given ``z`` (``generator`` is their source).
         Deterministic sites are those of such draws.
 
         Raises:
@@ -261,7 +266,13 @@ class LogJoint:
             raise ShapeError(f"evaluate needs z of shape (S, {self.latent.dim}); got {z.shape}.")
         # Under enumeration a deterministic site may hold one value for each category.
         fixed = frozenset() if self.enumerated else frozenset({DETERMINISTIC})
-        sites = fixed | {LIKELIHOOD} if log_likelihood else fixed
+        named = () if isinstance(log_likelihood, bool) else log_likelihood
+        likelihoods = self._run.observed if log_likelihood is True else named
+        for name in likelihoods:
+            if name in self.term_faults:
+                raise ModelError(f"{self.term_faults[name]}.")
+        priors = [n for n in self.priors if n not in self.term_faults] if log_prior else []
+        sites = fixed | {TERM + name for name in (*likelihoods, *priors)}
         draws = bool(self.enumerated) and (discrete or self._has_deterministic)
         subsample = self.draw_subsample() if subsample is None else subsample
         rows = max(1, _CHUNK // max(1, self.size))
@@ -272,9 +283,11 @@ class LogJoint:
             how = self._how_sites[sites]
             chunks = z.split(rows)
             parts = [self._evaluate(chunk, subsample, how, sites) for chunk in chunks]
-            log_p, deterministic, likelihood = _merged(parts, torch.cat)
+            log_p, deterministic, terms = _merged(parts, torch.cat)
+            likelihood = {name: terms[name] for name in terms if name not in priors}
+            prior = {name: terms[name] for name in priors}
             if not draws:
-                return Evaluation(log_p, deterministic, likelihood)
+                return Evaluation(log_p, deterministic, likelihood, log_prior=prior)
             if self._assignment is None:
                 ways = _WAYS if self._way is None else (self._way,)
                 points = self.points(self._count)
@@ -284,7 +297,7 @@ class LogJoint:
             {name: torch.cat([part[place][name] for part in drawn]) for name in drawn[0][place]}
             for place in (0, 1)
         )
-        return Evaluation(log_p, deterministic, likelihood, found)
+        return Evaluation(log_p, deterministic, likelihood, found, prior)
 
     @takes_turn
     def blame(self, z: Tensor) -> list[str]:

@@ -37,7 +37,7 @@ from pyro_nfvi.logjoint.missing import Complete
 __all__ = ["Evaluation", "ModelRun", "SetSubsample", "is_deterministic", "is_observed"]
 
 #: What a run can return beside the log joint.
-DETERMINISTIC, LIKELIHOOD = "deterministic", "log_likelihood"
+DETERMINISTIC, TERM = "deterministic", "term/"
 NO_SITES: frozenset[str] = frozenset()
 #: Name of the plate that stands for the particles.
 PARTICLES = "_nfvi_particles"
@@ -53,12 +53,15 @@ class Evaluation:
         log_likelihood: Log density of every observation, unscaled, ``(S, *batch_shape)``.
         discrete: Draws of the discrete sites that are summed out in ``log_p``, from their
             posterior given the continuous ones, ``(S, *shape)``.
+        log_prior: Log density of every latent site, as it counts in ``log_p`` (scaled, masked, in
+            the measure of the site), ``(S, *batch_shape)``.
     """
 
     log_p: Tensor
     deterministic: TensorDict = field(default_factory=dict)
     log_likelihood: TensorDict = field(default_factory=dict)
     discrete: TensorDict = field(default_factory=dict)
+    log_prior: TensorDict = field(default_factory=dict)
 
 
 class SetSubsample(Messenger):
@@ -271,16 +274,49 @@ class ModelRun:
     def _details(
         self, trace: Trace, particles: int | None, sites: frozenset[str]
     ) -> tuple[TensorDict, TensorDict]:
-        deterministic, likelihood = {}, {}
+        deterministic, terms = {}, {}
         for name, site in trace.nodes.items():
             if DETERMINISTIC in sites and name in self.deterministic:
                 value = site["value"]
                 if particles is None:
                     self.shapes.setdefault(name, tuple(value.shape))
                 deterministic[name] = self._rows(name, value, particles)
-            elif LIKELIHOOD in sites and name in self.observed:
-                likelihood[name] = self._likelihood(trace, site, particles)
-        return deterministic, likelihood
+            if TERM + name in sites:
+                make = self._likelihood if name in self.observed else self._prior
+                terms[name] = make(trace, site, particles)
+        return deterministic, terms
+
+    def terms(self, trace: Trace) -> tuple[list[str], dict[str, str]]:
+        """Sites of the prior, and those with no density of their own, with the reason.
+
+        A site that a reparameteriser replaced is of the prior where it kept a density.
+        """
+        nodes = trace.nodes
+        kept = [
+            n for n in nodes if n in self.deterministic and bool((nodes[n]["log_prob"] != 0).any())
+        ]
+        prior = [name for name in nodes if name in self.latent.sites or name in kept]
+        if not self.enumerated:
+            return prior, {}
+        _, factors = factorise(trace, self._sites(trace))
+        summed = set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())
+        faults = {}
+        for factor in factors:
+            name = factor.site["name"]
+            if name in prior:
+                faults[name] = f"the latent site {name!r} depends on a discrete site"
+            elif name in self.observed:
+                try:
+                    self._refuse_shared(factor.site, connected(factors, summed, factor))
+                except ModelError as error:
+                    faults[name] = str(error).rstrip(".")
+        return prior, faults
+
+    def _prior(self, trace: Trace, site: dict[str, Any], particles: int | None) -> Tensor:
+        name, log_prob = site["name"], site["log_prob"]
+        if particles is None:
+            self.shapes.setdefault(f"log_likelihood/{name}", tuple(log_prob.shape))
+        return self._rows(f"log_likelihood/{name}", log_prob, particles)
 
     def _likelihood(self, trace: Trace, site: dict[str, Any], particles: int | None) -> Tensor:
         name = site["name"]

@@ -277,7 +277,8 @@ def test_masks_and_scales():
                 pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
     y = torch.tensor([0.0, 1.0, 2.0, 100.0])
-    idata = to_arviz(AutoFlow(model).setup(y), args=(y,), num_samples=5)
+    with pytest.warns(ConversionWarning, match="under poutine.scale"):
+        idata = to_arviz(AutoFlow(model).setup(y), args=(y,), num_samples=5)
     mu = torch.tensor(idata["posterior"]["mu"].values[0])
     each = dist.Normal(mu[:, None], 1.0).log_prob(y).numpy()
     each[:, 3] = 0.0
@@ -436,7 +437,8 @@ def test_factors_are_no_data():
             pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
     y = torch.zeros(3)
-    idata = to_arviz(AutoFlow(model).setup(y), args=(y,), num_samples=5)
+    guide = AutoFlow(model).setup(y)
+    idata = to_arviz(guide, args=(y,), num_samples=5, likelihood=["y"])
     assert list(idata["log_likelihood"].data_vars) == ["y"]
     assert list(idata["observed_data"].data_vars) == ["y"]
 

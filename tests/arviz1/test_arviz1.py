@@ -55,7 +55,7 @@ def test_it_is_a_datatree_with_all_groups(tree):
 
     assert isinstance(tree, xarray.DataTree)
     assert set(tree.children) == {
-        "posterior", "posterior_predictive", "log_likelihood", "sample_stats",
+        "posterior", "posterior_predictive", "log_likelihood", "log_prior", "sample_stats",
         "prior", "prior_predictive", "observed_data", "constant_data",
     }  # fmt: skip
     assert tree["posterior"]["theta"].dims == ("chain", "draw", "schools")
