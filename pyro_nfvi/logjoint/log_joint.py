@@ -268,9 +268,9 @@ class LogJoint:
         fixed = frozenset() if self.enumerated else frozenset({DETERMINISTIC})
         named = () if isinstance(log_likelihood, bool) else log_likelihood
         likelihoods = self._run.observed if log_likelihood is True else named
-        for name in likelihoods:
-            if name in self.term_faults:
-                raise ModelError(f"{self.term_faults[name]}.")
+        for name, fault in self.term_faults.items():
+            if name in likelihoods:
+                raise ModelError(f"{fault}.")
         priors = [n for n in self.priors if n not in self.term_faults] if log_prior else []
         sites = fixed | {TERM + name for name in (*likelihoods, *priors)}
         draws = bool(self.enumerated) and (discrete or self._has_deterministic)
