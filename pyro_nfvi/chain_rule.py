@@ -374,9 +374,7 @@ def _new_singularity(node: Any, args: tuple[Any, ...], out: Tensor) -> Singulari
 
 #: The rule as operations of its own, so that a recorded graph has one node for each product, which
 #: native code computes in one place.
-_LIBRARY = torch.library.Library("pyro_nfvi", "DEF")
-_LIBRARY.define("product(Tensor a, Tensor b) -> Tensor")
-_LIBRARY.define("quotient(Tensor a, Tensor b) -> Tensor")
+_LIBRARY = torch.library.Library("pyro_nfvi", "FRAGMENT")
 
 
 def _take_product(a: Tensor, b: Tensor) -> Tensor:
@@ -389,8 +387,13 @@ def _take_quotient(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(a == 0, torch.zeros_like(out), out)
 
 
-_LIBRARY.impl("product", _take_product, "CompositeImplicitAutograd")
-_LIBRARY.impl("quotient", _take_quotient, "CompositeImplicitAutograd")
+try:
+    for _name, _rule in (("product", _take_product), ("quotient", _take_quotient)):
+        _LIBRARY.define(f"{_name}(Tensor a, Tensor b) -> Tensor")
+        _LIBRARY.impl(_name, _rule, "CompositeImplicitAutograd")
+except RuntimeError:  # this module is imported a second time; the first one's are the same
+    if not hasattr(torch.ops.pyro_nfvi, "product"):
+        raise
 
 
 def _is_plain(x: Any) -> bool:
@@ -398,13 +401,16 @@ def _is_plain(x: Any) -> bool:
 
 
 def _mul(func: Any, a: Any, b: Any) -> Any:
-    if not (_is_plain(a) and _is_plain(b)):
+    if not torch.is_tensor(b):
+        out = func(a, b)
+        return out if b else torch.zeros_like(out)
+    if not (_is_plain(a) or _is_plain(b)):  # integers alone, or complex numbers
         return func(a, b)
     return torch.ops.pyro_nfvi.product.default(a, b)
 
 
 def _div(func: Any, a: Any, b: Any) -> Any:
-    if not (_is_plain(a) and _is_plain(b)):
+    if not (torch.is_tensor(b) and (_is_plain(a) or _is_plain(b))):
         return func(a, b)
     return torch.ops.pyro_nfvi.quotient.default(a, b)
 

@@ -1,6 +1,7 @@
 """Gradients where zero meets infinity: a catalogue of functions and points, in every engine."""
 
 import shutil
+import sys
 
 import pyro.distributions as dist
 import pytest
@@ -33,6 +34,10 @@ CATALOGUE = {
     "pow number": lambda z: (u(z) ** 0.3).sum(-1) * z[:, 1],
     "pow of pow": lambda z: ((u(z) ** 0.5) ** z[:, 1:]).sum(-1),
     "sqrt": lambda z: u(z).sqrt().sum(-1) * z[:, 1],
+    "sqrt of integers": lambda z: (X.long() * z[:, :1]).sqrt().sum(-1) * z[:, 1],
+    "sqrt of booleans": lambda z: ((X > 0) * z[:, :1]).sqrt().sum(-1) * z[:, 1],
+    "sqrt of a number": lambda z: (0 * z[:, 0]).sqrt() + (0.0 * z[:, 1]).sqrt() + z[:, 1],
+    "quotient of integers": lambda z: ((X.long() / z[:, :1]) ** z[:, 1:]).sum(-1),
     "sqrt of abs": lambda z: (u(z) - 2 * v(z)).abs().sqrt().sum(-1),
     "sqrt of square": lambda z: (u(z).square() + v(z).square()).sqrt().sum(-1),
     "sqrt of matmul": lambda z: (z @ torch.stack([X, X])).sqrt().sum(-1),
@@ -198,3 +203,19 @@ def test_the_operation_at_fault_is_named(name, cause):
 def test_a_finite_gradient_has_no_singularity():
     z = Z.clone().requires_grad_()
     assert find_singularity(z.square().sum(), [z]) is None
+
+
+def test_a_second_import_finds_the_operations_of_the_first():
+    import importlib.util
+
+    from pyro_nfvi import chain_rule
+
+    spec = importlib.util.spec_from_file_location("a_second_chain_rule", chain_rule.__file__)
+    again = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = again
+    try:
+        spec.loader.exec_module(again)
+        found = again.score(CATALOGUE["pow"], Z)[1]
+    finally:
+        del sys.modules[spec.name]
+    torch.testing.assert_close(found, score(CATALOGUE["pow"], Z)[1], rtol=0, atol=0)
