@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,12 @@ class ParamStart:
 
 
 def start_params(
-    log_joint: LogJoint, like: Tensor, *, generator: torch.Generator, budget: Budget
+    log_joint: LogJoint,
+    density: Callable[[Tensor], Tensor],
+    like: Tensor,
+    *,
+    generator: torch.Generator,
+    budget: Budget,
 ) -> ParamStart:
     r"""Move the model's parameters to where the evidence is highest, as a Gaussian sees it.
 
@@ -50,6 +56,13 @@ def start_params(
     steps (:func:`raise_evidence`), as far as the weights reach. Unlike EM, whose steps shrink with
     the share of what is known of the latents, the evidence counts how the posterior moves.
 
+    Args:
+        log_joint: The model.
+        density: Its log joint on all data.
+        like: A tensor of the guide's dtype and device.
+        generator: Source of the noise.
+        budget: Time.
+
     Cost:
         Up to 30 rounds of 60 calls of the model with 32 rows, and of some ten second-order steps
         on 256 rows.
@@ -57,7 +70,7 @@ def start_params(
     Source: Monte Carlo maximum likelihood, Geyer and Thompson 1992, JRSS B 54.
     """
     leaves = list(log_joint.named_parameters().values())
-    target = Target(log_joint, like)
+    target = Target(density, like)
     init = log_joint.latent.init_loc.detach()
     now = Normals.around(init[None], 0.1, diagonal=len(init) > FULL_DIM)
     count = max(64, min(_DRAWS, _NUMBERS // max(1, log_joint.size)))
@@ -70,7 +83,7 @@ def start_params(
         now, _ = whiten(target, now, num_steps=steps, num_particles=32, generator=generator)
         eps = now.noise(count, generator)
         z, log_q = now.points(eps)[0].to(like), now.log_q(eps)[0]
-        climbed = raise_evidence(Evidence(log_joint, z, log_q, leaves))
+        climbed = raise_evidence(Evidence(density, z, log_q, leaves))
         total += climbed.gain
         if climbed.units is not None:
             unit = float(climbed.units.min())

@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 __all__ = ["WHOLE", "FitRun"]
 
 _PARAM_NUMBERS = 20_000_000  # of one differentiated run, where the model's parameters are judged
+#: Draws for which all data have to be affordable where mini-batches are given, at the start.
+_START_DRAWS = 1000
 #: Runs of the model that judging its parameters takes for each draw, at a guess.
 _PARAM_RUNS = 40
 #: Most moves of the model's parameters after training, and the nats below which there is none.
@@ -226,13 +228,14 @@ class FitRun:
 
     def _start_params(self, log_joint: LogJoint, like: Tensor, budget: Budget) -> None:
         """Bring the model's parameters near the highest evidence, before anything rests on them."""
-        unfit = log_joint.subsampled or log_joint.how == "loop"
-        if not log_joint.named_parameters() or unfit:
+        if not log_joint.named_parameters() or log_joint.how == "loop":
+            return
+        density = whole_density(log_joint, _START_DRAWS)
+        if density is None:
             return
         with self.progress.stage("starting the model's parameters", 1, unit="stage"):
-            found = start_params(
-                log_joint, like, generator=self._generator(like, "parameters"), budget=budget
-            )
+            noise = self._generator(like, "parameters")
+            found = start_params(log_joint, density, like, generator=noise, budget=budget)
         self.param_start = found
         self.notes.append(
             f"the model's parameters gained {found.gain:.3g} nats of evidence in {found.rounds} "
@@ -252,15 +255,17 @@ class FitRun:
         rows = _PARAM_RUNS * self._num_params_draws(log_joint)
         afforded = self.time.affords(rows, "the look at the model's parameters")
         left = self._nats_left(log_joint, fit) if afforded else None
-        rounds = _SETTLE if self.options.precondition and not log_joint.subsampled else 0
+        rounds = _SETTLE if self.options.precondition else 0
         for _ in range(rounds):
             if left is None or left[0] < _SETTLED or self.time.whole.over():
                 break
             before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
             count = self._num_params_draws(log_joint)
+            density = whole_density(log_joint, count)
+            assert density is not None  # or nothing could be said of what is left
             raise_evidence(
                 Evidence(
-                    log_joint,
+                    density,
                     fit.draws.z[:count],
                     fit.draws.log_q[:count],
                     list(leaves.values()),

@@ -331,3 +331,22 @@ def test_a_flow_trains_beside_parameters_in_small_units():
     finding = find(fit.training.findings, ParamsLeft)
     assert finding is not None
     assert finding.nats < 0.05
+
+
+def test_parameters_of_mini_batches_see_all_data():
+    def model(x, y):
+        off = pyro.param("off", torch.tensor(0.0))
+        b = pyro.sample("b", dist.Normal(0.0, 2.0))
+        with pyro.plate("rows", len(x), subsample_size=20) as rows:
+            pyro.sample("y", dist.Normal(off + b * x[rows], 0.2), obs=y[rows])
+
+    fit = run(model, X, Y, guide="affine", max_steps=200)
+    reached = line({"off": float(fit.params["off"]), "s": 0.2}, X, Y)
+    assert (
+        best(Case(model, (), lambda p: line({**p, "s": 0.2}, X, Y), ("off",)), {"off": 3.0})
+        - reached
+        < 0.1
+    )
+    finding = find(fit.training.findings, ParamsLeft)
+    assert finding is not None
+    assert finding.nats < 0.1
