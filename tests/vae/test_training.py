@@ -393,8 +393,9 @@ def test_files_of_two_runs_of_one_seed_hold_the_same(grey, tmp_path):
     train(options(grey, tmp_path / "two", epochs=1), say=silent)
     one, two = (tmp_path / name / "last.pt" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
-    stray = tmp_path / "one" / ".last.pt.abc"
-    stray.write_bytes(b"half a checkpoint")
+    stray = tmp_path / "one" / ".last.pt.0123abcd.draft"
+    stray.mkdir()
+    (stray / "last.pt").write_bytes(b"half a checkpoint")
     train(options(grey, tmp_path / "one", resume=True), say=silent)
     assert not stray.exists()
 
