@@ -233,7 +233,8 @@ class ModelRun:
 
     def _total(self, trace: Trace, particles: int | None) -> Tensor:
         """Sum the log probabilities of a trace, per particle, discrete sites summed out."""
-        sites, factors = self._sites(trace), []
+        sites = self._sites(trace)
+        factors: list[Factor] = []
         if self.enumerated:
             sites, factors = factorise(trace, sites)
         total: Tensor | None = None
@@ -320,7 +321,8 @@ class ModelRun:
 
     def _likelihood(self, trace: Trace, site: dict[str, Any], particles: int | None) -> Tensor:
         name = site["name"]
-        factor, factors = None, []
+        factor: Factor | None = None
+        factors: list[Factor] = []
         if self.enumerated:
             _, factors = factorise(trace, self._sites(trace))
             factor = next((f for f in factors if f.site is site), None)

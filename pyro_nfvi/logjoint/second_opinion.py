@@ -108,7 +108,8 @@ def second_opinion(
     """
     end = time.monotonic() + seconds
     devices = [z.device.index] if z.is_cuda else []
-    count, objections = 0, []
+    count = 0
+    objections: list[Objection] = []
     with torch.no_grad(), torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pyro's words about infinite terms; ours name the site
         subsample = log_joint.draw_subsample() if subsample is None else subsample
