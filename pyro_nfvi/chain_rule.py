@@ -19,9 +19,10 @@ from torch.utils._python_dispatch import (
     _get_current_dispatch_mode,
 )
 
+from pyro_nfvi._operators import aten
+
 __all__ = ["Singularity", "find_singularity", "score", "scored"]
 
-aten = torch.ops.aten
 
 #: Operations, by the names of autograd's nodes in small letters, whose value may be finite where
 #: their derivative is not.

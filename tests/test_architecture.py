@@ -23,6 +23,7 @@ STOREYS = {
     0: {
         "_budget",
         "_compat",
+        "_operators",
         "_modes",
         "_precision",
         "_random",

@@ -3,7 +3,7 @@
 ``python names.py PACKAGE`` looks them up in the packages of this interpreter; with ``--sources
 FOLDER`` it reads the sources of PyTorch there instead, for a build that cannot be imported. Ends
 with 1 where a name is missing. Operations of ATen that are missing are listed and no error: their
-rules are left out (``engine/operators.py``).
+rules are left out (``_operators.py``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 #: Packages whose releases differ in what they have.
 PACKAGES = ("torch", "pyro", "numpy", "arviz", "xarray")
 #: Where what may be missing is looked for on purpose.
-LOOKED_FOR = ("_compat.py", "engine/operators.py")
+LOOKED_FOR = ("_compat.py", "_operators.py", "engine/operators.py")
 
 
 def used(package: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -41,7 +41,7 @@ def used(package: Path) -> tuple[dict[str, str], dict[str, str]]:
                 continue
             root, rest = chain
             place = f"{where}:{getattr(node, 'lineno', 0)}"
-            if root in ("aten", "prims") and "engine.operators" in known.get(root, ""):
+            if root in ("aten", "prims") and "operators." in known.get(root, ""):
                 operations.setdefault(".".join([root, *rest]), place)
             elif known.get(root) == "torch" and rest[:2] == ["ops", "pyro_nfvi"]:
                 continue  # our own
