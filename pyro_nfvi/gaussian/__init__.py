@@ -4,6 +4,7 @@ What a flow starts from: :func:`fit_gaussian` runs several starts at once, by ba
 (:func:`match`) and by whitened natural-gradient ascent of the bound (:func:`whiten`).
 """
 
+from pyro_nfvi.gaussian.assignment import assign
 from pyro_nfvi.gaussian.batch_match import match
 from pyro_nfvi.gaussian.climb import ascend
 from pyro_nfvi.gaussian.explore import MOST_MODES, Modes, explore
@@ -31,6 +32,7 @@ __all__ = [
     "add_directions",
     "add_nested",
     "ascend",
+    "assign",
     "explore",
     "fit_gaussian",
     "match",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,7 +17,10 @@ from pyro_nfvi.gaussian.target import Target
 from pyro_nfvi.gaussian.weights import mixture_weights
 from pyro_nfvi.gaussian.whiten import whiten
 
-__all__ = ["MOST_MODES", "Modes", "explore"]
+__all__ = ["MOST_MODES", "Align", "Modes", "explore"]
+
+#: From a point ``(D,)`` and points ``(N, D)`` to those of their images that are nearest to it.
+Align: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 #: Steps uphill of each point, steps of the Gaussians that start there, and of those that are kept.
 _CLIMB, _RACE, _LAST = 60, 120, 200
@@ -74,6 +78,7 @@ def explore(
     points: Tensor,
     *,
     more: Callable[[int], Tensor] | None = None,
+    align: Align | None = None,
     effort: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Modes:
@@ -97,6 +102,9 @@ def explore(
         found: The Gaussian, with the starts it was chosen from.
         points: Where to start from ``(N, D)``.
         more: Gives ``n`` further points of the same kind for the rounds after the first.
+        align: Moves points ``(N, D)`` to those of their images that are nearest to a point
+            ``(D,)``, under a group of maps that leave the density as it is: modes that are images
+            of each other then count once.
         effort: Factor on all numbers of steps.
         generator: Source of the noise.
 
@@ -129,6 +137,9 @@ def explore(
     climbed = found.starts.loc[usable] if bool(usable.any()) else frame.loc
     ends = torch.cat([ends, climbed])
     heights = torch.cat([heights, target(climbed)[0]])
+    if align is not None:
+        ends = align(found.loc, ends)
+        heights = target(ends)[0]
     known, hits, count = frame, torch.zeros(1, dtype=torch.long), 0
     weights = torch.ones(1, dtype=torch.float64)
     top = ends[heights.argmax()]
@@ -160,12 +171,17 @@ def explore(
         if more is not None:
             points = torch.cat([points[: _POINTS // 2], more(_POINTS // 2).to(points)])
         ends, heights = ascend(target, frame, points, _steps(_CLIMB, effort))
+        if align is not None:
+            ends = align(found.loc, ends)
+            heights = target(ends)[0]
     left_out, finished = 0, not target.budget.over()
     target = whole
     if target.budget.over():  # nothing is left to weigh them with
         return Modes(frame, torch.ones_like(weights[:1]), hits[:1], count, 0, False, top)
     if len(known) > 1:
         known, hits = _merged(target, frame, known, hits, generator)
+    if len(known) > 1 and align is not None:
+        known, hits = _once(target, known, hits, align, generator)
     if len(known) > 1:
         known, _ = whiten(target, known, num_steps=_steps(_LAST, effort), generator=generator)
         weights = _weights(target, known, generator)
@@ -268,6 +284,31 @@ def _merged(
             break
         kept.append(int(left[0]))
         same = ~bent_valleys(target, frame, known.loc[left[0]], known.loc[left], _DIP)
+        same[0] = True
+        count.append(hits[left[same]].sum())
+        left = left[~same]
+    return known.take(kept), torch.stack(count)
+
+
+def _once(
+    target: Target,
+    known: Normals,
+    hits: Tensor,
+    align: Align,
+    generator: torch.Generator | None,
+) -> tuple[Normals, Tensor]:
+    """Leave one Gaussian, the best, of those that are images of each other.
+
+    Points near the border of what is nearest to the first Gaussian may have been moved to
+    different images.
+    """
+    bounds, _ = known.bounds(target, _COMPARE, generator)
+    left = bounds.argsort(descending=True)
+    kept, count = [], []
+    while len(left):
+        place = int(left[0])
+        kept.append(place)
+        same = ~valleys(target, known.loc[place], align(known.loc[place], known.loc[left]), _DIP)
         same[0] = True
         count.append(hits[left[same]].sum())
         left = left[~same]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,12 @@ _NEGLIGIBLE = 10.0
 _DIP = 3.0
 
 
-def other_modes(target: Target, found: GaussianFit) -> Tensor:
+def other_modes(
+    target: Target,
+    found: GaussianFit,
+    *,
+    align: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
     r"""Find the starts whose Gaussian stands on another mode than the best.
 
     A start counts when its bound is at most 10 nats below the best and the log density dips by
@@ -27,6 +34,8 @@ def other_modes(target: Target, found: GaussianFit) -> Tensor:
     Args:
         target: The density.
         found: The fit, with its starts.
+        align: Moves points to their images nearest to another, as in :func:`explore`; modes that
+            are images of each other are one.
 
     Returns:
         Indices into ``found.starts``, the highest bound first; empty where there is one mode.
@@ -52,7 +61,10 @@ def other_modes(target: Target, found: GaussianFit) -> Tensor:
         if float(found.start_bounds[index]) < found.bound - _NEGLIGIBLE:
             break
         here = found.starts.loc[index]
-        if bool(valleys(target, here, torch.stack(centres), _DIP).all()):
+        others = torch.stack(centres)
+        if align is not None:
+            others = align(here, others)
+        if bool(valleys(target, here, others, _DIP).all()):
             kept.append(index)
             centres.append(here)
     return torch.tensor(kept, dtype=torch.long)

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_nfvi.diagnostics.psis import psis
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.gaussian.climb import ascend
-from pyro_nfvi.gaussian.explore import MOST_MODES, Modes
+from pyro_nfvi.gaussian.explore import MOST_MODES, Align, Modes
 from pyro_nfvi.gaussian.normals import Normals
 from pyro_nfvi.gaussian.proposals import Proposals
 from pyro_nfvi.gaussian.target import Target
@@ -79,6 +79,7 @@ def add_nested(
     modes: Modes,
     proposals: Proposals,
     *,
+    align: Align | None = None,
     effort: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> tuple[Modes, Proposals]:
@@ -95,6 +96,7 @@ def add_nested(
         target: The density.
         modes: What :func:`explore` found.
         proposals: Where to look.
+        align: Moves points to their images nearest to another, as in :func:`explore`.
         effort: Factor on all numbers of steps.
         generator: Source of the noise.
 
@@ -113,10 +115,10 @@ def add_nested(
     for _ in range(_ROUNDS):
         if target.budget.over() or len(known) >= MOST_MODES:
             break
-        found = _unseen(target, known, weights, proposals, generator)
+        found = _unseen(target, known, weights, proposals, align, generator)
         if isinstance(found, Tensor):  # too few points there to say more: look closer
             proposals = proposals + narrow(target, known, found, _CLOSER)
-            found = _unseen(target, known, weights, proposals, generator)
+            found = _unseen(target, known, weights, proposals, align, generator)
         if found is None or isinstance(found, Tensor):
             break
         start, landed = found
@@ -156,6 +158,7 @@ def _unseen(
     known: Normals,
     weights: Tensor,
     proposals: Proposals,
+    align: Align | None,
     generator: torch.Generator | None,
 ) -> tuple[Normals, int] | Tensor | None:
     """Gaussian with mean and covariance of the mass that the known ones leave out, if it is any.
@@ -171,14 +174,16 @@ def _unseen(
     )
     assert generator is not None
     points = torch.cat([own, proposals.draw(_EACH, generator)])
-    log_p = target(points)[0]
+    log_p, log_r = target(points)[0], proposals.log_prob(points)
+    if align is not None:  # images of what is known are known
+        points = align(known.loc[0], points)
     log_q = torch.logsumexp(known.log_prob(points) + weights.to(points).log(), -1)
     log_w0 = (log_p - log_q)[: len(own)]
     ok = torch.isfinite(log_w0)
     if not bool(ok.any()):
         return None
     level = float(log_w0[ok].mean())
-    log_w, outside = outside_of(log_p, log_q, proposals.log_prob(points), len(own), level)
+    log_w, outside = outside_of(log_p, log_q, log_r, len(own), level)
     if not bool((log_w > -torch.inf).any()):
         return None
     weight = torch.softmax(log_w, 0)

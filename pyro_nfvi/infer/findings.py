@@ -7,6 +7,7 @@ their words.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -25,6 +26,7 @@ __all__ = [
     "ModeSearch",
     "OtherData",
     "ParamsLeft",
+    "Relabelled",
     "SecondOpinion",
     "TimeOver",
     "find",
@@ -275,6 +277,39 @@ class SecondOpinion(Finding):
                 "was no time"
             )
         return ""
+
+
+@dataclass(frozen=True)
+class Relabelled(Finding):
+    """Latents that the posterior lets exchange, so that each mode has images.
+
+    Attributes:
+        names: Sites that take part.
+        order: Number of relabellings under which the posterior stays the same.
+        modes: Modes that were found, those that are images of each other counted once.
+        images: Whether the fit holds the images too, and not one of each mode alone.
+    """
+
+    names: tuple[str, ...]
+    order: int
+    modes: int
+    images: bool
+
+    @property
+    def level(self) -> Level:
+        return Level.REMARK if self.images else Level.DOUBT
+
+    def sentence(self) -> str:
+        modes = f"{self.modes} mode{'s' if self.modes > 1 else ''}"
+        if self.images:
+            return f"the modes in the fit are {modes} up to the labels of {', '.join(self.names)}"
+        return (
+            f"the posterior stays the same under {self.order} relabellings of "
+            f"{', '.join(self.names)}; the fit holds {modes}, and none of the images: what does "
+            "not depend on the labels, such as predictions, is the posterior's; numbers of single "
+            "entries are those of one labelling, and the log evidence is too low by up to "
+            f"{math.log(self.order):.2f} nats"
+        )
 
 
 @dataclass(frozen=True)

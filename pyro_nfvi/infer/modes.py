@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._random import stream
-from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.gaussian import (
     GaussianFit,
     Modes,
@@ -27,8 +26,8 @@ from pyro_nfvi.gaussian import (
 from pyro_nfvi.infer.draws import WeighedDraws
 from pyro_nfvi.infer.precondition import prior_points, uniform_points
 from pyro_nfvi.infer.progress import SILENT, Progress
+from pyro_nfvi.infer.relabel import Relabelling, Scored
 from pyro_nfvi.logjoint import LogJoint
-from pyro_nfvi.mixture import MixtureDensity
 
 __all__ = [
     "MODE_ROWS",
@@ -58,9 +57,15 @@ MODE_ROWS, _SHORT = 64, 3.0
 _NEGLIGIBLE = 5.0
 
 
-def modes_of_starts(log_joint: LogJoint, like: Tensor, found: GaussianFit) -> Normals | None:
+def modes_of_starts(
+    log_joint: LogJoint,
+    like: Tensor,
+    found: GaussianFit,
+    relabelling: Relabelling | None = None,
+) -> Normals | None:
     """Return the modes on which starts of the Gaussian ended, besides the best's; or None."""
-    index = other_modes(Target(log_joint, like), found)
+    align = None if relabelling is None else relabelling.align
+    index = other_modes(Target(log_joint, like), found, align=align)
     return found.starts.take(index) if len(index) else None
 
 
@@ -72,6 +77,7 @@ def look_for_modes(
     tempered: bool,
     effort: float,
     generator: torch.Generator,
+    relabelling: Relabelling | None = None,
     budget: Budget = UNLIMITED,
     progress: Progress = SILENT,
 ) -> tuple[Modes, Proposals] | None:
@@ -87,6 +93,7 @@ def look_for_modes(
             density, which crosses valleys.
         effort: 1 for all steps; a fraction for a fit of few steps.
         generator: Source of the noise.
+        relabelling: Relabellings up to which modes count once.
         budget: Time for it; ``finished`` of the modes says whether it was enough.
         progress: Shows a bar.
 
@@ -114,9 +121,12 @@ def look_for_modes(
         drawn = more(half - half // 4)
         cast = uniform_points(target, found.loc, half // 4, generator)
         points = torch.cat([drawn, cast, wide.points(eps)[0]])
-        modes = explore(target, found, points, more=more, effort=effort, generator=generator)
+        align = None if relabelling is None else relabelling.align
+        modes = explore(
+            target, found, points, more=more, align=align, effort=effort, generator=generator
+        )
         where = proposals(target, found, modes, drawn, generator)
-        return add_nested(target, modes, where, effort=effort, generator=generator)
+        return add_nested(target, modes, where, align=align, effort=effort, generator=generator)
 
 
 def proposals(
@@ -215,7 +225,7 @@ def _hot(target: Target, frame: Normals, effort: float, generator: torch.Generat
 
 
 def missed_modes(
-    density: FlowDensity | MixtureDensity,
+    density: Scored,
     log_joint: LogJoint,
     modes: Normals | None,
     draws: WeighedDraws,

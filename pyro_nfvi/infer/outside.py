@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._random import stream
-from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.diagnostics import iw_gap, psis
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.gaussian import Normals, Proposals, outside_of
 from pyro_nfvi.infer.draws import WeighedDraws, most_on_all_data, score
+from pyro_nfvi.infer.relabel import Scored
 from pyro_nfvi.logjoint import LogJoint
-from pyro_nfvi.mixture import MixtureDensity
 
 __all__ = ["WIDE_ROWS", "Outside", "mass_outside", "too_much"]
 
@@ -62,7 +61,7 @@ class Outside:
 
 
 def mass_outside(
-    density: FlowDensity | MixtureDensity,
+    density: Scored,
     log_joint: LogJoint,
     draws: WeighedDraws,
     seed: int,

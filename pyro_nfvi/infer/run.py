@@ -26,6 +26,7 @@ from pyro_nfvi.infer.findings import (
     MissedModes,
     ModeSearch,
     ParamsLeft,
+    Relabelled,
     TimeOver,
     with_finding,
 )
@@ -50,6 +51,14 @@ from pyro_nfvi.infer.precondition import gaussian_stage, prior_points, start_alo
 from pyro_nfvi.infer.progress import Progress
 from pyro_nfvi.infer.pyro_check import check_by_pyro, opinion_of_pyro
 from pyro_nfvi.infer.reason import stuck
+from pyro_nfvi.infer.relabel import (
+    Relabelling,
+    Scored,
+    UpToLabels,
+    count_once,
+    distinct,
+    find_relabelling,
+)
 from pyro_nfvi.infer.runaway import blame_runaway, check_proper, with_fit
 from pyro_nfvi.infer.schedule import Schedule, default_rate
 from pyro_nfvi.infer.scope import only
@@ -128,6 +137,10 @@ class FitRun:
         self.param_start: ParamStart | None = None
         #: Whether they stay where they are while guides train.
         self.hold_params = False
+        #: Relabellings that leave the posterior as it is, where modes have images under them.
+        self.relabelling: Relabelling | None = None
+        #: A point ``(D,)`` of the image where the fit is.
+        self.anchor: Tensor | None = None
         #: Lines for the report about what came before training.
         self.notes: list[str] = []
 
@@ -304,8 +317,9 @@ class FitRun:
 
     def _look_for_modes(self, log_joint: LogJoint, like: Tensor, found: GaussianFit) -> None:
         """Look for modes from more points than the Gaussian's own starts."""
+        once = self._images(log_joint, like, found)
         if self.options.explore == "off":
-            self.others = modes_of_starts(log_joint, like, found)
+            self.others = modes_of_starts(log_joint, like, found, once)
             return
         budget = self.time.training.part(SEARCH)
         if budget.over():
@@ -319,6 +333,7 @@ class FitRun:
                 tempered=self.options.explore == "tempered",
                 effort=min(1.0, self.options.max_steps / WHOLE),
                 generator=self._generator(like, "modes"),
+                relabelling=once,
                 budget=budget,
                 progress=self.progress,
             )
@@ -326,7 +341,7 @@ class FitRun:
             self.interrupted = True
             return
         if looked is None:
-            self.others = modes_of_starts(log_joint, like, found)
+            self.others = modes_of_starts(log_joint, like, found, once)
             return
         self.modes, self.proposals = looked
         if not self.modes.finished:
@@ -344,6 +359,36 @@ class FitRun:
                 f"{self.modes.left_out} more were left out as places with next to no mass, such as "
                 "the neck of a funnel"
             )
+
+    def _images(self, log_joint: LogJoint, like: Tensor, found: GaussianFit) -> Relabelling | None:
+        """Find relabellings of exchangeable latents; return them where modes count up to these.
+
+        Where they are no more than the modes that a mixture holds, all images are fitted.
+        """
+        if log_joint.how == "loop" or log_joint.subsampled:
+            return None
+        # Draws of the prior; where it has none, points about the origin.
+        target = Target(log_joint, like, budget=self.time.training)
+        generator = self._generator(like, "relabelling")
+        noise = torch.randn(8, len(like), generator=generator, device=like.device).to(found.loc)
+        points = torch.cat([prior_points(log_joint, target, 3).to(noise), noise])
+        group = find_relabelling(log_joint, points)
+        if group is None or not distinct(log_joint, group, found.loc):
+            return None
+        self.relabelling, self.anchor = group, found.loc
+        return group if group.order > MOST_MODES else None
+
+    def _relabelled(self, log_joint: LogJoint, count: int) -> Relabelled | None:
+        """Say what relabellings make of the modes in a fit, of which there are ``count``."""
+        group = self.relabelling
+        if group is None:
+            return None
+        if group.order > MOST_MODES:
+            return Relabelled(group.names, group.order, max(1, count), images=False)
+        if count < 2 or self.modes is None:
+            return None
+        once = count_once(log_joint, group, self.modes.normals.loc)
+        return Relabelled(group.names, group.order, once, images=True)
 
     def train(
         self,
@@ -414,11 +459,19 @@ class FitRun:
         """Whether posterior mass lies where the guide has next to nothing, for all that is seen."""
         if not self.time.affords(WIDE_ROWS):
             return False  # there is no time to mend it either
-        density = fit.guide.density()
+        density = self._up_to_labels(fit)
         log_joint = fit.require_model()
         if log_joint.how == "loop" or log_joint.subsampled:
             return False  # flows that are trained row by row would not mend it in any time
         return too_much(mass_outside(density, log_joint, fit.draws, self.seed, self.proposals))
+
+    def _up_to_labels(self, fit: Fit) -> Scored:
+        """Density of a fit, of points at the image where the fit is."""
+        density, group = fit.guide.density(), self.relabelling
+        if group is None or group.order <= MOST_MODES:
+            return density
+        assert self.anchor is not None
+        return UpToLabels(density, group, self.anchor.to(fit.draws.z))
 
     def complete(self, fit: Fit) -> Fit:
         """Look for what the fit's own draws cannot see, and whether there is a posterior at all.
@@ -428,7 +481,7 @@ class FitRun:
         """
         fit = self.settle_params(fit)
         log_joint = fit.require_model()
-        density = fit.guide.density()
+        density = self._up_to_labels(fit)
         missed: list[str] = []
         others = 0 if self.others is None else len(self.others)
         if others and self.time.affords(MODE_ROWS * others, "the look at modes that are missed"):
@@ -454,6 +507,8 @@ class FitRun:
             findings.append(opinion_of_pyro(fit, self._moment()))
         if missed:
             findings.append(MissedModes(len(missed)))
+        if relabelled := self._relabelled(log_joint, count):
+            findings.append(relabelled)
         if self.time.undone:
             assert self.time.whole.limit is not None
             findings.append(TimeOver(self.time.whole.limit, tuple(self.time.undone)))
