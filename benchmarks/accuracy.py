@@ -70,7 +70,7 @@ def ours(posterior, guide, seed, steps):
         **posterior.data
     )
     cost = {"seconds": time.perf_counter() - begin, "cpu": time.process_time() - cpu}
-    plain = scores_of(posterior, fit.sample(2000, seed=seed))
+    plain = scores_of(posterior, fit.sample(2000, seed=seed, deterministic=True))
     row = {
         **plain,
         **cost,
@@ -83,7 +83,7 @@ def ours(posterior, guide, seed, steps):
         "steps": len(fit.losses),
     }
     if fit.draws.smoothed() is not None:
-        row["reweighted"] = scores_of(posterior, fit.resample(2000, seed=seed))
+        row["reweighted"] = scores_of(posterior, fit.resample(2000, seed=seed, deterministic=True))
     return row
 
 

@@ -81,7 +81,7 @@ class Summary(Mapping[str, Row]):
         if parts:
             return (
                 f"{name!r} has {len(parts)} rows, one for each number: {_listed(parts)}; take one "
-                f"of them, or all draws by fit.sample()[{name!r}]"
+                f"of them, or all draws by fit.sample(deterministic=True)[{name!r}]"
             )
         return f"no row is called {name!r}; there are {_listed([row.name for row in self.rows])}"
 
