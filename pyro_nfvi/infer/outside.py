@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._random import stream
-from pyro_nfvi.diagnostics import iw_gap, psis
+from pyro_nfvi.diagnostics import iw_gap, psis, read_tail
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.gaussian import Normals, Proposals, outside_of
 from pyro_nfvi.infer.draws import WeighedDraws, most_on_all_data, score
@@ -29,8 +29,8 @@ WIDE_ROWS = _ROWS
 _SHARES = 6
 #: Most latents with wide draws around the guide's: with more, these say nothing.
 _DIM = 30
-#: Fewest effective draws, and the heaviest tail of the weights, from which anything is concluded.
-_FEWEST, _KHAT = 60, 0.7
+#: Fewest effective draws from which anything is concluded.
+_FEWEST = 60
 #: Share of the posterior's mass that a guide may leave out and still be trusted.
 _OUTSIDE = 0.02
 #: How far what lies outside may move a mean, in sds, and an sd, as a factor, and how many points
@@ -126,7 +126,7 @@ def mass_outside(
     places = sum(len(one) for one, _ in parts)
     # Where much lies outside, that is told however uneven the weights are.
     told = Outside(share, error, places)
-    if effective < _FEWEST or smoothed.khat > _KHAT:
+    if effective < _FEWEST or not read_tail(log_w, smoothed.khat).reliable:
         return told if too_much(told) and effective > _POINTS else None
     return _with_moved(told, log_joint, every, weight, outside)
 
