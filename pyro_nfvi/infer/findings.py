@@ -373,9 +373,9 @@ class HeavyTails(Finding):
 def _moments(index: float) -> str:
     """Say which moments a tail index leaves."""
     if index < NO_MEAN:
-        return "it has neither mean nor variance; use medians and intervals"
+        return "it has neither mean nor variance; use medians and intervals up to 95 %"
     if index < NO_VARIANCE:
-        return "it has a mean, and no variance: an sd of draws means nothing; use intervals"
+        return "it has a mean, and no variance: an sd says nothing; use intervals up to 95 %"
     return "means and sds exist, and an sd of draws converges slowly"
 
 
