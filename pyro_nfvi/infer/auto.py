@@ -16,6 +16,7 @@ from pyro_nfvi.infer.ladder import (
 from pyro_nfvi.infer.longer import train_longer
 from pyro_nfvi.infer.mixture import fit_modes
 from pyro_nfvi.infer.run import FitRun
+from pyro_nfvi.infer.tails import TAIL_ROWS, follow_tails
 
 __all__ = ["climb"]
 
@@ -46,9 +47,17 @@ def climb(run: FitRun) -> Fit:
             if mixture is not None:
                 return run.complete(mixture)
 
+    # Beyond the 95 % quantile a power law is out of a Gaussian's reach, and costs it few nats.
+    heavy = (
+        best is not None
+        and run.time.affords(TAIL_ROWS)
+        and bool(follow_tails(best.latent, log_joint, best.draws).indices)
+    )
+
     def enough(fit: Fit) -> bool:
-        """Whether it is good: its own draws do not show that a guide is too narrow."""
-        return good_enough(fit) and not run.leaves_out(fit)
+        """Tell whether it is good: its own draws do not show that a guide is too narrow."""
+        reaches = not heavy or bool(fit.training.settings["flow"])
+        return reaches and good_enough(fit) and not run.leaves_out(fit)
 
     best, more = add_flows(
         run,
@@ -59,6 +68,7 @@ def climb(run: FitRun) -> Fit:
         notes=notes,
         max_steps=run.options.max_steps,
         enough=enough,
+        tail=heavy,
     )
     left = run.options.max_steps + run.options.more_steps - sum(rung.steps for rung in more)
     last = 1 + len(rungs(guide.latent.dim))

@@ -135,6 +135,7 @@ def add_flows(
     max_steps: int,
     first: int = 1,
     enough: Callable[[Fit], bool] = good_enough,
+    tail: bool = False,
 ) -> tuple[Fit, list[Rung]]:
     """Put a flow inside a Gaussian, and more layers in front of that, for as long as they gain.
 
@@ -152,10 +153,12 @@ def add_flows(
         max_steps: Most steps of all stages together.
         first: Number of the first training, after which its checkpoint is named.
         enough: When no more is added.
+        tail: Put a tail layer at the output from the first flow on; else where the weighted draws
+            ask for one.
     """
     tried: list[Rung] = []
     before, steps = list(notes), max_steps
-    flows, tail = rungs(guide.latent.dim), False
+    flows = rungs(guide.latent.dim)
     for stage, formula in enumerate(flows, start=1):
         over = run.interrupted or steps < FEWEST
         if best is not None and (over or enough(best)):

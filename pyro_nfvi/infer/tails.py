@@ -70,13 +70,11 @@ def seen(latent: LatentSpace, z: Tensor) -> Tensor:
 def heavy_tails(fit: Fit) -> bool:
     r"""Tell whether the posterior has heavier tails than the guide.
 
-    It has where a marginal falls as a power of index below 4 (:func:`follow_tails`). Else its
-    weighted draws are asked: they are taken back to the guide's base noise, and reweighted there. A
-    coordinate with :math:`E[(\varepsilon-\mu)^4] > 4.2\,\sigma^4` is heavy. Draws have few of the
-    far points that decide, so this errs towards not seeing.
+    Its weighted draws are asked: they are taken back to the guide's base noise, and reweighted
+    there. A coordinate with :math:`E[(\varepsilon-\mu)^4] > 4.2\,\sigma^4` is heavy. Draws have
+    few of the far points that decide, so this errs towards not seeing; :func:`follow_tails` asks
+    the density, and sees power laws alone.
     """
-    if follow_tails(fit.latent, fit.require_model(), fit.draws).indices:
-        return True
     smoothed = fit.draws.smoothed()
     if smoothed is None or not fit.draws.exact or fit.tail.close:
         return False
