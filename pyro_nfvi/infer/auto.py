@@ -15,6 +15,7 @@ from pyro_nfvi.infer.ladder import (
 )
 from pyro_nfvi.infer.longer import train_longer
 from pyro_nfvi.infer.mixture import fit_modes
+from pyro_nfvi.infer.moments import MOMENT_ROWS
 from pyro_nfvi.infer.run import FitRun
 from pyro_nfvi.infer.tails import TAIL_ROWS, follow_tails
 
@@ -48,16 +49,17 @@ def climb(run: FitRun) -> Fit:
                 return run.complete(mixture)
 
     # Beyond the 95 % quantile a power law is out of a Gaussian's reach, and costs it few nats.
-    heavy = (
-        best is not None
-        and run.time.affords(TAIL_ROWS)
-        and bool(follow_tails(best.latent, log_joint, best.draws).indices)
-    )
+    tails = None
+    if best is not None and run.time.affords(TAIL_ROWS):
+        tails = follow_tails(best.latent, log_joint, best.draws)
+    heavy = tails is not None and bool(tails.indices)
 
     def enough(fit: Fit) -> bool:
         """Tell whether it is good: its own draws do not show that a guide is too narrow."""
         reaches = not heavy or bool(fit.training.settings["flow"])
-        return reaches and good_enough(fit) and not run.leaves_out(fit)
+        if not (reaches and good_enough(fit)) or run.leaves_out(fit):
+            return False
+        return not (run.time.affords(MOMENT_ROWS) and run.moments(fit, tails).names)
 
     best, more = add_flows(
         run,

@@ -27,6 +27,7 @@ __all__ = [
     "OtherData",
     "ParamsLeft",
     "Relabelled",
+    "MovedMoments",
     "SecondOpinion",
     "TimeOver",
     "find",
@@ -352,6 +353,12 @@ class HeavyTails(Finding):
     looked: bool = True
 
     @property
+    def without_variance(self) -> tuple[str, ...]:
+        """The numbers that have none."""
+        both = zip(self.names, self.indices)
+        return tuple(name for name, index in both if index < NO_VARIANCE)
+
+    @property
     def level(self) -> Level:
         heavy = self.indices and min(self.indices) < NO_VARIANCE
         return Level.DOUBT if heavy else Level.REMARK
@@ -367,6 +374,35 @@ class HeavyTails(Finding):
             told.append(f"so do {len(self.names) - _NAMED} more")
         if self.unknown:
             told.append(f"{self.unknown} tails were not followed, or not far enough")
+        return "; ".join(told)
+
+
+@dataclass(frozen=True)
+class MovedMoments(Finding):
+    """Numbers whose mean or sd under the guide's draws is not that of the weighted ones.
+
+    Attributes:
+        names: The numbers, the worst first.
+        shifts: How far the means are off, in sds.
+        stretches: The sds of the guide's draws over the weighted ones.
+    """
+
+    names: tuple[str, ...]
+    shifts: tuple[float, ...]
+    stretches: tuple[float, ...]
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT if self.names else Level.REMARK
+
+    def sentence(self) -> str:
+        told = [
+            f"of many draws {name} has a mean that is {shift:.2f} sd off and an sd that is "
+            f"{stretch:.2f} times the weighted one"
+            for name, shift, stretch in zip(self.names[:_NAMED], self.shifts, self.stretches)
+        ]
+        if len(self.names) > _NAMED:
+            told.append(f"{len(self.names) - _NAMED} more numbers are off")
         return "; ".join(told)
 
 

@@ -21,13 +21,16 @@ from pyro_nfvi.infer.draws import most_on_all_data, weigh, whole_density
 from pyro_nfvi.infer.engines import Chosen, choose
 from pyro_nfvi.infer.findings import (
     Finding,
+    HeavyTails,
     Level,
     MassOutside,
     MissedModes,
     ModeSearch,
+    MovedMoments,
     ParamsLeft,
     Relabelled,
     TimeOver,
+    find,
     with_finding,
 )
 from pyro_nfvi.infer.fit import Fit, Training
@@ -43,6 +46,7 @@ from pyro_nfvi.infer.modes import (
     modes_of_starts,
     proposals,
 )
+from pyro_nfvi.infer.moments import MOMENT_ROWS, moved_moments
 from pyro_nfvi.infer.optim import make_optimizer
 from pyro_nfvi.infer.outside import WIDE_ROWS, mass_outside, too_much
 from pyro_nfvi.infer.param_ascent import Evidence, nats_left, raise_evidence
@@ -473,6 +477,21 @@ class FitRun:
         assert self.anchor is not None
         return UpToLabels(density, group, self.anchor.to(fit.draws.z))
 
+    def moments(self, fit: Fit, tails: HeavyTails | None) -> MovedMoments:
+        """Compare means and sds of many of the guide's draws with weighted ones."""
+        moved = moved_moments(
+            fit.guide.density(),
+            fit.require_model(),
+            fit.draws,
+            self.seed,
+            heavy=() if tails is None else tails.without_variance,
+        )
+        return MovedMoments(
+            tuple(one.name for one in moved),
+            tuple(one.shift for one in moved),
+            tuple(one.stretch for one in moved),
+        )
+
     def complete(self, fit: Fit) -> Fit:
         """Look for what the fit's own draws cannot see, and whether there is a posterior at all.
 
@@ -503,6 +522,9 @@ class FitRun:
         if self.time.affords(TAIL_ROWS, "the look at tails"):
             with self.progress.stage("following tails", 1, unit="look"):
                 findings.append(follow_tails(fit.latent, log_joint, fit.draws))
+        if self.time.affords(MOMENT_ROWS, "the look at means and sds of more draws"):
+            with self.progress.stage("comparing means and sds", 1, unit="look"):
+                findings.append(self.moments(fit, find(findings, HeavyTails)))
         if self.time.affords(1, "a second opinion by Pyro's own trace"):
             findings.append(opinion_of_pyro(fit, self._moment()))
         if missed:
