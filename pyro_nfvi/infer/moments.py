@@ -1,7 +1,7 @@
 """Means and sds of what users see: those of the guide's own draws against weighted ones.
 
 Two thousand draws cannot show what one draw in fifty thousand does to an sd, and a user may take a
-million.
+million; nor what lies just beyond them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from pyro_nfvi.mixture import MixtureDensity
 
 __all__ = ["MOMENT_ROWS", "Moved", "moved_moments"]
 
-#: Further draws that are scored by the model, numbers of the model that they may hold, and draws
-#: that the guide alone makes for its own moments.
-MOMENT_ROWS, _NUMBERS, _OWN = 10_000, 20_000_000, 20_000
-#: Scales of the base noise that reach its tails; one coordinate of a row is scaled.
-_WIDE = 2.0
+#: Draws that are scored by the model, and numbers of the model that they may hold.
+MOMENT_ROWS, _NUMBERS = 10_000, 20_000_000
+#: Scales of one coordinate of the base noise in a quarter of the draws each.
+_WIDE = (2.0, 4.0)
 #: How far a mean may be off, in sds, and an sd, as a logarithm (15 %), and standard errors that it
 #: has to be off as well.
 _MEAN, _SD, _ERRORS = 0.1, 0.14, 3.0
@@ -60,10 +59,11 @@ def moved_moments(
 ) -> tuple[Moved, ...]:
     r"""Compare means and sds of all constrained values under the guide with weighted ones.
 
-    The guide's moments are taken with base noise of which half has one coordinate twice as wide,
-    and weights below 2 that undo it, so that draws as rare as one in millions count with what they
-    do to an sd. The posterior's are those of Pareto-smoothed weights on the fit's draws and on
-    more.
+    Draws of the guide are made from base noise of which half has one coordinate two or four times
+    as wide, with weights below 2 that undo it. They follow the shape that the flow has learnt, into
+    tails where its own draws do not come: what rare draws do to an sd counts, and so does mass that
+    the guide falls short of. The guide's moments are those of the weights that undo the width, the
+    posterior's those of Pareto-smoothed importance weights on the same draws.
 
     Args:
         density: The guide's.
@@ -76,28 +76,23 @@ def moved_moments(
         The numbers that are off beyond noise, the worst first; none where weights say nothing.
 
     Cost:
-        10,000 rows of the model, fewer where one holds many numbers, and 20,000 draws of the guide.
+        10,000 rows of the model, fewer where one holds many numbers.
 
-    Source: importance sampling with a mixture as in Owen and Zhou 2000, JASA 95, section 2.
+    Source: importance sampling from a defensive mixture, Hesterberg 1995, Technometrics 37,
+    section 2.
     """
-    if not draws.exact or log_joint.subsampled or log_joint.how == "loop":
-        return ()
-    z, log_p, log_q = draws.z, draws.log_p, draws.log_q
-    noise = stream(seed, "moments", device=z.device)
     rows = min(MOMENT_ROWS, _NUMBERS // max(1, log_joint.size))
-    if density.base is None and rows > 1:
-        more, more_q = push_chunks(density, rows, lambda n: density.sample_base(n, generator=noise))
-        more_p = score(log_joint, more, noise)[0].log_p
-        z, log_p, log_q = (
-            torch.cat([draws.z, more]),
-            torch.cat([log_p, more_p]),
-            torch.cat([log_q, more_q]),
-        )
-    if density.base is None and not isinstance(density, MixtureDensity):
-        own, own_weight = _reaching(density, draws.z, noise)
+    alone = density.base is not None or log_joint.subsampled or log_joint.how == "loop"
+    if not draws.exact or alone or rows < _FEWEST:
+        return ()
+    noise = stream(seed, "moments", device=draws.z.device)
+    if isinstance(density, MixtureDensity):
+        z, log_q = push_chunks(density, rows, lambda n: density.sample_base(n, generator=noise))
+        log_width = torch.zeros(rows, dtype=torch.float64, device=z.device)
     else:
-        own, own_weight = z, z.new_ones(len(z), dtype=torch.float64)
-    log_w = (log_p - log_q).double()
+        z, log_q, log_width = _reaching(density, rows, noise)
+    log_p = score(log_joint, z, noise)[0].log_p
+    log_w = (log_p - log_q).double() + log_width
     log_w = torch.where(log_w < torch.inf, log_w, torch.full_like(log_w, -torch.inf))
     try:
         weight = psis(log_w).log_weights.double().softmax(0)
@@ -105,21 +100,13 @@ def moved_moments(
         return ()
     if 1 / float(weight.square().sum()) < _FEWEST:
         return ()
-    names = _names(log_joint.latent)
-    mean, sd, mean_error, sd_error = _moments(_values(log_joint.latent, z), weight)
-    ours, width, own_error, width_error = _moments(_values(log_joint.latent, own), own_weight)
-    shift = (ours - mean).abs() / sd
-    stretch = (width / sd).log()
-    far = shift > torch.maximum(
-        torch.full_like(shift, _MEAN),
-        _ERRORS * (mean_error.square() + own_error.square()).sqrt() / sd,
-    )
-    wide = stretch.abs() > torch.maximum(
-        torch.full_like(shift, _SD),
-        _ERRORS * (sd_error.square() + width_error.square().clamp(max=1e6)).sqrt(),
-    )
-    # A sum of squares that is one draw's has no error that could be trusted; its size says enough.
-    wide |= stretch > 1.0
+    names, x = _names(log_joint.latent), _values(log_joint.latent, z)
+    mean, sd, mean_error, sd_error = _moments(x, weight)
+    ours, width, own_error, width_error = _moments(x, log_width.softmax(0))
+    shift, stretch = (ours - mean).abs() / sd, (width / sd).log()
+    # The same draws on both sides: what is noise is noise of both, and this errs towards silence.
+    far = shift > (_ERRORS * torch.hypot(mean_error, own_error) / sd).clamp_min(_MEAN)
+    wide = stretch.abs() > (_ERRORS * torch.hypot(sd_error, width_error)).clamp_min(_SD)
     off = (far | wide) & torch.isfinite(sd) & (sd > 0)
     worst = torch.maximum(shift / _MEAN, stretch.abs() / _SD)
     places = off.nonzero().squeeze(-1)
@@ -131,18 +118,30 @@ def moved_moments(
     )
 
 
-def _reaching(density: FlowDensity, like: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw from the guide with noise that reaches its tails: points and their weights."""
+def _reaching(
+    density: FlowDensity, rows: int, noise: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw from the guide with noise that reaches its tails.
+
+    Returns:
+        Points, the guide's log density there, and the log of its ratio to that of the draws.
+    """
+    like = density.sample_base(1)
     dim = like.shape[-1]
-    eps = torch.randn(_OWN, dim, generator=noise, dtype=torch.float64, device=like.device)
-    half = _OWN // 2
-    place = torch.randint(dim, (half, 1), generator=noise, device=like.device)
-    eps[:half] = eps[:half].scatter(-1, place, _WIDE * eps[:half].gather(-1, place))
-    ratio = (0.5 * eps.square() * (1 - 1 / _WIDE**2)).exp() / _WIDE
-    weight = 1 / (0.5 + 0.5 * ratio.mean(-1))
+    eps = torch.randn(rows, dim, generator=noise, dtype=torch.float64, device=like.device)
+    place = torch.randint(dim, (rows, 1), generator=noise, device=like.device)
+    scale = torch.ones(rows, 1, dtype=torch.float64, device=like.device)
+    for number, wide in enumerate(_WIDE):
+        scale[number * rows // 4 : (number + 1) * rows // 4] = wide
+    eps = eps.scatter(-1, place, scale * eps.gather(-1, place))
+    ratio = torch.full_like(eps[:, 0], 0.5)
+    for wide in _WIDE:
+        exponent = 0.5 * eps.square() * (1 - 1 / wide**2) - math.log(wide * dim)
+        ratio = ratio + 0.25 * torch.logsumexp(exponent, -1).exp()
     with torch.no_grad():
-        parts = [density.push(rows)[0] for rows in eps.to(like.dtype).split(4096)]
-    return torch.cat(parts), weight
+        parts = [density.push(part) for part in eps.to(like.dtype).split(4096)]
+    z, log_q = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    return z, log_q, -ratio.log()
 
 
 def _values(latent: LatentSpace, z: Tensor) -> Tensor:
