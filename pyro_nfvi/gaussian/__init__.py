@@ -14,7 +14,7 @@ from pyro_nfvi.gaussian.modes import other_modes
 from pyro_nfvi.gaussian.nested import OUTSIDE, add_nested, narrow, outside_of
 from pyro_nfvi.gaussian.normals import Normals
 from pyro_nfvi.gaussian.proposals import Proposals
-from pyro_nfvi.gaussian.tail_index import tail_indices
+from pyro_nfvi.gaussian.tail_index import tail_indices, tail_moments
 from pyro_nfvi.gaussian.target import Target
 from pyro_nfvi.gaussian.weights import mixture_weights
 from pyro_nfvi.gaussian.whiten import whiten
@@ -40,6 +40,7 @@ __all__ = [
     "narrow",
     "other_modes",
     "tail_indices",
+    "tail_moments",
     "outside_of",
     "whiten",
 ]

@@ -17,7 +17,7 @@ from pyro_nfvi.infer.longer import train_longer
 from pyro_nfvi.infer.mixture import fit_modes
 from pyro_nfvi.infer.moments import MOMENT_ROWS
 from pyro_nfvi.infer.run import FitRun
-from pyro_nfvi.infer.tails import TAIL_ROWS, follow_tails
+from pyro_nfvi.infer.tails import TAIL_ROWS, follow_tails, short_tails
 
 __all__ = ["climb"]
 
@@ -58,6 +58,12 @@ def climb(run: FitRun) -> Fit:
         """Tell whether it is good: its own draws do not show that a guide is too narrow."""
         reaches = not heavy or bool(fit.training.settings["flow"])
         if not (reaches and good_enough(fit)) or run.leaves_out(fit):
+            return False
+        without = () if tails is None else tails.without_variance
+        if (
+            run.time.affords(TAIL_ROWS)
+            and short_tails(fit.latent, log_joint, fit.draws, without).names
+        ):
             return False
         return not (run.time.affords(MOMENT_ROWS) and run.moments(fit, tails).names)
 

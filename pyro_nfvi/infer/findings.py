@@ -28,6 +28,7 @@ __all__ = [
     "ParamsLeft",
     "Relabelled",
     "MovedMoments",
+    "ShortTails",
     "SecondOpinion",
     "TimeOver",
     "find",
@@ -374,6 +375,33 @@ class HeavyTails(Finding):
             told.append(f"so do {len(self.names) - _NAMED} more")
         if self.unknown:
             told.append(f"{self.unknown} tails were not followed, or not far enough")
+        return "; ".join(told)
+
+
+@dataclass(frozen=True)
+class ShortTails(Finding):
+    """Numbers whose draws stop short of where the density goes on.
+
+    Attributes:
+        names: The numbers, the worst first.
+        stretches: Their sds with the tails that the density has, over those of the draws.
+    """
+
+    names: tuple[str, ...] = ()
+    stretches: tuple[float, ...] = ()
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT if self.names else Level.REMARK
+
+    def sentence(self) -> str:
+        told = [
+            f"draws of {name} stop short of its tails: with these its sd is {ratio:.2f} times as "
+            "large"
+            for name, ratio in zip(self.names[:_NAMED], self.stretches)
+        ]
+        if len(self.names) > _NAMED:
+            told.append(f"so do those of {len(self.names) - _NAMED} more")
         return "; ".join(told)
 
 

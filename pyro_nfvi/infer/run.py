@@ -68,7 +68,7 @@ from pyro_nfvi.infer.schedule import Schedule, default_rate
 from pyro_nfvi.infer.scope import only
 from pyro_nfvi.infer.step import EagerStep
 from pyro_nfvi.infer.stopping import StopReason
-from pyro_nfvi.infer.tails import TAIL_ROWS, follow_tails
+from pyro_nfvi.infer.tails import TAIL_ROWS, follow_tails, short_tails
 from pyro_nfvi.infer.time_plan import GAUSSIAN, RUNAWAY_ROWS, SEARCH, TimePlan
 from pyro_nfvi.logjoint import LogJoint
 
@@ -521,7 +521,9 @@ class FitRun:
         ]
         if self.time.affords(TAIL_ROWS, "the look at tails"):
             with self.progress.stage("following tails", 1, unit="look"):
-                findings.append(follow_tails(fit.latent, log_joint, fit.draws))
+                tails = follow_tails(fit.latent, log_joint, fit.draws)
+                heavy = tails.without_variance
+                findings += [tails, short_tails(fit.latent, log_joint, fit.draws, heavy)]
         if self.time.affords(MOMENT_ROWS, "the look at means and sds of more draws"):
             with self.progress.stage("comparing means and sds", 1, unit="look"):
                 findings.append(self.moments(fit, find(findings, HeavyTails)))
