@@ -30,6 +30,9 @@ _SETTLED, _SHRINKS = 0.01, 0.7
 #: Where it has not, a slope as small as this up to 3000 times the 99 % quantile counts as the
 #: index: that moments exist beyond is of no help to draws.
 _FELT = 2.5
+#: A power law that begins so many nats below the body, as on a ridge that the data all but exclude,
+#: holds 1e-5 of the mass: no draw will see it.
+_FAINT = 7.0
 #: Most Newton steps at a point, and the Newton decrement, in nats, at which it has arrived.
 _NEWTON, _ARRIVED = 8, 1e-3
 #: Shares of a Newton step that are tried.
@@ -341,4 +344,7 @@ def _settled(slopes: list[float]) -> float:
         return math.nan
     last, before, first = slopes[-1], slopes[-2], slopes[-3]
     settled = last - before <= max(_SETTLED * abs(last), _SHRINKS * (before - first))
-    return max(last, 0.0) if settled or last < _FELT else math.inf
+    index = max(last, 0.0) if settled or last < _FELT else math.inf
+    # How far below the body the law begins: what is lost on the way to it, in nats.
+    lost = sum(slopes) - len(slopes) * index
+    return math.inf if index < _FELT and lost > _FAINT else index

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_nfvi._random import stream
-from pyro_nfvi.gaussian import Target, tail_indices
+from pyro_nfvi.gaussian import Target, tail_indices, tail_moments
 
 DOUBLE = torch.float64
 
@@ -78,6 +78,34 @@ def test_a_scale_makes_the_tail_of_what_it_scales():
     found = found_for(log_density, draws, seen)
     assert (found[1] - 1).abs().max() < 0.1
     assert abs(found[0, 1] - 1) < 0.1
+
+
+@pytest.mark.parametrize(("weight", "told"), [(0.1, True), (1e-9, False)])
+def test_a_power_law_counts_where_it_has_mass(weight, told):
+    """A normal body with a Cauchy tail of little weight, as an all but excluded ridge has it."""
+
+    def log_density(z):
+        body, tail = -0.5 * z.square(), -torch.log1p(z.square()) - 1.0
+        return torch.logaddexp(body, math.log(weight) + tail).sum(-1)
+
+    draws = torch.randn(2000, 1, generator=stream(0, "faint"), dtype=DOUBLE)
+    found = found_for(log_density, draws)
+    assert bool((found < 1.05).all()) == told
+
+
+def test_draws_that_stop_short_of_a_bent_ridge_are_seen():
+    """A banana, its true draws, and those of them that end at two sds: the rest is 5 %."""
+
+    def log_density(z):
+        return -0.5 * (z[:, 0] / 2).square() - 0.5 * ((z[:, 1] - z[:, 0].square()) / 0.5).square()
+
+    normal = torch.randn(8000, 2, generator=stream(0, "banana"), dtype=DOUBLE)
+    x = 2 * normal[:, 0]
+    right = torch.stack([x, x.square() + 0.5 * normal[:, 1]], -1)
+    target = Target(log_density, torch.zeros(1, dtype=DOUBLE))
+    ratios = [tail_moments(target, z, lambda z: z) for z in (right, right[x.abs() < 4])]
+    assert (ratios[0] - 1).abs().max() < 0.08
+    assert ratios[1][1] > 1.15
 
 
 def test_bounded_numbers_have_no_tail_and_what_is_left_out_is_told():
