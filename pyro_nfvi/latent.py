@@ -255,15 +255,28 @@ class LatentSpace:
         return {"dtype": dtype, "sites": [site.spec() for site in self.records]}
 
     @classmethod
-    def from_spec(cls, spec: Mapping[str, Any], init_loc: Tensor) -> LatentSpace:
-        """Rebuild a space from :meth:`spec` and its initial vector, without the model."""
-        records, start = [], 0
+    def from_spec(
+        cls,
+        spec: Mapping[str, Any],
+        init_loc: Tensor,
+        supports: Mapping[str, Constraint] | None = None,
+    ) -> LatentSpace:
+        """Rebuild a space from :meth:`spec` and its initial vector.
+
+        Args:
+            spec: The description.
+            init_loc: The initial vector.
+            supports: Supports by site, for those that have no description: classes of a user's own.
+        """
+        records, start, given = [], 0, supports or {}
         for site in spec["sites"]:
             stop = start + math.prod(site["unconstrained_shape"])
             records.append(
                 LatentSite(
                     site["name"],
-                    support_from_spec(site["support"], init_loc.dtype, init_loc.device),
+                    given[site["name"]]
+                    if site["name"] in given
+                    else support_from_spec(site["support"], init_loc.dtype, init_loc.device),
                     tuple(site["shape"]),
                     tuple(site["unconstrained_shape"]),
                     site["event_dim"],

@@ -270,6 +270,6 @@ def support_from_spec(
             support_from_spec(spec["base"], dtype, device), spec["ndims"]
         )
     raise OptionError(
-        f"The support {spec.get('name', kind)!r} cannot be rebuilt from a file. Load with the "
-        "model: load(path, model=model, args=...)."
+        f"The support {spec.get('name', kind)!r} is of a class of your own, which no file holds. "
+        "Load with the model: load(path, model=model, args=...)."
     )

@@ -34,7 +34,10 @@ def signature(value: Any, depth: int = _DEPTH) -> Hashable:
     if depth and isinstance(value, Sequence):
         items = islice(value, _ITEMS)
         return (type(value).__name__, len(value), *(signature(item, depth - 1) for item in items))
-    return (type(value).__name__, tuple(getattr(value, "shape", ())))
+    if isinstance(value, torch.distributions.Distribution):
+        return (type(value).__name__, tuple(value.batch_shape), tuple(value.event_shape))
+    shape = getattr(value, "shape", ())  # of a class, or an object of the user's: anything
+    return (type(value).__name__, tuple(shape) if isinstance(shape, Sequence) else ())
 
 
 def changed_structure(

@@ -8,6 +8,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from pyro_nfvi._random import stream
 from pyro_nfvi.errors import OtherDataWarning
 from pyro_nfvi.infer.checkpoint import fingerprint
 from pyro_nfvi.infer.draws import WeighedDraws, score
@@ -41,7 +42,7 @@ def scored_again(fit: Fit, arguments: str | None) -> Fit:
         OtherDataWarning: The densities differ.
     """
     log_joint, draws = fit.require_model(), fit.draws
-    generator = torch.Generator(draws.z.device).manual_seed(0)
+    generator = stream(0, "rescoring", device=draws.z.device)
     with torch.no_grad():
         found, exact = score(log_joint, draws.z, generator)
     scored = WeighedDraws(draws.z, found.log_p, draws.log_q, found.deterministic, exact)

@@ -14,6 +14,7 @@ import torch
 from pyro.infer import config_enumerate
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from pyro_nfvi import bases
 from pyro_nfvi.errors import FileError, ModelError, OptionError, ParamStoreError
@@ -43,6 +44,7 @@ from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.logjoint.enumeration import unmarked
 from pyro_nfvi.pyro_state import takes_turn
+from pyro_nfvi.supports import support_of, support_spec
 
 __all__ = ["load", "save"]
 
@@ -145,9 +147,12 @@ def load(
     own = flow is not None or outer is not None or base is not None
     with _damage(path):
         described = spec["latent"]
-        unknown = any(_is_unknown(site["support"]) for site in described["sites"])
-    with _damage(path, own=unknown):
-        latent = LatentSpace.from_spec(described, tensors["init_loc"])
+        sites = {site["name"]: site["support"] for site in described["sites"]}
+        unknown = {name: support for name, support in sites.items() if _is_unknown(support)}
+    call = (args, dict(kwargs or {}))
+    supports = {} if model is None or not unknown else _own_supports(unknown, model, *call)
+    with _damage(path, own=bool(unknown)):
+        latent = LatentSpace.from_spec(described, tensors["init_loc"], supports)
         check_latent(latent, described)
         made = _training(spec["training"], tensors["losses"])
         draws = WeighedDraws(
@@ -164,7 +169,6 @@ def load(
     if model is None:
         _fill(path, guide, state, draws, spec.get("tie"))
         return Fit(guide, draws, made, params)
-    call = (args, dict(kwargs or {}))
     with own_random_state(0, "load"), own_params(model, *call) as names:
         if unmarked(any_trace(model, *call)):  # as the fit did
             model = config_enumerate(model)
@@ -213,6 +217,28 @@ def _is_unknown(support: Any) -> bool:
     while support.get("kind") == "independent":
         support = support["base"]
     return bool(support.get("kind") == "other")
+
+
+def _own_supports(
+    told: Mapping[str, Any],
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> dict[str, Constraint]:
+    """Take supports of a user's own classes, which no file describes, from the model."""
+    with own_random_state(0, "load"), own_params(model, args, kwargs):
+        nodes = any_trace(model, args, kwargs).nodes
+    supports = {}
+    for name, expected in told.items():
+        if name not in nodes or nodes[name]["type"] != "sample":
+            raise ModelError(f"The model is not the one that was fitted: site {name!r} is missing.")
+        supports[name] = support_of(nodes[name]["fn"])
+        if (found := support_spec(supports[name])) != expected:
+            raise ModelError(
+                f"The model is not the one that was fitted: site {name!r} has support {found}, not "
+                f"{expected}."
+            )
+    return supports
 
 
 def _training(described: Mapping[str, Any], losses: Tensor) -> Training:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 from pyro_nfvi._modes import evaluation
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.errors import FileError, OptionError
+from pyro_nfvi.infer.drafts import whole_file
 from pyro_nfvi.options import whole
 from pyro_nfvi.plots.style import FIT, GREY, INK, REFERENCE, STYLE, pyplot
 from pyro_nfvi.vae.model import FlowVAE
@@ -38,30 +38,16 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
         FileError: The disk is full, or the folder is gone or read-only.
     """
     target = Path(path)
-    beside = target.with_name(f".{target.name}.new")
     try:
-        held = io.BytesIO()
-        figure.savefig(held, format="png")
-        beside.write_bytes(held.getbuffer())
-        os.replace(beside, target)
-    except OSError as error:
-        _forget(beside)
+        with whole_file(target, "picture") as draft:
+            figure.savefig(draft, format="png")
+    except FileError as error:
         raise FileError(
-            f"The picture {target} cannot be written: {error.strerror or error}. Checkpoints and "
-            f"results in {target.parent} are complete: only pictures are missing. Make room, or "
-            "make the folder writable, and draw it again with load_vae(folder) and the functions "
-            "of pyro_nfvi.vae.pictures."
+            f"{error} Checkpoints and results of the run are complete; draw pictures again with "
+            "load_vae(folder) and the functions of pyro_nfvi.vae.pictures."
         ) from error
     finally:
         pyplot().close(figure)
-
-
-def _forget(path: Path) -> None:
-    """Drop what a failed write left, where that can be done."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return
 
 
 def span_of(vae: FlowVAE, x: Tensor) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Which engine a fit gets, and that the user is told why."""
 
+import dataclasses
 import threading
 
 import pyro
@@ -10,6 +11,7 @@ from engine.test_laws import needs_compiler
 from engine.zoo import ZOO
 
 from pyro_nfvi import NFVI
+from pyro_nfvi.engine import GraphRunner
 from pyro_nfvi.errors import EngineWarning, OptionError
 from pyro_nfvi.infer import engines
 
@@ -127,18 +129,31 @@ def test_an_optimiser_of_a_part_of_the_parameters_falls_back():
     assert "does not hold every parameter" in found.engine_reason
 
 
-def test_a_wrong_engine_is_not_used(monkeypatch):
-    from pyro_nfvi.engine import GraphRunner
+WRONGS = {
+    "noise": lambda run, eps, *rest: run(1.01 * eps, *rest),
+    "rate": lambda run, eps, streams, rates: run(eps, streams, 1.1 * rates),
+    "bound": lambda run, *rest: dataclasses.replace(done := run(*rest), bounds=1.01 * done.bounds),
+    "bound NaN": lambda run, *rest: dataclasses.replace(
+        done := run(*rest), bounds=torch.nan * done.bounds
+    ),
+    "skips": lambda run, *rest: dataclasses.replace(done := run(*rest), ok=~done.ok),
+    "leaves out": lambda run, *rest: dataclasses.replace(
+        done := run(*rest), num_bad=done.num_bad + 1
+    ),
+}
 
+
+@pytest.mark.parametrize("wrong", WRONGS)
+def test_a_wrong_engine_is_not_used(monkeypatch, wrong):
     class Wrong(GraphRunner):
-        def run(self, eps, streams, rates):
-            return super().run(1.01 * eps, streams, rates)
+        def run(self, *inputs):
+            return WRONGS[wrong](super().run, *inputs)
 
     monkeypatch.setitem(engines._BUILD, "graph", lambda program, spec, _: Wrong(program, spec))
-    with pytest.warns(EngineWarning, match="graph engine is not used: its bound is"):
-        found = fit("schools", engine="auto", max_steps=300)
+    with pytest.warns(EngineWarning, match="The graph engine is not used: "):
+        found = fit("schools", engine="auto", max_steps=300, callbacks=[lambda info: True])
     assert found.engine == "svi"
-    assert "its bound is" in found.engine_reason
+    assert "not graph: " in found.engine_reason
 
 
 @pytest.mark.parametrize("engine", ["graph", pytest.param("native", marks=needs_compiler)])

@@ -270,3 +270,24 @@ def test_svi_and_a_guide_as_a_plain_model_component():
     svi = SVI(mixed, guide, pyro.optim.ClippedAdam({"lr": 0.01}), Trace_ELBO())
     assert svi.step() < float("inf")
     assert svi.evaluate_loss() < float("inf")
+
+
+class _Shaped:
+    """An object of a user's own whose shape is none."""
+
+    def __init__(self, shape):
+        self.shape = shape
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [dist.Normal(0.0, 3.0), dist.Normal, _Shaped(5), _Shaped("round"), _Shaped(None), _Shaped(len)],
+    ids=["distribution", "class", "number", "word", "none", "function"],
+)
+def test_a_model_may_take_any_object(argument):
+    def model(given, y):
+        prior = given if isinstance(given, dist.Normal) else dist.Normal(0.0, 3.0)
+        pyro.sample("y", dist.Normal(pyro.sample("x", prior), 1.0), obs=y)
+
+    guide = AutoFlow(model, "affine").setup(argument, torch.tensor(1.0))
+    guide(argument, torch.tensor(1.0))

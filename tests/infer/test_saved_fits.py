@@ -16,10 +16,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions import biject_to, constraints, transforms
 
 import pyro_nfvi as nfvi
 from pyro_nfvi.arviz import save_netcdf
-from pyro_nfvi.errors import FileError, ModelError, OtherDataWarning
+from pyro_nfvi.errors import FileError, ModelError, OptionError, OtherDataWarning
 from pyro_nfvi.infer.drafts import whole_file
 from pyro_nfvi.infer.findings import OtherData, find
 from pyro_nfvi.vae import Architecture, load_vae
@@ -103,6 +104,42 @@ def test_other_data_or_priors_are_told_and_all_is_computed_anew(saved, which):
 def test_a_model_of_another_support_is_refused(saved):
     with pytest.raises(ModelError, match="support"):
         nfvi.load(saved, model=normal, args=(Y,), kwargs={"low": -60.0})
+
+
+class Above(constraints._GreaterThan):
+    """A support of a user's own class, with a bijection that he registered."""
+
+    def __init__(self, lower_bound=0.0):
+        super().__init__(lower_bound)
+
+
+biject_to.register(Above, lambda support: transforms.ComposeTransform(
+    [transforms.ExpTransform(), transforms.AffineTransform(support.lower_bound, 1.0)]
+))  # fmt: skip
+
+
+class Waiting(dist.Exponential):
+    support = Above()
+
+
+def waits(y, site="rate", law=Waiting):
+    rate = pyro.sample(site, law(torch.ones(2)).to_event(1))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(rate.sum(-1, keepdim=True), 1.0), obs=y)
+
+
+def test_supports_of_ones_own_class_come_from_the_model(tmp_path):
+    path = tmp_path / "fit.nfvi"
+    first = fit(waits, Y, max_steps=30)
+    first.save(path)
+    again = nfvi.load(path, model=waits, args=(Y,))
+    assert torch.equal(again.sample(5, seed=0)["rate"], first.sample(5, seed=0)["rate"])
+    with pytest.raises(OptionError, match=r"class of your own.*load\(path, model=model"):
+        nfvi.load(path)
+    with pytest.raises(ModelError, match="'rate' is missing"):
+        nfvi.load(path, model=waits, args=(Y, "speed"))
+    with pytest.raises(ModelError, match="support"):
+        nfvi.load(path, model=waits, args=(Y, "rate", dist.Exponential))
 
 
 def test_a_model_of_another_type_is_refused(saved):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,13 +130,13 @@ def test_the_least_gaussian_posteriors_are_picked():
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path, monkeypatch):
-    def full(self, data):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     part = {"elbo": -1.0, "kl": 1.0}
     figure = plot_curves([{"epoch": 1, "train": part, "valid": part}])
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(FileError, match=r"curves\.png .*No space left.*results .* complete"):
+    monkeypatch.setattr(figure, "savefig", full)
+    with pytest.raises(FileError, match=r"curves\.png: No space left.*results .* complete"):
         save_figure(figure, tmp_path / "curves.png")
     assert not list(tmp_path.iterdir())
 
