@@ -107,7 +107,6 @@ CASES = {
 
 #: What the capture refuses, with the reason; it never gets as far as native code.
 REFUSED = {
-    "LowRankMultivariateNormal": "written in place",
     "Wishart": "Python reads a value",
 }
 

@@ -45,15 +45,21 @@ def eight_schools():
 
 
 class BrokenAfter:
-    """A model that turns NaN from its n-th run on, for a number of runs."""
+    """A model that is NaN in the steps after the n-th, for a number of them.
+
+    The number counts steps and not runs of the model, of which a fit makes as many as it likes
+    before and after it trains: :meth:`watch` is a callback of the fit.
+    """
 
     def __init__(self, first, count=math.inf):
-        self.first, self.count, self.runs = first, count, 0
+        self.first, self.count, self.step = first, count, 0
+
+    def watch(self, info):
+        self.step = info.step
 
     def __call__(self, y):
-        self.runs += 1
         mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0), PRIOR_SD))
-        broken = self.first <= self.runs < self.first + self.count
+        broken = self.first <= self.step < self.first + self.count
         with pyro.plate("data", len(y)):
             loc = mu * torch.nan if broken else mu
             pyro.sample("y", dist.Normal(loc, NOISE_SD), obs=y)
