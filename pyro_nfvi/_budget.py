@@ -78,6 +78,12 @@ class Budget:
         left = max(0.0, self.limit - self.reserved - (now - self.begin))
         return replace(self, begin=now, limit=share * left, reserved=0.0)
 
+    def at_most(self, seconds: float) -> Budget:
+        """Return a budget that begins now and ends after so many seconds, or with this one."""
+        now = self.clock()
+        left = math.inf if self.limit is None else self.limit - self.reserved - (now - self.begin)
+        return replace(self, begin=now, limit=max(0.0, min(seconds, left)), reserved=0.0)
+
     def reserving(self, seconds: float) -> Budget:
         """Return the same budget with its last ``seconds`` kept for something else."""
         return replace(self, reserved=self.reserved + seconds)

@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.distributions import constraints, transforms
 
 from pyro_nfvi import NFVI
+from pyro_nfvi._budget import Budget
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.guides.start import prior_trace
 from pyro_nfvi.infer.findings import Level, SecondOpinion, find
@@ -119,7 +120,7 @@ def test_other_numbers_are_an_error(monkeypatch):
 
 def test_time_is_bounded_and_what_was_left_out_is_counted():
     log_joint = of(hidden)
-    found = second_opinion(log_joint, torch.zeros(5, 1), seconds=0.0)
+    found = second_opinion(log_joint, torch.zeros(5, 1), budget=Budget.start().at_most(0.0))
     assert (found.draws, found.left_out) == (1, 4)
     assert "4 more there was no time" in SecondOpinion(1, left_out=4).sentence()
 

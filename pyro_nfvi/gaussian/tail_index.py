@@ -72,7 +72,7 @@ def tail_indices(
 
     Returns:
         ``(D, 2)``: index of the lower and of the upper tail; infinite where it is light or there is
-        none, NaN where it could not be found.
+        none, NaN where it could not be found, for lack of time in the target's budget too.
 
     Cost:
         Some tens of calls of up to ``most_rows`` rows, most rays end after two points.
@@ -251,6 +251,8 @@ def _follow(
     spread = draws.std(0).clamp(min=1e-300).expand(count, -1).clone()
     centre = draws.median(0).values
     for k in range(rays.at.shape[1]):
+        if target.budget.over():
+            break
         index, t = rays.index[active], rays.at[active, k]
         rows = points[active]
         if k:
@@ -327,7 +329,7 @@ def _conditional(
         heights, scores, _ = target(tried)
         best = heights.argmax(0)
         better = heights.gather(0, best[None]).squeeze(0) > log_p
-        if not bool(better.any()):
+        if target.budget.over() or not bool(better.any()):
             break
         pick = best[None, :, None].expand(1, *rows.shape)
         rows = torch.where(better.unsqueeze(-1), tried.gather(0, pick).squeeze(0), rows)

@@ -21,6 +21,9 @@ from pyro_nfvi.infer.tails import TAIL_ROWS, follow_tails, short_tails
 
 __all__ = ["climb"]
 
+#: Share of the time for training that one look at tails may take.
+_LOOK = 0.25
+
 
 def climb(run: FitRun) -> Fit:
     """Fit a Gaussian; put a flow inside it, more layers in front; train that with more particles.
@@ -50,8 +53,8 @@ def climb(run: FitRun) -> Fit:
 
     # Beyond the 95 % quantile a power law is out of a Gaussian's reach, and costs it few nats.
     tails = None
-    if best is not None and run.time.affords(TAIL_ROWS):
-        tails = follow_tails(best.latent, log_joint, best.draws)
+    if best is not None and run.time.affords(TAIL_ROWS[log_joint.how], of=run.time.training):
+        tails = follow_tails(best.latent, log_joint, best.draws, run.time.training.part(_LOOK))
     heavy = tails is not None and bool(tails.indices)
 
     def enough(fit: Fit) -> bool:
@@ -60,12 +63,15 @@ def climb(run: FitRun) -> Fit:
         if not (reaches and good_enough(fit)) or run.leaves_out(fit):
             return False
         without = () if tails is None else tails.without_variance
-        if (
-            run.time.affords(TAIL_ROWS)
-            and short_tails(fit.latent, log_joint, fit.draws, without).names
-        ):
-            return False
-        return not (run.time.affords(MOMENT_ROWS) and run.moments(fit, tails).names)
+        # Where there is no time to look, there is none to mend anything either.
+        time = run.time.training
+        if run.time.affords(TAIL_ROWS[log_joint.how], of=time):
+            some = time.part(_LOOK)
+            if short_tails(fit.latent, log_joint, fit.draws, without, some).names:
+                return False
+        return not (
+            run.time.affords(MOMENT_ROWS[log_joint.how], of=time) and run.moments(fit, tails).names
+        )
 
     best, more = add_flows(
         run,

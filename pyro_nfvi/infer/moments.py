@@ -24,7 +24,9 @@ from pyro_nfvi.mixture import MixtureDensity
 __all__ = ["MOMENT_ROWS", "Moved", "moved_moments"]
 
 #: Draws that are scored by the model, and numbers of the model that they may hold.
-MOMENT_ROWS, _NUMBERS = 10_000, 20_000_000
+_ROWS, _NUMBERS = 10_000, 20_000_000
+#: The draws by how particles are evaluated: one by one, they would take too long.
+MOMENT_ROWS = {"plate": _ROWS, "vmap": _ROWS, "loop": 0}
 #: Scales of one coordinate of the base noise in a quarter of the draws each.
 _WIDE = (2.0, 4.0)
 #: How far a mean may be off, in sds, and an sd, as a logarithm (15 %), and standard errors that it
@@ -81,7 +83,7 @@ def moved_moments(
     Source: importance sampling from a defensive mixture, Hesterberg 1995, Technometrics 37,
     section 2.
     """
-    rows = min(MOMENT_ROWS, _NUMBERS // max(1, log_joint.size))
+    rows = min(_ROWS, _NUMBERS // max(1, log_joint.size))
     alone = density.base is not None or log_joint.subsampled or log_joint.how == "loop"
     if not draws.exact or alone or rows < _FEWEST:
         return ()

@@ -23,8 +23,8 @@ _FREEDOM, _SCALES = 3.0, (1.0, 3.0, 10.0)
 #: Rows of all proposals together, where particles are evaluated together and one by one; at least
 #: so many of each.
 _ROWS, _LOOP_ROWS, _EACH = 2400, 250, 20
-#: Rows of the model that it takes.
-WIDE_ROWS = _ROWS
+#: Rows of the model that it takes, by how particles are evaluated.
+WIDE_ROWS = {"plate": _ROWS, "vmap": _ROWS, "loop": _LOOP_ROWS}
 #: How many proposals around the draws count as one elsewhere, so that their rows are enough.
 _SHARES = 6
 #: Most latents with wide draws around the guide's: with more, these say nothing.

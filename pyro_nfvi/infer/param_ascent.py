@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_nfvi._budget import UNLIMITED, Budget
+
 __all__ = ["Ascent", "Evidence", "nats_left", "raise_evidence"]
 
 #: Most parameters for exact second derivatives: each costs one backward pass in each step.
@@ -138,14 +140,16 @@ class Ascent:
     limited: bool = False
 
 
-def raise_evidence(evidence: Evidence, *, steps: int = _STEPS) -> Ascent:
+def raise_evidence(
+    evidence: Evidence, *, steps: int = _STEPS, budget: Budget = UNLIMITED
+) -> Ascent:
     r"""Move the parameters to where the estimated evidence is highest, in place.
 
     Up to 40 parameters: damped Newton steps in units of their own,
     :math:`u_i = |\partial^2 \hat L / \partial\phi_i^2|^{-1/2}`, with the absolute eigenvalues of
     the scaled Hessian, so that a saddle is left. More parameters, or a model without second
     derivatives: L-BFGS with ten pairs. A step is taken if it gains, and leaves 30 % of the
-    effective draws.
+    effective draws. Where the budget is spent, they stay where they are by then.
 
     Cost:
         Up to 40 steps of P + 2 backward passes (L-BFGS: of one) over all draws.
@@ -154,17 +158,19 @@ def raise_evidence(evidence: Evidence, *, steps: int = _STEPS) -> Ascent:
         return Ascent(0.0)
     if evidence.count <= _NEWTON:
         try:
-            return _newton(evidence, steps)
+            return _newton(evidence, steps, budget)
         except RuntimeError:  # an operation of the model without a second derivative
             pass
-    return _quasi_newton(evidence, steps)
+    return _quasi_newton(evidence, steps, budget)
 
 
-def _newton(evidence: Evidence, steps: int) -> Ascent:
+def _newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
     start, damping, limited = None, _DAMPING, False
     units: Tensor | None = None
     value = 0.0
-    for _ in range(steps):
+    for step in range(steps):
+        if step and budget.over():
+            break
         here = evidence.get()
         value, gradient, effective = evidence.gradient(graph=True)
         start = value if start is None else start
@@ -199,7 +205,7 @@ def _newton(evidence: Evidence, steps: int) -> Ascent:
     return Ascent(value - (value if start is None else start), units, limited)
 
 
-def _quasi_newton(evidence: Evidence, steps: int) -> Ascent:
+def _quasi_newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
     value, gradient, effective = evidence.gradient()
     start, floor = value, _ESS_SHARE * effective
     if not math.isfinite(value):
@@ -207,6 +213,8 @@ def _quasi_newton(evidence: Evidence, steps: int) -> Ascent:
     pairs: list[tuple[Tensor, Tensor]] = []
     limited = False
     for step in range(steps):
+        if step and budget.over():
+            break
         here = evidence.get()
         direction = _two_loop(gradient, pairs)
         slope = float(direction @ gradient)
@@ -257,6 +265,7 @@ def nats_left(
     z: Tensor,
     log_q: Tensor,
     leaves: Mapping[str, Tensor],
+    budget: Budget = UNLIMITED,
 ) -> tuple[float, float] | None:
     """Estimate how much evidence the parameters still give away; they stay where they are.
 
@@ -266,10 +275,13 @@ def nats_left(
     climb reaches.
 
     Returns:
-        Nats and their standard error; None where the weights say nothing.
+        Nats and their standard error; None where the weights say nothing, or the budget was spent
+        before both halves had climbed.
     """
     found, errors = [], []
     for mine, other in ((0, 1), (1, 0)):
+        if budget.over():
+            return None
         climbing = Evidence(log_density, z[mine::2], log_q[mine::2], list(leaves.values()))
         looking = Evidence(log_density, z[other::2], log_q[other::2], list(leaves.values()))
         if climbing.even or looking.even:
@@ -278,7 +290,7 @@ def nats_left(
         with torch.no_grad():
             before = looking.log_weights()
         try:
-            raise_evidence(climbing)
+            raise_evidence(climbing, budget=budget)
             end = climbing.get()
             gains = []
             for part in _PARTS:

@@ -70,20 +70,20 @@ def start_params(
     Source: Monte Carlo maximum likelihood, Geyer and Thompson 1992, JRSS B 54.
     """
     leaves = list(log_joint.named_parameters().values())
-    target = Target(density, like)
+    target = Target(density, like, budget=budget)
     init = log_joint.latent.init_loc.detach()
     now = Normals.around(init[None], 0.1, diagonal=len(init) > FULL_DIM)
     count = max(64, min(_DRAWS, _NUMBERS // max(1, log_joint.size)))
     total, idle, unit, rounds = 0.0, 0, None, 0
     for rounds in range(1, _ROUNDS + 1):
-        if budget.over() or idle >= 2:
+        if idle >= 2 or budget.over():
             rounds -= 1
             break
         steps = _FIRST if rounds == 1 else _LATER
         now, _ = whiten(target, now, num_steps=steps, num_particles=32, generator=generator)
         eps = now.noise(count, generator)
         z, log_q = now.points(eps)[0].to(like), now.log_q(eps)[0]
-        climbed = raise_evidence(Evidence(density, z, log_q, leaves))
+        climbed = raise_evidence(Evidence(density, z, log_q, leaves), budget=budget)
         total += climbed.gain
         if climbed.units is not None:
             unit = float(climbed.units.min())

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._random import stream
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.infer.findings import SecondOpinion
@@ -23,9 +24,11 @@ _POINTS, _DRAWS = 8, 32
 _RADIUS = 2.0
 #: Seconds after which no further point or draw is begun; for most models all takes a tenth of it.
 _SECONDS = 2.0
+#: Share of a limited time that a check may take.
+_SHARE = 0.03
 
 
-def check_by_pyro(log_joint: LogJoint, seconds: float | None = None) -> None:
+def check_by_pyro(log_joint: LogJoint, budget: Budget = UNLIMITED) -> None:
     """Refuse a model that Pyro scores otherwise at points around the start.
 
     A point at which an argument of a distribution is not allowed is one point that failed, and no
@@ -34,12 +37,11 @@ def check_by_pyro(log_joint: LogJoint, seconds: float | None = None) -> None:
     Raises:
         ModelError: Names the site.
     """
-    seconds = _SECONDS if seconds is None else min(_SECONDS, seconds)
     near = log_joint.points(_POINTS)
     # Around the origin of the unconstrained space as well, where supports have their middle.
     wide = torch.rand(near.shape, generator=stream(0, "second opinion")).to(near)
     points = torch.cat([near, _RADIUS * (2 * wide - 1)])
-    opinion = second_opinion(log_joint, points, seconds=seconds)
+    opinion = second_opinion(log_joint, points, budget=_short(budget))
     grave = [one for one in opinion.objections if one.kind != "raised"]
     if len(opinion.objections) == opinion.draws:
         grave += opinion.objections
@@ -67,10 +69,16 @@ def check_by_pyro(log_joint: LogJoint, seconds: float | None = None) -> None:
     )
 
 
-def opinion_of_pyro(fit: Fit, seconds: float | None = None) -> SecondOpinion:
+def opinion_of_pyro(fit: Fit, budget: Budget = UNLIMITED) -> SecondOpinion:
     """Let Pyro score some of a fit's draws, and tell what it says of them."""
-    seconds = _SECONDS if seconds is None else min(_SECONDS, seconds)
-    opinion = second_opinion(fit.require_model(), fit.draws.z[:_DRAWS], seconds=seconds)
+    opinion = second_opinion(fit.require_model(), fit.draws.z[:_DRAWS], budget=_short(budget))
     found = opinion.objections
     site, reason = (found[0].site, found[0].reason) if found else ("", "")
     return SecondOpinion(opinion.draws, len(found), site, reason, opinion.left_out)
+
+
+def _short(budget: Budget) -> Budget:
+    """The time of one check: two seconds, or a small share of a limited time."""
+    return budget.at_most(
+        _SECONDS if budget.limit is None else min(_SECONDS, _SHARE * budget.limit)
+    )

@@ -91,12 +91,12 @@ _DRAWS, _LOOP_DRAWS, _FEWEST_DRAWS, _NUMBERS = 2000, 500, 200, 300_000_000
 _KEPT, _COMPARED = 1536, 1024
 #: Condition number of a Gaussian in single precision from which on the report says so.
 _ILL = 1e6
-#: Share of a limited time that a check by Pyro's own trace may take.
-_MOMENT = 0.03
 #: Fits of fewer steps than this take a shorter Gaussian stage.
 WHOLE = 1000
 #: Draws from the prior around which mass is looked for where no modes were looked for.
 _DRAWN = 20
+#: Share of the time left that each look, or move, of the model's parameters may take at the end.
+_LOOK = 0.5
 _INTERRUPTED = StopReason(
     "interrupted", "Interrupted in the Gaussian stage; the guide is where it starts."
 )
@@ -175,7 +175,7 @@ class FitRun:
         """Build a guide's parameters; return the log joint of its latent space."""
         guide.setup(*self.args, **self.kwargs)
         log_joint = LogJoint(self.model, self.args, self.kwargs, guide.latent)
-        check_by_pyro(log_joint, self._moment())
+        check_by_pyro(log_joint, self.time.whole)
         self.time.measure(log_joint)
         return log_joint
 
@@ -274,7 +274,7 @@ class FitRun:
         left = self._nats_left(log_joint, fit) if afforded else None
         rounds = _SETTLE if self.options.precondition else 0
         for _ in range(rounds):
-            if left is None or left[0] < _SETTLED or self.time.whole.over():
+            if left is None or left[0] < _SETTLED or not self.time.affords(rows):
                 break
             before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
             count = self._num_params_draws(log_joint)
@@ -286,7 +286,8 @@ class FitRun:
                     fit.draws.z[:count],
                     fit.draws.log_q[:count],
                     list(leaves.values()),
-                )
+                ),
+                budget=self.time.whole.part(_LOOK),
             )
             moved = self.judge(fit.guide, log_joint, fit.training)
             gained = moved.log_evidence()[0] - fit.log_evidence()[0] if moved.draws.exact else 0.0
@@ -312,7 +313,11 @@ class FitRun:
             density = whole_density(log_joint, len(z))
             if density is None:
                 return None
-            return nats_left(density, z, log_q, log_joint.named_parameters())
+            budget = self.time.whole.part(_LOOK)
+            left = nats_left(density, z, log_q, log_joint.named_parameters(), budget)
+            if budget.over():
+                self.time.leave_out("the end of the look at the model's parameters")
+            return left
 
     @staticmethod
     def _num_params_draws(log_joint: LogJoint) -> int:
@@ -321,7 +326,8 @@ class FitRun:
 
     def _look_for_modes(self, log_joint: LogJoint, like: Tensor, found: GaussianFit) -> None:
         """Look for modes from more points than the Gaussian's own starts."""
-        once = self._images(log_joint, like, found)
+        over = self.time.training.over()
+        once = None if over else self._images(log_joint, like, found)
         if self.options.explore == "off":
             self.others = modes_of_starts(log_joint, like, found, once)
             return
@@ -461,10 +467,10 @@ class FitRun:
 
     def leaves_out(self, fit: Fit) -> bool:
         """Whether posterior mass lies where the guide has next to nothing, for all that is seen."""
-        if not self.time.affords(WIDE_ROWS):
+        log_joint = fit.require_model()
+        if not self.time.affords(WIDE_ROWS[log_joint.how], of=self.time.training):
             return False  # there is no time to mend it either
         density = self._up_to_labels(fit)
-        log_joint = fit.require_model()
         if log_joint.how == "loop" or log_joint.subsampled:
             return False  # flows that are trained row by row would not mend it in any time
         return too_much(mass_outside(density, log_joint, fit.draws, self.seed, self.proposals))
@@ -506,7 +512,7 @@ class FitRun:
         if others and self.time.affords(MODE_ROWS * others, "the look at modes that are missed"):
             missed = missed_modes(density, log_joint, self.others, fit.draws)
         outside = None
-        if self.time.affords(WIDE_ROWS, "the look for mass outside of the guide"):
+        if self.time.affords(WIDE_ROWS[log_joint.how], "the look for mass outside of the guide"):
             with self.progress.stage("looking for mass outside of the guide", 1, unit="look"):
                 outside = mass_outside(density, log_joint, fit.draws, self.seed, self.proposals)
         proper = self.time.affords(
@@ -519,16 +525,19 @@ class FitRun:
             ModeSearch(self.num_starts, count, alone, count >= MOST_MODES),
             MassOutside.of(outside, unseen=not self.num_starts),
         ]
-        if self.time.affords(TAIL_ROWS, "the look at tails"):
+        if self.time.affords(TAIL_ROWS[log_joint.how], "the look at tails"):
             with self.progress.stage("following tails", 1, unit="look"):
-                tails = follow_tails(fit.latent, log_joint, fit.draws)
+                budget = self.time.whole.part(_LOOK)
+                tails = follow_tails(fit.latent, log_joint, fit.draws, budget)
                 heavy = tails.without_variance
-                findings += [tails, short_tails(fit.latent, log_joint, fit.draws, heavy)]
-        if self.time.affords(MOMENT_ROWS, "the look at means and sds of more draws"):
+                findings += [tails, short_tails(fit.latent, log_joint, fit.draws, heavy, budget)]
+                if budget.over():
+                    self.time.leave_out("the end of the look at tails")
+        if self.time.affords(MOMENT_ROWS[log_joint.how], "the look at means and sds of more draws"):
             with self.progress.stage("comparing means and sds", 1, unit="look"):
                 findings.append(self.moments(fit, find(findings, HeavyTails)))
         if self.time.affords(1, "a second opinion by Pyro's own trace"):
-            findings.append(opinion_of_pyro(fit, self._moment()))
+            findings.append(opinion_of_pyro(fit, self.time.whole))
         if missed:
             findings.append(MissedModes(len(missed)))
         if relabelled := self._relabelled(log_joint, count):
@@ -558,11 +567,6 @@ class FitRun:
         }
 
     # ---------------------------------------------------------------------------- one training
-
-    def _moment(self) -> float | None:
-        """Seconds that a small check may take where time is limited."""
-        limit = self.time.whole.limit
-        return None if limit is None else _MOMENT * limit
 
     def _generator(self, like: Tensor, *labels: int | str) -> torch.Generator:
         return stream(self.seed, *labels, device=like.device)

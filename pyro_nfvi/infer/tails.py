@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._modes import scoring
 from pyro_nfvi.errors import NFVIError
 from pyro_nfvi.gaussian import Target, tail_indices, tail_moments
@@ -27,16 +28,20 @@ TAIL = "tail"
 _KURTOSIS = 4.2
 #: Rows of the model's numbers that one call may hold, and rows at most.
 _NUMBERS, _ROWS = 4_000_000, 8000
-#: Rows of the model that following all tails takes, as a rule.
-TAIL_ROWS = 20_000
+#: Rows of the model that following all tails takes, as a rule, by how particles are evaluated.
+TAIL_ROWS = {"plate": 20_000, "vmap": 20_000, "loop": 0}
 #: Tail index up to which a tail is worth a word: below 4 the error of an sd has no variance.
 _TOLD = 4.0
 #: Ratio of sds from which on draws stop short: that of a right fit is within 3 %.
 _SHORT = 1.12
 
 
-def follow_tails(latent: LatentSpace, log_joint: LogJoint, draws: WeighedDraws) -> HeavyTails:
+def follow_tails(
+    latent: LatentSpace, log_joint: LogJoint, draws: WeighedDraws, budget: Budget = UNLIMITED
+) -> HeavyTails:
     """Follow the marginal of each number outwards, and tell which fall as a power.
+
+    Numbers for which there is no time left count as unknown.
 
     Cost:
         Some tens of calls of the model, of up to 8000 rows.
@@ -44,7 +49,7 @@ def follow_tails(latent: LatentSpace, log_joint: LogJoint, draws: WeighedDraws) 
     if log_joint.how == "loop" or log_joint.subsampled:
         return HeavyTails(looked=False)
     indices = tail_indices(
-        Target(log_joint, latent.init_loc),
+        Target(log_joint, latent.init_loc, budget=budget),
         draws.z,
         lambda z: seen(latent, z),
         most_rows=max(100, min(_ROWS, _NUMBERS // max(1, log_joint.size))),
@@ -60,7 +65,11 @@ def follow_tails(latent: LatentSpace, log_joint: LogJoint, draws: WeighedDraws) 
 
 
 def short_tails(
-    latent: LatentSpace, log_joint: LogJoint, draws: WeighedDraws, heavy: tuple[str, ...]
+    latent: LatentSpace,
+    log_joint: LogJoint,
+    draws: WeighedDraws,
+    heavy: tuple[str, ...],
+    budget: Budget = UNLIMITED,
 ) -> ShortTails:
     """Tell which numbers' draws stop short of where the density goes on.
 
@@ -69,6 +78,7 @@ def short_tails(
         log_joint: The model.
         draws: Draws of the fit.
         heavy: Numbers without a variance, which are left out.
+        budget: Time; numbers for which there is none left are not told of.
 
     Cost:
         Some tens of calls of the model, of up to 8000 rows.
@@ -76,7 +86,7 @@ def short_tails(
     if log_joint.how == "loop" or log_joint.subsampled:
         return ShortTails()
     ratio = tail_moments(
-        Target(log_joint, latent.init_loc),
+        Target(log_joint, latent.init_loc, budget=budget),
         draws.z,
         lambda z: seen(latent, z),
         most_rows=max(100, min(_ROWS, _NUMBERS // max(1, log_joint.size))),

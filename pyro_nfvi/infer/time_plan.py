@@ -17,7 +17,7 @@ _PACE, _PACE_LOOP, _CALL = 200, 3, 2_000_000
 #: Draws that are run at the end, by the evaluation and all checks (with all draws in one call, and
 #: where each is a run of its own), and the smallest and the largest share of the time that is kept
 #: for them.
-_AT_THE_END, _AT_THE_END_LOOP, _LEAST, _MOST = 9000, 900, 0.1, 0.3
+_AT_THE_END, _AT_THE_END_LOOP, _LEAST, _MOST = 40_000, 1200, 0.1, 0.3
 #: Draws that the look for directions without a posterior takes.
 RUNAWAY_ROWS = {"plate": 4000, "vmap": 4000, "loop": 400}
 
@@ -52,9 +52,16 @@ class TimePlan:
         needed = self.pace * (_AT_THE_END_LOOP if alone else _AT_THE_END)
         self.training = self.whole.reserving(min(max(needed, _LEAST * limit), _MOST * limit))
 
-    def affords(self, rows: int, what: str = "") -> bool:
-        """Whether there is time to run the model for so many draws; else ``what`` is noted."""
-        if self.whole.affords(rows * self.pace):
+    def affords(self, rows: int, what: str = "", *, of: Budget | None = None) -> bool:
+        """Whether there is time to run the model for so many draws; else ``what`` is noted.
+
+        Args:
+            rows: Number of draws.
+            what: What would be done with them.
+            of: The time that it would take from; that of the whole call by default.
+        """
+        budget = self.whole if of is None else of
+        if not budget.over() and budget.affords(rows * self.pace):
             return True
         if what:
             self.leave_out(what)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution
 
+from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.logjoint.log_joint import LogJoint
 from pyro_nfvi.logjoint.missing import Complete
@@ -72,7 +72,7 @@ def second_opinion(
     z: Tensor,
     subsample: Mapping[str, Tensor] | None = None,
     *,
-    seconds: float = 2.0,
+    budget: Budget = UNLIMITED,
 ) -> Opinion:
     r"""Score draws by Pyro itself, one at a time, and compare with :math:`\log p` of the log joint.
 
@@ -86,7 +86,7 @@ def second_opinion(
         log_joint: The log joint.
         z: Unconstrained draws ``(S, D)``.
         subsample: Indices of plates that subsample, for both sides; drawn without.
-        seconds: Time after which no further draw is begun. One is always compared.
+        budget: Time; where it is over no further draw is begun. One is always compared.
 
     Units:
         Nats; the tolerance is a share of the sum of the sizes of all terms.
@@ -106,7 +106,6 @@ def second_opinion(
         >>> second_opinion(log_joint, torch.randn(3, 1))
         Opinion(draws=3, objections=(), left_out=0)
     """
-    end = time.monotonic() + seconds
     devices = [z.device.index] if z.is_cuda else []
     count = 0
     objections: list[Objection] = []
@@ -114,7 +113,7 @@ def second_opinion(
         warnings.simplefilter("ignore")  # Pyro's words about infinite terms; ours name the site
         subsample = log_joint.draw_subsample() if subsample is None else subsample
         for index, row in enumerate(z):
-            if index and time.monotonic() > end:
+            if index and budget.over():
                 return Opinion(count, tuple(objections), len(z) - index)
             fine = row.double()
             found = _compare(log_joint, fine, subsample)

@@ -112,6 +112,29 @@ def test_there_is_a_result_when_the_time_is_over_at_once(each):
     assert took < 0.5 + 60 * each
 
 
+def test_looks_at_the_end_begin_only_where_there_is_time_and_stop_where_it_is_over():
+    """The model takes its time for each row: what is afforded is what it takes."""
+    for limit in (30.0, 120.0):
+        clock = Clock(0.01)
+        recipe = NFVI(slow(clock), seed=0, progress=False, max_seconds=limit, engine="svi")
+        fit = recipe._run(Budget.start(limit, clock), (Y,), {})
+        assert clock.now <= 1.05 * limit
+        over = find(fit.training.findings, TimeOver)
+        assert over is not None or clock.now < limit
+
+
+def test_a_part_of_a_budget_ends_with_it():
+    clock = Clock(1.0)
+    whole = Budget.start(10.0, clock)
+    clock.now = 4.0
+    assert whole.at_most(3.0).left() == 3.0
+    assert whole.at_most(30.0).left() == 6.0
+    assert whole.reserving(5.0).at_most(30.0).left() == 1.0
+    clock.now = 12.0
+    assert whole.at_most(3.0).over()
+    assert Budget.start(None, clock).at_most(3.0).left() == 3.0
+
+
 def test_enough_time_changes_nothing():
     free = NFVI(slow(Clock(0.0)), seed=0, progress=False, engine="svi", max_steps=300).run(Y)
     fit, _ = fitted(slow, 1e-6, 1e9, max_steps=300)
