@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 import textwrap
@@ -223,6 +224,40 @@ def test_modules_import_no_cycle():
 
     for name in graph:
         walk(name, ())
+
+
+#: Import names of the packages that are named otherwise where they are installed from.
+IMPORT_NAMES = {"pyro-ppl": "pyro", "scikit-learn": "sklearn", "pytest-timeout": "pytest_timeout"}
+#: What the comparisons with NumPyro take, in processes that say so where it is missing.
+RIVALS = {"jax", "numpyro"}
+#: What a declared package hands out objects of: ArviZ 1 has its groups in xarray's trees.
+WITH_ARVIZ = {"xarray"}
+
+
+def test_tests_examples_and_benchmarks_import_what_is_declared():
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    named = re.findall(r"""["']([A-Za-z][\w.-]*)[>=<]=""", text.split("[tool.")[0])
+    declared = {IMPORT_NAMES.get(name, name) for name in named}
+    declared |= WITH_ARVIZ | {"benchmarks", "pyro_nfvi"}
+    assert {"torch", "pyro", "sklearn", "hypothesis", "scipy"} <= declared
+    wrong = []
+    for folder in ("tests", "examples", "benchmarks"):
+        files = sorted((ROOT / folder).rglob("*.py"))
+        ours = {part for path in files for part in (path.stem, path.parent.name)}
+        for path in files:
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Import):
+                    names = [one.name for one in node.names]
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    names = [node.module]
+                else:
+                    continue
+                for name in {name.split(".")[0] for name in names}:
+                    known = name in declared | ours or name in sys.stdlib_module_names
+                    rival = name in RIVALS and "numpyro" in path.name
+                    if not (known or rival):
+                        wrong.append(f"{path.relative_to(ROOT)}: {name}")
+    assert wrong == []
 
 
 def test_third_parties_are_dependencies_and_optional_ones_stay_in_their_module():

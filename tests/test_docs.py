@@ -64,6 +64,35 @@ def test_the_choosing_page_knows_every_flow():
     assert [name for name in FLOW_NAMES if f'"{name}' not in text] == []
 
 
+PAGES = [*sorted(DOCS.rglob("*.md")), *sorted(DOCS.parent.glob("*.md"))]
+
+
+def rows_outside_of_tables(text: str) -> list[str]:
+    """Rows that no header and rule stand above: a page shows them as they are written."""
+    wrong, inside = [], False
+    lines = FENCED.sub("", text).splitlines()
+    for k, line in enumerate(lines):
+        if not line.startswith("|"):
+            inside = False
+        elif not inside:
+            rule = lines[k + 1] if k + 1 < len(lines) else ""
+            inside = re.fullmatch(r"\|(?:\s*:?-+:?\s*\|)+", rule.strip()) is not None
+            if not inside:
+                wrong.append(line)
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_rows_belong_to_a_table(page):
+    assert rows_outside_of_tables(page.read_text("utf-8")) == []
+
+
+def test_a_row_that_fell_out_of_its_table_is_found():
+    table = "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+    assert rows_outside_of_tables(table) == []
+    assert rows_outside_of_tables(table + "\n| 3 | 4 |\n") == ["| 3 | 4 |"]
+
+
 #: Code in the middle of a sentence, outside of fenced blocks.
 FENCED, INLINE = re.compile(r"^(`{3,}|~{3,}).*?^\1", re.M | re.S), re.compile(r"`([^`\n]+)`")
 #: Names of files that look like attributes.
