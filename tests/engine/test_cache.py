@@ -446,7 +446,7 @@ def test_a_fit_goes_on_with_the_next_engine(fresh, monkeypatch, fault):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoDataWarning)
         fit = NFVI(model, "planar*2", seed=0, progress=False, **options).run()
-    assert fit.engine == "graph"
+    assert fit.engine in ("graph", "svi")  # the faster one, which on a busy machine is chance
     assert "not native" in fit.engine_reason
     assert word in fit.engine_reason
 

@@ -308,12 +308,40 @@ def archive(saved, path, name):
         path.write_text("no archive")
 
 
+#: One of each kind; the others are slow.
+FAST = {
+    "kind a list", "layout of the future", "no guide", "no tensors draws", "shape giant",
+    "shape negative", "name of another", "support unheard of", "support deep", "bound a word",
+    "plate giant", "flow of many layers", "flow of too many digits", "flow wide", "flows many",
+    "base of many components", "why_stopped a list", "findings of odd values", "tie words",
+    "guide NaN", "guide moved a little", "guide of another shape", "guide half", "log p for log q",
+    "NaN in draws", "log p zero", "params a list", "deterministic odd", "first values NaN",
+    "a number repeated", "tensors sparse", "containers in themselves", "header deep", "compressed",
+    "bomb", "cut", "pipe", "two of a name",
+}  # fmt: skip
+ALL = (*CHANGES, *ARCHIVES)
+assert set(ALL) >= FAST
+each = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in ALL]
+)
+
+
 @pytest.fixture(scope="module")
 def outcomes(saved, tmp_path_factory):
-    """What a process of bounded memory says of all of them, each within some seconds."""
+    """What the process below says of the fast ones."""
+    return _outcomes(saved, tmp_path_factory, [name for name in ALL if name in FAST])
+
+
+@pytest.fixture(scope="module")
+def slow_outcomes(saved, tmp_path_factory):
+    return _outcomes(saved, tmp_path_factory, [name for name in ALL if name not in FAST])
+
+
+def _outcomes(saved, tmp_path_factory, names):
+    """What a process of bounded memory says of hostile files, each within some seconds."""
     folder = tmp_path_factory.mktemp("hostile")
     paths = {}
-    for number, name in enumerate([*CHANGES, *ARCHIVES]):
+    for number, name in enumerate(names):
         path = folder / str(number)
         (rewrite if name in CHANGES else archive)(saved, path, name)
         paths[name] = str(path)
@@ -349,9 +377,11 @@ def test_the_file_itself_loads(outcomes):
     assert outcomes["whole"][:2] == ["loaded", ""]
 
 
-@pytest.mark.parametrize("name", [*CHANGES, *ARCHIVES])
-def test_a_hostile_file_is_refused_in_bounded_memory_and_time(outcomes, name):
-    found, words, seconds, grown = outcomes[name]
+@each
+def test_a_hostile_file_is_refused_in_bounded_memory_and_time(request, name):
+    found, words, seconds, grown = request.getfixturevalue(
+        "outcomes" if name in FAST else "slow_outcomes"
+    )[name]
     assert found == "FileError", (found, words[:300])
     assert len(words) < 800
     assert words.rstrip().endswith(".")
@@ -417,7 +447,17 @@ def resumed(path, steps):
     )
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+#: One of each kind; the others are slow.
+FAST_CHECKPOINTS = {"values of another shape", "a state of words", "optimizer NaN"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in FAST_CHECKPOINTS else pytest.mark.slow)
+        for name in CHECKPOINTS
+    ],
+)
 def test_a_hostile_checkpoint_is_refused(checkpoint, tmp_path, name):
     held = torch.load(checkpoint, weights_only=True)
     told = json.loads(held["pyro_nfvi"])

@@ -300,11 +300,12 @@ def saving(what, folder, saved):
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("what", ["fit", "netcdf", "vae"])
-def test_kills_while_saving_leave_a_whole_file(saved, tmp_path, what):
-    """Fifteen kills, each at another moment of a loop that saves."""
+@pytest.mark.parametrize("kills", [3, pytest.param(15, marks=pytest.mark.slow)])
+def test_kills_while_saving_leave_a_whole_file(saved, tmp_path, what, kills):
+    """Kills, each at another moment of a loop that saves."""
     save, read = saving(what, tmp_path, saved)
     save()
-    for k in range(15):
+    for k in range(kills):
         pid = os.fork()
         if not pid:
             try:

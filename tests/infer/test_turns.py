@@ -46,7 +46,8 @@ def plain(y):
 
 
 def fit(seed=0, **options):
-    options = {"max_steps": 40, "explore": "off", "engine": "svi", **options}
+    given = {"max_steps": 40, "explore": "off", "engine": "svi", "precondition": False}
+    options = given | options
     return nfvi.NFVI(Line(), "planar*2", seed=seed, progress=False, **options).run(Y)
 
 
@@ -60,10 +61,16 @@ def free_of_fits():
     assert not pyro.get_param_store().keys()
 
 
-@pytest.fixture
-def done():
+@pytest.fixture(scope="module")
+def once():
     with pyro.get_param_store().scope():
-        yield fit()
+        return fit()
+
+
+@pytest.fixture
+def done(once):
+    with pyro.get_param_store().scope():
+        yield once
 
 
 #: Everything that runs a model, or reads a guide through Pyro.
@@ -73,7 +80,7 @@ def calls(done, path):
         return guide.setup(Y)
 
     return {
-        "fit": lambda: fit(1),
+        "fit": lambda: fit(1, precondition=True),
         "sample": lambda: done.sample(20, seed=0),
         "resample": lambda: done.resample(20, seed=0),
         "summary": done.summary,
@@ -181,7 +188,9 @@ def _fork(task, *args):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-@pytest.mark.parametrize("how", ["os.fork", "multiprocessing"])
+@pytest.mark.parametrize(
+    "how", ["os.fork", pytest.param("multiprocessing", marks=pytest.mark.slow)]
+)
 def test_a_child_forked_while_a_thread_fits_can_fit(done, how):
     expected = numbers(done)
     state = torch.get_rng_state()
@@ -232,7 +241,14 @@ def test_a_fork_inside_of_a_turn_goes_on_with_it():
     assert _wait(pid) == 0
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError,
+        pytest.param(KeyboardInterrupt, marks=pytest.mark.slow),
+        pytest.param(SystemExit, marks=pytest.mark.slow),
+    ],
+)
 def test_a_thread_that_dies_gives_its_turn_back(done, error):
     def fail(info):
         raise error("in the middle")
