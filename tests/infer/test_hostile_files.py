@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -393,6 +394,27 @@ def test_a_loaded_fit_is_the_one_that_was_saved(saved):
     again = nfvi.load(saved)
     again.save(saved.parent / "again.nfvi")
     assert nfvi.load(saved.parent / "again.nfvi").elbo == again.elbo
+
+
+def test_exchanged_parameters_of_one_shape_are_refused_or_of_no_consequence(saved, tmp_path):
+    """Every pair of a guide's parameters that have the same shape and differ."""
+    held = torch.load(saved, weights_only=True)
+    guide, whole, refused = held["tensors"]["guide"], nfvi.load(saved), 0
+    z = whole.draws.z[:50]
+    expected = whole.guide.density().log_prob(z)
+    for one, other in itertools.combinations(guide, 2):
+        if guide[one].shape != guide[other].shape or torch.equal(guide[one], guide[other]):
+            continue
+        guide[one], guide[other] = guide[other], guide[one]
+        torch.save(held, tmp_path / "fit.nfvi")
+        guide[one], guide[other] = guide[other], guide[one]
+        try:
+            again = nfvi.load(tmp_path / "fit.nfvi")
+        except FileError:
+            refused += 1
+        else:
+            torch.testing.assert_close(again.guide.density().log_prob(z), expected)
+    assert refused
 
 
 def test_a_device_is_no_file():
