@@ -62,21 +62,57 @@ def _known(module: nn.Module) -> bool:
 
 @contextmanager
 def _in_eval(modules: list[nn.Module]) -> Iterator[None]:
+    # A ``train()`` of a user's own reaches parts that were not asked for: they come back too.
+    reached = _parts([part for part in modules if _switches_itself(part)])
+    held = list({id(part): part for part in (*modules, *reached)}.values())
     with _LOCK:
-        for module in modules:
+        for module in held:
             _, depth, before = _HELD.get(id(module), (module, 0, module.training))
             _HELD[id(module)] = (module, depth + 1, before)
-            module.training = False
     try:
+        with _LOCK:
+            for module in modules:
+                _switch(module, mode=False)
         yield
     finally:
         with _LOCK:
-            for module in modules:
-                _, depth, before = _HELD.pop(id(module))
-                if depth > 1:
-                    _HELD[id(module)] = (module, depth - 1, before)
-                else:
-                    module.training = before
+            _release(held)
+
+
+def _release(modules: list[nn.Module]) -> None:
+    """Give modules that nobody else evaluates the mode that they had."""
+    free = []
+    for module in modules:
+        _, depth, before = _HELD.pop(id(module))
+        if depth > 1:
+            _HELD[id(module)] = (module, depth - 1, before)
+        else:
+            free.append((module, before))
+    for module, before in free:  # parents come before their parts
+        _switch(module, mode=before)
+    for module, before in free:  # a parent's own ``train()`` may have reached frozen parts
+        _switch(module, mode=before)
+    for module, _, _ in list(_HELD.values()):
+        _switch(module, mode=False)
+
+
+def _switch(module: nn.Module, *, mode: bool) -> None:
+    """Change the mode of one module; by its own ``train()`` or ``eval()``, if it has one."""
+    if module.training == mode:
+        return
+    if not _switches_itself(module):
+        module.training = mode
+    elif mode:
+        module.train()
+    else:
+        module.eval()
+    module.training = mode
+
+
+def _switches_itself(module: nn.Module) -> bool:
+    """Tell whether a class does more at a change of mode than to note it."""
+    kind = type(module)
+    return kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
 
 
 def _parts(modules: Iterable[nn.Module | None]) -> list[nn.Module]:

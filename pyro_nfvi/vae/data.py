@@ -259,8 +259,10 @@ def _images(x: np.ndarray, part: str, name: str, form: _Form) -> np.ndarray:
 
 def _shaped(x: np.ndarray, part: str, name: str, form: _Form) -> np.ndarray:
     """Give images the shape that was told; a table of numbers has none of its own."""
-    if x.ndim == 2 and (form.shape is None or form.levels is None):
-        width, side = x.shape[1], math.isqrt(x.shape[1])
+    width = math.prod(x.shape[1:])
+    # Rows with an axis of size 1 beside them are rows still.
+    if max(x.shape[1:]) == width and (form.shape is None or form.levels is None):
+        side = math.isqrt(width)
         square = f"{side},{side} for square images, " if side * side == width > 1 else ""
         missing = [
             text

@@ -42,6 +42,16 @@ class Draws:
         return self.log_q0 - self.log_det
 
 
+def _check_type(flow: Flow | None, loc: Tensor) -> None:
+    """Refuse a flow whose parameters are of another type than the base."""
+    like = None if flow is None else next(flow.parameters(), None)
+    if like is not None and like.dtype != loc.dtype:
+        raise ShapeError(
+            f"The posterior's flow has parameters of {like.dtype}, and the encoder's loc and scale "
+            f"are of {loc.dtype} in full precision. Convert the flow: vae.flow.to({loc.dtype})."
+        )
+
+
 @final
 class Posterior:
     r"""The posterior :math:`q(z \mid x)` of each image of a batch.
@@ -63,6 +73,9 @@ class Posterior:
         Noise and draws are ``(S, B, D)`` or ``(B, D)``; log densities without the last axis, in
         nats.
 
+    Raises:
+        ShapeError: Parameters of the flow in half precision, or of another type than ``loc``.
+
     Source: Rezende and Mohamed 2015, arXiv:1505.05770, section 4; Kingma et al. 2016,
     arXiv:1606.04934, section 3.
 
@@ -82,6 +95,7 @@ class Posterior:
     ) -> None:
         self.loc, self.scale = lift(loc), lift(scale)
         self.flow = flow
+        _check_type(flow, self.loc)
         self.context = lift(context) if flow is not None and flow.context_dim else None
         with scoring(flow):
             self._bound = BoundFlow(flow, self.context)

@@ -34,6 +34,11 @@ def on_one_scale(
         if x.dtype.kind == "f" and not np.isfinite(x).all():
             bad = int((~np.isfinite(x)).sum())
             raise DataError(f"{name}: {bad} pixels are not finite. Drop or repair the images.")
+        if x.dtype.kind == "f" and np.abs(x).max() > np.finfo(np.float32).max:
+            raise DataError(
+                f"{name}: pixels go up to {np.abs(x).max():g}, beyond the range of float32. Scale "
+                "them."
+            )
     if levels is not None:
         return _as_told(images, name, levels), levels
     whole = [_is_whole(x) for x in images]

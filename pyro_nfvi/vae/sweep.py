@@ -64,8 +64,11 @@ class Row:
         return [one for one in found if one is not None]
 
     def mean_sd(self, key: str, sign: float = 1.0) -> tuple[float, float]:
-        """Mean over seeds and standard deviation between them (NaN for one seed)."""
-        values = [sign * result[key] for result in self.results]
+        """Mean over seeds and standard deviation between them (NaN for one seed).
+
+        Both are NaN where a run does not hold the number; runs of earlier versions have fewer.
+        """
+        values = [sign * result.get(key, math.nan) for result in self.results]
         mean = sum(values) / len(values)
         if len(values) < 2:
             return mean, math.nan
@@ -91,7 +94,12 @@ def sweep(
         flows: Formulas; options of a flow follow a colon: ``"sylvester*4:rank=8"``.
         seeds: Seeds.
         say: What lines of text are given to.
+
+    Raises:
+        OptionError: A flow or seed that cannot be used, or one that is named twice.
     """
+    _check_distinct("--seeds", seeds)
+    _check_distinct("--flows", flows)
     rows = []
     # A flow that cannot be built is told of before the others have trained.
     every = [_with_flow(options, flow) for flow in flows]
@@ -113,6 +121,13 @@ def sweep(
             size = size or _size(place)
         rows.append(Row(flow, tuple(seeds), tuple(results), size))
     return rows
+
+
+def _check_distinct(name: str, values: Sequence[object]) -> None:
+    """Refuse a run that is named twice: there would be no spread between it and itself."""
+    twice = next((value for value in values if list(values).count(value) > 1), None)
+    if twice is not None:
+        raise OptionError(f"{name} names {twice} twice, which is one run. Name each once.")
 
 
 def _size(place: Path) -> int:
@@ -178,7 +193,7 @@ def table(rows: Sequence[Row], published: Sequence[Published] = ()) -> list[dict
             "source": "this run",
         }
         told = row.summaries
-        if told:
+        if told and len(told) == len(row.results):
             line["NLL"] = _pair(*row.mean_sd("nll"))
             line["NLL weights"] = doubt_of(told)
             # Beside the NLL of some images: that of all may lie below it.
@@ -208,6 +223,8 @@ def _columns_of(one: Published) -> dict[str, str]:
 
 
 def _pair(value: float, spread: float) -> str:
+    if math.isnan(value):
+        return "not kept"
     return f"{value:.2f}" if math.isnan(spread) else f"{value:.2f} ± {spread:.2f}"
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nfvi._modes import evaluation
+from pyro_nfvi._precision import full_dtype
 
 if TYPE_CHECKING:
     from pyro_nfvi.vae.model import FlowVAE
@@ -50,7 +51,8 @@ def numbers_per_row(vae: FlowVAE, x: Tensor, c: Tensor | None = None) -> int:
     try:
         like = next(vae.parameters(), torch.empty((), device=x.device))
         with evaluation(vae):
-            vae.decode(like.new_zeros(1, vae.latent_dim), None if c is None else c[:1])
+            point = like.new_zeros(1, vae.latent_dim, dtype=full_dtype(like.dtype))
+            vae.decode(point, None if c is None else c[:1])
     finally:
         for hook in hooks:
             hook.remove()

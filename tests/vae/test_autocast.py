@@ -19,6 +19,7 @@ from vae.cases import DIM, FLOWS, NAMES, SHAPE, make, spread
 from vae.test_likelihoods import ALL, data
 
 from pyro_nfvi import AutoFlow, FlowDensity, bases
+from pyro_nfvi.errors import ShapeError
 from pyro_nfvi.flows import make_flow
 from pyro_nfvi.vae import DenseDecoder, ELBOLoss, FlowVAE, IWAELoss, Likelihood
 
@@ -115,6 +116,22 @@ def test_nets_that_are_half_as_a_whole_meet_flows_in_full(flow, half):
     assert vae.sample(3).dtype == vae.reconstruct(x).dtype == torch.float32
     with pyro.get_param_store().scope():
         assert abs(SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), Trace_ELBO()).step(x)) < 1000
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float64])
+@pytest.mark.parametrize("flow", ["planar*2", "iaf*2"])
+def test_a_flow_of_another_type_than_its_base_is_refused(flow, dtype):
+    vae = make(flow)
+    vae.flow.to(dtype)
+    with pytest.raises(ShapeError, match=r"vae\.flow\.to\(torch\.float32\)"):
+        vae.elbo(data(ALL[0]))
+
+
+@pytest.mark.parametrize("half", HALF)
+def test_an_encoder_that_alone_is_half_has_an_nll(half):
+    vae = make("iaf*2")
+    vae.encoder.to(half)
+    assert vae.nll(data(ALL[0]), num_samples=20).value.isfinite().all()
 
 
 class Ordinal(Likelihood):

@@ -418,6 +418,9 @@ def test_nothing_is_guessed_from_a_table(tmp_path, array, told):
         else:
             data = load_data(path, **given)
             assert (data.shape, data.levels) == ((width,), 0)
+    for more in (array[:, None], array[..., None], array[:, None, :, None]):  # rows still
+        with pytest.raises(DataError, match=f"rows of {width} numbers"):
+            load_data(npz(tmp_path / "z.npz", x=more))
     (tmp_path / "y-idx2-ubyte").write_bytes(idx_bytes(np.abs(array * 3).astype(np.uint8)))
     with pytest.raises(DataError, match="counts or a table"):
         load_data(tmp_path / "y-idx2-ubyte")
@@ -438,6 +441,12 @@ def test_what_is_told_of_images_has_to_be_true(tmp_path, given, hint):
         load_data(npz(tmp_path / "x.npz", x=GREY), **given)
     with pytest.raises(DataError, match="leave shape and levels out"):
         load_data("digits", levels=16)
+
+
+@pytest.mark.parametrize("levels", [None, 0])
+def test_pixels_beyond_float32_are_refused(tmp_path, levels):
+    with pytest.raises(DataError, match="beyond the range of float32"):
+        load_data(npz(tmp_path / "x.npz", x=GREY * 1e300), levels=levels)
 
 
 def test_levels_that_are_told_are_not_guessed(tmp_path):

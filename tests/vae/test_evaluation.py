@@ -25,7 +25,7 @@ from pyro_nfvi.vae import (
 from pyro_nfvi.vae.checkpoint import RunFolder
 from pyro_nfvi.vae.data import ImageData
 from pyro_nfvi.vae.papers import PUBLISHED, in_columns, published_for
-from pyro_nfvi.vae.sweep import Row, main, sweep, write_tables
+from pyro_nfvi.vae.sweep import Row, main, sweep, table, write_tables
 from pyro_nfvi.vae.sweep_plots import depths
 
 STATIC = published_for((28, 28), "as-is", "bernoulli", "mnist_static.npz")
@@ -142,6 +142,23 @@ def test_a_sweep_writes_tables_and_does_not_repeat_itself(grey, tmp_path):
     assert rows[1].parameters > rows[0].parameters
     with pytest.raises(OptionError, match="takes"):
         sweep(given, ["planar*2:depth=3"], [0], say=silent)
+    for names, seeds in ((["none", "none"], [0]), (["none"], [0, 1, 0])):
+        with pytest.raises(OptionError, match="twice"):
+            sweep(given, names, seeds, say=silent)
+
+
+def test_runs_of_earlier_versions_are_in_the_table_with_what_they_hold(tmp_path):
+    old = {
+        "elbo": -100.0, "kl": 20.0, "active": 5, "latent_dim": 40, "images": 10_000,
+        "nll": 90.0, "nll_samples": 5000, "nll_images": 500, "khat_above_0.7": 0.98,
+    }  # fmt: skip
+    no_nll = {key: value for key, value in old.items() if not key.startswith("nll")}
+    rows = [Row("none", (0, 1), (old, old), 9), Row("planar*2", (0, 1), (old, no_nll), 9)]
+    write_tables(RunFolder(tmp_path), rows)
+    one, two = table(rows)
+    assert (one["NLL"], one["-ELBO of its images"]) == ("90.00 ± 0.00", "not kept")
+    assert "not reliable" in one["NLL weights"]
+    assert two["NLL"] == ""
 
 
 def test_command_line_of_the_sweep(grey, tmp_path, capsys):

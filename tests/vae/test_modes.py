@@ -258,3 +258,56 @@ def test_dropout_is_a_function_of_seed_and_step():
         trainer(vae).run()
         found.append(vae.state_dict())
     assert all(torch.equal(found[0][key], value) for key, value in found[1].items())
+
+
+class Merging(nn.Module):
+    """Weights are merged in eval mode, and a part is switched that torch does not know of."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randint(-4, 5, (4, 6)) / 4)
+        self.change = nn.Parameter(torch.randint(-4, 5, (4, 6)) / 4)
+        self.hidden = [nn.Dropout(0.5)]
+
+    def train(self, mode=True):  # noqa: FBT002
+        if mode != self.training:
+            with torch.no_grad():
+                self.weight.add_(self.change, alpha=-1 if mode else 1)
+        self.hidden[0].train(mode)
+        return super().train(mode)
+
+    def forward(self, x):
+        weight = self.weight + self.change if self.training else self.weight
+        loc, raw = self.hidden[0](x.flatten(1) @ weight.T).chunk(2, -1)
+        return loc, nn.functional.softplus(raw) + 0.1
+
+
+class Outer(nn.Module):
+    """Switches its parts by a ``train()`` of its own, frozen ones too."""
+
+    def __init__(self):
+        super().__init__()
+        self.free, self.frozen = Merging(), Merging().eval()
+        self.fixed = nn.Linear(2, 2).eval()
+
+    def train(self, mode=True):  # noqa: FBT002
+        return super().train(mode)
+
+    def forward(self, x):
+        (one, scale), (two, _) = self.free(x), self.frozen(x)
+        return self.fixed(one + two), scale
+
+
+@pytest.mark.parametrize("kind", [Merging, Outer])
+def test_a_train_method_of_a_users_own_is_called(kind):
+    torch.manual_seed(0)
+    vae = FlowVAE(kind(), Decoder(), DIM, 0, "planar*2")
+    modes = state(vae)[0]
+    weights = {key: value.clone() for key, value in vae.state_dict().items()}
+    found = [compute(vae) for compute in CATALOGUE.values() for _ in range(2)]
+    assert all(same(*found[i : i + 2]) for i in range(0, len(found), 2))
+    assert state(vae)[0] == modes
+    assert all(torch.equal(value, weights[key]) for key, value in vae.state_dict().items())
+    assert (vae.encoder.free if kind is Outer else vae.encoder).hidden[0].training
+    value = vae.nll(X, num_samples=20).value
+    assert torch.equal(vae.eval().nll(X, num_samples=20).value, value)
