@@ -29,8 +29,10 @@ __all__ = [
 ]
 
 #: Points at which a density is compared with itself, and how far apart their numbers may be,
-#: relative to their size.
-_POINTS, _TOLERANCE = 6, {torch.float32: 2e-5, torch.float64: 1e-9}
+#: relative to their size (in float64 data and parts of a model may still be in single precision).
+_POINTS, _TOLERANCE = 6, {torch.float32: 2e-5, torch.float64: 1e-7}
+#: How far beside the points some more lie, in units of how far these reach.
+_ASIDE = (3.0, -3.0, 10.0, -10.0)
 #: Axes of one length of which every subset is tried, and sites of which every choice of signs is.
 _AXES, _SIGNED = 6, 5
 #: Longest axis that is looked at: beyond, an axis stands for data, and not for labels.
@@ -226,7 +228,10 @@ def find_relabelling(log_joint: LogJoint, points: Tensor) -> Relabelling | None:
     with torch.no_grad():
         ok = torch.isfinite(log_joint(points.to(latent.init_loc), {}))
     points = points[ok][:_POINTS]
-    heights = _heights(log_joint, points) if len(points) > 1 else None
+    if len(points) < 2:
+        return None
+    points = _with_far_points(log_joint, points)
+    heights = _heights(log_joint, points)
     if heights is None:
         return None
     found: list[Family] = []
@@ -247,6 +252,22 @@ def find_relabelling(log_joint: LogJoint, points: Tensor) -> Relabelling | None:
                     found.append(signed)
                     taken |= set(chosen)
     return Relabelling(latent, tuple(found)) if found else None
+
+
+def _with_far_points(log_joint: LogJoint, points: Tensor) -> Tensor:
+    """Add points whose real sites lie beside all others, each site as a whole.
+
+    Where components sit among the data, those of exactly equal size let their weights change places
+    alone. From one side of the data, one component is the nearest to all of them.
+    """
+    far = points[torch.arange(len(_ASIDE), device=points.device) % len(points)].clone()
+    for site in log_joint.latent.records:
+        if site.shape and site.shape == site.unconstrained_shape and _is_real(site):
+            part = points[:, site.start : site.stop]
+            reach = 1 + float(part.abs().max())
+            far[:, site.start : site.stop] += reach * part.new_tensor(_ASIDE).unsqueeze(-1)
+    ok = [_heights(log_joint, one[None]) is not None for one in far]
+    return torch.cat([points, far[torch.tensor(ok, device=far.device)]])
 
 
 def _exchanges(log_joint: LogJoint, family: Family, points: Tensor, heights: Tensor) -> bool:
@@ -288,20 +309,26 @@ def _same(log_joint: LogJoint, moved: Sequence[Tensor], heights: Tensor) -> bool
     found = _heights(log_joint, torch.cat(list(moved)))
     if found is None:
         return False
-    dtype = log_joint.latent.init_loc.dtype
     apart = (found.view(len(moved), -1) - heights).abs()
-    return bool((apart <= _TOLERANCE.get(dtype, 1e-3) * (1 + heights.abs())).all())
+    tolerance = _TOLERANCE.get(found.dtype, 1e-3)
+    return bool((apart <= tolerance * (1 + heights.abs().double())).all())
 
 
 def _heights(log_joint: LogJoint, z: Tensor) -> Tensor | None:
-    """Log joint of the constrained values, in nats; None where it is not finite."""
-    z = z.to(log_joint.latent.init_loc)
-    try:
-        with torch.no_grad():
-            found = log_joint(z, {}) - log_joint.latent.constrain(z)[1]
-    except (RuntimeError, ValueError):  # a model that cannot be run there
-        return None
-    return found.double() if bool(torch.isfinite(found).all()) else None
+    """Log joint of the constrained values, in nats; None where it is not finite.
+
+    In float64 where the model takes it: far from the data, numbers are so large that single
+    precision does not see what an exchange changes.
+    """
+    for points in (z.double(), z.to(log_joint.latent.init_loc)):
+        try:
+            with torch.no_grad():
+                found = log_joint(points, {}) - log_joint.latent.constrain(points)[1]
+        except (RuntimeError, ValueError):  # a model that cannot be run there, or takes no float64
+            continue
+        if bool(torch.isfinite(found).all()):
+            return found
+    return None
 
 
 def _fits(site: LatentSite) -> bool:

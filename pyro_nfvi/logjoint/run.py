@@ -32,6 +32,7 @@ from pyro_nfvi.logjoint.enumeration import (
     factorise,
     sum_out,
 )
+from pyro_nfvi.logjoint.markov import MarkovSites
 from pyro_nfvi.logjoint.missing import Complete
 
 __all__ = ["Evaluation", "ModelRun", "SetSubsample", "is_deterministic", "is_observed"]
@@ -164,6 +165,7 @@ class ModelRun:
             stack.enter_context(poutine.block())
             stack.enter_context(SetSubsample(subsample))
             stack.enter_context(Complete(self.missing))
+            stack.enter_context(MarkovSites())
             if particles is not None:
                 stack.enter_context(pyro.plate(PARTICLES, particles, dim=-nesting))
             model = self.model

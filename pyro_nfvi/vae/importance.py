@@ -41,8 +41,8 @@ class NLL:
         value: ``(B,)``, float64.
         se: Standard error of each value over the draws, delta method ``(B,)``.
         ess: Effective number of draws of each image ``(B,)``.
-        khat: Shape of the tail of each image's weights ``(B,)``: above 0.7 value and error are
-            not to be trusted (the value is then too large).
+        khat: Shape of the tail of each image's weights ``(B,)``: above the ``khat_threshold`` of as
+            many draws value and error are not to be trusted (the value is then too large).
         bound: Negative ELBO of the same draws ``(B,)``.
         num_samples: S.
 
