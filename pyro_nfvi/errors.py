@@ -20,6 +20,7 @@ __all__ = [
     "InverseError",
     "LawError",
     "MissingPackageError",
+    "MissingSiteWarning",
     "ModelError",
     "NFVIError",
     "NoDataWarning",
@@ -95,6 +96,10 @@ class ImproperWarning(UserWarning):
 
 class OtherDataWarning(UserWarning):
     """A fit was loaded with data, priors or a model other than those that were fitted."""
+
+
+class MissingSiteWarning(UserWarning):
+    """Draws lack a site that only the model can compute; the message says how to get it."""
 
 
 class MissingPackageError(NFVIError, ImportError):

@@ -112,6 +112,7 @@ def test_log_joint_is_that_of_pyro(spec):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @given(specs())
 @law(3000)
 def test_log_joint_is_that_of_pyro_in_many_models(spec):

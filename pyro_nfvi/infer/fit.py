@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.bases import Base
 from pyro_nfvi.diagnostics import TailReading, Verdict, log_evidence, resample
-from pyro_nfvi.errors import ModelError, NotSetUpError
+from pyro_nfvi.errors import MissingSiteWarning, ModelError, NotSetUpError
 from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.infer.draws import WeighedDraws, push_chunks
 from pyro_nfvi.infer.findings import Finding, ModeSearch, find
@@ -83,6 +84,7 @@ class Fit:
     params: TensorDict = field(default_factory=dict)
     log_joint: LogJoint | None = None
     _params: ModelParams = field(default_factory=ModelParams)
+    _replaced: tuple[str, ...] = ()
 
     # ------------------------------------------------------------------------- what it says
 
@@ -105,6 +107,11 @@ class Fit:
     def kwargs(self) -> dict[str, Any]:
         """Keyword arguments of the model."""
         return {} if self.log_joint is None else self.log_joint.kwargs
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """Sites that a reparameteriser replaced by others; they count as latents."""
+        return self._replaced if self.log_joint is None else self.log_joint.replaced
 
     @property
     def losses(self) -> Tensor:
@@ -214,7 +221,8 @@ class Fit:
     ) -> TensorDict:
         """Draw the latent sites from the posterior: each site's draws ``(num_samples, *shape)``.
 
-        Latents alone are what ``pyro.infer.Predictive`` may be given: it would hold a
+        A site that a reparameteriser replaced is a latent of the model, and comes beside those in
+        its place. Latents alone are what ``pyro.infer.Predictive`` may be given: it would hold a
         deterministic site at its old value also where new data ask for another. For predictions
         see :meth:`predict`, which runs under the trained parameters too.
 
@@ -223,10 +231,22 @@ class Fit:
             seed: Makes the draws repeatable; None uses torch's own random state.
             deterministic: Add the model's deterministic sites, at the data of the fit.
 
+        Warns:
+            MissingSiteWarning: A replaced site is left out, since the fit was loaded without its
+                model, which computes it.
+
+        Cost:
+            One pass of the flow; with deterministic or replaced sites, a run of the model too.
+
         Raises:
             OptionError: ``num_samples`` is not a positive whole number.
             NotSetUpError: ``deterministic`` for a fit that was loaded without its model.
         """
+        return self._sample(num_samples, seed, deterministic=deterministic, replaced=True)
+
+    def _sample(
+        self, num_samples: int, seed: int | None, *, deterministic: bool, replaced: bool
+    ) -> TensorDict:
         num_samples = whole("num_samples", num_samples)
         density = self.guide.density()
         noise: torch.Generator | None = None
@@ -239,7 +259,12 @@ class Fit:
             z, _ = push_chunks(
                 density, num_samples, lambda rows: density.sample_base(rows, generator=noise)
             )
-            return self._sites(z, self._deterministic(z, noise) if deterministic else {})
+            if replaced and not deterministic and self.log_joint is None:
+                self._tell_missing(self.replaced)
+            elif deterministic or (replaced and self.replaced):
+                fixed = self._deterministic(z, noise)
+                return self._sites(z, self._chosen(fixed, deterministic=deterministic))
+            return self._sites(z, {})
 
     @takes_turn
     def resample(
@@ -248,7 +273,8 @@ class Fit:
         """Draw latents from the fit's draws by their smoothed importance weights.
 
         Where ``tail.reliable`` this takes away most of what the flow got wrong. A draw may
-        come up more than once; ask for no more than ``ess``.
+        come up more than once; ask for no more than ``ess``. Sites that a reparameteriser
+        replaced are among the latents, as in :meth:`sample`.
 
         Args:
             num_samples: Number of draws.
@@ -266,7 +292,7 @@ class Fit:
             raise ModelError(f"The draws cannot be reweighted: {self._no_weights()}")
         noise = None if seed is None else stream(seed, "resample")
         index = resample(smoothed.log_weights, num_samples, generator=noise)
-        fixed = self.draws.deterministic if deterministic else {}
+        fixed = self._chosen(self.draws.deterministic, deterministic=deterministic)
         return self._sites(self.draws.z[index], {n: value[index] for n, value in fixed.items()})
 
     @takes_turn
@@ -341,7 +367,11 @@ class Fit:
         """
         log_joint, num_samples = self.require_model(), whole("num_samples", num_samples)
         with self.model_scope(), seeded(seed, "predict") if seed is not None else nullcontext():
-            draws = (self.resample if reweighted else self.sample)(num_samples)
+            draws = (
+                self.resample(num_samples)
+                if reweighted
+                else self._sample(num_samples, None, deterministic=False, replaced=False)
+            )
             return predict_from(log_joint, draws, args, kwargs, sites=sites, from_prior=from_prior)
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -477,6 +507,21 @@ class Fit:
         with torch.no_grad():
             values, _ = self.latent.constrain(z)
         return {**values, **others}
+
+    def _chosen(self, fixed: TensorDict, *, deterministic: bool) -> TensorDict:
+        """Of computed sites all, or those that a reparameteriser replaced."""
+        return fixed if deterministic else {n: fixed[n] for n in self.replaced if n in fixed}
+
+    @staticmethod
+    def _tell_missing(names: tuple[str, ...]) -> None:
+        if names:
+            warnings.warn(
+                f"The draws are without {', '.join(map(repr, names))}, which a reparameteriser "
+                "replaced and the model computes from others. Load the fit with its model: "
+                "load(path, model=model, args=...).",
+                MissingSiteWarning,
+                stacklevel=4,
+            )
 
     def _deterministic(self, z: Tensor, noise: torch.Generator | None) -> TensorDict:
         """Compute the deterministic sites at draws."""

@@ -81,11 +81,16 @@ class NutsRun:
     ) -> TensorDict:
         """Return draws of each latent, ``(chains * draws, *shape)``.
 
+        Sites that a reparameteriser replaced are among them.
+
         Args:
             group_by_chain: Keep the axis of chains: ``(chains, draws, *shape)``.
             deterministic: Add the deterministic sites, at the data of the fit.
         """
-        sites = {**self.samples, **(self.deterministic if deterministic else {})}
+        fixed = self.deterministic
+        if not deterministic:
+            fixed = {name: fixed[name] for name in self.log_joint.replaced}
+        sites = {**self.samples, **fixed}
         if group_by_chain:
             return sites
         return {name: value.flatten(0, 1) for name, value in sites.items()}

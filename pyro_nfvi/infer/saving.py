@@ -67,6 +67,7 @@ def save(fit: Fit, path: str | os.PathLike[str]) -> None:
         "guide": _guide_spec(fit.guide),
         "training": training,
         "exact": fit.draws.exact,
+        "replaced": list(fit.replaced),
         "tie": tie(fit.guide.density(), fit.draws),
     }
     if fit.log_joint is not None:
@@ -159,6 +160,7 @@ def load(
             **tensors["draws"], deterministic=tensors["deterministic"], exact=spec["exact"]
         )
         params, state, how = tensors["params"], tensors["guide"], spec["guide"]
+        replaced = _names(spec.get("replaced", []))
         check_draws(draws, made.losses, params, latent)
     with _damage(path, own=own):
         with bounded(tensors):
@@ -168,7 +170,7 @@ def load(
             _adopt(guide, latent)
     if model is None:
         _fill(path, guide, state, draws, spec.get("tie"))
-        return Fit(guide, draws, made, params)
+        return Fit(guide, draws, made, params, _replaced=replaced)
     with own_random_state(0, "load"), own_params(model, *call) as names:
         if unmarked(any_trace(model, *call)):  # as the fit did
             model = config_enumerate(model)
@@ -210,6 +212,12 @@ def _damage(path: str | os.PathLike[str], *, own: bool = False) -> Iterator[None
             f"{path} is damaged: something is missing or unexpected ({words}). Copy or save it "
             "again."
         ) from error
+
+
+def _names(found: Any) -> tuple[str, ...]:
+    if not (isinstance(found, list) and all(isinstance(name, str) for name in found)):
+        raise Malformed("the names of its sites are no names")
+    return tuple(found)
 
 
 def _is_unknown(support: Any) -> bool:

@@ -38,6 +38,7 @@ from pyro_nfvi.logjoint.run import (
     ModelRun,
     is_deterministic,
     is_observed,
+    is_replaced,
 )
 from pyro_nfvi.logjoint.subsample import draw_without_replacement
 from pyro_nfvi.pyro_state import takes_turn
@@ -130,6 +131,10 @@ class LogJoint:
             }
             #: Names of the discrete sites that are summed out.
             self.enumerated = enumerated
+            #: Names of the sites that reparameterisers replaced, in the order of the trace.
+            self.replaced = tuple(
+                name for name, site in prototype.nodes.items() if is_replaced(site, latent.sites)
+            )
             check_structure(prototype, latent, enumerated)
             check_data(prototype, latent, model, args, kwargs)
             nesting = self._nesting(prototype)

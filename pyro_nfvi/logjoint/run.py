@@ -35,7 +35,14 @@ from pyro_nfvi.logjoint.enumeration import (
 from pyro_nfvi.logjoint.markov import MarkovSites
 from pyro_nfvi.logjoint.missing import Complete
 
-__all__ = ["Evaluation", "ModelRun", "SetSubsample", "is_deterministic", "is_observed"]
+__all__ = [
+    "Evaluation",
+    "ModelRun",
+    "SetSubsample",
+    "is_deterministic",
+    "is_observed",
+    "is_replaced",
+]
 
 #: What a run can return beside the log joint.
 DETERMINISTIC, TERM = "deterministic", "term/"
@@ -95,6 +102,23 @@ def is_deterministic(site: Mapping[str, Any]) -> bool:
         return False
     # A plate may have expanded the delta, which keeps its memory.
     return bool(fn.v.untyped_storage().data_ptr() == value.untyped_storage().data_ptr())
+
+
+def is_replaced(site: Mapping[str, Any], latent: Iterable[str]) -> bool:
+    """Whether a node is a latent of the user's that a reparameteriser replaced by others.
+
+    Reparameterisers of Pyro name what they put in place of a site after it (``x_decentered`` for
+    ``x``), or leave it the density of a change of variables, as NeuTra does. An observed delta
+    without either is a deterministic site in the idiom of early Pyro.
+    """
+    if not is_deterministic(site) or site["infer"].get("_deterministic"):
+        return False
+    if any(name.startswith(f"{site['name']}_") for name in latent):
+        return True
+    fn = site["fn"]
+    while isinstance(getattr(fn, "base_dist", None), Distribution):
+        fn = fn.base_dist
+    return bool((fn.log_density != 0).any()) if torch.is_tensor(fn.log_density) else False
 
 
 def is_observed(site: Mapping[str, Any], latent: Iterable[str]) -> bool:

@@ -15,7 +15,7 @@ import torch
 from pyro import poutine
 from pyro.contrib.forecast import Forecaster, ForecastingModel
 from pyro.distributions import transforms
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoIAFNormal, AutoStructured
 from pyro.infer.reparam import (
     AutoReparam,
@@ -38,8 +38,8 @@ from pyro.infer.reparam import (
 )
 from pyro.optim import Adam
 
-from pyro_nfvi import NFVI, AutoIAF
-from pyro_nfvi.errors import ModelError
+from pyro_nfvi import NFVI, AutoIAF, load
+from pyro_nfvi.errors import MissingSiteWarning, ModelError
 from pyro_nfvi.guides.start import prior_trace
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint import LogJoint
@@ -267,3 +267,49 @@ def test_forecasting_models_take_the_guide():
         data, covariates[:steps]
     )
     assert fit.sample(3)["drift_decentered"].shape == (3, steps)
+
+
+def drift_model(y):
+    scale = pyro.sample("scale", dist.LogNormal(-1.0, 1.0))
+    with pyro.plate("time", len(y)), poutine.reparam(config={"drift": LocScaleReparam(0.0)}):
+        drift = pyro.sample("drift", dist.Normal(torch.zeros(len(y)), scale))
+    path = pyro.deterministic("path", drift.cumsum(-1), event_dim=1)
+    pyro.sample("marked", dist.Delta(path).to_event(1), obs=path)  # early Pyro's idiom
+    with pyro.plate("time again", len(y)):
+        pyro.sample("y", dist.Normal(path, 0.3), obs=y)
+
+
+def test_a_replaced_site_is_a_latent_for_users(tmp_path):
+    y = torch.linspace(-1.0, 1.0, 5)
+    runner = NFVI(drift_model, "affine", max_steps=30, max_seconds=3, seed=0, progress=False)
+    fit = runner.run(y)
+    latents = {"scale", "drift_decentered", "drift"}
+    nuts = fit.to_nuts(num_samples=4, warmup_steps=4, num_chains=1, seed=0, progress=False)
+    fit.save(tmp_path / "fit")
+    loaded = load(tmp_path / "fit", model=drift_model, args=(y,))
+    for draws in (fit.sample(7), fit.resample(7), nuts.get_samples(), loaded.sample(7)):
+        assert set(draws) == latents
+        expected = draws["scale"].unsqueeze(-1) * draws["drift_decentered"]
+        torch.testing.assert_close(draws["drift"], expected)
+        new = Predictive(drift_model, posterior_samples=draws)(torch.zeros(5))
+        torch.testing.assert_close(new["path"].squeeze(), draws["drift"].cumsum(-1))
+    assert {*latents, "path", "marked"} <= set(fit.sample(7, deterministic=True))
+    assert "drift[0]" in list(fit.summary())
+    assert {*latents, "path"} <= set(fit.to_arviz(num_samples=7).posterior.data_vars)
+    assert "y" in fit.predict(torch.zeros(5), num_samples=7)
+
+    bare = load(tmp_path / "fit")
+    with pytest.warns(MissingSiteWarning, match="'drift'"):
+        assert set(bare.sample(7)) == latents - {"drift"}
+    assert set(bare.resample(7)) == latents
+
+
+@pytest.mark.filterwarnings("ignore:At pyro.sample")
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_replaced_sites_are_told_from_deterministic_ones(name):
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    model = model_of(name, inside=False, full=True)
+    space = LatentSpace.from_trace(prior_trace(model, (), {}))
+    replaced = LogJoint(model, (), {}, space).replaced
+    assert ("x" in replaced) == ("x" not in space.sites)
