@@ -321,7 +321,8 @@ class Fit:
         with those of the fit, and all of them come from their posterior.
 
         A latent in a plate of unchanged size is held, also where its entries should stand for
-        other things than in the fit: name it in ``from_prior`` then.
+        other things than in the fit: name it in ``from_prior`` then. Of a site that a
+        reparameteriser replaced, those in its place are held; the site is computed anew.
 
         Args:
             *args: The model's positional arguments at new data.
