@@ -8,6 +8,7 @@ and branches on values are refused in words.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,6 +106,8 @@ class Recorder(TorchDispatchMode):
         # themselves: autograd keeps Python's side of a tensor alive, attributes and all.
         self._outside: dict[int, tuple[Tensor, _Value]] = {}
         self._seen: dict[Any, Node] = {}
+        # Results of operations that tell of matrices without a factor, and do not raise.
+        self._factors: dict[Node, list[_Value]] = {}
         self._key = f"_nfvi_{id(self)}"
         for name, tensor in inputs.items():
             self._last = self.graph.placeholder(name)
@@ -129,6 +132,8 @@ class Recorder(TorchDispatchMode):
             values = [self._value(x, fresh=fresh) for x in tensors((args, kwargs))]
         varying = any(value.varies for value in values)
         self._refuse(func, traits, varying=varying)
+        if func is aten._linalg_check_errors.default and varying:
+            return self._spoil(*args, **kwargs)
         if traits.writes:
             return self._write(func, traits, args, kwargs, varying=varying)
         node = self._masked(func, args) if varying else None
@@ -139,6 +144,7 @@ class Recorder(TorchDispatchMode):
         if to_record:
             node = self._node(func, self._as_nodes(args), self._as_nodes(kwargs), out)
         many = isinstance(out, (tuple, list))
+        made: list[_Value] = []
         for index, tensor in enumerate(out if many else [out]):
             if not isinstance(tensor, Tensor):
                 continue
@@ -150,7 +156,10 @@ class Recorder(TorchDispatchMode):
                 self._look(tensor, args[traits.view_of], views, mine if same else None)
             else:
                 literal = all(value.literal for value in values)
-                setattr(tensor, self._key, _Value(mine, literal and mine is None))
+                made.append(_Value(mine, literal and mine is None))
+                setattr(tensor, self._key, made[-1])
+        if node is not None and traits.name.endswith("_ex"):
+            self._factors[node] = made
         return out
 
     def output(self, tensors: Sequence[Tensor]) -> None:
@@ -323,6 +332,33 @@ class Recorder(TorchDispatchMode):
         root.node = node
         root.version += 1
         return out
+
+    def _spoil(self, info: Tensor, name: str, *, is_matrix: bool) -> None:
+        """Make NaN of what belongs to matrices without a factor, where torch would raise.
+
+        The particles of these matrices are left out then, and the others train.
+        """
+        del name, is_matrix
+        node = self._node_of(info)
+        source: Any = node.args[0] if node.target is operator.getitem else None
+        if source not in self._factors:
+            raise Unsupported(f"a factorisation may fail, and its matrix is lost{place_in_code()}")
+        with _disable_current_modes():
+            failed = meta(info) != 0
+            bad = self._node(aten.ne.Scalar, (node, 0), {}, failed)
+            for value in self._factors[source]:
+                assert value.node is not None
+                out = value.node.meta["val"]
+                if not (out.is_floating_point() or out.is_complex()):
+                    continue
+                shape = [*failed.shape, *(1,) * (out.dim() - failed.dim())]
+                mask = self._node(aten.reshape.default, (bad, shape), {}, failed.reshape(shape))
+                nan = self._node(
+                    aten.full.default, ([], math.nan), {"dtype": out.dtype, "device": info.device},
+                    out.new_empty(()),
+                )  # fmt: skip
+                value.node = self._node(aten.where.self, (mask, nan, value.node), {}, out)
+                value.version += 1
 
     def _masked(self, func: Any, args: tuple[Any, ...]) -> Node | None:
         """One number written where a mask is true, as a choice between two values."""

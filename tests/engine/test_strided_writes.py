@@ -213,3 +213,19 @@ def test_a_gaussian_process_has_the_posterior_of_its_closed_form(make):
         reference = other.sample(4000)[name].log()
         apart = float(value.log().mean() - reference.mean())
         assert abs(apart) < 0.15 * float(reference.std())
+
+
+@pytest.mark.parametrize("factor", [torch.linalg.cholesky, torch.linalg.inv])
+def test_a_captured_step_makes_nan_of_matrices_without_a_factor(factor):
+    numbers = torch.tensor([[0.5], [1.0]], dtype=torch.float64).requires_grad_()
+    recorder = Recorder({"x": numbers})
+    with recorder:
+        matrices = numbers[:, :, None] * torch.eye(2, dtype=torch.float64)
+        out = factor(matrices).sum((-2, -1))
+    recorder.output([out])
+    graph = GraphModule(torch.nn.Module(), recorder.graph)
+    bad = 0.0 if factor is torch.linalg.inv else -1.0
+    found = graph(torch.tensor([[2.0], [bad]], dtype=torch.float64), *recorder.consts)[0]
+    expected = factor(2 * torch.eye(2, dtype=torch.float64)).sum()
+    assert found[1].isnan()
+    torch.testing.assert_close(found[0], expected)

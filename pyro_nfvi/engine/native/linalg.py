@@ -55,7 +55,7 @@ def _cholesky_ex(low: Lowering, x: Val, *, upper: bool = False, **_: Any) -> lis
 
 @lowers(aten._linalg_check_errors.default)
 def _check_errors(low: Lowering, *_: Any, **__: Any) -> None:
-    """Skip it: a factor that does not exist is NaN, and the step is refused."""
+    """Skip it: a factor that does not exist is NaN already."""
 
 
 @lowers(aten.cholesky.default, aten.linalg_cholesky.default)
@@ -193,9 +193,9 @@ def _lu_solve(
 
 @lowers(aten.linalg_inv_ex.default)
 def _inverse(low: Lowering, a: Val, **_: Any) -> list[Val]:
-    lu, pivots, _sign = _factor(low, a)
+    lu, pivots, sign = _factor(low, a)
     identity = _identity(low, a.shape, a.ctype)
-    return [_lu_solve(low, lu, pivots, identity), _no_error(low, a.shape[:-2])]
+    return [_lu_solve(low, lu, pivots, identity), _zero_pivots(low, lu, sign)]
 
 
 @lowers(aten._linalg_solve_ex.default)
@@ -203,9 +203,9 @@ def _solve_ex(low: Lowering, a: Val, b: Val, *, left: bool = True, **_: Any) -> 
     vector = len(b.shape) == 1 or b.shape == a.shape[:-1]
     if vector:
         raise Unsupported("a system with a vector on the right")
-    lu, pivots, _sign = _factor(low, a)
+    lu, pivots, sign = _factor(low, a)
     x = _lu_solve(low, lu, pivots, b, left=left)
-    return [x, lu, pivots, _no_error(low, a.shape[:-2])]
+    return [x, lu, pivots, _zero_pivots(low, lu, sign)]
 
 
 @lowers(aten.linalg_lu_solve.default)
@@ -217,8 +217,8 @@ def _lu_solve_rule(
 
 @lowers(aten.linalg_lu_factor_ex.default)
 def _lu_factor_ex(low: Lowering, a: Val, **_: Any) -> list[Val]:
-    lu, pivots, _sign = _factor(low, a)
-    return [lu, pivots, _no_error(low, a.shape[:-2])]
+    lu, pivots, sign = _factor(low, a)
+    return [lu, pivots, _zero_pivots(low, lu, sign)]
 
 
 def _diagonal(lu: BufVal) -> BufVal:
@@ -238,6 +238,12 @@ def _multiplied(low: Lowering, lu: BufVal, sign: BufVal, template: str, how: str
         how=how,
     )
     return made
+
+
+def _zero_pivots(low: Lowering, lu: BufVal, sign: BufVal) -> LazyVal:
+    """Count the pivots that are 0, each of which makes a matrix singular."""
+    count = _multiplied(low, lu, sign, "({0}==0?1:0)", "sum")
+    return LazyVal(sign.shape, "int32_t", lambda index: low.pool.cast(count.load(index), "int32_t"))
 
 
 @lowers(aten._linalg_det.default)
