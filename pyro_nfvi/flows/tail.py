@@ -88,8 +88,9 @@ def _map(x: Tensor, h: Tensor) -> TensorPair:
     """Return the value and the logarithm of the slope."""
     inner = x.clamp(-_EDGE, _EDGE)
     square = inner.square()
-    heavy = h.clamp(min=0)
-    light = -3 * h.clamp(max=0)
+    # At zero the slope is that of the heavy branch; releases of PyTorch differ in clamp's there.
+    heavy = torch.where(h >= 0, h, torch.zeros_like(h))
+    light = -3 * torch.where(h < 0, h, torch.zeros_like(h))
     curved = light > _TINY
     c2 = torch.where(curved, light, torch.ones_like(light))  # no root of 0 for its gradient
     c = c2.sqrt()

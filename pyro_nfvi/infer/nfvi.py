@@ -214,7 +214,7 @@ class NFVI:
 
 def _cure(words: str) -> str:
     """Say what to look at after an error of the model."""
-    if "dtype" in words:
+    if "dtype" in words or "scalar type" in words:
         return (
             "Data made of NumPy arrays are float64: give them as x.float(), or call "
             "torch.set_default_dtype(torch.float64) before the model makes its numbers."

@@ -191,6 +191,7 @@ def test_nothing_is_remembered_under_vmap():
     torch.testing.assert_close(transform.inv(y), x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.6", reason="this torch.compile traces no such call")
 def test_nothing_is_remembered_under_compile():
     flow = far(Planar(2))
     transform = flow.as_transform()

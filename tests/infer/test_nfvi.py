@@ -190,7 +190,9 @@ def test_numbers_of_two_types_are_told_apart():
         b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         pyro.sample("y", dist.Normal((x @ b).sum(), 1.0), obs=torch.tensor(1.0))
 
-    with pytest.raises(ModelError, match=r"dtype[^\n]*NumPy arrays are float64: give them"):
+    with pytest.raises(
+        ModelError, match=r"(?:dtype|scalar type)[^\n]*NumPy arrays are float64: give them"
+    ):
         quick(model, max_steps=5).run(torch.ones(3, 2, dtype=torch.float64))
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 #: Packages whose releases differ in what they have.
 PACKAGES = ("torch", "pyro", "numpy", "arviz", "xarray")
 #: Where what may be missing is looked for on purpose.
+GUARDED = {"arviz.stats.stats_utils.ELPDData"}  # behind a look at ArviZ's version
 LOOKED_FOR = ("_compat.py", "_operators.py", "engine/operators.py")
 
 
@@ -170,7 +171,7 @@ def main() -> int:
     if options.sources:
         has, has_operation = in_sources(options.sources)
     answers = {name: has(name) for name in sorted(names)}
-    missing = [name for name, there in answers.items() if there is False]
+    missing = [name for name, there in answers.items() if there is False and name not in GUARDED]
     left_out = [name for name in sorted(operations) if not has_operation(name)]
     checked = sum(there is not None for there in answers.values())
     print(f"{checked} names checked, {len(missing)} missing")

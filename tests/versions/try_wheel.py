@@ -2,7 +2,7 @@
 
 ``make test-versions`` runs it on all of ``pinned lowest newest``, ``make test-wheel`` on ``pinned
 --quick``. Each leg runs the README's Python, compares the names that the package uses with what is
-there (``names.py``), and runs the tests of guides, flows and fits (``--quick``: a few of them).
+there (``names.py``), and runs tests of guides, flows and fits (``--quick``: a few; ``--all``: all).
 Environments stay in the checkout (``.venv-lowest``, ``.venv-newest``) for the next time. A leg with
 another interpreter than the one that is found: ``newest=/path/to/python3.11``.
 """
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -26,10 +27,22 @@ PYTHONS = {
     "lowest": ("3.10",),
     "newest": ("3.14", "3.13", "3.12", "3.11"),
 }
-#: Guides, flows and fits; what they stand on; the conversion.
-TESTS = (
+#: Guides, flows and fits; what they stand on; the conversion: all of it, with ``--all``.
+ALL = (
     "tests/guides", "tests/flows", "tests/infer", "tests/objectives", "tests/engine",
-    "tests/test_latent.py", "tests/test_logjoint.py", "tests/arviz",
+    "tests/test_chain_rule.py", "tests/test_latent.py", "tests/test_logjoint.py",
+    "tests/test_second_opinion.py", "tests/arviz",
+)  # fmt: skip
+#: Those of them that stand nearest to PyTorch, Pyro, NumPy and ArviZ: some minutes a leg.
+TESTS = (
+    "tests/test_chain_rule.py", "tests/test_latent.py", "tests/test_logjoint.py",
+    "tests/test_second_opinion.py", "tests/arviz/test_to_arviz.py",
+    *(f"tests/guides/test_{one}.py"
+      for one in ("density", "dtypes", "errors", "mixture", "models", "state")),
+    *(f"tests/flows/test_{one}.py" for one in ("autoregressive", "base", "tail", "transform")),
+    *(f"tests/engine/test_{one}.py"
+      for one in ("choice", "native_ops", "native_runner", "operators", "strided_writes")),
+    *(f"tests/infer/test_{one}.py" for one in ("fit", "mixture", "nfvi", "predict")),
 )  # fmt: skip
 #: One file of each, of some seconds.
 QUICK = ("tests/guides/test_density.py", "tests/flows/test_base.py", "tests/infer/test_nfvi.py")
@@ -101,7 +114,7 @@ def environment(leg: str, python: str | None) -> Path:
     return mine
 
 
-def examine(leg: str, python: str | None, wheel: Path, *, quick: bool, rest: list[str]) -> str:
+def examine(leg: str, python: str | None, wheel: Path, tests: Sequence[str]) -> str:
     """Run one leg; return what failed, or an empty string."""
     with tempfile.TemporaryDirectory(prefix="nfvi-wheel-") as name:
         folder = Path(name)
@@ -132,11 +145,10 @@ def examine(leg: str, python: str | None, wheel: Path, *, quick: bool, rest: lis
             else:
                 shutil.copy(ROOT / one, target)
         shutil.copy(HERE / "pytest.ini", folder)
-        tests = QUICK if quick else TESTS
         stages = {
             "the README": [mine, HERE / "ten_lines.py", folder / "README.md", package],
             "names": [mine, "-W", "ignore", HERE / "names.py", package],
-            "tests": [mine, "-m", "pytest", "-q", "-m", "not slow", *(rest or tests)],
+            "tests": [mine, "-m", "pytest", "-q", "-m", "not slow", *tests],
         }
         failures = []
         for what, command in stages.items():
@@ -162,8 +174,11 @@ def main() -> int:
     """Run the legs that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("legs", nargs="+", help="pinned, lowest or newest, or LEG=PYTHON")
-    parser.add_argument("--quick", action="store_true", help="a few tests only")
-    parser.add_argument("--tests", nargs="*", default=[], help="these tests instead")
+    parser.set_defaults(tests=TESTS)
+    size = parser.add_mutually_exclusive_group()
+    for name, tests in (("--quick", QUICK), ("--all", ALL)):
+        size.add_argument(name, dest="tests", action="store_const", const=tests)
+    size.add_argument("--tests", dest="tests", nargs="+", help="these tests instead")
     options = parser.parse_args()
     legs = dict(one.partition("=")[::2] for one in options.legs)
     unknown = set(legs) - {"pinned", *PYTHONS}
@@ -172,8 +187,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="nfvi-build-") as folder:
         wheel = build_wheel(Path(folder))
         failed = [
-            examine(leg, python or None, wheel, quick=options.quick, rest=options.tests)
-            for leg, python in legs.items()
+            examine(leg, python or None, wheel, options.tests) for leg, python in legs.items()
         ]
     failed = [one for one in failed if one]
     print("== failed: " + ", ".join(failed) if failed else f"== passed: {', '.join(legs)}")
