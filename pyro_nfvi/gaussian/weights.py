@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorPair
+from pyro_nfvi.diagnostics.importance import ess
 from pyro_nfvi.diagnostics.khat import read_tail
 from pyro_nfvi.diagnostics.psis import psis
 from pyro_nfvi.errors import WeightError
@@ -16,6 +17,8 @@ __all__ = ["mixture_weights"]
 
 #: Steps of the iteration, and the change at which it ends.
 _STEPS, _ENOUGH = 500, 1e-7
+#: Share of effective draws from which on k-hat is not asked: so even weights have told the masses.
+_EVEN = 0.5
 #: Smallest weight.
 _LEAST = 1e-8
 
@@ -31,7 +34,8 @@ def mixture_weights(log_p: Tensor, log_each: Tensor) -> TensorPair:
     is repeated: EM for the weights alone, which has one solution, the minimum of
     :math:`KL(p \,\|\, \sum_k w_k q_k)`. A component that fits its mode badly still gets the mass
     of that mode; the weights that maximise the evidence lower bound would give it less. Where
-    the importance weights say nothing (k-hat above 1), :math:`w_k \propto \exp(\text{bound}_k)`.
+    the importance weights say nothing (k-hat above 1, and less than half of the draws effective),
+    :math:`w_k \propto \exp(\text{bound}_k)`.
 
     Args:
         log_p: Log density at the draws ``(K n,)``, n of each component in turn, in nats, up to a
@@ -58,7 +62,7 @@ def mixture_weights(log_p: Tensor, log_each: Tensor) -> TensorPair:
     try:
         smoothed = psis(log_w)
         # Without a mean they say nothing, and the bounds of the components are used.
-        usable = read_tail(log_w, smoothed.khat).has_mean
+        usable = read_tail(log_w, smoothed.khat).has_mean or ess(log_w) > _EVEN * len(log_w)
     except WeightError:
         usable = False
     if not usable:

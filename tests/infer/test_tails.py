@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pyro_nfvi import NFVI
+from pyro_nfvi.infer.findings import HeavyTails, find
 from pyro_nfvi.infer.tails import heavy_tails, with_tail
 
 
@@ -54,10 +55,13 @@ def test_normal_tails_are_left_alone():
     assert "tail" not in fit(plain, "auto", y).training.settings["flow"]
 
 
-def test_heavy_tails_are_seen_in_a_gaussian():
-    # The kurtosis of 2000 reweighted draws of a t with 3 degrees of freedom, whose own is
-    # infinite: 4.5 to 6 over ten seeds.
-    assert heavy_tails(fit(student, "affine"))
+@pytest.mark.parametrize("seed", range(3))
+def test_heavy_tails_are_seen_in_a_gaussian(seed):
+    # By the draws' kurtosis, which is chance, or by the density: index 3, within 1 %.
+    found = NFVI(student, "affine", seed=seed, progress=False, max_steps=100).run()
+    told = find(found.training.findings, HeavyTails)
+    assert heavy_tails(found) or len(told.names) == 5
+    assert all(abs(index - 3) < 0.3 for index in told.indices)
 
 
 def test_where_the_layer_goes():
