@@ -229,3 +229,22 @@ def test_a_captured_step_makes_nan_of_matrices_without_a_factor(factor):
     expected = factor(2 * torch.eye(2, dtype=torch.float64)).sum()
     assert found[1].isnan()
     torch.testing.assert_close(found[0], expected)
+
+
+@pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="no C++ compiler"
+)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_of_a_matrix_for_each_particle_are_compiled(dtype, turned):
+    from pyro_nfvi.engine.native import NativeFunction
+
+    a = torch.linspace(-1, 1, 16 * 20 * 20, dtype=dtype).reshape(16, 20, 20).sin()
+    recorder = Recorder({"a": a})
+    with recorder:
+        b = a.exp()  # a value of the code's own, laid out with particles innermost
+        out = torch.bmm(b.mT if turned else b, b).cos()
+    recorder.output([out])
+    graph = GraphModule(torch.nn.Module(), recorder.graph)
+    found = NativeFunction(graph, recorder.consts, 16)(a)[0]
+    torch.testing.assert_close(found, graph(a, *recorder.consts)[0], rtol=2e-3, atol=2e-4)

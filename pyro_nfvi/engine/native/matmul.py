@@ -351,8 +351,9 @@ def _batched(low: Lowering, a: Val, b: Val, _bias: None) -> Val:
         else:
             low.store(made, lambda i: pool.lit(0, made.ctype))
         return made
-    left, right = low.realize(a), low.realize(b)
-    made = low.result()
+    # Page by page, of which each has dense rows: not in the layout that has particles innermost.
+    left, right = low.dense(a), low.dense(b)
+    made = low.new((count, m, n), low.ctype)
     for c in range(count):
         _multiply(low, _page(left, c), _page(right, c), None, _page(made, c))
     return made
