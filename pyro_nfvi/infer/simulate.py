@@ -18,6 +18,7 @@ from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.error_text import describe_error
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
 from pyro_nfvi.infer.scope import own_random_state
+from pyro_nfvi.logjoint.forward import DrawAnew, is_factor
 from pyro_nfvi.logjoint.run import is_deterministic
 
 __all__ = ["Given", "Simulation", "Simulator"]
@@ -39,16 +40,15 @@ class Simulation:
 
 
 class _Put(Messenger):
-    """Sets the values of observed sites; None frees a site, so that the model draws it."""
+    """Sets the values of observed sites, also where the model has others there."""
 
-    def __init__(self, data: Mapping[str, Tensor | None]) -> None:
+    def __init__(self, data: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.data = data
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.data:
-            value = self.data[msg["name"]]
-            msg["value"], msg["is_observed"], msg["done"] = value, value is not None, False
+            msg["value"], msg["is_observed"], msg["done"] = self.data[msg["name"]], True, False
 
 
 class Given:
@@ -58,14 +58,14 @@ class Given:
 
     Args:
         model: The model.
-        data: Values by observed site; None frees a site.
+        data: Values by observed site.
         arguments: Names of keyword arguments by observed site; these get the value too.
     """
 
     def __init__(
         self,
         model: Callable[..., Any],
-        data: Mapping[str, Tensor | None],
+        data: Mapping[str, Tensor],
         arguments: Mapping[str, str],
     ) -> None:
         self.model, self.data, self.arguments = model, dict(data), dict(arguments)
@@ -103,7 +103,7 @@ class Simulator:
         if names is None:
             fixed = self._trace((), seed=0)
             names = tuple(
-                name for name, site in _sites(fixed) if _is_data(site) and not _is_factor(site)
+                name for name, site in _sites(fixed) if _is_data(site) and not is_factor(site)
             )
             if not names:
                 raise ModelError(
@@ -148,8 +148,8 @@ class Simulator:
         return Given(self.model, data, self.arguments)
 
     def _trace(self, names: tuple[str, ...], *, seed: int) -> Trace:
-        free = Given(self.model, dict.fromkeys(names), self.arguments)
-        return self._run(free, self.args, self.kwargs, seed)
+        kwargs = {**self.kwargs, **dict.fromkeys(self.arguments.values())}
+        return self._run(DrawAnew(names)(self.model), self.args, kwargs, seed)
 
     def _run(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], seed: int
@@ -209,16 +209,16 @@ class Simulator:
                     f"The site {name!r} is scaled by {site['scale']}, so the fit's posterior is "
                     "not that of the model that makes the data. Take the poutine.scale away."
                 )
-            if name in self.names:
+            if name in self.names and not is_factor(site):
                 continue
             if _is_data(site):
-                kind = "is a pyro.factor" if _is_factor(site) else "still has its obs fixed"
+                kind = "is a pyro.factor" if is_factor(site) else "still has its obs fixed"
                 raise ModelError(
                     f"The site {name!r} {kind}: what it says of the parameters is in every fit, "
                     "but not in the prior that they are drawn from. "
                     + (
                         "Write it as a prior or as an observed site with a sampler."
-                        if _is_factor(site)
+                        if is_factor(site)
                         else f"Name it in observed= as well: observed={[*self.names, name]}; or "
                         "give it no obs where it depends on no latent."
                     )
@@ -258,7 +258,7 @@ class Simulator:
         args = tuple(other_values(value) for value in self.args)
         kwargs = {name: other_values(value) for name, value in self.kwargs.items()}
         try:
-            other = self._run(Given(self.model, dict.fromkeys(self.names), {}), args, kwargs, 0)
+            other = self._run(DrawAnew(self.names)(self.model), args, kwargs, 0)
         except ModelError:
             return  # data of mixed kinds, which cannot be exchanged like this
         for name, site in _sites(trace):
@@ -282,10 +282,6 @@ def _sites(trace: Trace) -> list[tuple[str, Site]]:
 
 def _is_data(site: Site) -> bool:
     return bool(site["is_observed"]) and not is_deterministic(site)
-
-
-def _is_factor(site: Site) -> bool:
-    return type(site["fn"]).__name__ == "Unit" or "log_factor" in vars(site["fn"])
 
 
 def _is_discrete(site: Site) -> bool:

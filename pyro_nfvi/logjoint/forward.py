@@ -20,7 +20,7 @@ from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.logjoint.run import SetSubsample, is_deterministic
 
-__all__ = ["ForwardModel", "Hold", "is_factor"]
+__all__ = ["DrawAnew", "ForwardModel", "Hold", "is_factor"]
 
 _PARTICLES = "_nfvi_draws"
 Way: TypeAlias = Literal["plate", "vmap", "loop"]
@@ -31,10 +31,20 @@ _COMPARED = 3
 _Runs: TypeAlias = "tuple[TensorDict, TensorDict]"
 
 
-class _DrawAnew(Messenger):
-    """Observed sites are sampled; deterministic ones and factors stay what they are."""
+class DrawAnew(Messenger):
+    """Samples observed sites; deterministic ones and factors stay what they are.
+
+    Args:
+        names: Sites to draw; all that are observed by default.
+    """
+
+    def __init__(self, names: Collection[str] | None = None) -> None:
+        super().__init__()
+        self.names = names
 
     def _pyro_sample(self, msg: Message) -> None:
+        if self.names is not None and msg["name"] not in self.names:
+            return
         kept = is_deterministic(msg) or is_factor(msg)
         if msg["is_observed"] and not kept:
             msg["is_observed"] = False
@@ -271,7 +281,7 @@ class ForwardModel:
             if under_vmap:
                 stack.enter_context(_BySample())
             named = stack.enter_context(_Named())
-            model = held(_DrawAnew()(self.model), data=dict(values))
+            model = held(DrawAnew()(self.model), data=dict(values))
             try:
                 return poutine.trace(model).get_trace(*self.args, **self.kwargs)
             except NotImplementedError as error:

@@ -347,6 +347,7 @@ def discrete(y):
     ("model", "options", "says"),
     [
         (factored, {}, "'extra' is a pyro.factor"),
+        (factored, {"observed": ["y", "extra"]}, "'extra' is a pyro.factor"),
         (improper, {}, "improper"),
         (two, {"observed": "y"}, "'w' still has its obs fixed"),
         (subsampled, {}, "subsample_size=None"),
