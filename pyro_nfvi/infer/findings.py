@@ -461,7 +461,7 @@ class ParamsLeft(Finding):
 
     Attributes:
         nats: By how much a short climb raised it on draws that it had not seen; None where the
-            weights of the draws say nothing.
+            weights of the draws say nothing, or it has no finite gradient.
         error: Standard error of ``nats``.
         names: The parameters.
     """
@@ -481,7 +481,8 @@ class ParamsLeft(Finding):
         if self.nats is None:
             return (
                 f"whether the parameters {named} are where the evidence is highest could not be "
-                "judged, since the weights of the draws say too little"
+                "judged, since the weights of the draws say too little, or the density has no "
+                "finite gradient there (a scale that runs to 0?)"
             )
         if self.level is Level.REMARK:
             return ""

@@ -27,7 +27,7 @@ from pyro_nfvi.infer.stopping import StopReason
 from pyro_nfvi.infer.summary import Summary
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint import LogJoint
-from pyro_nfvi.options import whole
+from pyro_nfvi.options import seed_number, whole
 from pyro_nfvi.pyro_state import takes_turn, turn
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ class Fit:
     def _sample(
         self, num_samples: int, seed: int | None, *, deterministic: bool, replaced: bool
     ) -> TensorDict:
-        num_samples = whole("num_samples", num_samples)
+        num_samples, seed = whole("num_samples", num_samples), seed_number(seed)
         density = self.guide.density()
         noise: torch.Generator | None = None
         state: AbstractContextManager[None] = nullcontext()
@@ -286,7 +286,7 @@ class Fit:
             ModelError: The weights say nothing, because data was scored in subsamples or no draw
                 is possible under the model.
         """
-        num_samples = whole("num_samples", num_samples)
+        num_samples, seed = whole("num_samples", num_samples), seed_number(seed)
         smoothed = self.draws.smoothed()
         if smoothed is None:
             raise ModelError(f"The draws cannot be reweighted: {self._no_weights()}")
@@ -303,7 +303,7 @@ class Fit:
         sites: Sequence[str] | None = None,
         seed: int | None = None,
         reweighted: bool = False,
-        from_prior: Sequence[str] = (),
+        from_prior: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Predictions:
         r"""Predict: run the model forward at draws of the latents, for data of any size.
@@ -322,7 +322,9 @@ class Fit:
 
         A latent in a plate of unchanged size is held, also where its entries should stand for
         other things than in the fit: name it in ``from_prior`` then. Of a site that a
-        reparameteriser replaced, those in its place are held; the site is computed anew.
+        reparameteriser replaced, those in its place are held; the site is computed anew. Where a
+        latent has an entry for each row of the data, and the data are other ones, a warning asks
+        which of the two is meant.
 
         Args:
             *args: The model's positional arguments at new data.
@@ -332,7 +334,7 @@ class Fit:
             reweighted: Take the latents from :meth:`resample`, which corrects the fit by its
                 importance weights.
             from_prior: Latent sites that are drawn from their prior given the other latents:
-                groups that were not in the data, say.
+                groups that were not in the data, say. ``[]`` says that there are none.
             **kwargs: The model's keyword arguments (a model whose own are called as one of these
                 options is wrapped in a function).
 
@@ -367,6 +369,7 @@ class Fit:
             (['mean', 'y'], torch.Size([400, 2]), True)
         """
         log_joint, num_samples = self.require_model(), whole("num_samples", num_samples)
+        seed = seed_number(seed)
         with self.model_scope(), seeded(seed, "predict") if seed is not None else nullcontext():
             draws = (
                 self.resample(num_samples)

@@ -26,7 +26,7 @@ from pyro_nfvi.infer.predict import Predictions, predict_from
 from pyro_nfvi.infer.scope import own_random_state
 from pyro_nfvi.infer.summary import Summary
 from pyro_nfvi.logjoint import LogJoint
-from pyro_nfvi.options import whole
+from pyro_nfvi.options import seed_number, whole
 
 if TYPE_CHECKING:
     from pyro_nfvi.infer.fit import Fit
@@ -100,10 +100,11 @@ class NutsRun:
         *args: Any,
         sites: Sequence[str] | None = None,
         seed: int | None = None,
-        from_prior: Sequence[str] = (),
+        from_prior: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Predictions:
         """Predict at all draws of the chains; see :meth:`Fit.predict`."""
+        seed = seed_number(seed)
         with self.model_scope(), seeded(seed, "predict") if seed is not None else nullcontext():
             return predict_from(
                 self.log_joint,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._random import stream
 
 __all__ = ["Ascent", "Evidence", "nats_left", "raise_evidence"]
 
@@ -21,10 +22,15 @@ _STEPS, _TINY = 40, 1e-3
 _ESS_SHARE = 0.3
 #: Effective draws below which weights say nothing, and draws count evenly (a step of EM).
 _FEWEST = 10.0
-#: Pairs that the quasi-Newton method remembers.
-_MEMORY = 10
+#: Pairs that the quasi-Newton method remembers, vectors of signs from which it takes its units, and
+#: how often a step is halved.
+_MEMORY, _SIGNS, _HALVINGS = 10, 8, 20
 #: Damping at first, and beyond which no step helps.
 _DAMPING, _MOST_DAMPING = 1e-3, 1e6
+#: Curvature in units of its own above which the evidence counts as curved upward.
+_UPWARD = 1e-3
+#: Shifts of flat parameters, in sizes of their own.
+_SHIFTS = (1.0, -1.0)
 #: Parts of the way at which the draws that were held out look.
 _PARTS = (1.0, 0.5, 0.25, 0.1, 0.03)
 
@@ -148,11 +154,12 @@ def raise_evidence(
     Up to 40 parameters: damped Newton steps in units of their own,
     :math:`u_i = |\partial^2 \hat L / \partial\phi_i^2|^{-1/2}`, with the absolute eigenvalues of
     the scaled Hessian, so that a saddle is left. More parameters, or a model without second
-    derivatives: L-BFGS with ten pairs. A step is taken if it gains, and leaves 30 % of the
+    derivatives: L-BFGS with ten pairs, in units from the row norms
+    of the Hessian. A step is taken if it gains, and leaves 30 % of the
     effective draws. Where the budget is spent, they stay where they are by then.
 
     Cost:
-        Up to 40 steps of P + 2 backward passes (L-BFGS: of one) over all draws.
+        Up to 40 steps of P + 2 backward passes (L-BFGS: of one, after nine) over all draws.
     """
     if not evidence.leaves:
         return Ascent(0.0)
@@ -185,6 +192,10 @@ def _newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
         units = torch.where(scale > 1e-8, 1 / scale.clamp_min(1e-8), torch.ones_like(scale))
         values, vectors = torch.linalg.eigh(-hessian * units * units.unsqueeze(-1))
         turned = vectors.mT @ (units * gradient)
+        # Where the evidence curves upward a small gradient is no rest: at least one unit is gone.
+        least = values.abs().sqrt().copysign(turned)
+        saddle = (values < -_UPWARD) & (turned.abs() < least.abs())
+        turned = torch.where(saddle, least, turned)
         moved = False
         while damping <= _MOST_DAMPING:
             curvature = values.abs() + damping
@@ -205,11 +216,41 @@ def _newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
     return Ascent(value - (value if start is None else start), units, limited)
 
 
+def _own_units(evidence: Evidence) -> Tensor | None:
+    r"""Estimate units ``(P,)`` from products of the Hessian with random signs.
+
+    :math:`u_i = (\sum_j H_{ij}^2)^{-1/4}`, the row norm being the mean of :math:`(Hv)_i^2`: exact
+    for a diagonal Hessian, and never far too large, as a noisy diagonal could be. None without second
+    derivatives.
+
+    Source: Dauphin, de Vries and Bengio 2015, arXiv:1502.04390 (equilibration).
+    """
+    try:
+        _, gradient, _ = evidence.gradient(graph=True)
+        signs = stream(0, "signs of the units")
+        total = torch.zeros_like(gradient.detach())
+        for _ in range(_SIGNS):
+            v = torch.randint(0, 2, gradient.shape, generator=signs).to(total) * 2 - 1
+            found = torch.autograd.grad(
+                gradient @ v, evidence.leaves, retain_graph=True, allow_unused=True
+            )
+            total += _flat(found, evidence.leaves).square()
+    except RuntimeError:  # an operation of the model without a second derivative
+        return None
+    scale = (total / _SIGNS).pow(0.25)
+    if not bool(torch.isfinite(scale).all()):
+        return None
+    return torch.where(scale > 1e-8, 1 / scale.clamp_min(1e-8), torch.ones_like(scale))
+
+
 def _quasi_newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
     value, gradient, effective = evidence.gradient()
     start, floor = value, _ESS_SHARE * effective
-    if not math.isfinite(value):
+    if not (math.isfinite(value) and bool(torch.isfinite(gradient).all())):
         return Ascent(0.0)
+    found = _own_units(evidence)
+    units = torch.ones_like(gradient) if found is None else found
+    gradient = units * gradient
     pairs: list[tuple[Tensor, Tensor]] = []
     limited = False
     for step in range(steps):
@@ -221,10 +262,11 @@ def _quasi_newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
         if not math.isfinite(slope) or slope <= 0:
             direction, pairs = gradient, []
             slope = float(direction @ gradient)
-        # The first step promises one nat; later ones are in the units that were learnt.
-        length = min(1.0, 1.0 / max(slope, 1e-30)) if not pairs else 1.0
-        for _ in range(20):
-            evidence.put(here + length * direction)
+        # Without units the first step promises one nat; later ones are in those that were learnt.
+        unknown = found is None and not pairs
+        length = min(1.0, 1.0 / max(slope, 1e-30)) if unknown else 1.0
+        for _ in range(_HALVINGS):
+            evidence.put(here + length * units * direction)
             after, left = evidence.look()
             gained = math.isfinite(after) and after >= value + 1e-4 * length * slope
             if gained and left >= floor:
@@ -235,7 +277,8 @@ def _quasi_newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
             evidence.put(here)
             break
         now, new, effective = evidence.gradient()
-        change, turn = evidence.get() - here, gradient - new
+        new = units * new
+        change, turn = (evidence.get() - here) / units, gradient - new
         if float(change @ turn) > 1e-12 * float(turn @ turn):
             pairs = [*pairs[-_MEMORY + 1 :], (change, turn)]
         small = now - value < _TINY and step >= 3
@@ -272,11 +315,13 @@ def nats_left(
     They climb on one half of the draws, and the other half says what that gained, at several parts
     of the way; then with the halves exchanged. What was not seen when climbing is no gain by
     chance, whatever the number of parameters, and it can only be too small: it is what a short
-    climb reaches.
+    climb reaches. Climbs start at the parameters; where steps are not Newton's, a part of a unit
+    away, so that a saddle is left; and with those moved on which the evidence does not depend where
+    they are.
 
     Returns:
-        Nats and their standard error; None where the weights say nothing, or the budget was spent
-        before both halves had climbed.
+        Nats and their standard error; None where the weights say nothing, the evidence has no
+        finite gradient at the parameters, or the budget was spent before both halves had climbed.
     """
     found, errors = [], []
     for mine, other in ((0, 1), (1, 0)):
@@ -287,23 +332,42 @@ def nats_left(
         if climbing.even or looking.even:
             return None
         start = climbing.get()
+        gradient = climbing.gradient()[1]
+        if not bool(torch.isfinite(gradient).all()):
+            return None
         with torch.no_grad():
             before = looking.log_weights()
+        gains = []
         try:
-            raise_evidence(climbing, budget=budget)
-            end = climbing.get()
-            gains = []
-            for part in _PARTS:
-                looking.put(start + part * (end - start))
-                with torch.no_grad():
-                    after = looking.log_weights()
-                gains.append(_gain(before, after))
+            for begin in _places(climbing, start, gradient):
+                climbing.put(begin)
+                raise_evidence(climbing, budget=budget)
+                end = climbing.get()
+                for part in _PARTS:
+                    looking.put(start + part * (end - start))
+                    with torch.no_grad():
+                        after = looking.log_weights()
+                    gains.append(_gain(before, after))
             gain, error = max(gains)
         finally:
             climbing.put(start)
         found.append(max(0.0, gain))
         errors.append(error)
     return sum(found) / 2, max(errors)
+
+
+def _places(evidence: Evidence, start: Tensor, gradient: Tensor) -> list[Tensor]:
+    """Points from which to climb: the parameters themselves, and others where those may mislead."""
+    places = [start]
+    if evidence.count > _NEWTON:  # whose steps leave a saddle by themselves
+        units = _own_units(evidence)
+        away = torch.randint(0, 2, start.shape, generator=stream(0, "away")).to(start) * 2 - 1
+        places.append(start + 0.3 * away * (torch.ones_like(start) if units is None else units))
+    flat = gradient == 0
+    if bool(flat.any()):
+        size = 1 + start.abs()
+        places += [torch.where(flat, start + shift * size, start) for shift in _SHIFTS]
+    return places
 
 
 def _gain(before: Tensor, after: Tensor) -> tuple[float, float]:

@@ -71,7 +71,7 @@ def predict_from(
     kwargs: Mapping[str, Any] | None = None,
     *,
     sites: Sequence[str] | None = None,
-    from_prior: Sequence[str] = (),
+    from_prior: Sequence[str] | None = None,
     generator: torch.Generator | None = None,
 ) -> Predictions:
     """Run the model forward at draws of its latents; see :meth:`Fit.predict`.
@@ -82,7 +82,8 @@ def predict_from(
         args: New positional arguments; with no new ones at all, those of the fit.
         kwargs: New keyword arguments.
         sites: Sites to return; all that were not held by default.
-        from_prior: Latent sites to draw anew, from their prior given the other latents.
+        from_prior: Latent sites to draw anew, from their prior given the other latents. None is
+            none of them, with a warning where entries of rows are held at other data.
         generator: Source of the discrete sites' draws. All else comes from torch's own state.
 
     Raises:
@@ -94,8 +95,10 @@ def predict_from(
         args, kwargs = log_joint.args, log_joint.kwargs
     call = (tuple(args), dict(kwargs or {}))
     latents = set(log_joint.latent.sites)
+    told, from_prior = from_prior is not None, from_prior or ()
     _check_names(from_prior, latents | log_joint.enumerated)
-    values = {n: v for n, v in draws.items() if n in latents and n not in from_prior}
+    drawn = {*from_prior, *(() if same else _imputed(log_joint))}
+    values = {n: v for n, v in draws.items() if n in latents and n not in drawn}
     values |= _held_discrete(log_joint, draws, from_prior, same=same, generator=generator)
     count = len(next(iter(draws.values())))
     first = {name: value[0] for name, value in values.items()}
@@ -104,10 +107,15 @@ def predict_from(
     for place, subsample in enumerate(covering):
         forward = ForwardModel(log_joint.model, *call, subsample)
         trace = _started(forward, first)
-        wanted = [name for name in forward.shapes if name not in values]
-        rows = max(1, _CHUNK // max(1, forward.size))
-        parts = list(forward.run(count, values, wanted, rows))
-        found = {name: torch.cat([part[name] for part in parts]) for name in wanted}
+        made = [name for name in forward.shapes if name not in values]
+        if sites is not None:
+            _check_names(sites, {*draws, *values, *made})
+        # All sites of a batch, since the next one holds what they share.
+        asked = made if sites is None or subsample else sites
+        wanted = [name for name in made if name in asked]
+        found = _gathered(forward, count, values, wanted) if wanted else {}
+        if not (same or told) and place == 0:
+            _tell_rows(trace, latents & values.keys(), set(made) - latents)
         if not subsample:
             outcome = found
             break
@@ -131,6 +139,38 @@ def predict_from(
     )
 
 
+def _gathered(
+    forward: ForwardModel, count: int, values: TensorDict, wanted: Sequence[str]
+) -> TensorDict:
+    """Make the wanted sites' values ``(count, *shape)``, chunk by chunk, each number once."""
+    whole: TensorDict = {}
+    begin = 0
+    for part in forward.run(count, values, wanted, max(1, _CHUNK // max(1, forward.size))):
+        length = len(next(iter(part.values())))
+        for name, value in part.items():
+            if name not in whole:
+                whole[name] = value.new_empty((count, *value.shape[1:]))
+            whole[name][begin : begin + length] = value
+        begin += length
+    return whole
+
+
+def _tell_rows(trace: Trace, held: Collection[str], drawn: Collection[str]) -> None:
+    """Warn of latents that belong to the fitted rows, entry by entry, and are held at others."""
+    nodes = trace.nodes
+    rows = {_plates(nodes[n]) for n in drawn if n in nodes and not is_deterministic(nodes[n])}
+    own = sorted(n for n in held if n in nodes and _plates(nodes[n]) in rows - {frozenset()})
+    if own:
+        warnings.warn(
+            f"The latents {', '.join(map(repr, own))} have an entry for each row of the data, and "
+            "were held at those of the fitted rows. For new rows draw them from their prior: "
+            f"predict(..., from_prior={own}). If the rows are the same ones, say so with "
+            "from_prior=[].",
+            DataWarning,
+            stacklevel=4,
+        )
+
+
 def _check_names(asked: Collection[str], known: Collection[str]) -> None:
     if isinstance(asked, str):
         raise OptionError(f"Names of sites come as a list: [{asked!r}].")
@@ -152,6 +192,16 @@ def _started(forward: ForwardModel, first: Mapping[str, Tensor]) -> Trace:
             f"{words}. Pass what model(*args, **kwargs) takes. Observed sites are drawn anew: give "
             "None for their data where the model allows it, else any tensor of the new size."
         ) from error
+
+
+def _imputed(log_joint: LogJoint) -> set[str]:
+    """Latents that stand for missing observations of the fitted rows (``obs_mask=`` of Pyro)."""
+    ending = "_unobserved"
+    names = {name for name in log_joint.latent.sites if name.endswith(ending)}
+    if not names:
+        return names
+    nodes = prior_trace(log_joint.model, log_joint.args, log_joint.kwargs).nodes
+    return {name for name in names if f"{name.removesuffix(ending)}_observed" in nodes}
 
 
 def _held_discrete(

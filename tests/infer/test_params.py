@@ -17,7 +17,7 @@ from scipy.stats import multivariate_normal
 from torch.distributions import constraints
 
 from pyro_nfvi import NFVI
-from pyro_nfvi.infer.findings import ParamsLeft, find
+from pyro_nfvi.infer.findings import Level, ParamsLeft, find
 from pyro_nfvi.infer.param_ascent import Evidence, nats_left, raise_evidence
 
 GENERATOR = torch.Generator().manual_seed(23)
@@ -199,7 +199,13 @@ def best(case, params):
     return -float(found.fun)
 
 
-@pytest.mark.parametrize("name", CASES)
+#: Cases that the fast tests run.
+FAST = ("far", "groups", "pyro.module")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_parameters_end_where_the_exact_evidence_is_highest(name):
     case = CASES[name]()
     fit = run(case.model, *case.args)
@@ -214,7 +220,7 @@ def test_parameters_end_where_the_exact_evidence_is_highest(name):
     assert finding.nats < 0.05
 
 
-@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("local", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_modules_that_keep_their_own_parameters(local):
     with pyro.settings.context(module_local_params=local):
         net = Net()
@@ -265,6 +271,49 @@ def test_a_net_of_many_parameters_is_judged():
     assert fit.log_evidence()[0] > 20  # a line alone reaches -21
 
 
+#: Ways in which the mean of all rows, 3 at its best, depends on a parameter that rests elsewhere.
+REST = {
+    "saddle": (lambda p: p[0] * p[1], torch.zeros(2)),
+    "stationary": (lambda p: p.square(), torch.tensor(0.0)),
+    "clamp": (lambda p: p.clamp(min=0.0), torch.tensor(-3.0)),
+    "saddle of many": (lambda p: (p[:25] * p[25:]).sum(), torch.zeros(50)),
+}
+
+
+@pytest.mark.parametrize("name", REST)
+def test_rest_is_no_top(name):
+    """The gradient is 0 at the start, and thousands of nats are left there."""
+    mean, start = REST[name]
+
+    def model(x, y):
+        p = pyro.param("p", start.clone())
+        b = pyro.sample("b", dist.Normal(0.0, 2.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(mean(p) + b * x, 0.2), obs=y)
+
+    fit = run(model, X, Y, guide="affine", max_steps=60)
+    reached = line({"off": float(mean(fit.params["p"])), "s": 0.2}, X, Y)
+    left = line({"off": float(Y.mean()), "s": 0.2}, X, Y) - reached
+    assert left < 0.1 or fit.verdict != "good"
+    if name in ("saddle", "stationary"):
+        assert left < 0.1
+    else:
+        finding = find(fit.training.findings, ParamsLeft)
+        assert left < 0.1 or (finding.nats > 0.1 and "'p'" in finding.sentence())
+
+
+def test_no_finite_gradient_is_not_judged():
+    """A scale that has run to 0: the density is finite there, its gradient 0 times infinity."""
+    z = torch.randn(200, 1, generator=torch.Generator().manual_seed(0)).double()
+    leaf = torch.tensor(-800.0, dtype=torch.float64, requires_grad=True)
+
+    def density(z):
+        return -0.5 * z.square().sum(-1) + 0 * (leaf.exp() + 1e-300).pow(-2) - leaf.exp().sqrt()
+
+    assert nats_left(density, z, -0.5 * z.square().sum(-1), {"leaf": leaf}) is None
+    assert ParamsLeft(None, 0.0, ("s",)).level is not Level.REMARK
+
+
 # ------------------------------------------------------------------------- the pure functions
 
 
@@ -310,6 +359,7 @@ def test_nats_left_are_those_of_the_exact_gap_and_no_chance():
     assert 0.08 < found[0] < 0.2  # 0.125 exactly
 
 
+@pytest.mark.slow
 def test_a_flow_trains_beside_parameters_in_small_units():
     """A banana whose noise has the unit 1e-3: the flow has to train, and the scale stays right."""
     unit = 1e-3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import pyro
@@ -13,7 +14,7 @@ from pyro import poutine
 from pyro.infer import Predictive
 from pyro.infer.reparam import LocScaleReparam
 
-from pyro_nfvi import NFVI, AutoFlow, load, to_arviz
+from pyro_nfvi import NFVI, AutoFlow, load, to_arviz, vsbc
 from pyro_nfvi.errors import DataWarning, ModelError, NotSetUpError, OptionError, ParamStoreError
 from pyro_nfvi.infer.predict import predict_from
 from pyro_nfvi.logjoint import LogJoint
@@ -25,6 +26,8 @@ A, B = torch.linalg.lstsq(torch.stack([torch.ones(30), X], -1), Y).solution.toli
 FAR = X + 10  # as many rows, other covariates
 THERE = A + 10 * B
 COUNTS = (3, 30, 47)
+#: A fit that is only looked at for what its draws are.
+QUICK = {"guide": "affine", "max_steps": 20, "explore": "off", "precondition": False}
 
 
 def run(model, *args, **options):
@@ -128,16 +131,29 @@ CATALOGUE = {
 }
 
 
-@pytest.fixture(scope="module", params=list(CATALOGUE))
-def entry(request):
-    model = CATALOGUE[request.param]
+#: Writings that the fast tests leave out: others run the same code.
+SLOW = ("always observed", "reparameterised", "to_event", "module")
+
+
+@functools.cache
+def fitted(name):
+    """A writing of the catalogue and its fit."""
+    model = CATALOGUE[name]
     model = model() if model is as_module else model
-    if request.param == "one by one":  # slow to fit, so that the fit of another writing is lent
-        fit = run(plain, X, Y)
+    if name == "one by one":  # slow to fit, so that the fit of another writing is lent
+        fit = fitted("plain")[1]
         slow = LogJoint(model, (X, Y), {}, fit.latent, way="loop")
-        return request.param, model, dataclasses.replace(fit, log_joint=slow)
-    options: dict = {}
-    return request.param, model, run(model, X, Y, **options)
+        return model, dataclasses.replace(fit, log_joint=slow)
+    return model, run(model, X, Y)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CATALOGUE
+    ]
+)
+def entry(request):
+    return request.param, *fitted(request.param)
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -170,39 +186,66 @@ def test_the_way_is_the_fastest_that_agrees_with_single_runs(entry):
     assert found.how == expected
 
 
+def rows_of(found):
+    """Predictions of the data ``(draws, rows)``, in one site or one for each row."""
+    return torch.cat([v.reshape(len(v), -1) for name, v in found.items() if name[0] == "y"], 1)
+
+
 def draws_of(fit):
-    """Every public call that returns draws, by name."""
+    """Every public call that returns draws of a fit's latents, by name."""
     yield "sample", fit.sample(50, seed=0)
     yield "resample", fit.resample(50, seed=0)
     yield "sample_posterior", fit.guide.sample_posterior(50)
     with fit.model_scope(), torch.no_grad():
         each = [fit.guide(*fit.args, **fit.kwargs) for _ in range(20)]
     yield "guide()", {name: torch.stack([one[name] for one in each]) for name in each[0]}
-    if not fit.log_joint.subsampled and fit.log_joint.how == "plate":
+    if not fit.log_joint.subsampled and fit.log_joint.how == "plate" and "b" in fit.latent.sites:
         nuts = fit.to_nuts(num_samples=20, warmup_steps=20, num_chains=1, seed=0, progress=False)
         yield "get_samples", nuts.get_samples()
         yield "NutsRun.samples", {name: value[0] for name, value in nuts.samples.items()}
         with fit.model_scope():
-            assert float(nuts.predict(FAR, Y, sites=["y"])["y"].mean()) == pytest.approx(
-                THERE, abs=0.5
-            )
+            assert float(rows_of(nuts.predict(FAR, Y)).mean()) == pytest.approx(THERE, abs=0.5)
+
+
+def by_predictive(fit, model, draws, *args):
+    """Pyro's own predictions ``(draws, rows)``; of a plate that subsamples, of the rows drawn."""
+    with fit.model_scope():
+        found = Predictive(model, posterior_samples=draws)(*args)
+    return rows_of(found)
 
 
 def test_all_draws_predict_right_in_pyros_own_predictive(entry):
     name, model, fit = entry
-    if name in ("sequential", "one by one", "subsampled"):
-        pytest.skip("Predictive gives one number or one batch for each run")
     args = (FAR, Y) if name == "always observed" else (FAR,)
     if name == "always observed":
         model = poutine.uncondition(model)
     for source, draws in draws_of(fit):
-        with fit.model_scope():
-            found = Predictive(model, posterior_samples=draws)(*args)["y"]
+        found = by_predictive(fit, model, draws, *args)
+        assert found.shape[1] == (10 if name == "subsampled" else 30), source
+        # Ten rows of 30 for each of 20 draws or more: five standard errors are 0.4.
         assert float(found.mean()) == pytest.approx(THERE, abs=0.5), source
 
 
+@pytest.mark.parametrize("name", ["plain", "parameter"])
+def test_draws_of_loaded_fits_predict_right_in_pyros_own_predictive(name, tmp_path):
+    model, fit = fitted(name)
+    fit.save(tmp_path / "fit")
+    again = load(tmp_path / "fit", model=model, args=(X, Y))
+    for source, draws in draws_of(again):
+        found = by_predictive(again, model, draws, FAR)
+        assert float(found.mean()) == pytest.approx(THERE, abs=0.5), source
+
+
+def test_truths_of_vsbc_predict_right_in_pyros_own_predictive():
+    found = vsbc(plain, (X, Y), num_simulations=3, num_workers=1, seed=0, progress=False, **QUICK)
+    assert sorted(found.truth) == ["a", "b"]
+    new = Predictive(plain, posterior_samples=found.truth)(FAR)["y"]
+    means = found.truth["a"][:, None] + found.truth["b"][:, None] * FAR
+    torch.testing.assert_close(new, means.to(new), rtol=0, atol=0.6)  # six of the noise's sds
+
+
 def test_a_loaded_fit_predicts_under_its_parameters(tmp_path):
-    fit = run(with_parameter, X, Y)
+    fit = fitted("parameter")[1]
     fit.save(tmp_path / "fit")
     again = load(tmp_path / "fit", model=with_parameter, args=(X, Y))
     assert torch.equal(again.predict(FAR, seed=3)["y"], fit.predict(FAR, seed=3)["y"])
@@ -213,7 +256,7 @@ def test_a_loaded_fit_predicts_under_its_parameters(tmp_path):
 
 
 def test_seed_and_random_state():
-    fit = run(plain, X, Y, max_steps=50)
+    fit = fitted("plain")[1]
     state = torch.get_rng_state()
     one, other = fit.predict(FAR, seed=1)["y"], fit.predict(FAR, seed=1)["y"]
     assert torch.equal(one, other)
@@ -223,7 +266,7 @@ def test_seed_and_random_state():
 
 
 def test_sites_and_reweighting():
-    fit = run(plain, X, Y, max_steps=100)
+    fit = fitted("plain")[1]
     assert list(fit.predict(FAR, sites=["mean", "a"], num_samples=4)) == ["mean", "a"]
     found = fit.predict(FAR, reweighted=True, num_samples=300, seed=0)["y"]
     assert float(found.mean()) == pytest.approx(THERE, abs=0.3)
@@ -233,6 +276,11 @@ def test_sites_and_reweighting():
         fit.predict(FAR, sites="mean")
     with pytest.raises(OptionError, match="num_samples"):
         fit.predict(FAR, num_samples=0)
+    for seed in ("x", -1, 1.5):
+        with pytest.raises(OptionError, match="seed"):
+            fit.predict(FAR, seed=seed)
+    with pytest.raises(OptionError, match="no site 'effect'"):
+        fit.predict(FAR, from_prior=["effect"])
 
 
 # ------------------------------------------------------------------------ latents of the rows
@@ -272,6 +320,7 @@ def test_new_groups_are_refused_or_drawn_from_their_prior(groups):
         groups.predict(torch.tensor([5]), 6, from_prior=["nobody"])
 
 
+@pytest.mark.slow
 def test_a_longer_series_is_a_forecast():
     def walk(length, y=None):
         s = pyro.sample("s", dist.HalfNormal(1.0))
@@ -288,6 +337,43 @@ def test_a_longer_series_is_a_forecast():
     assert float(found["y_7"].std()) > 2 * float(found["y_4"].std())
     assert "z_7" in found
     assert "z_3" not in found
+
+
+def by_row(x, y=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("rows", len(x)):
+        effect = pyro.sample("effect", dist.Normal(mu, 1.0))
+        pyro.sample("y", dist.Normal(effect + x, 0.1), obs=y)
+
+
+def test_a_latent_of_each_row_is_held_in_silence_only_where_that_was_said():
+    fit = run(by_row, X, X + torch.linspace(2, 4, 30))
+    with pytest.warns(DataWarning, match=r"'effect' have an entry for each row.*from_prior=\[\]"):
+        held = fit.predict(FAR, num_samples=100, seed=0)["y"]
+    assert torch.equal(held, fit.predict(FAR, num_samples=100, seed=0, from_prior=[])["y"])
+    assert held.mean(0).tolist() == pytest.approx(
+        (FAR + torch.linspace(2, 4, 30)).tolist(), abs=0.3
+    )
+    fresh = fit.predict(FAR, num_samples=1000, seed=0, from_prior=["effect"])["y"]
+    # 30,000 effects of sd 1 about one mu each, which has the sd 0.19: five standard errors of it.
+    assert (fresh.mean(0) - FAR - 3).abs().max() < 0.3
+    assert float((fresh - FAR).std()) == pytest.approx(1.02, rel=0.05)
+    assert "effect" not in fit.predict(num_samples=10)
+
+
+@pytest.mark.parametrize("count", [30, 7])
+def test_values_imputed_for_fitted_rows_are_drawn_anew_at_others(count):
+    seen = torch.arange(30) % 3 > 0
+
+    def missing(x, y=None, seen=None):
+        a, b = pyro.sample("a", dist.Normal(0.0, 5.0)), pyro.sample("b", dist.Normal(0.0, 5.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(a + b * x, 0.1), obs=y, obs_mask=seen)
+
+    fit = run(missing, X, Y, seen)
+    found = fit.predict(FAR[:count], Y[:count], seen[:count], num_samples=200, seed=0)["y"]
+    assert float((found.mean(0) - A - B * FAR[:count]).abs().max()) < 0.5
+    assert "y_unobserved" not in fit.predict(num_samples=5)
 
 
 # --------------------------------------------------------------------------- discrete sites
@@ -332,7 +418,7 @@ def test_a_shared_discrete_site_keeps_what_the_data_say_of_it():
 
 
 def test_wrong_arguments_and_data():
-    fit = run(plain, X, Y, max_steps=50)
+    fit = fitted("plain")[1]
     with pytest.raises(ModelError, match="arguments of predict"):
         fit.predict(X, Y, 3)
     with pytest.warns(DataWarning, match="'mean' hold NaN"):
@@ -348,7 +434,7 @@ def test_several_subsampling_plates_are_refused():
         ):
             pyro.sample("y", dist.Normal(a, 1.0), obs=y[i][:, j])
 
-    fit = run(crossed, torch.zeros(6, 4), max_steps=20)
+    fit = run(crossed, torch.zeros(6, 4), **QUICK)
     with pytest.raises(ModelError, match="'i', 'j' all subsample"):
         fit.predict(torch.zeros(6, 4))
 
@@ -358,7 +444,7 @@ def test_a_model_without_a_site_to_predict():
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
         pyro.factor("f", -0.5 * (y - a).square().sum())
 
-    fit = run(by_factor, torch.zeros(()), max_steps=20)
+    fit = run(by_factor, torch.zeros(()), **QUICK)
     with pytest.raises(ModelError, match=r"pyro\.factor alone"):
         fit.predict(torch.zeros(()))
 
@@ -375,7 +461,7 @@ def test_a_distribution_without_sample_is_named():
         a = pyro.sample("a", dist.Normal(torch.tensor(0.0), 1.0))
         pyro.sample("y", NoSample(a, 1.0), obs=y)
 
-    fit = run(model, torch.tensor(1.0), max_steps=20)
+    fit = run(model, torch.tensor(1.0), **QUICK)
     with pytest.raises(ModelError, match="'y' cannot be drawn"):
         fit.predict(torch.tensor(1.0))
 
@@ -384,7 +470,7 @@ def test_a_distribution_without_sample_is_named():
 
 
 def test_a_guide_beside_untrained_parameters_refuses(tmp_path):
-    fit = run(with_parameter, X, Y)
+    fit = fitted("parameter")[1]
     for prepare in (lambda: None, lambda: pyro.param("off", torch.tensor(0.0))):
         pyro.clear_param_store()
         prepare()
@@ -402,6 +488,7 @@ def test_a_guide_beside_untrained_parameters_refuses(tmp_path):
     pyro.clear_param_store()
 
 
+@pytest.mark.slow
 def test_two_fits_of_one_module_keep_their_own_parameters():
     net = as_module()
     one = run(net, X, Y)
@@ -417,27 +504,39 @@ def test_two_fits_of_one_module_keep_their_own_parameters():
 
 def test_predictions_need_no_fit_at_all():
     """Draws from anywhere will do."""
-    fit = run(plain, X, Y, max_steps=20)
+    fit = fitted("plain")[1]
     draws = {"a": torch.zeros(7), "b": torch.ones(7), "mean": torch.zeros(7, 30)}
     found = predict_from(fit.log_joint, draws, (FAR,))
     torch.testing.assert_close(found["mean"], FAR.expand(7, 30))
 
 
+@pytest.mark.slow
 def test_the_mixture_of_two_modes_predicts_both():
-    def two(x, y=None):
+    def two(x):
         m = pyro.sample("m", dist.Normal(torch.tensor(1.0), 5.0))
         pyro.sample("o", dist.Normal(m.abs(), 0.3), obs=torch.tensor(6.0))
         with pyro.plate("rows", len(x)):
-            pyro.deterministic("mean", m * x)
+            mean = pyro.deterministic("mean", m * x)
+            pyro.sample("y", dist.Normal(mean, 0.1))
 
-    fit = NFVI(two, seed=0, progress=False).run(torch.ones(2))
+    def observed(x, y):
+        return poutine.condition(two, data={"y": y})(x) if y is not None else two(x)
+
+    fit = NFVI(observed, seed=0, progress=False).run(torch.zeros(2), torch.zeros(2))
     assert len(fit.modes) == 2
-    found = fit.predict(torch.full((5,), 2.0), num_samples=400, seed=0)["mean"]
+    new = torch.full((5,), 2.0)
+    found = fit.predict(new, None, num_samples=400, seed=0)["mean"]
     assert set(found.div(12).round().unique().tolist()) == {-1.0, 1.0}
+    for source, draws in draws_of(fit):
+        again = by_predictive(fit, two, draws, new)
+        assert set(again.div(12).round().unique().tolist()) <= {-1.0, 1.0}, source
+        if len(again) >= 50:
+            assert (again > 0).any(), source
+            assert (again < 0).any(), source
 
 
 def test_a_guide_of_the_users_own_is_guarded_only_by_its_fit():
     guide = AutoFlow(with_parameter, None)
-    run(with_parameter, X, Y, guide=guide, max_steps=20)
+    run(with_parameter, X, Y, **(QUICK | {"guide": guide}))
     with torch.no_grad(), pytest.raises(ParamStoreError):
         guide(X, Y)
