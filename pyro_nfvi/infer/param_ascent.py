@@ -151,12 +151,11 @@ def raise_evidence(
 ) -> Ascent:
     r"""Move the parameters to where the estimated evidence is highest, in place.
 
-    Up to 40 parameters: damped Newton steps in units of their own,
-    :math:`u_i = |\partial^2 \hat L / \partial\phi_i^2|^{-1/2}`, with the absolute eigenvalues of
-    the scaled Hessian, so that a saddle is left. More parameters, or a model without second
-    derivatives: L-BFGS with ten pairs, in units from the row norms
-    of the Hessian. A step is taken if it gains, and leaves 30 % of the
-    effective draws. Where the budget is spent, they stay where they are by then.
+    Up to 40 parameters: damped Newton steps in units of their own, :math:`u_i = |\partial^2 \hat
+    L / \partial\phi_i^2|^{-1/2}`, with the absolute eigenvalues of the scaled Hessian, so that a
+    saddle is left. More parameters, or a model without second derivatives: L-BFGS with ten pairs,
+    in units from the row norms of the Hessian. A step is taken if it gains, and leaves 30 % of
+    the effective draws. Where the budget is spent, they stay where they are by then.
 
     Cost:
         Up to 40 steps of P + 2 backward passes (L-BFGS: of one, after nine) over all draws.
@@ -220,8 +219,8 @@ def _own_units(evidence: Evidence) -> Tensor | None:
     r"""Estimate units ``(P,)`` from products of the Hessian with random signs.
 
     :math:`u_i = (\sum_j H_{ij}^2)^{-1/4}`, the row norm being the mean of :math:`(Hv)_i^2`: exact
-    for a diagonal Hessian, and never far too large, as a noisy diagonal could be. None without second
-    derivatives.
+    for a diagonal Hessian, and never far too large, as a noisy diagonal could be. None without
+    second derivatives.
 
     Source: Dauphin, de Vries and Bengio 2015, arXiv:1502.04390 (equilibration).
     """
