@@ -182,7 +182,7 @@ def test_the_way_is_the_fastest_that_agrees_with_single_runs(entry):
     found = fit.predict(X, Y, num_samples=20)
     expected = {"matrix product": "vmap", "one by one": "loop"}.get(name, "plate")
     if name == "matrix product" and torch.__version__ < "2.6":
-        expected = "loop"  # runs of the model under vmap do not agree there, and are not used
+        expected = "loop"  # slower, and right: vmap is not taken there
     assert found.how == expected
 
 
