@@ -34,7 +34,7 @@ _FELT = 2.5
 #: holds 1e-5 of the mass: no draw will see it.
 _FAINT = 7.0
 #: Most Newton steps at a point, and the Newton decrement, in nats, at which it has arrived.
-_NEWTON, _ARRIVED = 8, 1e-3
+_NEWTON, _ARRIVED = 40, 1e-3
 #: Shares of a Newton step that are tried.
 _SHARES = (1.0, 0.5, 0.2, 0.05, 0.01)
 #: Difference step in conditional standard deviations: large enough for single precision.
@@ -291,51 +291,69 @@ def _predicted(target: Target, rows: Tensor, index: Tensor, t: Tensor, centre: T
 def _conditional(
     target: Target, rows: Tensor, index: Tensor, spread: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Maximise over all coordinates but ``index``; return points, widths and log marginals."""
+    """Maximise over all coordinates but ``index``; return points, widths and log marginals.
+
+    The log marginal is NaN where Newton's method did not arrive: a height on the way to the ridge
+    says nothing of the tail.
+    """
+    rows, spread = rows.clone(), spread.clone()
+    log_p, score, _ = target(rows)
+    marginal = torch.full_like(log_p, math.nan)
+    todo = torch.arange(len(rows), device=rows.device)
+    shares = torch.tensor(_SHARES, dtype=rows.dtype, device=rows.device)[:, None, None]
+    for _ in range(_NEWTON):
+        here, width = rows[todo], spread[todo]
+        move, width, logdet, decrement = _newton(target, here, score[todo], index[todo], width)
+        spread[todo] = width
+        arrived = decrement < _ARRIVED
+        marginal[todo[arrived]] = (log_p[todo] - 0.5 * logdet)[arrived]
+        logdet = logdet[~arrived]
+        todo, here, move = todo[~arrived], here[~arrived], move[~arrived]
+        if not len(todo) or target.budget.over():
+            break
+        tried = here + shares * move
+        heights, scores, _ = target(tried)
+        best = heights.argmax(0)
+        height = heights.gather(0, best[None]).squeeze(0)
+        pick = best[None, :, None].expand(1, *here.shape)
+        better = height > log_p[todo]
+        # Where no part of a step leads higher, this is the top, as far as numbers or a kink allow.
+        marginal[todo[~better]] = (log_p[todo] - 0.5 * logdet)[~better]
+        todo, pick = todo[better], pick[:, better]
+        rows[todo] = tried[:, better].gather(0, pick).squeeze(0)
+        score[todo] = scores[:, better].gather(0, pick).squeeze(0)
+        log_p[todo] = height[better]
+        if not len(todo):
+            break
+    return rows, spread, marginal
+
+
+def _newton(
+    target: Target, rows: Tensor, score: Tensor, index: Tensor, spread: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return Newton steps with ``index`` held, widths, log determinants and decrements in nats."""
     dim = rows.shape[-1]
     fixed = torch.nn.functional.one_hot(index, dim).bool()
     eye = torch.eye(dim, dtype=rows.dtype, device=rows.device)
-    log_p, score, _ = target(rows)
-    logdet = torch.full_like(log_p, math.nan)
-    for _ in range(_NEWTON):
-        step = _STEP * spread
-        shifted = torch.stack(
-            [
-                rows.unsqueeze(1) + step.unsqueeze(-1) * eye,
-                rows.unsqueeze(1) - step.unsqueeze(-1) * eye,
-            ]
-        )
-        scores = target(shifted)[1]
-        curvature = -(scores[0] - scores[1]) / (2 * step.unsqueeze(-1))
-        curvature = 0.5 * (curvature + curvature.transpose(-1, -2))
-        # In units of the widths, with the coordinate that is held as a unit of its own.
-        scaled = curvature * spread.unsqueeze(-1) * spread.unsqueeze(-2)
-        hold = fixed.unsqueeze(-1) | fixed.unsqueeze(-2)
-        scaled = torch.where(hold, eye.expand_as(scaled), scaled)
-        scaled = torch.where(torch.isfinite(scaled), scaled, eye.expand_as(scaled))
-        values, vectors = torch.linalg.eigh(scaled)
-        most = values.abs().amax(-1, keepdim=True)
-        values = values.abs().maximum(_FLOOR * most)
-        slope = torch.where(fixed, torch.zeros_like(score), score * spread)
-        along = (vectors.transpose(-1, -2) @ slope.unsqueeze(-1)).squeeze(-1)
-        move = (vectors @ (along / values).unsqueeze(-1)).squeeze(-1) * spread
-        logdet = values.log().sum(-1) - 2 * torch.where(fixed, 0.0, spread.log()).sum(-1)
-        inverse = (vectors.square() / values.unsqueeze(-2)).sum(-1)
-        spread = torch.where(fixed, spread, spread * inverse.sqrt().clamp(1e-3, 1e3))
-        if bool((0.5 * (along.square() / values).sum(-1) < _ARRIVED).all()):
-            break
-        shares = torch.tensor(_SHARES, dtype=rows.dtype, device=rows.device)[:, None, None]
-        tried = rows + shares * move
-        heights, scores, _ = target(tried)
-        best = heights.argmax(0)
-        better = heights.gather(0, best[None]).squeeze(0) > log_p
-        if target.budget.over() or not bool(better.any()):
-            break
-        pick = best[None, :, None].expand(1, *rows.shape)
-        rows = torch.where(better.unsqueeze(-1), tried.gather(0, pick).squeeze(0), rows)
-        score = torch.where(better.unsqueeze(-1), scores.gather(0, pick).squeeze(0), score)
-        log_p = torch.where(better, heights.gather(0, best[None]).squeeze(0), log_p)
-    return rows, spread, log_p - 0.5 * logdet
+    step = (_STEP * spread).unsqueeze(-1)
+    ahead, behind = rows.unsqueeze(1) + step * eye, rows.unsqueeze(1) - step * eye
+    scores = target(torch.stack([ahead, behind]))[1]
+    curvature = -(scores[0] - scores[1]) / (2 * step)
+    curvature = 0.5 * (curvature + curvature.transpose(-1, -2))
+    # In units of the widths, with the coordinate that is held as a unit of its own.
+    scaled = curvature * spread.unsqueeze(-1) * spread.unsqueeze(-2)
+    hold = fixed.unsqueeze(-1) | fixed.unsqueeze(-2)
+    scaled = torch.where(hold, eye.expand_as(scaled), scaled)
+    scaled = torch.where(torch.isfinite(scaled), scaled, eye.expand_as(scaled))
+    values, vectors = torch.linalg.eigh(scaled)
+    values = values.abs().maximum(_FLOOR * values.abs().amax(-1, keepdim=True))
+    slope = torch.where(fixed, torch.zeros_like(score), score * spread)
+    along = (vectors.transpose(-1, -2) @ slope.unsqueeze(-1)).squeeze(-1)
+    move = (vectors @ (along / values).unsqueeze(-1)).squeeze(-1) * spread
+    logdet = values.log().sum(-1) - 2 * torch.where(fixed, 0.0, spread.log()).sum(-1)
+    inverse = (vectors.square() / values.unsqueeze(-2)).sum(-1).sqrt().clamp(1e-3, 1e3)
+    width = torch.where(fixed, spread, spread * inverse)
+    return move, width, logdet, 0.5 * (along.square() / values).sum(-1)
 
 
 def _settled(slopes: list[float]) -> float:

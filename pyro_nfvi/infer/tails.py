@@ -34,6 +34,9 @@ TAIL_ROWS = {"plate": 20_000, "vmap": 20_000, "loop": 0}
 _TOLD = 4.0
 #: Ratio of sds from which on draws stop short: that of a right fit is within 3 %.
 _SHORT = 1.12
+#: Most latents for which that is asked. In 90 latents of a non-centred hierarchy Laplace's method is
+#: 60 % off at the third sd, since the scale that all share moves with each of them.
+_SHORT_DIM = 30
 
 
 def follow_tails(
@@ -71,7 +74,7 @@ def short_tails(
     heavy: tuple[str, ...],
     budget: Budget = UNLIMITED,
 ) -> ShortTails:
-    """Tell which numbers' draws stop short of where the density goes on.
+    """Tell which numbers' draws stop short of where the density goes on, in up to 30 latents.
 
     Args:
         latent: The latent space.
@@ -83,7 +86,7 @@ def short_tails(
     Cost:
         Some tens of calls of the model, of up to 8000 rows.
     """
-    if log_joint.how == "loop" or log_joint.subsampled:
+    if log_joint.how == "loop" or log_joint.subsampled or latent.dim > _SHORT_DIM:
         return ShortTails()
     ratio = tail_moments(
         Target(log_joint, latent.init_loc, budget=budget),
