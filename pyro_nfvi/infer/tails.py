@@ -35,7 +35,7 @@ _TOLD = 4.0
 #: Ratio of sds from which on draws stop short: that of a right fit is within 3 %.
 _SHORT = 1.12
 #: Most latents for which that is asked. In 90 latents of a non-centred hierarchy Laplace's method
-#: is 60 % off, since the scale that all share moves with each of them.
+#: is far off, since the scale that all share moves with each of them.
 _SHORT_DIM = 30
 
 
