@@ -113,7 +113,7 @@ def test_there_is_a_result_when_the_time_is_over_at_once(each):
 
 
 def test_looks_at_the_end_begin_only_where_there_is_time_and_stop_where_it_is_over():
-    """The clock ticks with each run of the model; no call goes beyond its limit by more than 5 %."""
+    """The clock ticks with each run of the model; no call goes more than 5 % beyond its limit."""
     for limit in (30.0, 120.0):
         clock = Clock(0.01)
         recipe = NFVI(slow(clock), seed=0, progress=False, max_seconds=limit, engine="svi")
