@@ -24,6 +24,7 @@ STOREYS = {
     0: {
         "_budget",
         "_compat",
+        "_folder_lock",
         "_operators",
         "_modes",
         "_precision",

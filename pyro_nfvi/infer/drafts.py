@@ -12,18 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pyro_nfvi._folder_lock import LOST, lock_folder
 from pyro_nfvi.errors import FileError
 
-try:
-    import fcntl
-except ImportError:  # Windows: drafts are told to be left behind by their age
-    fcntl = None  # type: ignore[assignment]
-
 __all__ = ["remove_drafts", "whole_file"]
-
-#: Seconds after which a draft that cannot be locked, or is of version 0.1, is given up for lost.
-_LOST = 3600.0
-_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextmanager
@@ -87,7 +79,7 @@ def _draft(target: Path) -> Iterator[Path]:
     while True:
         folder = target.parent / f".{target.name}.{secrets.token_hex(4)}.draft"
         os.mkdir(folder, 0o700)
-        lock = _lock(folder)
+        lock = lock_folder(folder)
         if lock is None:  # somebody took it for one that was left behind
             continue
         try:
@@ -102,35 +94,14 @@ def _draft(target: Path) -> Iterator[Path]:
         return
 
 
-def _lock(folder: Path) -> int | None:
-    """Lock a folder; None if another process has it, -1 where folders cannot be locked."""
-    if fcntl is None:
-        return -1
-    try:
-        descriptor = os.open(folder, _FOLDER)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(descriptor).st_ino == os.stat(folder, follow_symlinks=False).st_ino:
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except OSError:  # a file system that knows no locks
-        os.close(descriptor)
-        return -1
-    os.close(descriptor)
-    return None
-
-
 def _remove_folder(folder: Path, name: str) -> None:
     """Remove a draft's folder if nobody works at it; a file of another name in it saves it."""
     with contextlib.suppress(OSError):
         found = os.stat(folder, follow_symlinks=False)
         if not stat.S_ISDIR(found.st_mode):
             return
-        lock = _lock(folder)
-        if lock is None or (lock < 0 and time.time() - found.st_mtime < _LOST):
+        lock = lock_folder(folder)
+        if lock is None or (lock < 0 and time.time() - found.st_mtime < LOST):
             return
         try:
             if set(os.listdir(folder)) <= {name}:
@@ -146,7 +117,7 @@ def _remove_old(path: Path) -> None:
     """Remove a draft of version 0.1, a file: by its beginning, and once it is old."""
     with contextlib.suppress(OSError):
         found = os.stat(path, follow_symlinks=False)
-        if not stat.S_ISREG(found.st_mode) or time.time() - found.st_mtime < _LOST:
+        if not stat.S_ISREG(found.st_mode) or time.time() - found.st_mtime < LOST:
             return
         with open(path, "rb") as file:
             start = file.read(1024)

@@ -21,7 +21,7 @@ import torch
 from pyro_nfvi.engine import cache as cache_module
 from pyro_nfvi.engine.cache import Cache, clear_cache, default_folder
 from pyro_nfvi.engine.native import NativeFunction, compiler, library
-from pyro_nfvi.engine.native.commands import run
+from pyro_nfvi.engine.native.commands import run, work_folder
 from pyro_nfvi.engine.native.compiler import CompilerFault, find_compiler
 from pyro_nfvi.engine.native.objects import compile_text
 from pyro_nfvi.engine.program import Unsupported
@@ -565,6 +565,74 @@ def test_flags_let_nan_and_infinity_be_seen():
     graph = torch.fx.GraphModule(torch.nn.Module(), recorder.graph)
     for one, other in zip(NativeFunction(graph, recorder.consts)(x), outputs):
         torch.testing.assert_close(one, other, equal_nan=True)
+
+
+def work_in_a_child(place):
+    """Fork a process that runs a command in a work folder; return it once the command has begun."""
+    before = len(list(place.glob("*/begun")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if not pid:
+        signal.alarm(60)
+        with work_folder() as folder:
+            (folder / "cc").mkdir()
+            (folder / "cc" / "step.s").write_text("half")
+            run(["sh", "-c", "echo > begun; sleep 1"], folder, 50)
+        os._exit(1)
+    deadline = time.monotonic() + 60
+    while len(list(place.glob("*/begun"))) == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return pid
+
+
+def end(pid):
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_work_folders_of_a_killed_process_are_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dead, at_work = work_in_a_child(tmp_path), work_in_a_child(tmp_path)
+    try:
+        assert len(names(tmp_path)) == 2
+        end(dead)
+        with work_folder() as mine:
+            assert len(names(tmp_path)) == 2  # that of the one that works, and this one
+            assert mine.name in names(tmp_path)
+    finally:
+        end(at_work)
+    with work_folder() as mine:
+        assert names(tmp_path) == {mine.name}
+    assert not names(tmp_path)
+
+
+def test_nothing_else_is_removed_as_a_work_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with work_folder() as mine:
+        mark = next(mine.iterdir()).name
+        text = (mine / mark).read_bytes()
+    name = "nfvi-work-" + "{:016x}"
+    for number, inside in enumerate([{"thesis.tex": b"\\end"}, {mark: b"a word of mine"}]):
+        (tmp_path / name.format(number)).mkdir()
+        for file, data in inside.items():
+            (tmp_path / name.format(number) / file).write_bytes(data)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / mark).write_bytes(text)
+    (tmp_path / name.format(2)).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / name.format(3)).write_bytes(text)
+    for other in ("nfvi-work-mine", "nfvi-01234567", name.format(4) + "0"):
+        (tmp_path / other).mkdir()
+        (tmp_path / other / mark).write_bytes(text)
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / name.format(5)).mkdir()  # killed before it was marked
+    linked = tmp_path / name.format(6)  # of this form, with a link out of it
+    linked.mkdir()
+    (linked / mark).write_bytes(text)
+    (linked / "link").symlink_to(tmp_path / "elsewhere")
+    with work_folder():
+        pass
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.slow

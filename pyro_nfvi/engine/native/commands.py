@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pyro_nfvi._folder_lock import LOST, lock_folder
+
 __all__ = ["Outcome", "run", "work_folder"]
 
 #: Bytes of a command's words that are looked at.
 _WORDS = 65536
+_WORK = re.compile(r"nfvi-work-[0-9a-f]{16}")
+_MARK, _MARK_TEXT = ".pyro_nfvi", b"Files of a compiler, made by pyro_nfvi; not needed any more.\n"
 
 
 @dataclass(frozen=True)
@@ -41,15 +49,69 @@ class Outcome:
 
 @contextmanager
 def work_folder() -> Iterator[Path]:
-    """Make a folder that nobody else can enter, and remove it at the end.
+    """Make a locked folder that nobody else can enter, and remove it at the end.
 
-    Not at the end of a process that was forked meanwhile, as ``tempfile.TemporaryDirectory`` does.
+    Folders that processes which died left beside it are removed first: those of this form and
+    user that nobody has locked. Not removed at the end of a process that was forked meanwhile, as
+    that of ``tempfile.TemporaryDirectory`` is.
     """
-    folder = Path(tempfile.mkdtemp(prefix="nfvi-"))
+    place = Path(tempfile.gettempdir())
+    _remove_lost(place)
+    lock = None
+    while lock is None:  # somebody took it for one that was left behind
+        folder = place / f"nfvi-work-{secrets.token_hex(8)}"
+        os.mkdir(folder, 0o700)
+        lock = lock_folder(folder)
     try:
+        (folder / _MARK).write_bytes(_MARK_TEXT)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+        if lock >= 0:
+            os.close(lock)
+
+
+def _remove_lost(place: Path) -> None:
+    """Remove the work folders at which nobody works any more."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(place):
+            if _WORK.fullmatch(name):
+                _remove_if_lost(place / name)
+
+
+def _remove_if_lost(folder: Path) -> None:
+    """Remove a folder made by :func:`work_folder`, unless it is in use."""
+    with contextlib.suppress(OSError):
+        found = os.stat(folder, follow_symlinks=False)
+        own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+        if not (stat.S_ISDIR(found.st_mode) and own):
+            return
+        lock = lock_folder(folder)
+        if lock is None:
+            return
+        try:
+            if lock >= 0 or time.time() - found.st_mtime > LOST:
+                if not os.listdir(folder):  # killed before it was marked
+                    os.rmdir(folder)
+                elif (folder / _MARK).read_bytes() == _MARK_TEXT:
+                    _remove(folder)
+        finally:
+            if lock >= 0:
+                os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a work folder, its mark last, so that a kill on the way leaves one that is known."""
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif entry.name != _MARK:
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+        if os.listdir(folder) == [_MARK]:  # a compiler whose parent was killed may still write
+            os.unlink(folder / _MARK)
+        os.rmdir(folder)
 
 
 def run(

@@ -1,0 +1,43 @@
+"""Locks on folders of unfinished work, by which those of processes that died are told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: work is told to be left behind by its age
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["LOST", "lock_folder"]
+
+#: Seconds after which work in a folder that cannot be locked is given up for lost.
+LOST = 3600.0
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Lock a folder until the descriptor is closed, at the latest when the process ends.
+
+    Returns:
+        The descriptor to close; -1 where folders cannot be locked; None if another process has
+        locked it, or it is gone.
+    """
+    if fcntl is None:
+        return -1
+    try:
+        descriptor = os.open(folder, _FOLDER)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_ino == os.stat(folder, follow_symlinks=False).st_ino:
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:  # a file system that knows no locks
+        os.close(descriptor)
+        return -1
+    os.close(descriptor)
+    return None
