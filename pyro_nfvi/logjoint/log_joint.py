@@ -28,6 +28,7 @@ from pyro_nfvi.logjoint.checks import (
     nonfinite_sites,
     quiet,
 )
+from pyro_nfvi.logjoint.dependence import check_dependence, check_own_guide
 from pyro_nfvi.logjoint.missing import fillings
 from pyro_nfvi.logjoint.param_sites import constraint_of, param_leaves
 from pyro_nfvi.logjoint.run import (
@@ -156,6 +157,7 @@ class LogJoint:
                 ),
             )
             subsample = self.draw_subsample()
+            check_own_guide(self._run, latent, subsample, prototype)
             first = self._check_model(subsample)
             #: Numbers that one run for one particle holds.
             self.size = sum(
@@ -412,11 +414,12 @@ class LogJoint:
             run.check_scales(first)
         check_finite(first, run.scalar(latent.init_loc, subsample)[0])
         with pyro.validation_enabled(False):
+            traces = [first]
             for z in self.points(3):
                 values, _ = latent.constrain(z)
-                check_structure(
-                    run.trace(values, subsample), latent, self.enumerated, self.max_plate_nesting
-                )
+                traces.append(run.trace(values, subsample))
+                check_structure(traces[-1], latent, self.enumerated, self.max_plate_nesting)
+        check_dependence(run, latent, traces, subsample)
         return first
 
     def points(self, count: int) -> Tensor:
