@@ -26,6 +26,8 @@ Align: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 _CLIMB, _RACE, _LAST = 60, 120, 200
 #: Draws of each Gaussian in each step of the race, and for the comparison of bounds.
 _ROWS, _COMPARE = 16, 256
+#: Fewest draws for that comparison, where time is short.
+_FEWEST = 8
 #: Draws of each component from which weights are learnt.
 _WEIGH = 1000
 #: Most modes that are kept.
@@ -192,6 +194,7 @@ def explore(
     else:
         weights = torch.ones(1, dtype=torch.float64)
     order = weights.argsort(descending=True)
+    finished = finished and not target.budget.over()
     return Modes(known.take(order), weights[order], hits[order], count, left_out, finished, top)
 
 
@@ -211,6 +214,8 @@ def _places(
     left = left[torch.isfinite(heights[left])]
     found = [] if tops is None else list(tops)
     for place, top in enumerate(found):
+        if target.budget.over():
+            break
         same = ~valleys(target, top, ends[left], _DIP)
         label[left[same]] = place
         left = left[~same]
@@ -245,12 +250,14 @@ def _fitted(
         generator=generator,
     )
     both = Normals(torch.cat([known.loc, ran.loc]), torch.cat([known.factor, ran.factor]))
-    bounds, _ = both.bounds(target, _COMPARE, generator)
+    bounds = _bounds(target, both, generator)
     # So short a race leaves the Gaussians of many dimensions below their best.
     slack = _NEGLIGIBLE + known.dim / 2
     kept, owner = list(range(len(known))), torch.full((len(places),), -1, dtype=torch.long)
     # Modes that are known stay; of the others the best come first.
     for index in bounds[len(known) :].argsort(descending=True).tolist():
+        if target.budget.over():
+            break
         place = len(known) + index
         apart = _apart(target, both, place, kept)
         if bool(apart.all()):
@@ -273,7 +280,7 @@ def _merged(
     generator: torch.Generator | None,
 ) -> tuple[Normals, Tensor]:
     """Leave one Gaussian, the best, of those that a bent ridge joins."""
-    bounds, _ = known.bounds(target, _COMPARE, generator)
+    bounds = _bounds(target, known, generator)
     left = bounds.argsort(descending=True)
     kept: list[int] = []
     count: list[Tensor] = []
@@ -302,10 +309,15 @@ def _once(
     Points near the border of what is nearest to the first Gaussian may have been moved to
     different images.
     """
-    bounds, _ = known.bounds(target, _COMPARE, generator)
+    bounds = _bounds(target, known, generator)
     left = bounds.argsort(descending=True)
-    kept, count = [], []
+    kept: list[int] = []
+    count: list[Tensor] = []
     while len(left):
+        if kept and target.budget.over():  # the rest stay as they are
+            kept += left.tolist()
+            count += list(hits[left])
+            break
         place = int(left[0])
         kept.append(place)
         same = ~valleys(target, known.loc[place], align(known.loc[place], known.loc[left]), _DIP)
@@ -320,9 +332,19 @@ def _apart(target: Target, normals: Normals, one: int, others: list[int]) -> Ten
     return valleys(target, normals.loc[one], normals.loc[others], _DIP)
 
 
+def _bounds(target: Target, normals: Normals, generator: torch.Generator | None) -> Tensor:
+    """Bounds of Gaussians ``(K,)``, from fewer draws where there is no time for all."""
+    rows = target.affordable(_COMPARE * len(normals)) // len(normals)
+    return normals.bounds(target, max(_FEWEST, rows), generator)[0]
+
+
 def _weights(target: Target, normals: Normals, generator: torch.Generator | None) -> Tensor:
+    """Weights of the mixture that is closest to the density; equal ones where time is over."""
     z = normals.points(normals.noise(_WEIGH, generator)).flatten(0, 1)
-    return mixture_weights(target(z)[0], normals.log_prob(z))[0]
+    log_p = target.log_prob(z)
+    if log_p is None:
+        return torch.full_like(normals.loc[:, 0], 1 / len(normals))
+    return mixture_weights(log_p, normals.log_prob(z))[0]
 
 
 def _spikes(normals: Normals, weights: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def other_modes(
     centres = [found.loc]
     order = found.start_bounds.argsort(descending=True).tolist()
     for index in order:
-        if float(found.start_bounds[index]) < found.bound - _NEGLIGIBLE:
+        if float(found.start_bounds[index]) < found.bound - _NEGLIGIBLE or target.budget.over():
             break
         here = found.starts.loc[index]
         others = torch.stack(centres)

@@ -101,7 +101,8 @@ def add_nested(
         generator: Source of the noise.
 
     Returns:
-        The modes, and the proposals with what was added to them on the way.
+        The modes, and the proposals with what was added to them on the way. Where the target's
+        budget was spent first, those that are known by then, with ``finished=False``.
 
     Cost:
         40 rows of the density for each proposal and 1000 more; for each Gaussian that is tried some
@@ -124,13 +125,15 @@ def add_nested(
         start, landed = found
         steps = max(1, round(_STEPS * effort))
         ran, _ = whiten(target, start, num_steps=steps, num_particles=_ROWS, generator=generator)
-        joined = _joined(target, known, ran, generator)
+        joined = None if target.budget.over() else _joined(target, known, ran, generator)
         if joined is None:
             break
         known, weights = joined
         hits = torch.cat([hits, hits.new_tensor([landed])])
         count += _EACH * len(proposals)
         proposals = proposals + Proposals.of(ran)
+    if target.budget.over():
+        modes = dataclasses.replace(modes, finished=False)
     if len(known) == len(modes):
         return modes, proposals
     order = weights.argsort(descending=True)
@@ -174,7 +177,9 @@ def _unseen(
     )
     assert generator is not None
     points = torch.cat([own, proposals.draw(_EACH, generator)])
-    log_p, log_r = target(points)[0], proposals.log_prob(points)
+    log_p, log_r = target.log_prob(points), proposals.log_prob(points)
+    if log_p is None:
+        return None
     if align is not None:  # images of what is known are known
         points = align(known.loc[0], points)
     log_q = torch.logsumexp(known.log_prob(points) + weights.to(points).log(), -1)
@@ -226,7 +231,9 @@ def _joined(
         return None
     both = Normals(torch.cat([known.loc, new.loc]), torch.cat([known.factor, new.factor]))
     z = torch.cat([both.points(both.noise(_WEIGH, generator)).flatten(0, 1)])
-    log_p, each = target(z)[0], both.log_prob(z)
+    log_p, each = target.log_prob(z), both.log_prob(z)
+    if log_p is None:
+        return None
     weights, _ = mixture_weights(log_p, each)
     if float(weights[-1]) < _SHARE:
         return None

@@ -16,6 +16,8 @@ __all__ = ["Target"]
 
 #: Into so many pieces a batch is split, at most, to find the rows on which the density fails.
 _PIECES = 32
+#: Rows of the first piece where there may be no time for all: how long they take is not known.
+_FIRST = 32
 
 
 class Target:
@@ -83,6 +85,28 @@ class Target:
         if self.budget.affords(rows * pace):
             return rows
         return max(min(rows, fewest), int(self.budget.left() / pace))
+
+    def log_prob(self, z: Tensor) -> Tensor | None:
+        """Score many rows ``(N, D)``, in pieces where there may be no time for all of them.
+
+        Returns:
+            Log density ``(N,)``, -inf where it is not finite; None where the budget was spent
+            before the last piece.
+        """
+        pace = self._seconds / max(1, self.num_rows)
+        if self.budget.limit is None or (pace and self.budget.affords(4 * len(z) * pace)):
+            return self(z)[0]
+        parts: list[Tensor] = []
+        done, rows = 0, _FIRST
+        while done < len(z):
+            if parts and self.budget.over():
+                return None
+            begin = self.budget.clock()
+            parts.append(self(z[done : done + rows])[0])
+            pace = max(1e-9, self.budget.clock() - begin) / len(parts[-1])
+            done += rows
+            rows = max(_FIRST, min(len(z), int(0.5 * self.budget.left() / pace)))
+        return torch.cat(parts)
 
     def within(self, budget: Budget) -> Target:
         """Return the same target with another budget; rows are counted in each for itself."""

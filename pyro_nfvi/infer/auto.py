@@ -69,9 +69,10 @@ def climb(run: FitRun) -> Fit:
             some = time.part(_LOOK)
             if short_tails(fit.latent, log_joint, fit.draws, without, some).names:
                 return False
-        return not (
-            run.time.affords(MOMENT_ROWS[log_joint.how], of=time) and run.moments(fit, tails).names
-        )
+        if not run.time.affords(MOMENT_ROWS[log_joint.how], of=time):
+            return True
+        moved = run.moments(fit, tails, time.part(_LOOK))
+        return moved is None or not moved.names
 
     best, more = add_flows(
         run,

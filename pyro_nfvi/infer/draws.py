@@ -131,24 +131,9 @@ def weigh(
     z, log_q = push_chunks(
         density, num, lambda rows: density.sample_base(rows, generator=generator)
     )
-    if budget.limit is None or log_joint.subsampled:
-        found, exact = score(log_joint, z, generator)
-        tick(num)
-        return WeighedDraws(z, found.log_p, log_q, found.deterministic, exact)
-    # Few at first: how long they take is not known.
-    parts: list[Evaluation] = []
-    done, rows = 0, _TIMED
-    while done < num and not (parts and budget.over()):
-        begin = budget.clock()
-        parts.append(score(log_joint, z[done : done + rows], generator)[0])
-        pace = max(1e-9, budget.clock() - begin) / rows
-        tick(len(parts[-1].log_p))
-        done = min(num, done + rows)
-        rows = max(_TIMED, min(num, int(0.5 * min(budget.left(), _PIECE) / pace)))
-    log_p = torch.cat([part.log_p for part in parts])
-    names = parts[0].deterministic
-    fixed = {name: torch.cat([part.deterministic[name] for part in parts]) for name in names}
-    return WeighedDraws(z[:done], log_p, log_q[:done], fixed, exact=True)
+    found, exact = score(log_joint, z, generator, budget, tick)
+    done = len(found.log_p)
+    return WeighedDraws(z[:done], found.log_p, log_q[:done], found.deterministic, exact)
 
 
 def most_on_all_data(log_joint: LogJoint) -> int:
@@ -187,16 +172,54 @@ def whole_density(log_joint: LogJoint, num: int) -> Callable[[Tensor], Tensor] |
 
 
 def score(
-    log_joint: LogJoint, z: Tensor, generator: torch.Generator | None
+    log_joint: LogJoint,
+    z: Tensor,
+    generator: torch.Generator | None,
+    budget: Budget = UNLIMITED,
+    tick: Callable[[int], object] = lambda _: None,
 ) -> tuple[Evaluation, bool]:
-    """Score draws ``z (S, D)``; the second says whether on all data, or on one mini-batch."""
-    if not log_joint.subsampled or most_on_all_data(log_joint) < len(z):
+    """Score draws ``z (S, D)``; the second says whether on all data, or on one mini-batch.
+
+    Where the budget is spent first, the scores of the first draws alone come back, or those on one
+    mini-batch where there is no time for all of them.
+    """
+    if log_joint.subsampled and most_on_all_data(log_joint) >= len(z):
+        total = _on_all_data(log_joint, z, generator, budget)
+        if total is not None:
+            tick(len(z))
+            return total, True
+    if log_joint.subsampled or budget.limit is None:
         found = log_joint.evaluate(z, log_joint.draw_subsample(generator), generator=generator)
+        tick(len(z))
         return found, not log_joint.subsampled
+    # Few at first: how long they take is not known.
+    parts: list[Evaluation] = []
+    done, rows = 0, _TIMED
+    while done < len(z) and not (parts and budget.over()):
+        begin = budget.clock()
+        parts.append(log_joint.evaluate(z[done : done + rows], {}, generator=generator))
+        pace = max(1e-9, budget.clock() - begin) / rows
+        tick(len(parts[-1].log_p))
+        done += rows
+        rows = max(_TIMED, min(len(z), int(0.5 * min(budget.left(), _PIECE) / pace)))
+    log_p = torch.cat([part.log_p for part in parts])
+    names = parts[0].deterministic
+    fixed = {name: torch.cat([part.deterministic[name] for part in parts]) for name in names}
+    return replace(parts[0], log_p=log_p, deterministic=fixed), True
+
+
+def _on_all_data(
+    log_joint: LogJoint, z: Tensor, generator: torch.Generator | None, budget: Budget
+) -> Evaluation | None:
+    """Score draws on all data, batch by batch; None where there is no time for all batches."""
     ((name, (size, count)),) = log_joint.subsampled.items()
     index, weights = cover(size, count)
     total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
-    for row, weight in zip(index.to(z.device), weights.tolist()):
+    begin = budget.clock()
+    for number, (row, weight) in enumerate(zip(index.to(z.device), weights.tolist())):
+        pace = (budget.clock() - begin) / max(1, number)
+        if number and not budget.affords((len(index) - number) * pace):
+            return None
         found = log_joint.evaluate(z, {name: row}, generator=generator)
         total += weight * found.log_p.double()
-    return replace(found, log_p=total.to(z)), True
+    return replace(found, log_p=total.to(z))

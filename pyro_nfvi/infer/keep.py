@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._random import stream
 from pyro_nfvi.infer.draws import most_on_all_data, score
 from pyro_nfvi.infer.loop import Loop
@@ -15,11 +16,11 @@ __all__ = ["keep_better"]
 _COMPARE = 512
 
 
-def keep_better(loop: Loop, seed: int) -> bool:
+def keep_better(loop: Loop, seed: int, budget: Budget = UNLIMITED) -> bool:
     """Leave the best of the last state, the best one and the average in place.
 
     The best one by the objective's own bound, beyond what is noise. Returns whether it is the
-    last.
+    last, which also stays where the budget is spent first.
     """
     best, state = loop.best, loop.state
     others = [] if best is None or best.step == state.step else [best]
@@ -49,6 +50,8 @@ def keep_better(loop: Loop, seed: int) -> bool:
 
     kept, now = last, log_w()
     for other in others:
+        if budget.over():
+            break
         other.put_values(loop.params)
         found = log_w()
         rise = found - now  # on the same noise, so that little of it is noise

@@ -62,10 +62,11 @@ def modes_of_starts(
     like: Tensor,
     found: GaussianFit,
     relabelling: Relabelling | None = None,
+    budget: Budget = UNLIMITED,
 ) -> Normals | None:
     """Return the modes on which starts of the Gaussian ended, besides the best's; or None."""
     align = None if relabelling is None else relabelling.align
-    index = other_modes(Target(log_joint, like), found, align=align)
+    index = other_modes(Target(log_joint, like, budget=budget), found, align=align)
     return found.starts.take(index) if len(index) else None
 
 
@@ -229,14 +230,20 @@ def missed_modes(
     log_joint: LogJoint,
     modes: Normals | None,
     draws: WeighedDraws,
+    budget: Budget = UNLIMITED,
 ) -> list[str]:
-    """Say which modes the guide puts too little mass on, a line each."""
+    """Say which modes the guide puts too little mass on, a line each.
+
+    Modes for which there is no time left are not looked at.
+    """
     if modes is None:
         return []
     elbo, lines = draws.elbo()[0], []
     eps = modes.noise(MODE_ROWS, stream(0, "missed modes", device=modes.loc.device))
     points, log_n = modes.points(eps).to(draws.z), modes.log_q(eps)
     for place, log_mode in zip(points, log_n, strict=True):
+        if budget.over():
+            break
         try:
             with torch.no_grad():
                 log_p = log_joint(place, {}).double()

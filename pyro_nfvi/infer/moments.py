@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._random import stream
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.diagnostics import psis
@@ -58,7 +59,8 @@ def moved_moments(
     seed: int,
     *,
     heavy: tuple[str, ...] = (),
-) -> tuple[Moved, ...]:
+    budget: Budget = UNLIMITED,
+) -> tuple[Moved, ...] | None:
     r"""Compare means and sds of all constrained values under the guide with weighted ones.
 
     Draws of the guide are made from base noise of which half has one coordinate two or four times
@@ -73,9 +75,11 @@ def moved_moments(
         draws: The fit's draws.
         seed: Of the further draws.
         heavy: Numbers without a variance, which are left out.
+        budget: Time.
 
     Returns:
-        The numbers that are off beyond noise, the worst first; none where weights say nothing.
+        The numbers that are off beyond noise, the worst first; none where weights say nothing, and
+        None where the budget is spent first.
 
     Cost:
         10,000 rows of the model, fewer where one holds many numbers.
@@ -93,7 +97,9 @@ def moved_moments(
         log_width = torch.zeros(rows, dtype=torch.float64, device=z.device)
     else:
         z, log_q, log_width = _reaching(density, rows, noise)
-    log_p = score(log_joint, z, noise)[0].log_p
+    log_p = score(log_joint, z, noise, budget)[0].log_p
+    if len(log_p) < len(z):
+        return None
     log_w = (log_p - log_q).double() + log_width
     log_w = torch.where(log_w < torch.inf, log_w, torch.full_like(log_w, -torch.inf))
     try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._random import stream
 from pyro_nfvi.diagnostics import iw_gap, psis, read_tail
 from pyro_nfvi.errors import WeightError
@@ -66,6 +67,7 @@ def mass_outside(
     draws: WeighedDraws,
     seed: int,
     proposals: Proposals | None = None,
+    budget: Budget = UNLIMITED,
 ) -> Outside | None:
     r"""Estimate the share of the posterior's mass where the guide's density is e^3 times too low.
 
@@ -76,7 +78,7 @@ def mass_outside(
     guide's own draws, however narrow, as far as a proposal covers them.
 
     Returns:
-        What was found; None where nothing can be concluded.
+        What was found; None where nothing can be concluded, or the budget is spent first.
 
     Cost:
         Up to 2400 rows of the model and of the guide's inverse; 250 where rows run one by one.
@@ -96,8 +98,10 @@ def mass_outside(
     points = points.to(draws.z)
     try:
         with torch.no_grad():
-            found, exact = score(log_joint, points, noise)
+            found, exact = score(log_joint, points, noise, budget)
             log_p = found.log_p.double()
+            if len(log_p) < len(points) or budget.over():
+                return None
             log_q = density.log_prob(points).double()
     except (RuntimeError, ValueError, ArithmeticError):  # a model that cannot be run so far out
         return None

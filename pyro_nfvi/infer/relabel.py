@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi.gaussian import Target, assign
 from pyro_nfvi.gaussian.paths import valleys
 from pyro_nfvi.latent import LatentSite, LatentSpace
@@ -39,6 +40,8 @@ _AXES, _SIGNED = 6, 5
 _LONGEST = 32
 #: How deep the valley between two modes is at least, in nats below the lower of them.
 _DIP = 3.0
+#: Images of a mode that are looked at together.
+_IMAGES = 16
 
 
 class Scored(Protocol):
@@ -185,24 +188,43 @@ class UpToLabels:
         return self.density.log_prob(moved) + latent.constrain(z)[1] - latent.constrain(moved)[1]
 
 
-def distinct(log_joint: LogJoint, relabelling: Relabelling, loc: Tensor) -> bool:
-    """Whether a mode at ``loc (D,)`` has images beside itself: a valley lies in between."""
-    target = Target(log_joint, log_joint.latent.init_loc)
-    return bool(valleys(target, loc, relabelling.generators(loc), _DIP).any())
+def distinct(
+    log_joint: LogJoint, relabelling: Relabelling, loc: Tensor, budget: Budget = UNLIMITED
+) -> bool:
+    """Tell whether a mode at ``loc (D,)`` has images beside itself: a valley lies in between.
+
+    Images for which there is no time left are not looked at.
+    """
+    target = Target(log_joint, log_joint.latent.init_loc, budget=budget)
+    for images in relabelling.generators(loc).split(_IMAGES):
+        if budget.over():
+            break
+        if bool(valleys(target, loc, images, _DIP).any()):
+            return True
+    return False
 
 
-def count_once(log_joint: LogJoint, relabelling: Relabelling, locs: Tensor) -> int:
-    """Count modes at ``locs (N, D)``, of images of each other one."""
-    target = Target(log_joint, log_joint.latent.init_loc)
+def count_once(
+    log_joint: LogJoint, relabelling: Relabelling, locs: Tensor, budget: Budget = UNLIMITED
+) -> int:
+    """Count modes at ``locs (N, D)``, of images of each other one.
+
+    Modes for which there is no time left count each for itself.
+    """
+    target = Target(log_joint, log_joint.latent.init_loc, budget=budget)
     left, count = locs, 0
     while len(left):
+        if budget.over():
+            return count + len(left)
         apart = valleys(target, left[0], relabelling.align(left[0], left), _DIP)
         apart[0] = False
         left, count = left[apart], count + 1
     return count
 
 
-def find_relabelling(log_joint: LogJoint, points: Tensor) -> Relabelling | None:
+def find_relabelling(
+    log_joint: LogJoint, points: Tensor, budget: Budget = UNLIMITED
+) -> Relabelling | None:
     r"""Find exchangeable latents by comparing the density with itself.
 
     Axes of equal length, of one site or of several, are exchanged together: entries 0 and 1, at
@@ -214,9 +236,11 @@ def find_relabelling(log_joint: LogJoint, points: Tensor) -> Relabelling | None:
         points: Points ``(N, D)``, of which the first six that can be scored are taken. They are
             spread as the prior is, and about the origin: around one mode of a mixture, weights of
             one size may seem to change places alone.
+        budget: Time; choices of axes for which there is none left are not tried.
 
     Returns:
-        The group of relabellings; None where there is none.
+        The group of relabellings, or the part of it that was found in time; None where there is
+        none.
 
     Cost:
         Three runs of the model for each choice of axes: at most 63 for each length.
@@ -236,22 +260,27 @@ def find_relabelling(log_joint: LogJoint, points: Tensor) -> Relabelling | None:
         return None
     found: list[Family] = []
     sites = {site.name: site for site in latent.records if _fits(site)}
-    lengths = sorted({size for site in sites.values() for size in site.shape})
-    for size in lengths:
+    taken: set[tuple[int, tuple[str, int]]] = set()
+    for family in _choices(sites):
+        if budget.over():
+            break
+        members = {(family.length, axis) for axis in family.axes}
+        if taken & members or not _exchanges(log_joint, family, points, heights):
+            continue
+        found.append(_signed(log_joint, family, sites, points, heights, budget))
+        taken |= members
+    return Relabelling(latent, tuple(found)) if found else None
+
+
+def _choices(sites: dict[str, LatentSite]) -> Iterator[Family]:
+    """Axes that may change places together: of each length, few before many."""
+    for size in sorted({size for site in sites.values() for size in site.shape}):
         if not 2 <= size <= _LONGEST:
             continue
         axes = [(n, i) for n, s in sites.items() for i, k in enumerate(s.shape) if k == size]
-        taken: set[tuple[str, int]] = set()
         for count in range(1, len(axes) + 1 if len(axes) <= _AXES else 2):
             for chosen in itertools.combinations(axes, count):
-                if taken & set(chosen):
-                    continue
-                family = Family(size, chosen)
-                if _exchanges(log_joint, family, points, heights):
-                    signed = _signed(log_joint, family, sites, points, heights)
-                    found.append(signed)
-                    taken |= set(chosen)
-    return Relabelling(latent, tuple(found)) if found else None
+                yield Family(size, chosen)
 
 
 def _with_far_points(log_joint: LogJoint, points: Tensor) -> Tensor:
@@ -290,6 +319,7 @@ def _signed(
     sites: dict[str, LatentSite],
     points: Tensor,
     heights: Tensor,
+    budget: Budget,
 ) -> Family:
     """Return the family with the most sites that may change signs together, if any may."""
     real = [n for n in family.names if _is_real(sites[n])]
@@ -298,6 +328,8 @@ def _signed(
     plain = torch.arange(family.length)[None]
     for count in range(len(real), 0, -1):
         for names in itertools.combinations(real, count):
+            if budget.over():
+                return family
             signed = Family(family.length, family.axes, names)
             group = Relabelling(log_joint.latent, (signed,))
             if _same(log_joint, [group._moved(points, signed, plain, first)], heights):

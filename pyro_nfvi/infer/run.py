@@ -211,7 +211,7 @@ class FitRun:
             self.num_starts = len(found.starts)
             self._look_for_modes(log_joint, init_loc, found)
         if self.proposals is None:
-            target = Target(log_joint, init_loc, budget=budget)
+            target = Target(log_joint, init_loc, budget=self.time.training.part(SEARCH))
             drawn = prior_points(log_joint, target, _DRAWN)
             noise = self._generator(init_loc, "places")
             self.proposals = proposals(target, found, None, drawn, noise)
@@ -326,14 +326,15 @@ class FitRun:
 
     def _look_for_modes(self, log_joint: LogJoint, like: Tensor, found: GaussianFit) -> None:
         """Look for modes from more points than the Gaussian's own starts."""
-        over = self.time.training.over()
-        once = None if over else self._images(log_joint, like, found)
-        if self.options.explore == "off":
-            self.others = modes_of_starts(log_joint, like, found, once)
-            return
-        budget = self.time.training.part(SEARCH)
-        if budget.over():
+        if self.time.training.over():
             self.time.leave_out("the search for modes")
+            return
+        once = self._images(log_joint, like, found)
+        budget = self.time.training.part(SEARCH)
+        if self.options.explore == "off":
+            self.others = modes_of_starts(log_joint, like, found, once, budget)
+            if budget.over():
+                self.time.leave_out("the end of the search for modes")
             return
         try:
             looked = look_for_modes(
@@ -351,7 +352,9 @@ class FitRun:
             self.interrupted = True
             return
         if looked is None:
-            self.others = modes_of_starts(log_joint, like, found, once)
+            self.others = modes_of_starts(log_joint, like, found, once, budget)
+            if budget.over():
+                self.time.leave_out("the end of the search for modes")
             return
         self.modes, self.proposals = looked
         if not self.modes.finished:
@@ -378,12 +381,17 @@ class FitRun:
         if log_joint.how == "loop" or log_joint.subsampled:
             return None
         # Draws of the prior; where it has none, points about the origin.
-        target = Target(log_joint, like, budget=self.time.training)
+        budget = self.time.training.part(SEARCH)
+        target = Target(log_joint, like, budget=budget)
         generator = self._generator(like, "relabelling")
         noise = torch.randn(8, len(like), generator=generator, device=like.device).to(found.loc)
         points = torch.cat([prior_points(log_joint, target, 3).to(noise), noise])
-        group = find_relabelling(log_joint, points)
-        if group is None or not distinct(log_joint, group, found.loc):
+        with self.progress.stage("looking for exchangeable latents", 1, unit="look"):
+            group = find_relabelling(log_joint, points, budget)
+            apart = group is not None and distinct(log_joint, group, found.loc, budget)
+        if budget.over():
+            self.time.leave_out("the end of the look for exchangeable latents")
+        if group is None or not apart:
             return None
         self.relabelling, self.anchor = group, found.loc
         return group if group.order > MOST_MODES else None
@@ -397,7 +405,10 @@ class FitRun:
             return Relabelled(group.names, group.order, max(1, count), images=False)
         if count < 2 or self.modes is None:
             return None
-        once = count_once(log_joint, group, self.modes.normals.loc)
+        budget = self.time.whole.part(_LOOK)
+        once = count_once(log_joint, group, self.modes.normals.loc, budget)
+        if budget.over():
+            self.time.leave_out("the end of the count of modes up to labels")
         return Relabelled(group.names, group.order, once, images=True)
 
     def train(
@@ -446,7 +457,9 @@ class FitRun:
                     gave_up = stuck(left, loop.state.step)
                 saved = self._finish(loop, gave_up, started)
             afford = self.time.affords(RUNAWAY_ROWS[log_joint.how])
-            raise (blame_runaway(error, saved) if afford else with_fit(error, saved)) from error
+            if not afford:
+                raise with_fit(error, saved) from error
+            raise blame_runaway(error, saved, self.time.whole) from error
         return self._finish(loop, reason, started)
 
     def judge(self, guide: AutoFlow | AutoMixture, log_joint: LogJoint, training: Training) -> Fit:
@@ -459,8 +472,11 @@ class FitRun:
         with torch.no_grad(), self.progress.stage("scoring draws", count, unit="draw") as tick:
             draws = weigh(density, log_joint, count, noise, budget=self.time.whole, tick=tick)
         end = self.time.whole.spent()
-        if len(draws.z) < min(count, most_on_all_data(log_joint)):
+        whole = most_on_all_data(log_joint)
+        if len(draws.z) < min(count, whole):
             self.time.leave_out("some of the draws on which a fit is judged")
+        if not draws.exact and len(draws.z) <= whole:
+            self.time.leave_out("a look at all data")
         training.timing.update(evaluate=end - begin, total=end)
         params = ModelParams.of(log_joint.param_leaves(), log_joint.param_constraints)
         return Fit(guide, draws, training, params.constrained(), log_joint, params)
@@ -473,7 +489,9 @@ class FitRun:
         density = self._up_to_labels(fit)
         if log_joint.how == "loop" or log_joint.subsampled:
             return False  # flows that are trained row by row would not mend it in any time
-        return too_much(mass_outside(density, log_joint, fit.draws, self.seed, self.proposals))
+        budget = self.time.training.part(_LOOK)
+        proposals = self.proposals
+        return too_much(mass_outside(density, log_joint, fit.draws, self.seed, proposals, budget))
 
     def _up_to_labels(self, fit: Fit) -> Scored:
         """Density of a fit, of points at the image where the fit is."""
@@ -483,15 +501,21 @@ class FitRun:
         assert self.anchor is not None
         return UpToLabels(density, group, self.anchor.to(fit.draws.z))
 
-    def moments(self, fit: Fit, tails: HeavyTails | None) -> MovedMoments:
-        """Compare means and sds of many of the guide's draws with weighted ones."""
+    def moments(self, fit: Fit, tails: HeavyTails | None, budget: Budget) -> MovedMoments | None:
+        """Compare means and sds of many of the guide's draws with weighted ones.
+
+        None where there was no time for it.
+        """
         moved = moved_moments(
             fit.guide.density(),
             fit.require_model(),
             fit.draws,
             self.seed,
             heavy=() if tails is None else tails.without_variance,
+            budget=budget,
         )
+        if moved is None:
+            return None
         return MovedMoments(
             tuple(one.name for one in moved),
             tuple(one.shift for one in moved),
@@ -510,11 +534,18 @@ class FitRun:
         missed: list[str] = []
         others = 0 if self.others is None else len(self.others)
         if others and self.time.affords(MODE_ROWS * others, "the look at modes that are missed"):
-            missed = missed_modes(density, log_joint, self.others, fit.draws)
+            budget = self.time.whole.part(_LOOK)
+            missed = missed_modes(density, log_joint, self.others, fit.draws, budget)
+            if budget.over():
+                self.time.leave_out("the end of the look at modes that are missed")
         outside = None
         if self.time.affords(WIDE_ROWS[log_joint.how], "the look for mass outside of the guide"):
             with self.progress.stage("looking for mass outside of the guide", 1, unit="look"):
-                outside = mass_outside(density, log_joint, fit.draws, self.seed, self.proposals)
+                budget = self.time.whole.part(_LOOK)
+                proposals = self.proposals
+                outside = mass_outside(density, log_joint, fit.draws, self.seed, proposals, budget)
+                if budget.over():
+                    self.time.leave_out("the look for mass outside of the guide")
         proper = self.time.affords(
             RUNAWAY_ROWS[log_joint.how], "the look for directions without a posterior"
         )
@@ -528,31 +559,47 @@ class FitRun:
         if self.time.affords(TAIL_ROWS[log_joint.how], "the look at tails"):
             with self.progress.stage("following tails", 1, unit="look"):
                 budget = self.time.whole.part(_LOOK)
-                tails = follow_tails(fit.latent, log_joint, fit.draws, budget)
-                heavy = tails.without_variance
-                findings += [tails, short_tails(fit.latent, log_joint, fit.draws, heavy, budget)]
+                followed = follow_tails(fit.latent, log_joint, fit.draws, budget)
+                heavy = followed.without_variance
+                findings += [followed, short_tails(fit.latent, log_joint, fit.draws, heavy, budget)]
                 if budget.over():
                     self.time.leave_out("the end of the look at tails")
         if self.time.affords(MOMENT_ROWS[log_joint.how], "the look at means and sds of more draws"):
             with self.progress.stage("comparing means and sds", 1, unit="look"):
-                findings.append(self.moments(fit, find(findings, HeavyTails)))
+                tails = find(findings, HeavyTails)
+                moved = self.moments(fit, tails, self.time.whole.part(_LOOK))
+            if moved is None:
+                self.time.leave_out("the look at means and sds of more draws")
+            else:
+                findings.append(moved)
         if self.time.affords(1, "a second opinion by Pyro's own trace"):
             findings.append(opinion_of_pyro(fit, self.time.whole))
         if missed:
             findings.append(MissedModes(len(missed)))
         if relabelled := self._relabelled(log_joint, count):
             findings.append(relabelled)
-        if self.time.undone:
-            assert self.time.whole.limit is not None
-            findings.append(TimeOver(self.time.whole.limit, tuple(self.time.undone)))
         training = dataclasses.replace(
             fit.training, findings=tuple(findings), notes=(*fit.training.notes, *missed)
         )
-        fit = dataclasses.replace(fit, training=training)
+        fit = self._with_undone(dataclasses.replace(fit, training=training))
         if not proper:
             return fit
         with self.progress.stage("looking whether there is a posterior", 1, unit="look"):
-            return check_proper(fit)
+            budget = self.time.whole.part(1.0)
+            fit = check_proper(fit, budget)
+            if budget.over():
+                self.time.leave_out("the look for directions without a posterior")
+        return self._with_undone(fit)
+
+    def _with_undone(self, fit: Fit) -> Fit:
+        """Say in a fit's findings what was left out for lack of time."""
+        if not self.time.undone:
+            return fit
+        assert self.time.whole.limit is not None
+        over = TimeOver(self.time.whole.limit, tuple(self.time.undone))
+        findings = with_finding(fit.training.findings, over)
+        training = dataclasses.replace(fit.training, findings=findings)
+        return dataclasses.replace(fit, training=training)
 
     def settings(self, guide: AutoFlow | AutoMixture, log_joint: LogJoint) -> dict[str, Any]:
         """Options of this run, by name, for the fit's report and file."""
@@ -650,7 +697,7 @@ class FitRun:
         trained, state, engine = self.time.whole.spent(), loop.state, loop.engine
         notes = list(state.notes)
         left = loop.left_out()
-        if self.time.affords(_KEPT) and not keep_better(loop, self.seed):
+        if self.time.affords(_KEPT) and not keep_better(loop, self.seed, self.time.whole):
             which = "the average of some, or " if loop.average else ""
             notes.append(
                 f"{which}the state of an earlier step was better than the last one and is kept"

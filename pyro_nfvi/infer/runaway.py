@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import real
 
+from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.chain_rule import score
@@ -45,6 +46,12 @@ _CENTRES, _RUNS, _LOOP_RUNS = 4, 4000, 400
 _NUMBERS = 20_000_000
 #: Latents up to which directions without curvature are looked for.
 _CURVED = 100
+#: Rows of one call of the model where time is limited.
+_PIECE = 256
+
+
+class _TimeOver(Exception):
+    """Ends a look for which there is no time left."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +85,20 @@ class Runaway:
         )
 
 
-def check_proper(fit: Fit) -> Fit:
+def check_proper(fit: Fit, budget: Budget = UNLIMITED) -> Fit:
     """Say so if a new fit has no posterior to be of: in its notes, and as a warning or an error.
+
+    Args:
+        fit: The fit.
+        budget: Time; where it is spent before the end, nothing is said.
 
     Raises:
         DivergedError: The density grows without limit; the error's ``fit`` is the fit.
     """
     if fit.log_joint is None or len(fit.losses) < _FEWEST_STEPS:
         return fit
-    found = find_runaway(fit.latent, fit.log_joint, fit.draws.z, fit.log_joint.draw_subsample())
+    subsample = fit.log_joint.draw_subsample()
+    found = find_runaway(fit.latent, fit.log_joint, fit.draws.z, subsample, budget)
     if found is None:
         return fit
     fit = _noted(fit, found)
@@ -98,11 +110,14 @@ def check_proper(fit: Fit) -> Fit:
     return fit
 
 
-def blame_runaway(error: DivergedError, fit: Fit | None) -> DivergedError:
+def blame_runaway(
+    error: DivergedError, fit: Fit | None, budget: Budget = UNLIMITED
+) -> DivergedError:
     """Give the error of a fit that diverged its fit, and the latent that ran away, if one did."""
     found = None
     if fit is not None and fit.log_joint is not None:
-        found = find_runaway(fit.latent, fit.log_joint, fit.draws.z, fit.log_joint.draw_subsample())
+        subsample = fit.log_joint.draw_subsample()
+        found = find_runaway(fit.latent, fit.log_joint, fit.draws.z, subsample, budget)
         fit = fit if found is None else _noted(fit, found)
     return with_fit(error if found is None else DivergedError(f"{found} {error}"), fit)
 
@@ -133,7 +148,11 @@ class _Lines:
 
 
 def find_runaway(
-    latent: LatentSpace, log_joint: LogJoint, z: Tensor, subsample: TensorDict
+    latent: LatentSpace,
+    log_joint: LogJoint,
+    z: Tensor,
+    subsample: TensorDict,
+    budget: Budget = UNLIMITED,
 ) -> Runaway | None:
     """Follow lines from draws ``z (S, D)`` far out, and see whether the log joint falls.
 
@@ -146,29 +165,30 @@ def find_runaway(
         Up to 4,000 runs of the model in few batches (400 where it cannot be batched).
 
     Returns:
-        The worst direction, or None: none was found, or the model cannot be run so far out.
+        The worst direction, or None: none was found, the model cannot be run so far out, or the
+        budget is spent.
     """
     try:
-        return _find(latent, log_joint, z, subsample)
+        return _find(latent, log_joint, z, subsample, budget)
     except Exception:  # a matrix without a Cholesky factor, say: out there it is no fault
         return None
 
 
 def _find(
-    latent: LatentSpace, log_joint: LogJoint, z: Tensor, subsample: TensorDict
+    latent: LatentSpace, log_joint: LogJoint, z: Tensor, subsample: TensorDict, budget: Budget
 ) -> Runaway | None:
     z = _usable(latent, z.detach())
     centres = z[:: max(1, len(z) // _CENTRES)][:_CENTRES]
-    lines = _lines(latent, log_joint, z, centres[0], subsample)
+    lines = _lines(latent, log_joint, z, centres[0], subsample, budget)
     runs = _LOOP_RUNS if log_joint.how == "loop" else _RUNS
     runs = min(runs, _NUMBERS // max(1, log_joint.size))
     lines = lines[: max(4, runs // (2 * len(_DISTANCES)))]
-    found = _escapes(latent, log_joint, centres[0], lines, subsample)
+    found = _escapes(latent, log_joint, centres[0], lines, subsample, budget)
     for centre in centres[1:]:
         if not found:
             return None
         places = sorted({place for place, _ in found})
-        again = _escapes(latent, log_joint, centre, lines[places], subsample)
+        again = _escapes(latent, log_joint, centre, lines[places], subsample, budget)
         again = {(places[place], sign): rises for (place, sign), rises in again.items()}
         found = {key: rises and again[key] for key, rises in found.items() if key in again}
     if not found:
@@ -199,7 +219,12 @@ def _bent(latent: LatentSpace) -> list[int]:
 
 
 def _lines(
-    latent: LatentSpace, log_joint: LogJoint, z: Tensor, centre: Tensor, subsample: TensorDict
+    latent: LatentSpace,
+    log_joint: LogJoint,
+    z: Tensor,
+    centre: Tensor,
+    subsample: TensorDict,
+    budget: Budget,
 ) -> _Lines:
     """Choose the lines; those that mix coordinates come first."""
     dim = z.shape[1]
@@ -215,7 +240,7 @@ def _lines(
     try:
         mixed.append(torch.linalg.svd((centred / spread)[:512], full_matrices=False)[2][:1])
         if dim <= _CURVED and log_joint.how != "loop":
-            mixed.append(_flat_ways(log_joint, centre, spread, subsample))
+            mixed.append(_flat_ways(log_joint, centre, spread, subsample, budget))
     except (torch.linalg.LinAlgError, RuntimeError):
         pass  # a model without finite gradients there; the other lines remain
     ways = torch.cat(mixed)
@@ -227,11 +252,12 @@ def _lines(
 
 
 def _flat_ways(
-    log_joint: LogJoint, centre: Tensor, spread: Tensor, subsample: TensorDict
+    log_joint: LogJoint, centre: Tensor, spread: Tensor, subsample: TensorDict, budget: Budget
 ) -> Tensor:
     """Directions of least curvature, made straight by Newton steps further and further out."""
 
     def gradient(u: Tensor) -> Tensor:
+        _ask(budget)
         return score(lambda u: log_joint(centre + u * spread, subsample), u)[1].double()
 
     dim = len(centre)
@@ -254,8 +280,18 @@ def _flat_ways(
     return ways.to(centre)
 
 
+def _ask(budget: Budget) -> None:
+    if budget.over():
+        raise _TimeOver
+
+
 def _escapes(
-    latent: LatentSpace, log_joint: LogJoint, centre: Tensor, lines: _Lines, subsample: TensorDict
+    latent: LatentSpace,
+    log_joint: LogJoint,
+    centre: Tensor,
+    lines: _Lines,
+    subsample: TensorDict,
+    budget: Budget,
 ) -> dict[tuple[int, int], bool]:
     """Which lines, and which of their ends, do not fall; whether they rise."""
     distances = torch.tensor(_DISTANCES).to(centre)
@@ -265,7 +301,11 @@ def _escapes(
     rows = max(1, _NUMBERS // max(1, log_joint.size))
     with torch.no_grad():
         middle = float(log_joint(centre[None], subsample))
-        log_p = torch.cat([log_joint(part, subsample) for part in flat.split(rows)])
+        parts = []
+        for part in flat.split(rows if budget.limit is None else min(rows, _PIECE)):
+            _ask(budget)
+            parts.append(log_joint(part, subsample))
+        log_p = torch.cat(parts)
         held = _held(latent, flat, (flat - centre).abs().amax(-1))
     log_p, held = log_p.reshape(points.shape[:-1]).double(), held.reshape(points.shape[:-1])
     near = (distances <= _MIXED_REACH.get(centre.dtype, 1e4)).to(lines.mixed.device)
@@ -277,6 +317,7 @@ def _escapes(
             rises = _rises(log_p[place, end] - middle, held[place, end], rounding)
             if rises is not None:
                 # Large terms may have cancelled, and what is left be their rounding.
+                _ask(budget)
                 terms = largest_terms(log_joint, points[place, end], subsample).double()
                 doubt = rounding * terms
                 sure = doubt <= torch.maximum(

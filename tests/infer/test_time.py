@@ -11,7 +11,15 @@ import torch
 
 from pyro_nfvi import NFVI
 from pyro_nfvi._budget import Budget
-from pyro_nfvi.infer.findings import Level, TimeOver, find
+from pyro_nfvi.infer.findings import (
+    HeavyTails,
+    Level,
+    MassOutside,
+    MovedMoments,
+    SecondOpinion,
+    TimeOver,
+    find,
+)
 
 Y = torch.tensor([1.2, 0.4, 2.1, 1.7, 0.9])
 
@@ -112,15 +120,33 @@ def test_there_is_a_result_when_the_time_is_over_at_once(each):
     assert took < 0.5 + 60 * each
 
 
-def test_looks_at_the_end_begin_only_where_there_is_time_and_stop_where_it_is_over():
+#: What each look at the end leaves behind, by the words that say that it was left out.
+LOOKS = {
+    "the look for mass outside of the guide": lambda found: find(found, MassOutside).share,
+    "the look at tails": lambda found: find(found, HeavyTails),
+    "the look at means and sds of more draws": lambda found: find(found, MovedMoments),
+    "a second opinion by Pyro's own trace": lambda found: find(found, SecondOpinion),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "limit", "none"),
+    [(slow, 2.0, False), (slow, 4.0, False), (alone, 2.0, True), (alone, 60.0, False)],
+)
+def test_looks_at_the_end_are_made_or_the_verdict_says_which_were_left_out(make, limit, none):
     """The clock ticks with each run of the model; no call goes more than 5 % beyond its limit."""
-    for limit in (30.0, 120.0):
-        clock = Clock(0.01)
-        recipe = NFVI(slow(clock), seed=0, progress=False, max_seconds=limit, engine="svi")
-        fit = recipe._run(Budget.start(limit, clock), (Y,), {})
-        assert clock.now <= 1.05 * limit
-        over = find(fit.training.findings, TimeOver)
-        assert over is not None or clock.now < limit
+    fit, took = fitted(make, 0.01, limit)
+    assert took <= 1.05 * limit + 0.1
+    found = fit.training.findings
+    over = find(found, TimeOver)
+    undone = () if over is None else over.undone
+    for words, left in LOOKS.items():
+        assert (left(found) is None) == (words in undone), words
+    if none:
+        assert {*LOOKS, "the look for directions without a posterior"} <= set(undone)
+    if undone:
+        assert fit.verdict != "good"
+        assert any(", ".join(undone) in reason for reason in fit.verdict.reasons)
 
 
 def test_a_part_of_a_budget_ends_with_it():
