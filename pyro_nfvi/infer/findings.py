@@ -464,11 +464,14 @@ class ParamsLeft(Finding):
             weights of the draws say nothing, or it has no finite gradient.
         error: Standard error of ``nats``.
         names: The parameters.
+        looked: Whether they were looked at: not where data cannot be scored whole, or where there
+            was no time.
     """
 
     nats: float | None
     error: float = 0.0
     names: tuple[str, ...] = ()
+    looked: bool = True
 
     @property
     def level(self) -> Level:
@@ -478,6 +481,11 @@ class ParamsLeft(Finding):
 
     def sentence(self) -> str:
         named = ", ".join(map(repr, self.names[:3])) + (", ..." if len(self.names) > 3 else "")
+        if not self.looked:
+            return (
+                f"the parameters {named} were not examined, since there was no time, or too much "
+                "data to score all of it: they may be far from where the evidence is highest"
+            )
         if self.nats is None:
             return (
                 f"whether the parameters {named} are where the evidence is highest could not be "

@@ -16,12 +16,36 @@ from pyro_nfvi.logjoint import LogJoint
 
 __all__ = ["ParamStart", "start_params"]
 
-#: Most rounds, and the gain in nats below which two of them in a row end it.
-_ROUNDS, _ENOUGH = 30, 0.02
-#: Steps of the Gaussian in the first round and in later ones, and draws on which parameters climb.
-_FIRST, _LATER, _DRAWS = 200, 60, 256
+#: The gain in nats below which two rounds in a row end it.
+_ENOUGH = 0.02
 #: Numbers that one run of the model may hold.
 _NUMBERS = 3_000_000
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """How much is done.
+
+    Attributes:
+        rounds: Most rounds.
+        first: Steps of the Gaussian in the first round.
+        later: Its steps in later ones.
+        particles: Its draws in each step.
+        draws: Draws on which parameters climb.
+        fewest: The fewest of these, where one run of the model is large.
+    """
+
+    rounds: int
+    first: int
+    later: int
+    particles: int
+    draws: int
+    fewest: int
+
+
+#: Where all draws take one run of the model, and where each takes its own: there some 5,000 runs
+#: at most, as many as 600 steps of training take.
+_TOGETHER, _ALONE = _Sizes(30, 200, 60, 32, 256, 64), _Sizes(15, 60, 20, 8, 64, 64)
 
 
 @dataclass(frozen=True)
@@ -65,7 +89,7 @@ def start_params(
 
     Cost:
         Up to 30 rounds of 60 calls of the model with 32 rows, and of some ten second-order steps
-        on 256 rows.
+        on 256 rows; where every row is a run of its own, 15 rounds of 20 with 8, and 64.
 
     Source: Monte Carlo maximum likelihood, Geyer and Thompson 1992, JRSS B 54.
     """
@@ -73,14 +97,20 @@ def start_params(
     target = Target(density, like, budget=budget)
     init = log_joint.latent.init_loc.detach()
     now = Normals.around(init[None], 0.1, diagonal=len(init) > FULL_DIM)
-    count = max(64, min(_DRAWS, _NUMBERS // max(1, log_joint.size)))
+    sizes = _ALONE if log_joint.how == "loop" else _TOGETHER
+    count = max(sizes.fewest, min(sizes.draws, _NUMBERS // max(1, log_joint.size)))
     total, idle, unit, rounds = 0.0, 0, None, 0
-    for rounds in range(1, _ROUNDS + 1):
+    for rounds in range(1, sizes.rounds + 1):
         if idle >= 2 or budget.over():
             rounds -= 1
             break
-        steps = _FIRST if rounds == 1 else _LATER
-        now, _ = whiten(target, now, num_steps=steps, num_particles=32, generator=generator)
+        now, _ = whiten(
+            target,
+            now,
+            num_steps=sizes.first if rounds == 1 else sizes.later,
+            num_particles=sizes.particles,
+            generator=generator,
+        )
         eps = now.noise(count, generator)
         z, log_q = now.points(eps)[0].to(like), now.log_q(eps)[0]
         climbed = raise_evidence(Evidence(density, z, log_q, leaves), budget=budget)

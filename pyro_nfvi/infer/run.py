@@ -245,10 +245,14 @@ class FitRun:
 
     def _start_params(self, log_joint: LogJoint, like: Tensor, budget: Budget) -> None:
         """Bring the model's parameters near the highest evidence, before anything rests on them."""
-        if not log_joint.named_parameters() or log_joint.how == "loop":
+        if not log_joint.named_parameters():
             return
         density = whole_density(log_joint, _START_DRAWS)
         if density is None:
+            self.notes.append(
+                "the model's parameters start where the model puts them: there is too much data to "
+                "score all of it"
+            )
             return
         with self.progress.stage("starting the model's parameters", 1, unit="stage"):
             noise = self._generator(like, "parameters")
@@ -267,18 +271,21 @@ class FitRun:
         """
         log_joint = fit.require_model()
         leaves = log_joint.named_parameters()
-        if not leaves or not fit.draws.exact:
+        if not leaves:
             return fit
+        named = tuple(leaves)
         rows = _PARAM_RUNS * self._num_params_draws(log_joint)
-        afforded = self.time.affords(rows, "the look at the model's parameters")
-        left = self._nats_left(log_joint, fit) if afforded else None
+        seen = fit.draws.exact and self._params_density(log_joint) is not None
+        if not seen or not self.time.affords(rows, "the look at the model's parameters"):
+            return self._with_finding(fit, ParamsLeft(None, names=named, looked=False))
+        left = self._nats_left(log_joint, fit)
         rounds = _SETTLE if self.options.precondition else 0
         for _ in range(rounds):
             if left is None or left[0] < _SETTLED or not self.time.affords(rows):
                 break
             before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
             count = self._num_params_draws(log_joint)
-            density = whole_density(log_joint, count)
+            density = self._params_density(log_joint)
             assert density is not None  # or nothing could be said of what is left
             raise_evidence(
                 Evidence(
@@ -300,8 +307,12 @@ class FitRun:
             training = dataclasses.replace(moved.training, notes=(*moved.training.notes, note))
             fit = dataclasses.replace(moved, training=training)
             left = self._nats_left(log_joint, fit)
-        named = tuple(leaves)
         finding = ParamsLeft(None, 0.0, named) if left is None else ParamsLeft(*left, named)
+        return self._with_finding(fit, finding)
+
+    @staticmethod
+    def _with_finding(fit: Fit, finding: Finding) -> Fit:
+        """Return a fit with one more finding, in place of an earlier one of its kind."""
         findings = with_finding(fit.training.findings, finding)
         training = dataclasses.replace(fit.training, findings=findings)
         return dataclasses.replace(fit, training=training)
@@ -310,14 +321,17 @@ class FitRun:
         count = self._num_params_draws(log_joint)
         z, log_q = fit.draws.z[:count], fit.draws.log_q[:count]
         with self.progress.stage("judging the model's parameters", 1, unit="look"):
-            density = whole_density(log_joint, len(z))
-            if density is None:
-                return None
+            density = self._params_density(log_joint)
+            assert density is not None  # or they would not be looked at
             budget = self.time.whole.part(_LOOK)
             left = nats_left(density, z, log_q, log_joint.named_parameters(), budget)
             if budget.over():
                 self.time.leave_out("the end of the look at the model's parameters")
             return left
+
+    def _params_density(self, log_joint: LogJoint) -> Callable[[Tensor], Tensor] | None:
+        """Log joint on all data on which parameters are judged; None where there are too many."""
+        return whole_density(log_joint, self._num_params_draws(log_joint))
 
     @staticmethod
     def _num_params_draws(log_joint: LogJoint) -> int:
@@ -597,9 +611,7 @@ class FitRun:
             return fit
         assert self.time.whole.limit is not None
         over = TimeOver(self.time.whole.limit, tuple(self.time.undone))
-        findings = with_finding(fit.training.findings, over)
-        training = dataclasses.replace(fit.training, findings=findings)
-        return dataclasses.replace(fit, training=training)
+        return self._with_finding(fit, over)
 
     def settings(self, guide: AutoFlow | AutoMixture, log_joint: LogJoint) -> dict[str, Any]:
         """Options of this run, by name, for the fit's report and file."""

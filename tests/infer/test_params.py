@@ -400,3 +400,50 @@ def test_parameters_of_mini_batches_see_all_data():
     finding = find(fit.training.findings, ParamsLeft)
     assert finding is not None
     assert finding.nats < 0.1
+
+
+def one_by_one(x, y):
+    """A model that is run for one draw at a time, with its offset far from where it starts."""
+    off = pyro.param("off", torch.tensor(0.0))
+    b = pyro.sample("b", dist.Normal(0.0, 2.0))
+    shift = 1.0 if float(b.detach()) > 1e6 else 0.0
+    with pyro.plate("rows", len(x)):
+        pyro.sample("y", dist.Normal(off + b * x + shift, 0.2), obs=y)
+
+
+def test_parameters_start_where_a_model_runs_one_draw_at_a_time():
+    x, y = X[::6], Y[::6] + 30
+    fit = run(one_by_one, x, y, guide="affine", max_steps=100, engine="svi")
+    assert fit.training.settings["particles_by"] == "loop"
+    assert any("gained" in note and "before training" in note for note in fit.training.notes)
+
+    def exact(off):
+        return line({"off": off, "s": 0.2}, x, y)
+
+    best = -minimize(lambda p: -exact(p[0]), [33.0], method="Nelder-Mead").fun
+    assert best - exact(float(fit.params["off"])) < 0.1
+    finding = find(fit.training.findings, ParamsLeft)
+    assert finding is not None
+    assert finding.looked
+    assert finding.nats < 0.1
+
+
+def test_parameters_that_cannot_be_examined_are_told():
+    """Two plates subsample: data is never scored whole."""
+    y = Y[:, None] + torch.zeros(8)
+
+    def model(y):
+        off = pyro.param("off", torch.tensor(0.0))
+        b = pyro.sample("b", dist.Normal(0.0, 2.0))
+        rows = pyro.plate("rows", len(y), subsample_size=20, dim=-2)
+        columns = pyro.plate("columns", 8, subsample_size=4, dim=-1)
+        with rows as i, columns as j:
+            pyro.sample("y", dist.Normal(off + b, 0.5), obs=y[i][:, j])
+
+    fit = run(model, y, guide="affine", max_steps=30, engine="svi")
+    finding = find(fit.training.findings, ParamsLeft)
+    assert finding == ParamsLeft(None, names=("off",), looked=False)
+    assert finding.level is Level.DOUBT
+    assert fit.verdict == "do not trust"
+    assert any("'off' were not examined" in reason for reason in fit.verdict.reasons)
+    assert any("start where the model puts them" in note for note in fit.training.notes)
