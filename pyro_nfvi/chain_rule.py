@@ -7,18 +7,15 @@ quotient, which is exactly 0, and floating point makes NaN of the product.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import (
-    TorchDispatchMode,
-    _disable_current_modes,
-    _get_current_dispatch_mode,
-)
 
+from pyro_nfvi._compat import DispatchMode, autograd_node, is_watched, lacking, without_modes
 from pyro_nfvi._operators import aten
 
 __all__ = ["Singularity", "find_singularity", "score", "scored"]
@@ -53,6 +50,10 @@ _VIEWS = frozenset(
 _ARGUMENT = {"div": -1, "log": -1, "pow": 0, "reciprocal": -1, "sqrt": -1, "xlogy": -1}
 
 
+#: Private parts of PyTorch that the rule stands on.
+_NEEDED = ("TorchDispatchMode", "_disable_current_modes", "_current_autograd_node")
+
+
 @dataclass(frozen=True)
 class Singularity:
     """The operation at which a gradient stops being finite.
@@ -82,7 +83,8 @@ def score(
     That is the limit wherever the zero is one of the data, or of a branch that is not taken: the
     density then does not depend on what stands behind it. A gradient that is infinite, or has two
     infinite terms, stays as it is. Within a mode that records operations the rule is recorded, for
-    the nodes of the graph that can need it.
+    the nodes of the graph that can need it. A PyTorch that lacks what the rule stands on gives the
+    gradient of autograd, with a RuntimeWarning where that is not finite.
 
     Args:
         log_density: ``(S, D) -> (S,)``, in nats, differentiable, rows independent.
@@ -104,14 +106,22 @@ def score(
         >>> gradient.isfinite().all().item()
         True
     """
-    recording = _get_current_dispatch_mode() is not None
+    without = lacking(*_NEEDED)
+    recording = is_watched() and without is None
     inputs, log_p, total = _evaluated(log_density, z, params, weigh)
     found: Sequence[Tensor | None] = [None] * len(inputs)
     if total is not None and recording:
         found = _gradient(total, inputs, _nodes_at_risk(total))
     elif total is not None:
         found = torch.autograd.grad(total, inputs, allow_unused=True)
-        if _is_missing(log_p, found):
+        if without is not None and not is_watched() and _is_missing(log_p, found):
+            warnings.warn(
+                "A gradient is not finite where the log density is, and its limit cannot be taken: "
+                f"{without}. Particles there are left out; take another release of PyTorch.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        elif without is None and _is_missing(log_p, found):
             # The graph is gone, so the density is evaluated again.
             inputs, log_p, total = _evaluated(log_density, z, params, weigh)
             assert total is not None
@@ -175,6 +185,10 @@ def find_singularity(value: Tensor, inputs: Sequence[Tensor]) -> Singularity | N
         >>> str(find_singularity(x.sqrt().sum(), [x]))
         'sqrt at 0'
     """
+    if lacking(*_NEEDED) is not None:
+        found = torch.autograd.grad(value, inputs, allow_unused=True, retain_graph=True)
+        finite = all(g is None or bool(torch.isfinite(g).all()) for g in found)
+        return None if finite else Singularity("an operation that this PyTorch does not tell")
     nodes = _nodes_at_risk(value)
     for guarded in (nodes, frozenset[Any]()):
         watch = _ChainRule(guarded, watch=True)
@@ -294,7 +308,7 @@ def _is_positive_number(value: Any) -> bool:
     """Tell whether a value is one positive number, as it is or expanded."""
     if not torch.is_tensor(value):
         return isinstance(value, (int, float)) and value > 0
-    with _disable_current_modes():
+    with without_modes():
         if any(value.stride()) or not value.numel():
             return False
         return bool(value[(0,) * value.dim()].item() > 0)
@@ -327,7 +341,7 @@ def _nodes_at_risk(total: Tensor) -> frozenset[Any]:
 # --------------------------------------------------------------------- the rule for products
 
 
-class _ChainRule(TorchDispatchMode):
+class _ChainRule(DispatchMode):
     """Within it, products of the backward pass are 0 where one factor is exactly 0.
 
     Args:
@@ -349,7 +363,7 @@ class _ChainRule(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        node = torch._C._current_autograd_node()  # type: ignore[attr-defined]
+        node = autograd_node()
         rule = _RULES.get(func) if node in self._nodes else None
         out = func(*args, **kwargs) if rule is None else rule(func, *args, **kwargs)
         if self._watch and self.found is None and node is not None and torch.is_tensor(out):

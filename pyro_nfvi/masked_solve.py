@@ -18,6 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyro_nfvi._compat import is_transformed, is_watched
+
 __all__ = ["solve_masked", "solve_transposed"]
 
 
@@ -67,11 +69,7 @@ def solve_transposed(
 
 def _is_captured() -> bool:
     """Whether operations are being recorded, and nothing takes them apart."""
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        and torch._C._functorch.maybe_current_level() is None
-        and not torch.compiler.is_compiling()
-    )
+    return is_watched() and not is_transformed(unknown=True) and not torch.compiler.is_compiling()
 
 
 def solve_masked(

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
+
+from pyro_nfvi._compat import without_modes
 
 __all__ = ["frozen", "meta", "tensors", "uniform"]
 
@@ -37,7 +38,7 @@ def meta(value: Any) -> Any:
     """A tensor without memory, of the same shape, strides and type."""
     if not isinstance(value, Tensor):
         return value
-    with _disable_current_modes():
+    with without_modes():
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 

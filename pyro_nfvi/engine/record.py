@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from pyro_nfvi._compat import DispatchMode, without_modes
 from pyro_nfvi.engine.inplace import as_simple_views, out_of_place, undo_view
 from pyro_nfvi.engine.leaves import frozen, meta, tensors, uniform
 from pyro_nfvi.engine.operators import aten, present
@@ -84,7 +84,7 @@ class _Value:
         return (self.base or self).node is not None
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(DispatchMode):
     """Records what runs within it.
 
     Every node has a tensor of the ``meta`` device in ``node.meta["val"]`` (a list of them for an
@@ -208,7 +208,7 @@ class Recorder(TorchDispatchMode):
         if func in _NOTHING:
             return ()
         if func is aten.as_strided.default:
-            with _disable_current_modes():
+            with without_modes():
                 steps = as_simple_views(*args, *[None][len(args) - 3 :])
             if steps is not None:
                 return tuple(_View(op, rest, {}, None) for op, rest in steps)
@@ -246,7 +246,7 @@ class Recorder(TorchDispatchMode):
     def _repeat(self, view: _View, node: Node) -> Node:
         """Take the same view of another value of the same shape."""
         func, args = view.func, view.args
-        with _disable_current_modes():
+        with without_modes():
             try:
                 out = func(node.meta["val"], *args, **view.kwargs)
             except RuntimeError:  # the new value lies in memory otherwise than the old one
@@ -262,7 +262,7 @@ class Recorder(TorchDispatchMode):
     def _lift(self, tensor: Tensor, value: _Value) -> Node:
         """Make a constant an input of the graph, or a number of it where it was one in the code."""
         if value.literal and tensor.numel() <= _LOOK:
-            with _disable_current_modes():
+            with without_modes():
                 number = uniform(tensor)
             if number is not None:
                 kwargs = {"dtype": tensor.dtype, "device": tensor.device}
@@ -303,7 +303,7 @@ class Recorder(TorchDispatchMode):
             )
         for member in (root, *root.family):
             if member.lifted is not None:  # what was lifted keeps the value it had
-                with _disable_current_modes():
+                with without_modes():
                     self.consts[member.lifted] = self.consts[member.lifted].clone()
                 member.lifted = None
         if not varying:
@@ -313,7 +313,7 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if root.node is None:
             whole = target if root.tensor is None else root.tensor
-            with _disable_current_modes():
+            with without_modes():
                 whole = whole.clone()  # as it was before the write
             root.node = self._lift(whole, root)
             root.lifted, root.tensor = None, None
@@ -343,7 +343,7 @@ class Recorder(TorchDispatchMode):
         source: Any = node.args[0] if node.target is operator.getitem else None
         if source not in self._factors:
             raise Unsupported(f"a factorisation may fail, and its matrix is lost{place_in_code()}")
-        with _disable_current_modes():
+        with without_modes():
             failed = meta(info) != 0
             bad = self._node(aten.ne.Scalar, (node, 0), {}, failed)
             for value in self._factors[source]:

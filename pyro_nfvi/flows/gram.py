@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from pyro_nfvi._compat import is_transformed, is_watched
 from pyro_nfvi._typing import TensorPair
 
 __all__ = ["tanh_recursion"]
@@ -38,9 +39,9 @@ def _is_plain_eager() -> bool:
     return not (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
-        or torch._C._functorch.maybe_current_level() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-        or forward_ad._current_level >= 0
+        or is_transformed(unknown=True)
+        or is_watched(unknown=True)
+        or getattr(forward_ad, "_current_level", 0) >= 0
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
+from pyro_nfvi._compat import is_transformed
 from pyro_nfvi._modes import recorded
 from pyro_nfvi.flows.base import Flow
 
@@ -103,7 +104,7 @@ class FlowTransform(Transform, nn.Module):
             return None
         if torch.is_inference_mode_enabled():
             return None
-        if torch._C._functorch.maybe_current_level() is not None:
+        if is_transformed(unknown=True):
             return None
         tensors = [x, y, *self.flow.parameters(), *self.flow.buffers()]
         if self.context is not None:

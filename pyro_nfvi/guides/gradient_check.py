@@ -37,7 +37,7 @@ def watch_gradient(
     Cost:
         One look at the gradient of the vector in each backward pass.
     """
-    if not latent.requires_grad or torch._C._get_tracing_state():
+    if not latent.requires_grad or torch.jit.is_tracing():
         return
     points = latent.detach()
 

@@ -126,7 +126,7 @@ class VectorGuide(AutoContinuous):
     def _ready(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.is_set_up:
             self._setup_prototype(*args, **kwargs)
-        elif not torch._C._get_tracing_state():
+        elif not torch.jit.is_tracing():
             self._check_structure(args, kwargs)
 
     @staticmethod

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from pyro_nfvi._compat import DispatchMode
 from pyro_nfvi.density import FlowDensity
 from pyro_nfvi.infer.archives import Malformed
 from pyro_nfvi.infer.draws import WeighedDraws
@@ -175,7 +175,7 @@ def _leaves(tensors: Any) -> Iterator[Tensor]:
             yield from _leaves(value)
 
 
-class _Bounded(TorchDispatchMode):
+class _Bounded(DispatchMode):
     """Learns the size of a result without its numbers before it is computed."""
 
     def __init__(self, most: int, operations: int) -> None:

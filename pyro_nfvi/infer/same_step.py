@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_nfvi._compat import DispatchMode
 from pyro_nfvi._random import stream
 from pyro_nfvi.engine import BlockResult
 from pyro_nfvi.infer.snapshot import Snapshot
@@ -78,7 +78,7 @@ def rounded_anew(run: Callable[[], _T]) -> Iterator[_T]:
         yield found
 
 
-class _RandomRounding(TorchDispatchMode):
+class _RandomRounding(DispatchMode):
     """Within it, results of inexact operations are off by up to one unit in the last place.
 
     Args:

@@ -12,8 +12,8 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from pyro_nfvi._compat import is_watched
 from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError, OptionError, ShapeError
@@ -335,7 +335,7 @@ class LogJoint:
         except torch.linalg.LinAlgError:
             # A matrix without a factor at some row, say of a Gaussian process far out. Within a
             # mode that records there are no rows to choose.
-            if _get_current_dispatch_mode() is not None:
+            if is_watched():
                 raise
             parts = self._apart(rows, subsample, how, sites)
             good = next((part for part in parts if part is not None), None)
