@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["describe_error"]
+__all__ = ["describe_error", "place_of", "repeated_name"]
 
 #: Most characters of an exception's own text.
 _LENGTH = 200
@@ -44,6 +45,21 @@ def describe_error(error: BaseException) -> str:
     return f"{kind}{place}"
 
 
+def place_of(error: BaseException) -> str:
+    """Name the user's function, file and line that raised, as ``" in model (x.py, line 3)"``."""
+    return _place(list(_frames(error)))
+
+
+def repeated_name(error: BaseException) -> str | None:
+    """Return the name that two sites of a Pyro model have, where an exception tells that."""
+    frames = list(_frames(error))
+    if not frames or frames[-1].f_code.co_name != "add_node":
+        return None
+    inner = frames[-1].f_locals
+    name = inner.get("site_name")
+    return name if type(inner.get("self")).__name__ == "Trace" and isinstance(name, str) else None
+
+
 def _frames(error: BaseException) -> Iterator[FrameType]:
     """Yield the frames of an exception, or of its like that Pyro wrapped, the outermost first."""
     if error.__cause__ is not None and type(error.__cause__) is type(error):
@@ -58,6 +74,8 @@ def _place(frames: list[FrameType]) -> str:
         for name in _LIBRARIES
         if (module := sys.modules.get(name)) is not None and module.__file__
     )
+    # The standard library's, in whose folder installed packages may lie; neither is the user's.
+    folders += (sysconfig.get_path("stdlib"),)
     for frame in reversed(frames):
         name = frame.f_code.co_filename
         if not name.startswith((*folders, "<")):

@@ -19,7 +19,7 @@ from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.errors import ModelError, OptionError, ShapeError
 from pyro_nfvi.supports import bijection, inside, support_from_spec, support_of, support_spec
 
-__all__ = ["LatentSite", "LatentSpace", "whole_value"]
+__all__ = ["LatentSite", "LatentSpace", "is_discrete", "no_latents", "whole_value"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,35 @@ class LatentSite:
         }
 
 
+def no_latents(trace: Trace) -> str:
+    """Say of a trace without a continuous latent site what it has, and what to do."""
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    sites = [site for site in sites if not site_is_subsample(site)]
+    observed = ", ".join(repr(site["name"]) for site in sites if site["is_observed"])
+    discrete = ", ".join(repr(site["name"]) for site in sites if not site["is_observed"])
+    text = "The model has no continuous latent sites, so there is nothing to fit. "
+    if discrete:
+        return (
+            f"{text}Its discrete sites ({discrete}) are summed out, and their posterior needs no "
+            "guide: pyro.infer.TraceEnum_ELBO().compute_marginals(model, guide), with a guide of "
+            "no sites, has it exactly."
+        )
+    if observed:
+        text += f"It has observed sites only ({observed}). "
+    return (
+        f"{text}Write the unknowns as pyro.sample(name, distribution) without obs=; if they are "
+        "hidden by poutine.block, expose them."
+    )
+
+
+def is_discrete(fn: Any) -> bool:
+    """Tell whether a distribution says that its values are discrete."""
+    try:
+        return bool(getattr(getattr(fn, "support", None), "is_discrete", False))
+    except NotImplementedError:  # it does not say what its support is
+        return False
+
+
 def whole_value(site: Mapping[str, Any]) -> Tensor:
     """Return the value of a site in the whole shape of its distribution.
 
@@ -70,8 +99,7 @@ def _is_latent(site: Mapping[str, Any]) -> bool:
     if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
         return False
     name = site["name"]
-    support = getattr(site["fn"], "support", None)
-    if support is not None and support.is_discrete:
+    if is_discrete(site["fn"]):
         if site["infer"].get("enumerate") == "parallel":
             return False
         raise ModelError(
@@ -135,9 +163,9 @@ class LatentSpace:
         for name, site in trace.nodes.items():
             if not _is_latent(site):
                 continue
-            support = support_of(site["fn"])
             value = whole_value(site)
             try:
+                support = support_of(site["fn"])
                 u = bijection(support).inv(inside(support, value))
             except ModelError as error:
                 raise ModelError(f"Latent site {name!r}: {error}") from error
@@ -150,11 +178,7 @@ class LatentSpace:
             parts.append(u.reshape(-1))
             start = stop
         if start == 0:
-            raise ModelError(
-                "The model has no continuous latent sites, so there is nothing to fit. Write the "
-                "unknowns as pyro.sample(name, distribution) without obs=; if they are hidden by "
-                "poutine.block, expose them."
-            )
+            raise ModelError(no_latents(trace))
         return cls(tuple(records), torch.cat(parts))
 
     @property

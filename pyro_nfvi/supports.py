@@ -189,12 +189,21 @@ def support_of(fn: Any) -> Constraint:
     The density of an angle repeats itself on the real line, which torch gives as its support: there
     it has no integral, and a guide would fit several of its copies.
 
+    Raises:
+        ModelError: Its class has none.
+
     Example:
         >>> import pyro.distributions as dist
         >>> support_of(dist.VonMises(0.0, 1.0))
         Interval(lower_bound=-3.141592653589793, upper_bound=3.141592653589793)
     """
-    support, inner = frozen(fn.support), fn
+    try:
+        support, inner = frozen(fn.support), fn
+    except NotImplementedError as error:
+        raise ModelError(
+            f"The distribution {type(fn).__name__} does not say what its support is. Give the "
+            "class one, such as support = torch.distributions.constraints.real."
+        ) from error
     while isinstance(getattr(inner, "base_dist", None), Distribution):
         inner = inner.base_dist
     return _one_turn(support) if isinstance(inner, _ANGLES) else support

@@ -29,6 +29,7 @@ from pyro_nfvi.guides.param_store import (
 )
 from pyro_nfvi.guides.summary import base_points, pushed_quantiles
 from pyro_nfvi.guides.vector_guide import VectorGuide
+from pyro_nfvi.logjoint.checks import check_model
 
 __all__ = ["AutoFlow"]
 
@@ -117,8 +118,7 @@ class AutoFlow(VectorGuide):
         **flow_options: Any,
     ) -> None:
         name = type(self).__name__
-        if not callable(model):
-            raise OptionError(f"{name} needs a Pyro model to call; got {type(model).__name__}.")
+        check_model(name, model)
         recipe = Recipe(name, flow, outer, flow_options, init_scale, base)
         super().__init__(model, init_loc_fn, base if isinstance(base, Distribution) else None)
         # Past registration, as the flow below; a guide that has one is not the standard one's.

@@ -25,6 +25,7 @@ from pyro_nfvi.guides.mixture_posterior import MixturePosterior
 from pyro_nfvi.guides.param_store import check_store, stored_names, sync_module, sync_parameter
 from pyro_nfvi.guides.summary import base_points, column_quantiles
 from pyro_nfvi.guides.vector_guide import VectorGuide
+from pyro_nfvi.logjoint.checks import check_model
 from pyro_nfvi.mixture import MixtureDensity
 from pyro_nfvi.options import number, whole
 
@@ -100,8 +101,7 @@ class AutoMixture(VectorGuide):
         **flow_options: Any,
     ) -> None:
         name = type(self).__name__
-        if not callable(model):
-            raise OptionError(f"{name} needs a Pyro model to call; got {type(model).__name__}.")
+        check_model(name, model)
         count = whole(f"{name}: num_components", num_components)
         flows: list[Any] = list(flow) if isinstance(flow, list | tuple) else [flow] * count
         if len(flows) != count or any(isinstance(one, Flow) for one in flows):

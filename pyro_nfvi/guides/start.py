@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Distribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.util import broadcast_shape
 from pyro.infer.autoguide.initialization import InitMessenger
@@ -15,6 +16,8 @@ from pyro.poutine.runtime import _PYRO_STACK, Message
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_nfvi.errors import ModelError
+from pyro_nfvi.latent import is_discrete
 from pyro_nfvi.supports import bijection, support_of
 
 __all__ = [
@@ -40,6 +43,7 @@ class StartMessenger(InitMessenger):
 
     def _pyro_sample(self, msg: Message) -> None:
         fn = msg["fn"]
+        _check_distribution(msg)
         msg["fn"] = self._broadcast(msg)
         try:
             super()._pyro_sample(msg)
@@ -80,7 +84,7 @@ def around_origin(site: Mapping[str, Any]) -> Tensor:
 
     Source: Stan's default initial values.
     """
-    if getattr(getattr(site["fn"], "support", None), "is_discrete", False):
+    if is_discrete(site["fn"]):
         return site["fn"].sample()
     transform, zeros = _origin(site)
     return transform(_RADIUS * (2 * torch.rand_like(zeros) - 1))
@@ -112,10 +116,29 @@ def start_trace(
         return poutine.trace(StartMessenger(start)(model)).get_trace(*args, **kwargs)
 
 
+def _check_distribution(msg: Message) -> None:
+    """Refuse a site without a distribution of Pyro; the message names it."""
+    name, fn = msg["name"], msg["fn"]
+    if not callable(fn) and not isinstance(fn, torch.distributions.Distribution):
+        raise ModelError(
+            f"The site {name!r} needs a distribution; got {type(fn).__name__}. Write "
+            f"pyro.sample({name!r}, pyro.distributions.Normal(0.0, 1.0)), or another of them."
+        )
+    if isinstance(fn, torch.distributions.Distribution) and not isinstance(fn, Distribution):
+        kind = type(fn).__name__
+        raise ModelError(
+            f"The site {name!r} has a distribution of torch.distributions, which lacks what Pyro "
+            f"needs. Take pyro.distributions.{kind}."
+        )
+
+
 def _origin(site: Mapping[str, Any]) -> tuple[Any, Tensor]:
     """Bijection of a site's support, and the origin, with dtype and device of the site's draws."""
     fn = site["fn"]
-    transform = bijection(support_of(fn))
+    try:
+        transform = bijection(support_of(fn))
+    except ModelError as error:
+        raise ModelError(f"Latent site {site.get('name', '')!r}: {error}") from error
     try:
         # Forked: where a start lies does not depend on how its dtype is found.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_nfvi.error_text import place_of, repeated_name
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.guides.start import around_origin, feasible, start_trace, value_of
 from pyro_nfvi.logjoint import StartFault
@@ -80,9 +81,16 @@ def find_start(
 
         try:
             fault = attempt(start)
-        except (*_MISTAKES, ModelError):
+        except ModelError as error:
+            words, shapes, _ = str(error).partition("\nTrace Shapes:")  # which Pyro appends
+            if shapes:
+                raise ModelError(words) from None
+            raise
+        except _MISTAKES:
             raise
         except Exception as error:  # a point at which the model fails, in any way it likes
+            if (name := repeated_name(error)) is not None:
+                raise ModelError(_twice(name, place_of(error))) from None
             if not asked:
                 raise
             fault, cause = StartFault.of(error), cause or error
@@ -110,12 +118,26 @@ def any_trace(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
     return found[0]
 
 
+def _twice(name: str, place: str) -> str:
+    return (
+        f"The model has two sites named {name!r}{place}. Every site needs a name of its own: "
+        f"f'{name}_{{i}}' in a loop; a plate that is entered twice is made once, before: "
+        f"rows = pyro.plate('{name}', ...), then twice: with rows."
+    )
+
+
 def _refusal(faults: list[StartFault], kinds: Counter[str]) -> str:
     most = len(faults)
     sites = Counter(site for fault in faults for site in fault.sites)
     places = ", ".join(f"{site!r} ({count} of {most})" for site, count in sites.most_common())
     reason, count = Counter(fault.reason for fault in faults).most_common(1)[0]
     tried = ", ".join(f"{number} by {kind}" for kind, number in kinds.items())
+    if count == most and not sites:
+        return (
+            f"The model raised the same error at each of {most} initial points ({tried}): "
+            f"{reason}. Mend what it says. If it comes of the values of latents, give a point that "
+            "works: AutoFlow(model, init_loc_fn=init_to_value(values=...))."
+        )
     return (
         f"The model has no finite log joint at any of {most} initial points ({tried}). "
         f"Points failed at the sites {places or '(none that could be named)'}; the commonest "

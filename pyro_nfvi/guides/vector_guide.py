@@ -42,7 +42,7 @@ from pyro_nfvi.guides.start import StartMessenger, feasible
 from pyro_nfvi.guides.start_search import find_start
 from pyro_nfvi.guides.structure import StructureWatch
 from pyro_nfvi.guides.summary import ONE_SD, base_points
-from pyro_nfvi.latent import LatentSpace, whole_value
+from pyro_nfvi.latent import LatentSpace, is_discrete, whole_value
 from pyro_nfvi.logjoint import StartFault, start_fault
 from pyro_nfvi.pyro_state import takes_turn
 from pyro_nfvi.supports import bijection, inside
@@ -178,8 +178,7 @@ class VectorGuide(AutoContinuous):
         def start(site: dict[str, Any]) -> Any:
             # Pyro's init functions refuse discrete sites, marked for enumeration or not; those that
             # are not are told with the cure once the latent space is made.
-            support = getattr(site["fn"], "support", None)
-            if _is_enumerated(site) or getattr(support, "is_discrete", False):
+            if _is_enumerated(site) or is_discrete(site["fn"]):
                 return site["fn"].sample()
             try:
                 return started(site["fn"], init_loc_fn(site))

@@ -8,11 +8,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pyro.infer import config_enumerate
+from pyro.poutine.util import site_is_subsample
 
 from pyro_nfvi._budget import Budget
 from pyro_nfvi._precision import full_precision
 from pyro_nfvi._random import fresh_seed, seeded
-from pyro_nfvi.error_text import describe_error
+from pyro_nfvi.error_text import describe_error, place_of
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
 from pyro_nfvi.guides.start_search import any_trace
 from pyro_nfvi.infer.auto import climb
@@ -24,6 +25,8 @@ from pyro_nfvi.infer.progress import StepInfo
 from pyro_nfvi.infer.run import FitRun
 from pyro_nfvi.infer.schedule import Schedule
 from pyro_nfvi.infer.scope import own_params, own_random_state
+from pyro_nfvi.latent import is_discrete, no_latents
+from pyro_nfvi.logjoint.checks import check_model
 from pyro_nfvi.objectives import Objective, make_objective
 from pyro_nfvi.options import seed_number, whole
 
@@ -143,8 +146,7 @@ class NFVI:
         checkpoint_every: int = 500,
         resume: bool = False,
     ) -> None:
-        if not callable(model):
-            raise OptionError(f"NFVI needs a Pyro model to call; got {type(model).__name__}.")
+        check_model("NFVI", model)
         check_guide(guide)
         check_optim(optim)
         num_particles = whole("num_particles", num_particles)
@@ -238,9 +240,12 @@ def _explained() -> Iterator[None]:
     except Exception as error:
         words = str(error).partition("Trace Shapes:")[0].rstrip()  # which Pyro appends
         cure = _cure(words)
-        told = f"{type(error).__name__}: {words}" if words.strip() else describe_error(error)
+        told = describe_error(error)
+        if words.strip():
+            told = f"{type(error).__name__}{place_of(error)}: {words}".rstrip(".")
         raise ModelError(
-            f"The model could not be run with the arguments of run(): {told}. {cure}"
+            f"The model could not be run: {told}. Mend what it says. If the arguments of run() are "
+            f"at fault: {cure}"
         ) from error
 
 
@@ -249,6 +254,10 @@ def _enumerated(
 ) -> Callable[..., Any]:
     """Mark the model's discrete sites for enumeration, where the user has not."""
     trace = any_trace(model, args, kwargs)
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    sites = [site for site in sites if not site_is_subsample(site)]
+    if all(site["is_observed"] or is_discrete(site["fn"]) for site in sites):
+        raise ModelError(no_latents(trace))
     unmarked = any(
         site["type"] == "sample"
         and not site["is_observed"]

@@ -18,6 +18,7 @@ from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.error_text import describe_error
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
 from pyro_nfvi.infer.scope import own_random_state
+from pyro_nfvi.latent import is_discrete
 from pyro_nfvi.logjoint.forward import DrawAnew, is_factor
 from pyro_nfvi.logjoint.run import is_deterministic
 
@@ -287,7 +288,7 @@ def _is_data(site: Site) -> bool:
 def _is_discrete(site: Site) -> bool:
     if getattr(site["fn"], "has_enumerate_support", False):
         return True
-    return bool(getattr(getattr(site["fn"], "support", None), "is_discrete", False))
+    return is_discrete(site["fn"])
 
 
 def _home(value: Any) -> int | None:

@@ -14,7 +14,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_nfvi.errors import ModelError, NoDataWarning
+from pyro_nfvi.errors import ModelError, NoDataWarning, OptionError
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint.missing import mask_of
 from pyro_nfvi.logjoint.run import ModelRun, is_deterministic, is_observed
@@ -24,6 +24,7 @@ __all__ = [
     "check_data",
     "check_discrete_plates",
     "check_finite",
+    "check_model",
     "check_same_numbers",
     "check_structure",
     "nonfinite_sites",
@@ -62,6 +63,33 @@ def nonfinite_sites(trace: Trace) -> list[str]:
     return found
 
 
+def check_model(user: str, model: Any) -> None:
+    """Refuse what cannot be run as a Pyro model.
+
+    Args:
+        user: Name of what needs the model.
+        model: The model.
+
+    Raises:
+        OptionError: It cannot be called, is a class, a generator or a coroutine.
+    """
+    if not callable(model):
+        raise OptionError(
+            f"{user} needs a Pyro model to call; got {type(model).__name__}. Pass the function "
+            "itself, NFVI(model).run(data), and not what it returned."
+        )
+    if isinstance(model, type):
+        raise OptionError(
+            f"{user} needs a Pyro model to call; got the class {model.__name__}. Make an instance "
+            "of it first."
+        )
+    if inspect.isgeneratorfunction(model) or inspect.iscoroutinefunction(model):
+        raise OptionError(
+            f"{user} needs a Pyro model to call; a generator or coroutine, with `yield` or "
+            "`async`, runs nothing when it is called. Write it as a plain function."
+        )
+
+
 def check_data(
     trace: Trace,
     latent: LatentSpace,
@@ -83,6 +111,11 @@ def check_data(
     observed = {n: site for n, site in _samples(trace) if is_observed(site, latent.sites)}
     for name, site in observed.items():
         value = site["value"]
+        if not torch.is_tensor(value) and not isinstance(value, int | float):
+            raise ModelError(
+                f"The observed site {name!r} has a value of type {type(value).__name__}. Pass data "
+                "as tensors: torch.as_tensor(data)."
+            )
         if (
             torch.is_tensor(value)
             and value.is_floating_point()

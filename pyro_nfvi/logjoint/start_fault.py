@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_nfvi.error_text import describe_error
+from pyro_nfvi.error_text import describe_error, place_of
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.latent import LatentSpace
 from pyro_nfvi.logjoint.checks import check_data, nonfinite_sites, quiet
@@ -60,6 +60,8 @@ class StartFault:
         named = re.search(r"log_prob at site '([^']*)':\n?", str(error))
         if named is None or not str(error)[named.end() :].strip():
             text = describe_error(error)
+            place = place_of(error)
+            text += place if place not in text else ""
         else:
             text = f"{type(error).__name__}: {str(error)[named.end() :].strip().splitlines()[0]}"
         # Values of tensors differ from point to point; what was expected does not.
