@@ -70,6 +70,7 @@ def judge_weights(
     faults: Sequence[str] = (),
     doubts: Sequence[str] = (),
     values: Tensor | None = None,
+    mode: Tensor | None = None,
 ) -> Verdict:
     r"""Judge an approximation by the importance weights of its draws.
 
@@ -92,6 +93,8 @@ def judge_weights(
             made.
         values: The draws as the user sees them, in the same order (S, D), where that is not z:
             a scale whose logarithm is z. Their tails are looked at too.
+        mode: Number of the mode that each draw belongs to (S,), where there are several: tails are
+            those of each mode about its own median. A light mode far away is no tail.
 
     Cost:
         O(S D), and one sort of the weights.
@@ -130,9 +133,9 @@ def judge_weights(
     nearly_exact = gap < _SMALL_GAP and count > _EVEN * len(z)
     if ((tail.close and gap < _GAP) or nearly_exact) and not moved:
         # Only where weights are good can they say anything of tails.
-        heavy = _heavy(z, log_w, _NO_VARIANCE[tail.close])
+        heavy = _heavy(z, log_w, _NO_VARIANCE[tail.close], mode)
         if values is not None:
-            heavy = sorted({*heavy, *_heavy(values, log_w, _NO_VARIANCE[1])})
+            heavy = sorted({*heavy, *_heavy(values, log_w, _NO_VARIANCE[1], mode)})
         if not heavy:
             if doubts:
                 return Verdict(USABLE, [numbers, *doubts], _NEXT_DOUBT)
@@ -162,12 +165,16 @@ _NEXT_FIT = (
 )
 
 
-def _heavy(z: Tensor, log_w: Tensor, most: float) -> list[int]:
+def _heavy(z: Tensor, log_w: Tensor, most: float, mode: Tensor | None) -> list[int]:
     """Find the numbers whose tails in the posterior are too heavy for a variance."""
     ok = torch.isfinite(z).all(-1) & torch.isfinite(log_w)
     z, log_w = z[ok].double(), log_w[ok].double()
+    mode = torch.zeros_like(log_w) if mode is None else mode[ok]
+    away = torch.empty_like(z)
+    for one in mode.unique():
+        away[mode == one] = z[mode == one] - z[mode == one].median(0).values
     # What a draw adds to the second moment.
-    terms = (z - z.median(0).values).abs().log().mul(2) + log_w.unsqueeze(-1)
+    terms = away.abs().log().mul(2) + log_w.unsqueeze(-1)
     varied = [i for i in range(z.shape[-1]) if bool((terms[:, i] > -math.inf).any())]
     return [i for i in varied if psis(terms[:, i]).khat > most]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -38,6 +39,9 @@ _PLACES = 16
 _ROUNDS, _POINTS = 4, 48
 #: A mode with a bound this far below the best, or with less than this share, is left out.
 _NEGLIGIBLE, _SHARE = 10.0, 0.01
+#: Unless it holds a tenth of that share, and moves a mean by this many sds or an sd by this factor:
+#: far away, little mass is much of a spread.
+_FEW, _SHIFT, _SPREAD = 0.1, 0.05, 1.1
 #: A light mode is a spike, and left out too, when it is narrower than the heaviest by this factor
 #: in each direction (its logarithm): points climb up the neck of a funnel without end, to where
 #: there is density without mass, and the share of such a place is noise.
@@ -91,7 +95,8 @@ def explore(
     whose bound is within 10 nats of the best, and between which there is a valley, are the modes.
     Then come more points, wide around these modes, until a round adds none (four at most). At the
     end modes between which a bent way stays high are taken for one, and those of less than a
-    hundredth of the mass are left out, and spikes (narrower than the heaviest by a factor of 20 in
+    hundredth of the mass are left out, unless they are so far away that they move a mean by 0.05 sd
+    or an sd by a tenth; and so are spikes (narrower than the heaviest by a factor of 20 in
     each direction) of less than a tenth. Weights are those with which the mixture of the Gaussians
     is closest to the density.
 
@@ -187,7 +192,8 @@ def explore(
     if len(known) > 1:
         known, _ = whiten(target, known, num_steps=_steps(_LAST, effort), generator=generator)
         weights = _weights(target, known, generator)
-        keep = ((weights >= _SHARE) & ~_spikes(known, weights)).nonzero().squeeze(-1)
+        counts = (weights >= _SHARE) | _moving(known, weights)
+        keep = (counts & ~_spikes(known, weights)).nonzero().squeeze(-1)
         left_out = len(known) - len(keep)
         known, hits = known.take(keep), hits[keep]
         weights = weights[keep] / weights[keep].sum()
@@ -345,6 +351,23 @@ def _weights(target: Target, normals: Normals, generator: torch.Generator | None
     if log_p is None:
         return torch.full_like(normals.loc[:, 0], 1 / len(normals))
     return mixture_weights(log_p, normals.log_prob(z))[0]
+
+
+def _moving(normals: Normals, weights: Tensor) -> Tensor:
+    """Which Gaussians move a mean or an sd of the mixture, little as they may weigh ``(K,)``."""
+    variances = normals.covariances.diagonal(dim1=-2, dim2=-1)
+
+    def moments(share: Tensor) -> tuple[Tensor, Tensor]:
+        share = (share / share.sum(-1, keepdim=True)).unsqueeze(-1)
+        mean = (share * normals.loc).sum(-2)
+        away = normals.loc - mean.unsqueeze(-2)
+        return mean, (share * (variances + away.square())).sum(-2).sqrt()
+
+    mean, sd = moments(weights)
+    others, spread = moments(weights * (1 - torch.eye(len(weights)).to(weights)))
+    shift, stretch = (mean - others).abs() / sd, (sd / spread).log().abs()
+    moves = (shift > _SHIFT).any(-1) | (stretch > math.log(_SPREAD)).any(-1)
+    return moves & (weights >= _FEW * _SHARE)
 
 
 def _spikes(normals: Normals, weights: Tensor) -> Tensor:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from pyro_nfvi.diagnostics import Verdict, judge_weights
 from pyro_nfvi.infer.findings import Level
 from pyro_nfvi.infer.tails import seen
+from pyro_nfvi.mixture import MixtureDensity
 
 if TYPE_CHECKING:
     from pyro_nfvi.infer.fit import Fit
@@ -37,6 +41,7 @@ def verdict(fit: Fit) -> Verdict:
         faults=faults,
         doubts=told[Level.DOUBT],
         values=seen(fit.latent, fit.draws.z),
+        mode=_modes(fit),
     )
     remarks = []
     if why in ("max_steps", "max_seconds") and why.unfinished:
@@ -44,3 +49,12 @@ def verdict(fit: Fit) -> Verdict:
     if not faults:  # or else what could not be seen is of no interest
         remarks += told[Level.REMARK]
     return Verdict(word, [*word.reasons, *remarks], word.next_step)
+
+
+def _modes(fit: Fit) -> Tensor | None:
+    """Number of the component that each draw most likely comes from; None without several."""
+    density = fit.guide.density()
+    if not isinstance(density, MixtureDensity):
+        return None
+    with torch.no_grad():
+        return density.responsibilities(fit.draws.z).argmax(-1)
