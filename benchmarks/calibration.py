@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 from benchmarks._report import DOCS, ROOT, environment, in_words, table, write
 from benchmarks.posteriordb import MODELS, load, score
 from pyro_nfvi import NFVI, AutoFlow
-from pyro_nfvi.diagnostics.verdict import VERDICTS
+from pyro_nfvi.diagnostics._verdict import VERDICTS
 
 #: A fit is right with all errors below these, and wrong with one above those: worst error of a
 #: mean, in reference sds, and of an sd, relative to the reference's.

@@ -24,11 +24,11 @@ import torch
 
 from benchmarks._report import ROOT, environment, in_words, put, table
 from pyro_nfvi import AutoFlow
-from pyro_nfvi.engine import Unsupported
+from pyro_nfvi._engine.program import Unsupported
+from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._train.engine_selection import _Builder
+from pyro_nfvi._train.step import EagerStep
 from pyro_nfvi.errors import NFVIError
-from pyro_nfvi.infer.engines import _Builder
-from pyro_nfvi.infer.step import EagerStep
-from pyro_nfvi.logjoint import LogJoint
 from pyro_nfvi.objectives import make_objective
 
 PAGE = ROOT / "docs" / "engine.md"
@@ -253,7 +253,7 @@ def examples():
     mixture = importlib.import_module("mixture")
     data = mixture.make_data()
     data = data[0] if isinstance(data, tuple) else data
-    yield "mixture.py", mixture.mixture, (data,), {}
+    yield "distributions/_mixture.py", mixture.mixture, (data,), {}
 
 
 def models(cases):

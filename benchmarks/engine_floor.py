@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 from benchmarks._report import ROOT, environment, in_words, table, write
 from benchmarks.engine import Rival
 from benchmarks.engine_rivals.data import data
-from pyro_nfvi.engine.native.compiler import find_compiler
+from pyro_nfvi._engine.native.compiler import find_compiler
 
 SOURCE = ROOT / "benchmarks" / "engine_rivals" / "floor.cpp"
 D, K, BLOCK = 10, 16, 200

@@ -18,9 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 
 from benchmarks._report import DOCS, ROOT, environment, in_words, table, write
 from pyro_nfvi import FlowDensity
-from pyro_nfvi.bases import DiagonalNormal
+from pyro_nfvi.distributions import DiagonalNormal, Metropolis, PathSampler
 from pyro_nfvi.flows import make_flow
-from pyro_nfvi.path_sampler import Metropolis, PathSampler
 
 DRAWS = 40_000
 

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, 
 
 from benchmarks._report import DOCS, ROOT, environment, in_words, table, write
 from pyro_nfvi import FlowDensity
-from pyro_nfvi.dequantize import UniformDequantize
+from pyro_nfvi.distributions import UniformDequantize
+from pyro_nfvi.distributions._data_checks import log_density_ceiling
 from pyro_nfvi.errors import DataWarning, DivergedError
-from pyro_nfvi.flows import ActNorm, Chain, Elementwise, SplineKernel, make_flow
-from pyro_nfvi.rows import log_density_ceiling
+from pyro_nfvi.flows import ActNorm, Chain, Elementwise, SplineTransformer, make_flow
 
 #: Images that are scored, at most.
 SCORED = 2000
@@ -106,7 +106,7 @@ def at_the_edge(train, levels, steps):
     few = share.masked_fill(share <= MOVING, 2.0).argsort()[:FEW]
 
     def splines(dim):
-        layers = [Elementwise(dim, kernel=SplineKernel(bins=16)) for _ in range(3)]
+        layers = [Elementwise(dim, transformer=SplineTransformer(bins=16)) for _ in range(3)]
         return FlowDensity(Chain(*layers, ActNorm(dim)))
 
     return exact(x[:, few], splines, steps)

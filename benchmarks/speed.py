@@ -64,7 +64,7 @@ def split(key, dim):
 
 
 def ours(key, dim):
-    from pyro_nfvi.flows import Elementwise, Householder, SplineKernel, Sylvester, make_flow
+    from pyro_nfvi.flows import Elementwise, Householder, SplineTransformer, Sylvester, make_flow
 
     key, hidden, equal = split(key, dim)
     nets = {"hidden_dim": hidden, "activation": "relu", "skip_connections": not equal}
@@ -76,7 +76,7 @@ def ours(key, dim):
         "naf": lambda: make_flow("naf*1", dim, units=16, **nets),
         "bnaf": lambda: make_flow("bnaf*1", dim, hidden_factor=8),
         "ffjord": lambda: make_flow("ffjord*1", dim),
-        "spline": lambda: Elementwise(dim, kernel=SplineKernel(BINS)),
+        "spline": lambda: Elementwise(dim, transformer=SplineTransformer(BINS)),
         "planar": lambda: make_flow("planar*16", dim),
         "radial": lambda: make_flow("radial*4", dim),
         "sylvester": lambda: Sylvester(dim, rank=8),

@@ -21,8 +21,9 @@ import torch
 
 from benchmarks._report import environment, in_words, table, write
 from pyro_nfvi import NFVI
-from pyro_nfvi.gaussian import Target, tail_indices
-from pyro_nfvi.infer.findings import HeavyTails, find
+from pyro_nfvi._gaussian_vi.tail_index import tail_indices
+from pyro_nfvi._gaussian_vi.target import Target
+from pyro_nfvi.infer._findings import HeavyTails, find
 
 DIMS, FREEDOMS = (1, 2, 5, 10, 20, 50), (0.7, 1.0, 2.0, 3.0, 5.0, 10.0, 25.0)
 #: Prior of the one latent, and its tail index; None where every moment exists.

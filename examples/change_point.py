@@ -13,7 +13,7 @@ from _cli import check, options
 from _compare import compare, tell
 
 from pyro_nfvi import NFVI
-from pyro_nfvi.plots.style import FIT, GREY, INK, REFERENCE, STYLE, pyplot
+from pyro_nfvi.plots._style import FIT, GREY, INK, REFERENCE, STYLE, pyplot
 
 PRIOR_SD = 3.0  # of the levels
 NAMES = ("before", "after", "spread")

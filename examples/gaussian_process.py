@@ -12,7 +12,7 @@ from _cli import check, options
 from _compare import compare, tell
 
 from pyro_nfvi import NFVI
-from pyro_nfvi.plots.style import FIT, GREY, INK, REFERENCE, STYLE, pyplot
+from pyro_nfvi.plots._style import FIT, GREY, INK, REFERENCE, STYLE, pyplot
 
 NAMES = ("length", "amplitude", "noise")
 PRIORS = {"length": (0.0, 0.7), "amplitude": (0.0, 0.7), "noise": (-1.5, 0.7)}
@@ -24,7 +24,7 @@ def make_data(n=18):
     return x, torch.sin(1.6 * x) + 0.25 * torch.randn(n, generator=generator)
 
 
-def kernel(one, two, length, amplitude):
+def transformer(one, two, length, amplitude):
     squared = (one[:, None] - two[None, :]).square()
     return amplitude[..., None, None] ** 2 * torch.exp(
         -squared / (2 * length[..., None, None] ** 2)
@@ -33,7 +33,7 @@ def kernel(one, two, length, amplitude):
 
 def covariance(x, length, amplitude, noise):
     variance = noise[..., None, None] ** 2 + 1e-6
-    return kernel(x, x, length, amplitude) + variance * torch.eye(len(x))
+    return transformer(x, x, length, amplitude) + variance * torch.eye(len(x))
 
 
 def model(x, y):
@@ -65,7 +65,7 @@ def predict(draws, x, y, places):
     """Mean and sd of the function, over draws of the hyper-parameters."""
     given = [draws[name][:1000] for name in NAMES]
     factor = torch.linalg.cholesky(covariance(x, *given))
-    cross = kernel(x, places, *given[:2])
+    cross = transformer(x, places, *given[:2])
     half = torch.linalg.solve_triangular(factor, cross, upper=False)
     target = torch.linalg.solve_triangular(
         factor, y[:, None].expand(len(cross), -1, 1), upper=False

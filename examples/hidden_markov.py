@@ -13,7 +13,7 @@ from _compare import compare, tell
 from pyro.infer import MCMC, NUTS
 
 from pyro_nfvi import NFVI
-from pyro_nfvi.plots.style import FIT, GREY, INK, REFERENCE, STYLE, pyplot
+from pyro_nfvi.plots._style import FIT, GREY, INK, REFERENCE, STYLE, pyplot
 
 START = torch.tensor([0.5, 0.5])
 

@@ -15,7 +15,7 @@ from _compare import tell
 from pyro.infer import MCMC, NUTS
 
 from pyro_nfvi import NFVI
-from pyro_nfvi.plots.style import FIT, GREY, INK, STYLE, pyplot
+from pyro_nfvi.plots._style import FIT, GREY, INK, STYLE, pyplot
 
 UNITS = 5
 PLACES = torch.linspace(-3.2, 3.2, 120, dtype=torch.float64)

@@ -12,7 +12,7 @@ from _cli import check, options
 from _compare import compare, tell
 
 from pyro_nfvi import NFVI
-from pyro_nfvi.plots.style import FIT, GREY, INK, STYLE, pyplot
+from pyro_nfvi.plots._style import FIT, GREY, INK, STYLE, pyplot
 
 COUNTIES = 30
 

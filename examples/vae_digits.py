@@ -10,7 +10,7 @@ from _cli import check, options
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 
-from pyro_nfvi.plots.style import pyplot
+from pyro_nfvi.plots._style import pyplot
 from pyro_nfvi.vae import (
     Bernoulli,
     DenseDecoder,
@@ -21,8 +21,8 @@ from pyro_nfvi.vae import (
     plot_reconstructions,
     plot_samples,
 )
-from pyro_nfvi.vae.evaluate import subset_of
-from pyro_nfvi.vae.nll_summary import doubt_of
+from pyro_nfvi.vae._evaluation import subset_of
+from pyro_nfvi.vae._nll_summary import doubt_of
 
 LATENT, WIDTH = 10, 100
 

@@ -5,19 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pyro_nfvi import (
-    bases,
-    dequantize,
-    diagnostics,
-    errors,
-    flows,
-    objectives,
-    path_sampler,
-    testing,
-)
+from pyro_nfvi import diagnostics, distributions, errors, flows, objectives, testing
+from pyro_nfvi._engine.cache import clear_cache
 from pyro_nfvi._version import __version__
 from pyro_nfvi.arviz import to_arviz
-from pyro_nfvi.density import FlowDensity
+from pyro_nfvi.calibration import vsbc
+from pyro_nfvi.distributions import FlowDensity
 from pyro_nfvi.guides import (
     AutoCoupling,
     AutoFlow,
@@ -28,7 +21,7 @@ from pyro_nfvi.guides import (
     AutoSpline,
     AutoSylvester,
 )
-from pyro_nfvi.infer import NFVI, Fit, load, vsbc
+from pyro_nfvi.infer import NFVI, Fit, load
 
 if TYPE_CHECKING:
     from pyro_nfvi import vae
@@ -46,14 +39,13 @@ __all__ = [
     "Fit",
     "FlowDensity",
     "__version__",
-    "bases",
-    "dequantize",
+    "clear_cache",
     "diagnostics",
+    "distributions",
     "errors",
     "flows",
     "load",
     "objectives",
-    "path_sampler",
     "testing",
     "to_arviz",
     "vae",

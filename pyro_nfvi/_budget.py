@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 
 from pyro_nfvi.errors import OptionError
 
-__all__ = ["UNLIMITED", "Budget"]
-
 
 @dataclass(frozen=True)
 class Budget:

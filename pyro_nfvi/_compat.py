@@ -15,18 +15,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MixtureSameFamily, constraints
 
-__all__ = [
-    "MIXTURE_SUPPORTS",
-    "DispatchMode",
-    "autograd_node",
-    "is_transformed",
-    "is_watched",
-    "lacking",
-    "started",
-    "without_modes",
-    "writes_checksums",
-]
-
 #: The support of a mixture of one family, where it has a class of its own (PyTorch 2.13 does);
 #: earlier, a mixture gave the support of its components. For ``isinstance``.
 MIXTURE_SUPPORTS: tuple[type, ...] = tuple(

@@ -10,7 +10,6 @@ try:
 except ImportError:  # Windows: work is told to be left behind by its age
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOST", "lock_folder"]
 
 #: Seconds after which work in a folder that cannot be locked is given up for lost.
 LOST = 3600.0

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["Missing", "Namespace", "aten", "prims"]
-
 
 @dataclass(frozen=True)
 class Missing:

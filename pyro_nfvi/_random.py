@@ -16,9 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from pyro_nfvi._turn import turn
-
-__all__ = ["fold_in", "fresh_seed", "numpy_stream", "seeded", "stream"]
+from pyro_nfvi._model_lock import turn
 
 _MASK = 0xFFFFFFFFFFFFFFFF
 #: splitmix64: the increment (odd, 2^64 over the golden ratio), shifts and multipliers.

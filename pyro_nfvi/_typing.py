@@ -7,8 +7,6 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Hidden", "TensorDict", "TensorPair", "TensorTriple"]
-
 #: ``(y, ladj)``: a point and the log absolute determinant of the Jacobian, in nats.
 TensorPair: TypeAlias = tuple[Tensor, Tensor]
 #: ``(y, ladj, score)``.

@@ -24,16 +24,16 @@ from pyro_nfvi.flows import (
     LowerTriangular,
     LowRankAffine,
     LULinear,
-    MonotoneKernel,
+    MonotoneTransformer,
     Permute,
     Planar,
     PlanarChain,
     Radial,
-    ReLUKernel,
-    ShiftKernel,
-    SplineKernel,
+    ReLUTransformer,
+    ShiftTransformer,
+    SplineTransformer,
     Sylvester,
-    TailKernel,
+    TailTransformer,
     iaf,
     maf,
     make_flow,
@@ -179,27 +179,28 @@ FLOWS: dict[str, Case] = {
     "coupling_affine_reverse": _coupling(mask="alternating", reverse=True),
     "coupling_affine_random": _coupling(mask="random", slow=True),
     "coupling_without_skip": _coupling(skip_connections=False, slow=True),
-    "coupling_shift": _coupling(kernel=ShiftKernel(), mask="alternating"),
+    "coupling_shift": _coupling(transformer=ShiftTransformer(), mask="alternating"),
     "coupling_spline": Case(
-        lambda d, c: Coupling(d, c, kernel=SplineKernel(4), mask=_given(d), hidden_dim=8), min_dim=2
+        lambda d, c: Coupling(d, c, transformer=SplineTransformer(4), mask=_given(d), hidden_dim=8),
+        min_dim=2,
     ),
     "coupling_spline_reverse": _coupling(
-        kernel=SplineKernel(3, bound=2.0), reverse=True, slow=True
+        transformer=SplineTransformer(3, bound=2.0), reverse=True, slow=True
     ),
     "elementwise_affine": Case(Elementwise),
-    "elementwise_spline": Case(lambda d, c: Elementwise(d, c, kernel=SplineKernel(5))),
-    "elementwise_tail": Case(lambda d, c: Elementwise(d, c, kernel=TailKernel())),
-    "elementwise_relu": Case(lambda d, c: Elementwise(d, c, kernel=ReLUKernel())),
+    "elementwise_spline": Case(lambda d, c: Elementwise(d, c, transformer=SplineTransformer(5))),
+    "elementwise_tail": Case(lambda d, c: Elementwise(d, c, transformer=TailTransformer())),
+    "elementwise_relu": Case(lambda d, c: Elementwise(d, c, transformer=ReLUTransformer())),
     "elementwise_monotone": Case(
-        lambda d, c: Elementwise(d, c, kernel=MonotoneKernel(4)), dims=(1, 3)
+        lambda d, c: Elementwise(d, c, transformer=MonotoneTransformer(4)), dims=(1, 3)
     ),
     "autoregressive_spline": Case(
-        lambda d, c: Autoregressive(d, c, kernel=SplineKernel(4), hidden_dim=8),
+        lambda d, c: Autoregressive(d, c, transformer=SplineTransformer(4), hidden_dim=8),
         dims=(1, 3),
         slow=True,
     ),
     "autoregressive_monotone": Case(
-        lambda d, c: Autoregressive(d, c, kernel=MonotoneKernel(3), hidden_dim=8),
+        lambda d, c: Autoregressive(d, c, transformer=MonotoneTransformer(3), hidden_dim=8),
         dims=(3,),
         slow=True,
     ),

@@ -9,8 +9,8 @@ import torch
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
-from pyro_nfvi.chain_rule import find_singularity, score, scored
-from pyro_nfvi.engine.record import Recorder
+from pyro_nfvi._chain_rule import find_singularity, score, scored
+from pyro_nfvi._engine.recorder import Recorder
 
 X = torch.tensor([0.0, 0.0, 1.0, 2.0], dtype=torch.float64)
 ZERO = torch.zeros_like(X)
@@ -138,7 +138,7 @@ def test_a_recorded_graph_has_the_same_gradient():
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float64])
 def test_native_code_has_the_same_gradient(dtype):
-    from pyro_nfvi.engine.native import NativeFunction
+    from pyro_nfvi._engine.native.function import NativeFunction
 
     graph, consts = recorded(CATALOGUE, 5 * torch.ones_like(Z))
     native = NativeFunction(graph, consts, eager=True)
@@ -208,7 +208,7 @@ def test_a_finite_gradient_has_no_singularity():
 def test_a_second_import_finds_the_operations_of_the_first():
     import importlib.util
 
-    from pyro_nfvi import chain_rule
+    from pyro_nfvi import _chain_rule as chain_rule
 
     spec = importlib.util.spec_from_file_location("a_second_chain_rule", chain_rule.__file__)
     again = importlib.util.module_from_spec(spec)

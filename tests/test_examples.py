@@ -9,9 +9,9 @@ import pyro
 import pytest
 import torch
 
-from pyro_nfvi.guides.start import prior_trace
-from pyro_nfvi.latent import LatentSpace
-from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi._pyro_model.initial_values import prior_trace
+from pyro_nfvi._pyro_model.latent_space import LatentSpace
+from pyro_nfvi._pyro_model.log_joint import LogJoint
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

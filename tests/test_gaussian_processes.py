@@ -11,11 +11,11 @@ import pytest
 import torch
 from pyro.nn import PyroSample
 
+from pyro_nfvi._pyro_model.initial_values import prior_trace
+from pyro_nfvi._pyro_model.latent_space import LatentSpace
+from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.errors import ModelError, NoDataWarning
-from pyro_nfvi.guides.start import prior_trace
 from pyro_nfvi.infer import NFVI
-from pyro_nfvi.latent import LatentSpace
-from pyro_nfvi.logjoint import LogJoint
 
 JITTER = 1e-6
 X = torch.linspace(0.0, 5.0, 20, dtype=torch.float64)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine.test_choice import fit
+from train.test_engine_selection import fit
 
 import pyro_nfvi
-from pyro_nfvi import _compat, chain_rule
-from pyro_nfvi.chain_rule import find_singularity, score
+from pyro_nfvi import _chain_rule as chain_rule
+from pyro_nfvi import _compat
+from pyro_nfvi._chain_rule import find_singularity, score
 
 PACKAGE = Path(pyro_nfvi.__file__).parent
 NAMES = sorted(_compat._PRIVATE)

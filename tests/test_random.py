@@ -10,7 +10,7 @@ from infer.models import Y, conjugate
 
 from pyro_nfvi import NFVI
 from pyro_nfvi._random import fold_in, numpy_stream, seeded, stream
-from pyro_nfvi.infer import noise
+from pyro_nfvi._train import noise
 
 PACKAGE = Path(__file__).resolve().parent.parent / "pyro_nfvi"
 LABELS = ["training", "judge", "sample", "resample", "gaussian", "modes", "keep", 0, 1, 2, 3]
@@ -95,5 +95,5 @@ def test_only_one_module_makes_generators(path):
     source = re.sub(r"^\s*(>>>|\.\.\.).*$", "", path.read_text("utf-8"), flags=re.MULTILINE)
     found = re.findall(r"manual_seed|RandomState\(|default_rng|SeedSequence|initial_seed", source)
     # Two fixed conventions of the literature: binarised MNIST and scikit-learn's digits.
-    allowed = {"pixels.py": 3, "data.py": 1}.get(path.name, 0)
+    allowed = {"_pixels.py": 3, "_datasets.py": 1}.get(path.name, 0)
     assert len(found) <= allowed, found

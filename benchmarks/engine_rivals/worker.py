@@ -24,7 +24,7 @@ from pyro.infer.autoguide import AutoIAFNormal, AutoNormalizingFlow
 from benchmarks.engine_rivals.data import hidden
 from benchmarks.engine_rivals.pyro_models import load
 from pyro_nfvi import NFVI, AutoFlow
-from pyro_nfvi.infer import loop
+from pyro_nfvi._train import loop
 
 torch.set_num_threads(1)
 RATE = 1e-3

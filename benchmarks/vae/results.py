@@ -22,15 +22,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, for benchmarks/
 
 from benchmarks._report import DOCS, ROOT, environment, in_words, write
+from benchmarks.vae.sweep.pairs import differences
+from benchmarks.vae.sweep.papers import published_for
+from benchmarks.vae.sweep.plots import draw_points
+from benchmarks.vae.sweep.table import Row, place_of, sweep, table, write_tables
 from pyro_nfvi.vae import load_data
-from pyro_nfvi.vae.checkpoint import RunFolder
-from pyro_nfvi.vae.nll_summary import NLLSummary, doubt_of
-from pyro_nfvi.vae.options import Options, migrated
-from pyro_nfvi.vae.papers import published_for
-from pyro_nfvi.vae.pictures import save_figure
-from pyro_nfvi.vae.sweep import Row, place_of, sweep, table, write_tables
-from pyro_nfvi.vae.sweep_pairs import differences
-from pyro_nfvi.vae.sweep_plots import draw_points
+from pyro_nfvi.vae._nll_summary import NLLSummary, doubt_of
+from pyro_nfvi.vae._pictures import save_figure
+from pyro_nfvi.vae.train._options import Options, migrated
+from pyro_nfvi.vae.train._run_folder import RunFolder
 
 FLOWS = ("none", "iaf*4:hidden_dim=320", "planar*16", "sylvester*4:rank=8", "radial*16")
 #: Pairs to compare; the papers find the first of each worse.

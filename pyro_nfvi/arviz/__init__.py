@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from pyro_nfvi.arviz.convert import to_arviz
-from pyro_nfvi.arviz.loo import LOO, loo_approximate
-from pyro_nfvi.arviz.netcdf import save_netcdf
+from pyro_nfvi.arviz._loo import LOO, loo_approximate
+from pyro_nfvi.arviz._netcdf import save_netcdf
+from pyro_nfvi.arviz._to_arviz import to_arviz
 
-__all__ = ["LOO", "loo_approximate", "save_netcdf", "to_arviz"]
+__all__ = [
+    "LOO",
+    "loo_approximate",
+    "save_netcdf",
+    "to_arviz",
+]

@@ -6,8 +6,7 @@ from the approximation, in nats; the tests of calibration take probabilities of 
 
 from __future__ import annotations
 
-from pyro_nfvi.diagnostics.calibration import bias_test, width_test
-from pyro_nfvi.diagnostics.importance import (
+from pyro_nfvi.diagnostics._importance import (
     ess,
     iw_gap,
     log_evidence,
@@ -16,15 +15,14 @@ from pyro_nfvi.diagnostics.importance import (
     weighted_quantile,
     weighted_sd,
 )
-from pyro_nfvi.diagnostics.khat import TailReading, read_tail
-from pyro_nfvi.diagnostics.psis import PSIS, khat_threshold, psis
-from pyro_nfvi.diagnostics.verdict import Verdict, judge_weights
+from pyro_nfvi.diagnostics._khat import TailReading, read_tail
+from pyro_nfvi.diagnostics._psis import PSIS, khat_threshold, psis
+from pyro_nfvi.diagnostics._verdict import Verdict, judge_weights
 
 __all__ = [
     "PSIS",
     "TailReading",
     "Verdict",
-    "bias_test",
     "ess",
     "iw_gap",
     "judge_weights",
@@ -36,5 +34,4 @@ __all__ = [
     "weighted_mean",
     "weighted_quantile",
     "weighted_sd",
-    "width_test",
 ]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pyro_nfvi.guides import conditional as _conditional  # noqa: F401 - registers flows with Pyro
-from pyro_nfvi.guides.auto_flow import AutoFlow
-from pyro_nfvi.guides.auto_mixture import AutoMixture
-from pyro_nfvi.guides.named import (
+from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.guides._auto_mixture import AutoMixture
+from pyro_nfvi.guides._named import (
     AutoCoupling,
     AutoIAF,
     AutoPlanar,

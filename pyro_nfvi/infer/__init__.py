@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from pyro_nfvi.infer.calibration import VSBC, CalibrationRow, CalibrationTable, SimulatedFit
-from pyro_nfvi.infer.fit import Fit, Training
-from pyro_nfvi.infer.nfvi import NFVI
-from pyro_nfvi.infer.nuts import NutsRun
-from pyro_nfvi.infer.predict import Predictions
-from pyro_nfvi.infer.progress import StepInfo
-from pyro_nfvi.infer.saving import load
-from pyro_nfvi.infer.stopping import StopReason
-from pyro_nfvi.infer.summary import Row, Summary
-from pyro_nfvi.infer.vsbc import vsbc
+from pyro_nfvi._train.convergence import StopReason
+from pyro_nfvi._train.progress import StepInfo
+from pyro_nfvi.infer._fit import Fit, Training
+from pyro_nfvi.infer._nfvi import NFVI
+from pyro_nfvi.infer._nuts import NutsRun
+from pyro_nfvi.infer._predict import Predictions
+from pyro_nfvi.infer._saving import load
+from pyro_nfvi.infer._summary import Row, Summary
 
 __all__ = [
-    "NFVI",
-    "VSBC",
-    "CalibrationRow",
-    "CalibrationTable",
     "Fit",
+    "NFVI",
     "NutsRun",
     "Predictions",
     "Row",
-    "SimulatedFit",
     "StepInfo",
     "StopReason",
     "Summary",
     "Training",
     "load",
-    "vsbc",
 ]

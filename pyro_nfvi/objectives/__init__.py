@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pyro_nfvi.objectives.base import Estimate, LogDensity, Objective
-from pyro_nfvi.objectives.elbo import PathELBO, TotalELBO
-from pyro_nfvi.objectives.names import make_objective
-from pyro_nfvi.objectives.renyi import ImportanceELBO, RenyiELBO
-from pyro_nfvi.objectives.schedules import Constant, Cyclic, Linear, Schedule, Tempered
-from pyro_nfvi.objectives.tempered import TemperedELBO
+from pyro_nfvi.objectives._elbo import PathELBO, TotalELBO
+from pyro_nfvi.objectives._importance_weighted import ImportanceELBO, RenyiELBO
+from pyro_nfvi.objectives._make_objective import make_objective
+from pyro_nfvi.objectives._objective import Estimate, LogDensity, Objective
+from pyro_nfvi.objectives._schedules import Constant, Cyclic, Linear, Schedule, Tempered
+from pyro_nfvi.objectives._tempered import TemperedELBO
 
 __all__ = [
     "Constant",

@@ -6,7 +6,13 @@
 
 from __future__ import annotations
 
-from pyro_nfvi.testing.case import FlowCase, Law, perturb
-from pyro_nfvi.testing.check import LAWS, check_flow
+from pyro_nfvi.testing._case import FlowCase, Law, perturb
+from pyro_nfvi.testing._check_flow import LAWS, check_flow
 
-__all__ = ["LAWS", "FlowCase", "Law", "check_flow", "perturb"]
+__all__ = [
+    "FlowCase",
+    "LAWS",
+    "Law",
+    "check_flow",
+    "perturb",
+]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pyro_nfvi._modes import training_pass
-from pyro_nfvi.objectives.schedules import (
+from pyro_nfvi._eval_mode import training_pass
+from pyro_nfvi.objectives._schedules import (
     Constant,
     Cyclic,
     Linear,
@@ -11,13 +11,14 @@ from pyro_nfvi.objectives.schedules import (
     Tempered,
     schedule_from_spec,
 )
-from pyro_nfvi.vae.architecture import Architecture
-from pyro_nfvi.vae.checkpoint import load_vae
-from pyro_nfvi.vae.conv import ConvDecoder, ConvEncoder
-from pyro_nfvi.vae.data import ImageData, load_data
-from pyro_nfvi.vae.evaluate import Evaluation, active_units, collapse_warning, evaluate
-from pyro_nfvi.vae.importance import NLL
-from pyro_nfvi.vae.likelihoods import (
+from pyro_nfvi.vae._architecture import Architecture
+from pyro_nfvi.vae._conv_networks import ConvDecoder, ConvEncoder
+from pyro_nfvi.vae._datasets import ImageData, load_data
+from pyro_nfvi.vae._dense_networks import DenseDecoder, DenseEncoder
+from pyro_nfvi.vae._elbo_terms import ELBO
+from pyro_nfvi.vae._evaluation import Evaluation, active_units, collapse_warning, evaluate
+from pyro_nfvi.vae._importance_nll import NLL
+from pyro_nfvi.vae._likelihoods import (
     Bernoulli,
     Categorical,
     Gaussian,
@@ -25,23 +26,20 @@ from pyro_nfvi.vae.likelihoods import (
     LogitNormal,
     make_likelihood,
 )
-from pyro_nfvi.vae.model import FlowVAE
-from pyro_nfvi.vae.nets import DenseDecoder, DenseEncoder
-from pyro_nfvi.vae.objectives import ELBOLoss, IWAELoss, Loss, VAELoss
-from pyro_nfvi.vae.pictures import (
+from pyro_nfvi.vae._losses import ELBOLoss, IWAELoss, Loss, VAELoss
+from pyro_nfvi.vae._model import FlowVAE
+from pyro_nfvi.vae._pictures import (
     plot_curves,
     plot_interpolation,
     plot_posterior,
     plot_reconstructions,
     plot_samples,
 )
-from pyro_nfvi.vae.pixels import Preparation, binarize, choose_preparation, dequantize
-from pyro_nfvi.vae.posterior import Draws, Posterior
-from pyro_nfvi.vae.terms import ELBO
+from pyro_nfvi.vae._pixels import Preparation, binarize, choose_preparation, dequantize
+from pyro_nfvi.vae._posterior import Draws, Posterior
+from pyro_nfvi.vae.train._run_folder import load_vae
 
 __all__ = [
-    "ELBO",
-    "NLL",
     "Architecture",
     "Bernoulli",
     "Categorical",
@@ -52,6 +50,7 @@ __all__ = [
     "DenseDecoder",
     "DenseEncoder",
     "Draws",
+    "ELBO",
     "ELBOLoss",
     "Evaluation",
     "FlowVAE",
@@ -62,6 +61,7 @@ __all__ = [
     "Linear",
     "LogitNormal",
     "Loss",
+    "NLL",
     "Posterior",
     "Preparation",
     "Schedule",

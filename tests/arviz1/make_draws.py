@@ -19,9 +19,9 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Trace_ELBO
 
-from pyro_nfvi.arviz.convert import collect
-from pyro_nfvi.arviz.loo import loo_approximate
-from pyro_nfvi.arviz.tree import build_tree
+from pyro_nfvi.arviz import loo_approximate
+from pyro_nfvi.arviz._to_arviz import collect
+from pyro_nfvi.arviz._tree import build_tree
 from pyro_nfvi.guides import AutoIAF
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def read_groups():
-    from pyro_nfvi.arviz.tree import Groups
+    from pyro_nfvi.arviz._tree import Groups
 
     text = json.loads((DRAWS / "groups.json").read_text())
     groups = Groups(coords={dim: np.asarray(v) for dim, v in text["coords"].items()})
@@ -40,7 +40,7 @@ def read_groups():
 
 @pytest.fixture(scope="module")
 def tree():
-    from pyro_nfvi.arviz.tree import build_tree
+    from pyro_nfvi.arviz._tree import build_tree
 
     return build_tree(read_groups())
 
@@ -114,7 +114,7 @@ def test_written_and_read_again(tree, tmp_path):
 
 
 def test_names_that_the_format_keeps_for_itself(tmp_path):
-    from pyro_nfvi.arviz.tree import Groups, build_tree
+    from pyro_nfvi.arviz._tree import Groups, build_tree
 
     groups = Groups(coords={"rows / all": np.array(["a", "b", "c"])})
     groups.add("posterior", "y/x", ("rows / all",), np.zeros((1, 5, 3)))
@@ -130,7 +130,7 @@ def test_names_that_the_format_keeps_for_itself(tmp_path):
 def test_without_arviz_the_cure_is_named(monkeypatch):
     import builtins
 
-    from pyro_nfvi.arviz.tree import require_arviz
+    from pyro_nfvi.arviz._tree import require_arviz
     from pyro_nfvi.errors import MissingPackageError
 
     real = builtins.__import__

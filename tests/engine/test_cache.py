@@ -18,14 +18,17 @@ import pyro
 import pytest
 import torch
 
-from pyro_nfvi.engine import cache as cache_module
-from pyro_nfvi.engine.cache import Cache, clear_cache, default_folder
-from pyro_nfvi.engine.native import NativeFunction, compiler, library
-from pyro_nfvi.engine.native.commands import run, work_folder
-from pyro_nfvi.engine.native.compiler import CompilerFault, find_compiler
-from pyro_nfvi.engine.native.objects import compile_text
-from pyro_nfvi.engine.program import Unsupported
-from pyro_nfvi.engine.record import Recorder
+from pyro_nfvi import clear_cache
+from pyro_nfvi._engine import cache as cache_module
+from pyro_nfvi._engine.cache import Cache, default_folder
+from pyro_nfvi._engine.native import compiler
+from pyro_nfvi._engine.native import shared_library as library
+from pyro_nfvi._engine.native.compiled_objects import compile_text
+from pyro_nfvi._engine.native.compiler import CompilerFault, find_compiler
+from pyro_nfvi._engine.native.function import NativeFunction
+from pyro_nfvi._engine.native.subprocesses import run, work_folder
+from pyro_nfvi._engine.program import Unsupported
+from pyro_nfvi._engine.recorder import Recorder
 from pyro_nfvi.errors import FileError, NoDataWarning
 from pyro_nfvi.infer import NFVI
 
@@ -514,8 +517,8 @@ def test_no_room_for_any_file_is_a_reason(fresh):
     code = textwrap.dedent(
         """
         import resource
-        from pyro_nfvi.engine.native.objects import compile_text
-        from pyro_nfvi.engine.program import Unsupported
+        from pyro_nfvi._engine.native.compiled_objects import compile_text
+        from pyro_nfvi._engine.program import Unsupported
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
         try:
             compile_text(%r, ("answer",))
@@ -639,8 +642,8 @@ def test_nothing_else_is_removed_as_a_work_folder(tmp_path, monkeypatch):
 def test_processes_that_start_cold_at_once(fresh):
     code = textwrap.dedent(
         """
-        from pyro_nfvi.engine.native.library import load
-        from pyro_nfvi.engine.native.objects import compile_text
+        from pyro_nfvi._engine.native.shared_library import load
+        from pyro_nfvi._engine.native.compiled_objects import compile_text
         data, _ = compile_text(%r, ("answer",))
         print(load(data, ("answer",)).answer())
         """

@@ -6,7 +6,8 @@ import pytest
 import torch
 from engine.zoo import ZOO, Case
 
-from pyro_nfvi.engine import Unsupported, capture
+from pyro_nfvi._engine.capture import capture
+from pyro_nfvi._engine.program import Unsupported
 
 
 @pytest.fixture(autouse=True)

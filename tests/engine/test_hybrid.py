@@ -10,8 +10,9 @@ from engine.test_laws import needs_compiler
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_nfvi import NFVI
-from pyro_nfvi.engine import NoRule
-from pyro_nfvi.engine.native import NativeFunction, eager
+from pyro_nfvi._engine.native import eager_calls as eager
+from pyro_nfvi._engine.native.function import NativeFunction
+from pyro_nfvi._engine.program import NoRule
 from pyro_nfvi.errors import OptionError
 
 pytestmark = needs_compiler

@@ -9,9 +9,9 @@ import torch
 from engine.zoo import ZOO, Case
 from pyro.optim.clipped_adam import ClippedAdam
 
-from pyro_nfvi.engine import GraphRunner
-from pyro_nfvi.infer.snapshot import Snapshot
-from pyro_nfvi.infer.step import EagerRunner
+from pyro_nfvi._engine.graph_runner import GraphRunner
+from pyro_nfvi._train.snapshot import Snapshot
+from pyro_nfvi._train.step import EagerRunner
 from pyro_nfvi.objectives import ImportanceELBO, RenyiELBO, Tempered, TemperedELBO
 
 needs_compiler = pytest.mark.skipif(
@@ -40,7 +40,7 @@ def build(engine, case):
     program = case.program()
     if engine == "graph":
         return GraphRunner(program, case.spec(program))
-    from pyro_nfvi.engine.native import build_native
+    from pyro_nfvi._engine.native.runner import build_native
 
     return build_native(program, case.spec(program))
 

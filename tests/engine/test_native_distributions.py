@@ -7,9 +7,9 @@ import torch
 from torch import distributions as dist
 from torch.fx import GraphModule
 
-from pyro_nfvi.engine.native import NativeFunction
-from pyro_nfvi.engine.program import Unsupported
-from pyro_nfvi.engine.record import Recorder
+from pyro_nfvi._engine.native.function import NativeFunction
+from pyro_nfvi._engine.program import Unsupported
+from pyro_nfvi._engine.recorder import Recorder
 
 N = 4
 

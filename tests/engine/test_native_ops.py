@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pyro_nfvi.engine.native import NativeFunction, compiler, objects
-from pyro_nfvi.engine.record import Recorder
+from pyro_nfvi._engine.native import compiled_objects as objects
+from pyro_nfvi._engine.native import compiler
+from pyro_nfvi._engine.native.function import NativeFunction
+from pyro_nfvi._engine.recorder import Recorder
 
 aten = torch.ops.aten
 

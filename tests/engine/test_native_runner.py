@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.fx import GraphModule
 
-from pyro_nfvi.engine.native import build_native
-from pyro_nfvi.engine.program import OptimizerSpec, Program, Unsupported
-from pyro_nfvi.engine.record import Recorder
+from pyro_nfvi._engine.native.runner import build_native
+from pyro_nfvi._engine.program import OptimizerSpec, Program, Unsupported
+from pyro_nfvi._engine.recorder import Recorder
 
 P = 4  # particles
 

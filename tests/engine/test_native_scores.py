@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.fx import GraphModule
 
-from pyro_nfvi.engine.native import NativeFunction
-from pyro_nfvi.engine.record import Recorder
+from pyro_nfvi._engine.native.function import NativeFunction
+from pyro_nfvi._engine.recorder import Recorder
 from pyro_nfvi.flows import make_flow
 
 

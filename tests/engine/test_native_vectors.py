@@ -7,8 +7,9 @@ import torch
 from engine.test_native_ops import recorded
 from engine.test_native_runner import inputs_of, params_of, program_of
 
-from pyro_nfvi.engine.native import NativeFunction, build_native
-from pyro_nfvi.engine.program import OptimizerSpec
+from pyro_nfvi._engine.native.function import NativeFunction
+from pyro_nfvi._engine.native.runner import build_native
+from pyro_nfvi._engine.program import OptimizerSpec
 
 SHAPES = [(100, 25), (37, 16), (3, 131), (131, 3), (64, 8), (9, 33), (17, 300), (260, 2)]
 

@@ -13,10 +13,10 @@ import torch
 from engine.test_laws import largest, needs_compiler
 from engine.zoo import ZOO, Case
 
-from pyro_nfvi.engine.native import build_native
-from pyro_nfvi.infer.same_step import After, difference, rounded_anew
-from pyro_nfvi.infer.snapshot import Snapshot
-from pyro_nfvi.infer.step import EagerRunner
+from pyro_nfvi._engine.native.runner import build_native
+from pyro_nfvi._train.snapshot import Snapshot
+from pyro_nfvi._train.step import EagerRunner
+from pyro_nfvi._train.step_comparison import After, difference, rounded_anew
 
 
 def process():

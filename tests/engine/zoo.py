@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from pyro_nfvi import AutoFlow
-from pyro_nfvi.engine import OptimizerSpec, capture
-from pyro_nfvi.infer.scope import own_params
-from pyro_nfvi.infer.step import CLIP, EagerStep
-from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi._engine.capture import capture
+from pyro_nfvi._engine.program import OptimizerSpec
+from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._train.step import CLIP, EagerStep
+from pyro_nfvi.infer._scopes import own_params
 from pyro_nfvi.objectives import make_objective
 
 

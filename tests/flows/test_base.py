@@ -149,9 +149,9 @@ def test_wrong_points_and_contexts_are_named(name, wrong):
         lambda: Permute([0.5, 1.0]),
         lambda: Inverse(torch.nn.Linear(2, 2)),
         lambda: Affine(torch.zeros(2), torch.ones(3)),
-        lambda: Elementwise(2, kernel="spline"),
-        lambda: Autoregressive(2, kernel="spline"),
-        lambda: Coupling(2, kernel="spline"),
+        lambda: Elementwise(2, transformer="spline"),
+        lambda: Autoregressive(2, transformer="spline"),
+        lambda: Coupling(2, transformer="spline"),
     ],
 )
 def test_wrong_options_are_named(make):

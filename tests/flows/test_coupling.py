@@ -7,8 +7,14 @@ import torch
 from torch import nn
 
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.flows import Chain, Coupling, ShiftKernel, make_flow
-from pyro_nfvi.flows.masks import alternating, channel, checkerboard, halves, random_halves
+from pyro_nfvi.flows import Chain, Coupling, ShiftTransformer, make_flow
+from pyro_nfvi.flows._coupling_masks import (
+    alternating,
+    channel,
+    checkerboard,
+    halves,
+    random_halves,
+)
 from pyro_nfvi.testing import perturb
 
 MASKS = {
@@ -67,7 +73,7 @@ def test_a_conditioner_of_ones_own():
         built.append((inputs, outputs))
         return net
 
-    flow = Coupling(5, 2, kernel=ShiftKernel(), conditioner=conditioner)
+    flow = Coupling(5, 2, transformer=ShiftTransformer(), conditioner=conditioner)
     assert built == [(2 + 2, 3)]
     x = torch.randn(4, 5)
     assert torch.equal(flow(x, torch.randn(4, 2))[0], x)

@@ -14,7 +14,7 @@ import pyro_nfvi.flows
 from pyro_nfvi.errors import LawError
 from pyro_nfvi.flows import Adapted, Flow
 from pyro_nfvi.testing import LAWS, FlowCase, check_flow
-from pyro_nfvi.testing.tracing import check_compiled
+from pyro_nfvi.testing._tracing import check_compiled
 
 #: Laws that trace the root finding of every layer: long, and inverses are rarely compiled.
 SLOW = {"make_fx inverse", "compile inverse"}
@@ -94,7 +94,7 @@ def test_every_flow_of_the_library_is_in_the_catalogue():
         for one in vars(importlib.import_module(f"pyro_nfvi.flows.{module.name}")).values():
             if inspect.isclass(one) and issubclass(one, Flow) and not inspect.isabstract(one):
                 family.add(one)
-    # Adapted wraps other people's maps, which need not keep our laws; tests/flows/test_adapt.py.
+    # Adapted wraps other people's maps, which need not keep our laws; tests/flows/test_interop.py.
     family.discard(Adapted)
     covered = {type(part) for case in FLOWS.values() for part in case.make(2, 0).modules()}
     assert {one.__name__ for one in family - covered} == set()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pyro_nfvi._math import MIN_SLOPE
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows import Chain, Planar, PlanarChain
-from pyro_nfvi.numerics import MIN_SLOPE
 from pyro_nfvi.testing import perturb
 
 

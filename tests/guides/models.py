@@ -84,7 +84,7 @@ class Free(dist.ImproperUniform):
         self.free = event_shape
 
     def sample(self, sample_shape=()):
-        from pyro_nfvi.supports import bijection
+        from pyro_nfvi._pyro_model.constraints import bijection
 
         transform = bijection(self.support)
         shape = transform.inverse_shape(torch.Size(self.free))

@@ -13,7 +13,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 
 from pyro_nfvi import NFVI, AutoFlow, load
-from pyro_nfvi.bases import (
+from pyro_nfvi.distributions import (
     Base,
     DiagonalNormal,
     FullRankNormal,
@@ -196,7 +196,11 @@ def test_the_users_base_is_left_alone():
 
 @pytest.mark.parametrize(
     ("base", "words"),
-    [(DiagonalNormal(3), "size 2"), (3.0, "pyro_nfvi.bases"), (lambda dim: None, "returned")],
+    [
+        (DiagonalNormal(3), "size 2"),
+        (3.0, "pyro_nfvi.distributions"),
+        (lambda dim: None, "returned"),
+    ],
 )
 def test_mistakes_are_named(base, words):
     with pytest.raises(OptionError, match=words):

@@ -15,7 +15,7 @@ from pyro.infer.autoguide import (
 from torch.distributions import biject_to, constraints, transforms
 
 from pyro_nfvi import NFVI, AutoFlow
-from pyro_nfvi.error_text import describe_error
+from pyro_nfvi._error_text import describe_error
 from pyro_nfvi.errors import ModelError
 
 STARTS = {

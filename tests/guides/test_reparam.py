@@ -39,10 +39,10 @@ from pyro.infer.reparam import (
 from pyro.optim import Adam
 
 from pyro_nfvi import NFVI, AutoIAF, load
+from pyro_nfvi._pyro_model.initial_values import prior_trace
+from pyro_nfvi._pyro_model.latent_space import LatentSpace
+from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.errors import MissingSiteWarning, ModelError
-from pyro_nfvi.guides.start import prior_trace
-from pyro_nfvi.latent import LatentSpace
-from pyro_nfvi.logjoint import LogJoint
 
 SIZE = 4
 

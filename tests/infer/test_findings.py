@@ -7,11 +7,11 @@ import torch
 from infer.models import Y, conjugate
 
 from pyro_nfvi import NFVI, load
-from pyro_nfvi.diagnostics.verdict import VERDICTS
-from pyro_nfvi.infer import findings
-from pyro_nfvi.infer.draws import WeighedDraws
-from pyro_nfvi.infer.findings import Finding, Level, MissedModes, find, from_json, to_json
-from pyro_nfvi.infer.stopping import StopReason
+from pyro_nfvi.diagnostics._verdict import VERDICTS
+from pyro_nfvi.infer import StopReason
+from pyro_nfvi.infer import _findings as findings
+from pyro_nfvi.infer._findings import Finding, Level, MissedModes, find, from_json, to_json
+from pyro_nfvi.infer._weighted_draws import WeighedDraws
 
 KINDS = Finding.__subclasses__()
 
@@ -85,7 +85,7 @@ def test_weights_are_smoothed_once(fit, monkeypatch):
         calls.append(len(log_w))
         return smooth(log_w)
 
-    from pyro_nfvi.infer import draws as module
+    from pyro_nfvi.infer import _weighted_draws as module
 
     smooth = module.psis
     monkeypatch.setattr(module, "psis", counted)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import pyro_nfvi as nfvi
-from pyro_nfvi.bases import GaussianMixture
+from pyro_nfvi.distributions import GaussianMixture
 from pyro_nfvi.errors import FileError
 from pyro_nfvi.guides import AutoFlow
 

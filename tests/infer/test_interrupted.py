@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import pyro_nfvi as nfvi
+from pyro_nfvi._model_lock import turn
 from pyro_nfvi._random import fold_in
-from pyro_nfvi._turn import turn
 from pyro_nfvi.errors import NFVIError
 
 Y = torch.tensor([1.0, 2.0, 4.0])

@@ -7,8 +7,8 @@ import torch
 
 from pyro_nfvi import NFVI
 from pyro_nfvi.flows import make_flow
-from pyro_nfvi.infer.findings import Level, MovedMoments
-from pyro_nfvi.infer.moments import moved_moments
+from pyro_nfvi.infer._checks.moments import moved_moments
+from pyro_nfvi.infer._findings import Level, MovedMoments
 
 ZERO = torch.tensor(0.0)
 

@@ -15,9 +15,9 @@ from pyro.infer import Predictive
 from pyro.infer.reparam import LocScaleReparam
 
 from pyro_nfvi import NFVI, AutoFlow, load, to_arviz, vsbc
+from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.errors import DataWarning, ModelError, NotSetUpError, OptionError, ParamStoreError
-from pyro_nfvi.infer.predict import predict_from
-from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi.infer._predict import predict_from
 
 X = torch.linspace(-1, 1, 30)
 Y = 0.5 + 2 * X + 0.1 * torch.randn(30, generator=torch.Generator().manual_seed(0))

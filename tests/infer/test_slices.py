@@ -7,16 +7,21 @@ import torch
 
 from pyro_nfvi import NFVI
 from pyro_nfvi._budget import UNLIMITED, Budget
-from pyro_nfvi.gaussian import Normals, Proposals, Target, add_nested, explore, fit_gaussian
-from pyro_nfvi.guides.start import prior_trace
-from pyro_nfvi.infer.draws import score
-from pyro_nfvi.infer.modes import missed_modes
-from pyro_nfvi.infer.moments import moved_moments
-from pyro_nfvi.infer.outside import mass_outside
-from pyro_nfvi.infer.relabel import count_once, distinct, find_relabelling
-from pyro_nfvi.infer.runaway import find_runaway
-from pyro_nfvi.latent import LatentSpace
-from pyro_nfvi.logjoint import LogJoint
+from pyro_nfvi._gaussian_vi.gaussians import Normals
+from pyro_nfvi._gaussian_vi.mode_proposals import Proposals
+from pyro_nfvi._gaussian_vi.mode_search import explore
+from pyro_nfvi._gaussian_vi.multistart import fit_gaussian
+from pyro_nfvi._gaussian_vi.nested_mass import add_nested
+from pyro_nfvi._gaussian_vi.target import Target
+from pyro_nfvi._pyro_model.initial_values import prior_trace
+from pyro_nfvi._pyro_model.latent_space import LatentSpace
+from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi.infer._checks.improper import find_runaway
+from pyro_nfvi.infer._checks.missed_mass import mass_outside
+from pyro_nfvi.infer._checks.missed_modes import missed_modes
+from pyro_nfvi.infer._checks.moments import moved_moments
+from pyro_nfvi.infer._checks.relabelling import count_once, distinct, find_relabelling
+from pyro_nfvi.infer._weighted_draws import score
 
 Y = torch.linspace(-7.5, 7.5, 6)
 

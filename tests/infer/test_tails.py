@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pyro_nfvi import NFVI
-from pyro_nfvi.infer.findings import HeavyTails, find
-from pyro_nfvi.infer.tails import heavy_tails, with_tail
+from pyro_nfvi.infer._checks.tails import heavy_tails, with_tail
+from pyro_nfvi.infer._findings import HeavyTails, find
 
 
 def student():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from objectives.test_renyi import DIM, draw, gaussian, gradient, normal
+from objectives.test_importance_weighted import DIM, draw, gaussian, gradient, normal
 
 from pyro_nfvi import FlowDensity
 from pyro_nfvi.errors import OptionError

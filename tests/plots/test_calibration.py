@@ -31,7 +31,7 @@ def test_heights_band_and_line():
 
 
 def test_band_holds_its_share_of_binomial_heights():
-    from pyro_nfvi.plots.calibration import _band
+    from pyro_nfvi.plots._calibration import _band
 
     low, high = _band(100, 10)
     heights = np.random.default_rng(0).binomial(100, 0.1, 20000)

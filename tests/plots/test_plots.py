@@ -105,7 +105,7 @@ def test_densities_in_panels():
 
 
 def test_contours_hold_their_mass():
-    from pyro_nfvi.plots.style import levels_holding
+    from pyro_nfvi.plots._style import levels_holding
 
     grid = np.linspace(-5, 5, 401)
     density = np.exp(-(grid[:, None] ** 2 + grid**2) / 2)

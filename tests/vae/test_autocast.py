@@ -18,7 +18,8 @@ from torch import nn
 from vae.cases import DIM, FLOWS, NAMES, SHAPE, make, spread
 from vae.test_likelihoods import ALL, data
 
-from pyro_nfvi import AutoFlow, FlowDensity, bases
+from pyro_nfvi import AutoFlow, FlowDensity
+from pyro_nfvi import distributions as bases
 from pyro_nfvi.errors import ShapeError
 from pyro_nfvi.flows import make_flow
 from pyro_nfvi.vae import DenseDecoder, ELBOLoss, FlowVAE, IWAELoss, Likelihood

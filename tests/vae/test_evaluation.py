@@ -11,9 +11,13 @@ import torch
 from vae.cases import images, linear_gaussian, make, spread
 from vae.test_training import options, silent
 
+from benchmarks.vae.sweep.papers import PUBLISHED, in_columns, published_for
+from benchmarks.vae.sweep.plots import depths
+from benchmarks.vae.sweep.table import Row, main, sweep, table, write_tables
 from pyro_nfvi.errors import DataError, OptionError
 from pyro_nfvi.vae import (
     Architecture,
+    ImageData,
     active_units,
     collapse_warning,
     evaluate,
@@ -22,11 +26,7 @@ from pyro_nfvi.vae import (
     plot_reconstructions,
     plot_samples,
 )
-from pyro_nfvi.vae.checkpoint import RunFolder
-from pyro_nfvi.vae.data import ImageData
-from pyro_nfvi.vae.papers import PUBLISHED, in_columns, published_for
-from pyro_nfvi.vae.sweep import Row, main, sweep, table, write_tables
-from pyro_nfvi.vae.sweep_plots import depths
+from pyro_nfvi.vae.train._run_folder import RunFolder
 
 STATIC = published_for((28, 28), "as-is", "bernoulli", "mnist_static.npz")
 

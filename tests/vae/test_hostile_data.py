@@ -14,9 +14,9 @@ import torch
 
 from pyro_nfvi.errors import FileError
 from pyro_nfvi.vae import Architecture, load_vae
-from pyro_nfvi.vae.checkpoint import RunFolder
-from pyro_nfvi.vae.idx import read_idx
-from pyro_nfvi.vae.npz import read_npz
+from pyro_nfvi.vae._idx import read_idx
+from pyro_nfvi.vae._npz import read_npz
+from pyro_nfvi.vae.train._run_folder import RunFolder
 
 
 def idx(*shape, kind=0x08):
@@ -83,7 +83,7 @@ def test_an_npz_file_that_says_more_than_it_holds(tmp_path, start, size):
 
 
 def test_an_npz_file_that_unpacks_to_more_than_the_memory(tmp_path, monkeypatch):
-    from pyro_nfvi.infer import archives
+    from pyro_nfvi._files import archives
 
     npz(tmp_path / "data.npz", header((1000, 28, 28)), 1000 * 28 * 28)
     assert read_npz(tmp_path / "data.npz").arrays["x"].shape == (1000, 28, 28)

@@ -12,7 +12,7 @@ from vae.cases import images, linear_gaussian, make
 from vae.test_training import options, silent
 
 from pyro_nfvi.errors import FileError, OptionError
-from pyro_nfvi.plots.style import pyplot
+from pyro_nfvi.plots._style import pyplot
 from pyro_nfvi.vae import (
     Architecture,
     plot_curves,
@@ -20,11 +20,15 @@ from pyro_nfvi.vae import (
     plot_posterior,
     plot_reconstructions,
     plot_samples,
-    posterior_picture,
-    tiles,
 )
-from pyro_nfvi.vae.pictures import save_figure, span_of
-from pyro_nfvi.vae.train import train
+from pyro_nfvi.vae import (
+    _memory_tiles as tiles,
+)
+from pyro_nfvi.vae import (
+    _posterior_picture as posterior_picture,
+)
+from pyro_nfvi.vae._pictures import save_figure, span_of
+from pyro_nfvi.vae.train._command import train
 
 
 @pytest.fixture(autouse=True)

@@ -19,21 +19,21 @@ import torch.multiprocessing as mp
 from vae.cases import linear_gaussian, make
 from vae.test_training import ROOT, command, grey, options, silent  # noqa: F401
 
+from benchmarks.vae.sweep.plots import draw_curve, draw_points
+from benchmarks.vae.sweep.table import sweep, table, write_tables
 from pyro_nfvi.errors import FileError, OptionError
-from pyro_nfvi.infer.files import read_file, write_file
-from pyro_nfvi.plots.style import pyplot
+from pyro_nfvi.infer._fit_files import read_file, write_file
+from pyro_nfvi.plots._style import pyplot
 from pyro_nfvi.vae import ELBOLoss, IWAELoss, Linear, Tempered, evaluate, plot_curves
-from pyro_nfvi.vae.checkpoint import RunFolder
-from pyro_nfvi.vae.distributed import Team
-from pyro_nfvi.vae.evaluate import subset_of
-from pyro_nfvi.vae.nll_summary import NLLSummary, doubt_of
-from pyro_nfvi.vae.objectives import loss_from_spec
-from pyro_nfvi.vae.options import Options, migrated, parse
-from pyro_nfvi.vae.orphans import ParentWatch
-from pyro_nfvi.vae.run_lock import RunLock
-from pyro_nfvi.vae.sweep import sweep, table, write_tables
-from pyro_nfvi.vae.sweep_plots import draw_curve, draw_points
-from pyro_nfvi.vae.train import loss_of, train
+from pyro_nfvi.vae._evaluation import subset_of
+from pyro_nfvi.vae._losses import loss_from_spec
+from pyro_nfvi.vae._nll_summary import NLLSummary, doubt_of
+from pyro_nfvi.vae.train._command import loss_of, train
+from pyro_nfvi.vae.train._distributed import Team
+from pyro_nfvi.vae.train._options import Options, migrated, parse
+from pyro_nfvi.vae.train._orphans import ParentWatch
+from pyro_nfvi.vae.train._run_folder import RunFolder
+from pyro_nfvi.vae.train._run_lock import RunLock
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
@@ -47,7 +47,7 @@ def python(code, *arguments, **more):
 
 HOLD = """
 import sys, time
-from pyro_nfvi.vae.run_lock import RunLock
+from pyro_nfvi.vae.train._run_lock import RunLock
 lock = RunLock(sys.argv[1])
 print("held", flush=True)
 time.sleep(60)
@@ -149,7 +149,7 @@ def test_many_processes_at_once_hold_a_lock_one_at_a_time(tmp_path):
     import sys, time
     from pathlib import Path
     from pyro_nfvi.errors import FileError
-    from pyro_nfvi.vae.run_lock import RunLock
+    from pyro_nfvi.vae.train._run_lock import RunLock
     folder, count = Path(sys.argv[1]), 0
     while count < 30:
         try:
@@ -178,7 +178,7 @@ worker.wait()
 """
 WORKER = """
 import sys, time
-from pyro_nfvi.vae.orphans import ParentWatch
+from pyro_nfvi.vae.train._orphans import ParentWatch
 with ParentWatch(launched=LAUNCHED, grace=0.5) as watch:
     print("works", flush=True)
     began = time.monotonic()
@@ -425,8 +425,8 @@ def _member(rank, folder):
     from vae.test_modes import X
     from vae.test_modes import make as with_batch_norm
 
-    from pyro_nfvi.vae.pixels import Preparation
-    from pyro_nfvi.vae.trainer import Feed, Plan, Trainer
+    from pyro_nfvi.vae import Preparation
+    from pyro_nfvi.vae.train._trainer import Feed, Plan, Trainer
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -464,13 +464,13 @@ def test_the_log_has_plain_elbos_of_an_iwae_run_and_no_number_of_no_step(grey, t
     told = run.folder.lines()[0]["train"]
     assert told["elbo"] == pytest.approx(told["reconstruction"] - told["kl"])
     assert told["bound"] > told["elbo"]
-    from pyro_nfvi.vae.trainer import _means
+    from pyro_nfvi.vae.train._trainer import _means
 
     assert all(value != value for value in _means(0.0, 0.0, 0.0, 0).values())
 
 
 def test_test_images_do_not_change_with_the_seed_of_a_run(grey, tmp_path):  # noqa: F811
-    from pyro_nfvi.vae.train import data_of
+    from pyro_nfvi.vae.train._command import data_of
 
     one, two = (data_of(options(grey, tmp_path, seed=seed)) for seed in range(2))
     assert torch.equal(one.test, two.test)

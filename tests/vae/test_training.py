@@ -15,15 +15,14 @@ import pytest
 import torch
 from vae.cases import make, spread
 
+from benchmarks.vae.sweep.table import sweep
 from pyro_nfvi.errors import DataError, DivergedError, FileError, NFVIError, OptionError
-from pyro_nfvi.vae import ELBOLoss, Linear, load_vae
-from pyro_nfvi.vae.checkpoint import RunFolder
-from pyro_nfvi.vae.distributed import Team
-from pyro_nfvi.vae.options import Options, parse
-from pyro_nfvi.vae.pixels import Preparation
-from pyro_nfvi.vae.sweep import sweep
-from pyro_nfvi.vae.train import main, train
-from pyro_nfvi.vae.trainer import Feed, Plan, Trainer
+from pyro_nfvi.vae import ELBOLoss, Linear, Preparation, load_vae
+from pyro_nfvi.vae.train._command import main, train
+from pyro_nfvi.vae.train._distributed import Team
+from pyro_nfvi.vae.train._options import Options, parse
+from pyro_nfvi.vae.train._run_folder import RunFolder
+from pyro_nfvi.vae.train._trainer import Feed, Plan, Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 

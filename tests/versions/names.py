@@ -20,7 +20,7 @@ from pathlib import Path
 PACKAGES = ("torch", "pyro", "numpy", "arviz", "xarray")
 #: Where what may be missing is looked for on purpose.
 GUARDED = {"arviz.stats.stats_utils.ELPDData"}  # behind a look at ArviZ's version
-LOOKED_FOR = ("_compat.py", "_operators.py", "engine/operators.py")
+LOOKED_FOR = ("_compat.py", "_operators.py", "_engine/available_operators.py")
 
 
 def used(package: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -29,20 +29,21 @@ PYTHONS = {
 }
 #: Guides, flows and fits; what they stand on; the conversion: all of it, with ``--all``.
 ALL = (
-    "tests/guides", "tests/flows", "tests/infer", "tests/objectives", "tests/engine",
-    "tests/test_chain_rule.py", "tests/test_latent.py", "tests/test_logjoint.py",
-    "tests/test_second_opinion.py", "tests/arviz",
+    "tests/guides", "tests/flows", "tests/infer", "tests/train", "tests/objectives", "tests/engine",
+    "tests/pyro_model", "tests/test_chain_rule.py", "tests/arviz",
 )  # fmt: skip
 #: Those of them that stand nearest to PyTorch, Pyro, NumPy and ArviZ: some minutes a leg.
 TESTS = (
-    "tests/test_chain_rule.py", "tests/test_latent.py", "tests/test_logjoint.py",
-    "tests/test_second_opinion.py", "tests/arviz/test_to_arviz.py",
+    "tests/test_chain_rule.py", "tests/arviz/test_to_arviz.py",
+    "tests/train/test_engine_selection.py",
+    *(f"tests/pyro_model/test_{one}.py" for one in ("latent_space", "log_joint", "second_opinion")),
     *(f"tests/guides/test_{one}.py"
-      for one in ("density", "dtypes", "errors", "mixture", "models", "state")),
-    *(f"tests/flows/test_{one}.py" for one in ("autoregressive", "base", "tail", "transform")),
+      for one in ("density", "dtypes", "errors", "auto_mixture", "models", "param_store")),
+    *(f"tests/flows/test_{one}.py"
+      for one in ("autoregressive", "base", "tail_transform", "torch_transform")),
     *(f"tests/engine/test_{one}.py"
-      for one in ("choice", "native_ops", "native_runner", "operators", "strided_writes")),
-    *(f"tests/infer/test_{one}.py" for one in ("fit", "mixture", "nfvi", "predict")),
+      for one in ("native_ops", "native_runner", "available_operators", "in_place_writes")),
+    *(f"tests/infer/test_{one}.py" for one in ("fit", "multimodal", "nfvi", "predict")),
 )  # fmt: skip
 #: One file of each, of some seconds.
 QUICK = ("tests/guides/test_density.py", "tests/flows/test_base.py", "tests/infer/test_nfvi.py")

@@ -1,0 +1,95 @@
+"""Capture: model, flow, objective and gradient of one step as a :class:`Program`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pyro
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from pyro_nfvi._engine.program import Program, Unsupported
+from pyro_nfvi._eval_mode import fit_pass
+from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.objectives._objective import Objective
+
+if TYPE_CHECKING:
+    from pyro_nfvi._engine.recorder import Recorder
+
+
+def capture(
+    guide: AutoFlow,
+    log_joint: LogJoint,
+    objective: Objective,
+    params: Sequence[Tensor],
+    num_model_params: int,
+    eps: Tensor,
+    subsample: Mapping[str, Tensor],
+) -> Program:
+    """Record one evaluation of the gradient.
+
+    The step runs once, without validation; nothing of it is kept but the graph. What Python
+    decides on the way (which sites there are, their shapes, branches on data) is decided for the
+    whole fit.
+
+    Args:
+        guide: The guide, set up.
+        log_joint: The model's log joint.
+        objective: What is estimated.
+        params: All leaves that are trained; those of the model come last.
+        num_model_params: How many of them are the model's own.
+        eps: Noise of one step, ``(P, D)``.
+        subsample: Indices of the plates that subsample, and the objective's own numbers.
+
+    Returns:
+        The program. Its parameters are those that the gradient reaches.
+
+    Raises:
+        Unsupported: The step cannot be captured; the message is the reason.
+    """
+    # Here, because it stands on private parts of PyTorch: should a release lack one, the capture
+    # is lost and not the package.
+    from pyro_nfvi._engine.recorder import Recorder
+
+    model_params = list(params[len(params) - num_model_params :])
+    inputs = {f"param_{i}": param for i, param in enumerate(params)}
+    inputs["eps"] = eps
+    streams = {name: subsample[name] for name in subsample}
+    inputs |= {f"stream_{i}": index for i, index in enumerate(streams.values())}
+    recorder = Recorder(inputs)
+    try:
+        with pyro.validation_enabled(False), torch.enable_grad(), fit_pass(guide), recorder:
+            estimate = objective.at(subsample)(
+                guide.density(), lambda z: log_joint(z, subsample), eps, model_params
+            )
+            grads = torch.autograd.grad(estimate.surrogate, list(params), allow_unused=True)
+            bound, num_bad = estimate.bound, estimate.num_bad
+    except Unsupported:
+        raise
+    except Exception as error:  # a user's model may fail in any way
+        lines = str(error).strip().splitlines() or [""]
+        raise Unsupported(
+            f"the step failed while it was captured: {type(error).__name__}: {lines[0][:200]}"
+        ) from error
+    reached = [i for i, grad in enumerate(grads) if grad is not None]
+    recorder.output([*(grads[i] for i in reached), bound, num_bad])  # type: ignore[list-item]
+    storages = {param.untyped_storage().data_ptr() for param in params}
+    for const in recorder.consts:
+        if const.untyped_storage().data_ptr() in storages:
+            raise Unsupported("a view of a parameter was taken before the model ran")
+    _drop_inputs(recorder, {f"param_{i}" for i in range(len(params)) if i not in reached})
+    graph = GraphModule(torch.nn.Module(), recorder.graph)
+    return Program(graph, tuple(params[i] for i in reached), eps, streams, tuple(recorder.consts))
+
+
+def _drop_inputs(recorder: Recorder, names: set[str]) -> None:
+    """Take inputs that no gradient reaches out of the graph."""
+    for node in list(recorder.graph.nodes):
+        if node.op == "placeholder" and node.target in names:
+            if node.users:
+                # It has a value but no gradient, and so it never changes.
+                raise Unsupported("a parameter that trains has no gradient")
+            recorder.graph.erase_node(node)

@@ -1,0 +1,1 @@
+"""C++ for captured graphs."""

@@ -1,0 +1,166 @@
+"""A captured step, and what runs blocks of it: the value at which capture and back ends meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from pyro_nfvi.errors import NFVIError
+
+
+class Unsupported(NFVIError, NotImplementedError):
+    """A back end, or the capture itself, cannot do this step; the message is the reason.
+
+    It ends up in ``fit.engine_reason``: a clause in words, without a full stop, that names the
+    operation, the site or the option.
+    """
+
+
+class NoRule(Unsupported):
+    """One operation cannot be compiled; what is around it perhaps can."""
+
+
+@dataclass(frozen=True)
+class Program:
+    r"""One evaluation of the gradient as a pure function of tensors.
+
+    Inputs of ``graph``, in this order: every parameter, ``eps``, the streams, the constants.
+    Outputs, in this order: the gradient of each parameter (of the parameter's shape), the bound
+    (a scalar, in nats) and the number of bad particles (an integer scalar). The graph holds ATen
+    operations of static shape, without in-place ones, without random ones, without tensors of
+    its own; a constant of one value is ``aten.full`` where it stands. Every node has its shape,
+    strides and type in ``node.meta["val"]``, a tensor on the meta device (a list of them for an
+    operation with several outputs). Clipping, the test for finite gradients and the optimiser are
+    the runner's.
+
+    Attributes:
+        graph: The graph.
+        params: The leaves that train, live; the model's own come last.
+        eps: Example noise ``(P, D)``.
+        streams: Inputs of every step beside the noise, examples by name: subsample indices.
+        consts: Tensors that stay the same during a fit: data, masks, buffers. Their values are
+            never part of generated code, so that two fits of one shape share it.
+    """
+
+    graph: GraphModule
+    params: tuple[Tensor, ...]
+    eps: Tensor
+    streams: Mapping[str, Tensor] = field(default_factory=dict)
+    consts: tuple[Tensor, ...] = ()
+
+    def __call__(
+        self, eps: Tensor, streams: Mapping[str, Tensor]
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Run the graph once with PyTorch: ``(grads, bound, num_bad)`` at the present parameters.
+
+        Without a graph of autograd's.
+        """
+        with torch.no_grad():
+            *grads, bound, num_bad = self.graph(
+                *(param.detach() for param in self.params),
+                eps,
+                *(streams[name] for name in self.streams),
+                *self.consts,
+            )
+        return grads, bound, num_bad
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """What a runner needs to know of the optimiser.
+
+    Attributes:
+        optimizer: The live torch optimiser, whose state ``pull`` and ``push`` read and write.
+        kind: Its class: ``"Adam"``, ``"AdamW"``, ``"RMSprop"`` ...; empty for a class that is not
+            torch's own.
+        groups: For each parameter of the program, the number of its group.
+        options: For each group torch's options by their names (``betas``, ``eps``,
+            ``weight_decay`` ...), without ``params`` and ``lr``, which comes with each step.
+        clip: Largest norm of the whole gradient, all parameters together.
+    """
+
+    optimizer: torch.optim.Optimizer
+    kind: str
+    groups: tuple[int, ...]
+    options: tuple[Mapping[str, Any], ...]
+    clip: float
+
+    @classmethod
+    def of(
+        cls, optimizer: torch.optim.Optimizer, params: Sequence[Tensor], clip: float
+    ) -> OptimizerSpec:
+        """Describe an optimiser that holds ``params``.
+
+        Raises:
+            Unsupported: It does not hold all of them.
+        """
+        where = {
+            id(param): index
+            for index, group in enumerate(optimizer.param_groups)
+            for param in group["params"]
+        }
+        if any(id(param) not in where for param in params):
+            raise Unsupported("the optimiser does not hold every parameter")
+        options = tuple(
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            for group in optimizer.param_groups
+        )
+        own = type(optimizer).__module__.split(".")[:2] == ["torch", "optim"]
+        kind = type(optimizer).__name__ if own else ""
+        return cls(optimizer, kind, tuple(where[id(param)] for param in params), options, clip)
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What a block of steps did, one entry for each step that was tried.
+
+    Attributes:
+        bounds: The bound before each update, float64, in nats.
+        num_bad: Particles left out because their density or its gradient was not finite.
+        ok: Whether the parameters were updated. Only the last entry can be False: a block ends
+            with the first step that was skipped.
+        interrupted: Whether Ctrl-C ended the block.
+    """
+
+    bounds: Tensor
+    num_bad: Tensor
+    ok: Tensor
+    interrupted: bool = False
+
+
+class Runner(Protocol):
+    """Runs blocks of steps with its own copy of the parameters and of the optimiser's state."""
+
+    def run(self, eps: Tensor, streams: Mapping[str, Tensor], rates: Tensor) -> BlockResult:
+        """Take up to n steps.
+
+        A step is skipped, leaving parameters and optimiser as they were, if the norm of its
+        gradient is not finite or if more than half of its particles are bad; the block ends there.
+
+        Args:
+            eps: Noise of each step, ``(n, P, D)``.
+            streams: The other inputs of each step, ``(n, ...)``.
+            rates: Learning rate of each step and group of the optimiser, ``(n, groups)``, float64.
+        """
+
+    def push(self) -> None:
+        """Take parameters and optimiser state from the live tensors and the torch optimiser."""
+
+    def pull(self) -> None:
+        """Write parameters and optimiser state to the live tensors and the torch optimiser."""
+
+
+@runtime_checkable
+class Keeper(Runner, Protocol):
+    """A runner that copies its state by itself, in less time than through the live tensors."""
+
+    def keep(self) -> Any:
+        """Copy everything that steps change, for :meth:`put_back`."""
+
+    def put_back(self, kept: Any) -> None:
+        """Go back to what was kept, leaving the live tensors alone."""

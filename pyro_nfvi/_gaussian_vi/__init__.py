@@ -1,0 +1,1 @@
+"""Gaussian variational inference: multi-start fits, mode search, mixture weights, tail indices."""

@@ -1,0 +1,396 @@
+"""From many points uphill: which modes does a density have, as far as these points tell?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi._gaussian_vi.density_paths import bent_valleys, valleys
+from pyro_nfvi._gaussian_vi.gaussians import Normals
+from pyro_nfvi._gaussian_vi.mixture_weights import mixture_weights
+from pyro_nfvi._gaussian_vi.mode_ascent import ascend
+from pyro_nfvi._gaussian_vi.multistart import GaussianFit
+from pyro_nfvi._gaussian_vi.natural_gradient import whiten
+from pyro_nfvi._gaussian_vi.target import Target
+
+#: From a point ``(D,)`` and points ``(N, D)`` to those of their images that are nearest to it.
+Align: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+#: Steps uphill of each point, steps of the Gaussians that start there, and of those that are kept.
+_CLIMB, _RACE, _LAST = 60, 120, 200
+#: Draws of each Gaussian in each step of the race, and for the comparison of bounds.
+_ROWS, _COMPARE = 16, 256
+#: Fewest draws for that comparison, where time is short.
+_FEWEST = 8
+#: Draws of each component from which weights are learnt.
+_WEIGH = 1000
+#: Most modes that are kept.
+MOST_MODES = 16
+#: Most places from which a Gaussian starts in one round.
+_PLACES = 16
+#: Rounds, at most, and points of each round after the first.
+_ROUNDS, _POINTS = 4, 48
+#: A mode with a bound this far below the best, or with less than this share, is left out.
+_NEGLIGIBLE, _SHARE = 10.0, 0.01
+#: Unless it holds a tenth of that share, and moves a mean by this many sds or an sd by this factor:
+#: far away, little mass is much of a spread.
+_FEW, _SHIFT, _SPREAD = 0.1, 0.05, 1.1
+#: A light mode is a spike, and left out too, when it is narrower than the heaviest by this factor
+#: in each direction (its logarithm): points climb up the neck of a funnel without end, to where
+#: there is density without mass, and the share of such a place is noise.
+_LIGHT, _NARROWER = 0.1, 3.0
+#: Share of the time for the rounds; the rest is for weighing what they found.
+_SEARCH = 0.6
+#: How deep the valley between two modes is at least, in nats below the lower of them.
+_DIP = 3.0
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Gaussians on the modes that were found, the heaviest first.
+
+    Attributes:
+        normals: K Gaussians.
+        weights: Their weights as a mixture ``(K,)``, which sum to 1.
+        hits: How many starts ended in each ``(K,)``.
+        num_starts: How many starts there were; those in no mode that is kept count here only.
+        left_out: How many modes were left out for having next to no mass.
+        finished: Whether the search came to its end, and not to that of the target's budget.
+        top: The highest point ``(D,)`` that any start climbed to.
+    """
+
+    normals: Normals
+    weights: Tensor
+    hits: Tensor
+    num_starts: int
+    left_out: int = 0
+    finished: bool = True
+    top: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.normals)
+
+
+def explore(
+    target: Target,
+    found: GaussianFit,
+    points: Tensor,
+    *,
+    more: Callable[[int], Tensor] | None = None,
+    align: Align | None = None,
+    effort: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Modes:
+    r"""Look for modes beside that of a Gaussian which was fitted already.
+
+    Every point climbs; ends between which the log density does not fall by more than 3 nats, on
+    the straight line, are one place. Where there are several, a Gaussian starts from each; those
+    whose bound is within 10 nats of the best, and between which there is a valley, are the modes.
+    Then come more points, wide around these modes, until a round adds none (four at most). At the
+    end modes between which a bent way stays high are taken for one, and those of less than a
+    hundredth of the mass are left out, unless they are so far away that they move a mean by 0.05 sd
+    or an sd by a tenth; and so are spikes (narrower than the heaviest by a factor of 20 in
+    each direction) of less than a tenth. Weights are those with which the mixture of the Gaussians
+    is closest to the density.
+
+    A log-concave density has one mode here, whatever the points. **A mode that no point
+    climbs to is not found**, nor are more than 16. Where the target's budget is spent first,
+    the modes that are known by then come back, with ``finished=False``.
+
+    Args:
+        target: The density.
+        found: The Gaussian, with the starts it was chosen from.
+        points: Where to start from ``(N, D)``.
+        more: Gives ``n`` further points of the same kind for the rounds after the first.
+        align: Moves points ``(N, D)`` to those of their images that are nearest to a point
+            ``(D,)``, under a group of maps that leave the density as it is: modes that are images
+            of each other then count once.
+        effort: Factor on all numbers of steps.
+        generator: Source of the noise.
+
+    Cost:
+        60 N rows of the density, and a few dozen for each point; some 20,000 more for each mode
+        where there are several.
+
+    Source: our own, after the multi-start of Zhang et al. 2022 (Pathfinder), arXiv:2108.03782,
+    and the component-wise updates of Arenz et al. 2022, arXiv:2209.11533.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi._gaussian_vi.gaussians import Normals
+        >>> from pyro_nfvi._gaussian_vi.mode_search import explore
+        >>> from pyro_nfvi._gaussian_vi.multistart import fit_gaussian
+        >>> from pyro_nfvi._gaussian_vi.target import Target
+        >>> x = torch.zeros(1, dtype=torch.float64)
+        >>> weights = torch.tensor([0.3, 0.7]).log()
+        >>> def log_density(z):
+        ...     apart = -0.5 * (z - torch.tensor([-9.0, 9.0])) ** 2
+        ...     return torch.logsumexp(apart + weights, -1)
+        >>> target = Target(log_density, x)
+        >>> best = fit_gaussian(target, Normals.around(torch.ones(1, 1), 1.0))
+        >>> modes = explore(target, best, torch.linspace(-20, 20, 9).unsqueeze(-1))
+        >>> modes.weights.round(decimals=2).tolist(), modes.num_starts
+        ([0.7, 0.3], 58)
+    """
+    frame = Normals(found.loc[None], found.factor[None])
+    usable = found.start_bounds > found.bound - _NEGLIGIBLE
+    whole, target = target, target.within(target.budget.part(_SEARCH))
+    ends, heights = ascend(target, frame, points, _steps(_CLIMB, effort))
+    # The starts of the Gaussian itself have climbed already.
+    climbed = found.starts.loc[usable] if bool(usable.any()) else frame.loc
+    ends = torch.cat([ends, climbed])
+    heights = torch.cat([heights, target(climbed)[0]])
+    if align is not None:
+        ends = align(found.loc, ends)
+        heights = target(ends)[0]
+    known, hits, count = frame, torch.zeros(1, dtype=torch.long), 0
+    weights = torch.ones(1, dtype=torch.float64)
+    top = ends[heights.argmax()]
+    for turn in range(_ROUNDS):
+        count += len(ends)
+        if target.budget.over():
+            break
+        tops, label = _places(target, known.loc if turn else None, ends, heights)
+        if target.budget.over():
+            break
+        if turn == 0 and len(tops) < 2:
+            return Modes(frame, weights, torch.tensor([int((label == 0).sum())]), count, top=top)
+        before = len(known)
+        known, owner = _fitted(target, known, tops[before if turn else 0 :], effort, generator)
+        if turn:  # places of modes that were known are these modes
+            owner = torch.cat([torch.arange(before), owner])
+        mode = owner[label[label >= 0]]
+        hits = torch.nn.functional.pad(hits, (0, len(known) - len(hits)))
+        hits = hits + torch.bincount(mode[mode >= 0], minlength=len(known))
+        if (turn > 0 and len(known) == before) or len(known) == 1 or turn == _ROUNDS - 1:
+            break
+        if turn == 0:  # one bent ridge is the common case
+            joined, total = _merged(target, frame, known, hits, generator)
+            if len(joined) == 1:
+                known, hits = joined, total
+                break
+        weights = _weights(target, known, generator)
+        points = _around(known, weights, _POINTS, generator)
+        if more is not None:
+            points = torch.cat([points[: _POINTS // 2], more(_POINTS // 2).to(points)])
+        ends, heights = ascend(target, frame, points, _steps(_CLIMB, effort))
+        if align is not None:
+            ends = align(found.loc, ends)
+            heights = target(ends)[0]
+    left_out, finished = 0, not target.budget.over()
+    target = whole
+    if target.budget.over():  # nothing is left to weigh them with
+        return Modes(frame, torch.ones_like(weights[:1]), hits[:1], count, 0, False, top)
+    if len(known) > 1:
+        known, hits = _merged(target, frame, known, hits, generator)
+    if len(known) > 1 and align is not None:
+        known, hits = _once(target, known, hits, align, generator)
+    if len(known) > 1:
+        known, _ = whiten(target, known, num_steps=_steps(_LAST, effort), generator=generator)
+        weights = _weights(target, known, generator)
+        counts = (weights >= _SHARE) | _moving(known, weights)
+        keep = (counts & ~_spikes(known, weights)).nonzero().squeeze(-1)
+        left_out = len(known) - len(keep)
+        known, hits = known.take(keep), hits[keep]
+        weights = weights[keep] / weights[keep].sum()
+    else:
+        weights = torch.ones(1, dtype=torch.float64)
+    order = weights.argsort(descending=True)
+    finished = finished and not target.budget.over()
+    return Modes(known.take(order), weights[order], hits[order], count, left_out, finished, top)
+
+
+def _steps(most: int, effort: float) -> int:
+    return max(1, round(most * effort))
+
+
+def _places(
+    target: Target, tops: Tensor | None, ends: Tensor, heights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Ends without a valley between them are one place: a top of each, and the label of each end.
+
+    Places in ``tops`` come first; an end without a place has label -1.
+    """
+    label = torch.full((len(ends),), -1, dtype=torch.long)
+    left = heights.argsort(descending=True)
+    left = left[torch.isfinite(heights[left])]
+    found = [] if tops is None else list(tops)
+    for place, top in enumerate(found):
+        if target.budget.over():
+            break
+        same = ~valleys(target, top, ends[left], _DIP)
+        label[left[same]] = place
+        left = left[~same]
+    known = len(found)
+    while len(left) and len(found) < known + _PLACES and not target.budget.over():
+        top = ends[left[0]]
+        same = ~valleys(target, top, ends[left], _DIP)
+        same[0] = True
+        label[left[same]] = len(found)
+        found.append(top)
+        left = left[~same]
+    return torch.stack(found) if found else ends[:0], label
+
+
+def _fitted(
+    target: Target,
+    known: Normals,
+    places: Tensor,
+    effort: float,
+    generator: torch.Generator | None,
+) -> tuple[Normals, Tensor]:
+    """Fit a Gaussian from each place; return the modes, and in which of them each place is."""
+    if not len(places):
+        return known, torch.zeros(0, dtype=torch.long)
+    frame = known.take(0)
+    start = Normals(places, 0.1 * frame.factor.expand(len(places), *frame.factor.shape[1:]))
+    ran, _ = whiten(
+        target,
+        start,
+        num_steps=_steps(_RACE, effort),
+        num_particles=_ROWS,
+        generator=generator,
+    )
+    both = Normals(torch.cat([known.loc, ran.loc]), torch.cat([known.factor, ran.factor]))
+    bounds = _bounds(target, both, generator)
+    # So short a race leaves the Gaussians of many dimensions below their best.
+    slack = _NEGLIGIBLE + known.dim / 2
+    kept, owner = list(range(len(known))), torch.full((len(places),), -1, dtype=torch.long)
+    # Modes that are known stay; of the others the best come first.
+    for index in bounds[len(known) :].argsort(descending=True).tolist():
+        if target.budget.over():
+            break
+        place = len(known) + index
+        apart = _apart(target, both, place, kept)
+        if bool(apart.all()):
+            if len(kept) < MOST_MODES and float(bounds[place]) > float(bounds.max()) - slack:
+                kept.append(place)
+                owner[index] = len(kept) - 1
+        else:
+            owner[index] = int((~apart).nonzero()[0])
+            first = kept[int(owner[index])]
+            if bounds[place] > bounds[first] + 1.0:  # a Gaussian that lay across several modes
+                kept[int(owner[index])] = place
+    return both.take(kept), owner
+
+
+def _merged(
+    target: Target,
+    frame: Normals,
+    known: Normals,
+    hits: Tensor,
+    generator: torch.Generator | None,
+) -> tuple[Normals, Tensor]:
+    """Leave one Gaussian, the best, of those that a bent ridge joins."""
+    bounds = _bounds(target, known, generator)
+    left = bounds.argsort(descending=True)
+    kept: list[int] = []
+    count: list[Tensor] = []
+    while len(left):
+        if kept and target.budget.over():  # the rest stay as they are
+            kept += left.tolist()
+            count += list(hits[left])
+            break
+        kept.append(int(left[0]))
+        same = ~bent_valleys(target, frame, known.loc[left[0]], known.loc[left], _DIP)
+        same[0] = True
+        count.append(hits[left[same]].sum())
+        left = left[~same]
+    return known.take(kept), torch.stack(count)
+
+
+def _once(
+    target: Target,
+    known: Normals,
+    hits: Tensor,
+    align: Align,
+    generator: torch.Generator | None,
+) -> tuple[Normals, Tensor]:
+    """Leave one Gaussian, the best, of those that are images of each other.
+
+    Points near the border of what is nearest to the first Gaussian may have been moved to
+    different images.
+    """
+    bounds = _bounds(target, known, generator)
+    left = bounds.argsort(descending=True)
+    kept: list[int] = []
+    count: list[Tensor] = []
+    while len(left):
+        if kept and target.budget.over():  # the rest stay as they are
+            kept += left.tolist()
+            count += list(hits[left])
+            break
+        place = int(left[0])
+        kept.append(place)
+        same = ~valleys(target, known.loc[place], align(known.loc[place], known.loc[left]), _DIP)
+        same[0] = True
+        count.append(hits[left[same]].sum())
+        left = left[~same]
+    return known.take(kept), torch.stack(count)
+
+
+def _apart(target: Target, normals: Normals, one: int, others: list[int]) -> Tensor:
+    """Whether one Gaussian stands on another mode than each of the others."""
+    return valleys(target, normals.loc[one], normals.loc[others], _DIP)
+
+
+def _bounds(target: Target, normals: Normals, generator: torch.Generator | None) -> Tensor:
+    """Bounds of Gaussians ``(K,)``, from fewer draws where there is no time for all."""
+    rows = target.affordable(_COMPARE * len(normals)) // len(normals)
+    return normals.bounds(target, max(_FEWEST, rows), generator)[0]
+
+
+def _weights(target: Target, normals: Normals, generator: torch.Generator | None) -> Tensor:
+    """Weights of the mixture that is closest to the density; equal ones where time is over."""
+    z = normals.points(normals.noise(_WEIGH, generator)).flatten(0, 1)
+    log_p = target.log_prob(z)
+    if log_p is None:
+        return torch.full_like(normals.loc[:, 0], 1 / len(normals))
+    return mixture_weights(log_p, normals.log_prob(z))[0]
+
+
+def _moving(normals: Normals, weights: Tensor) -> Tensor:
+    """Which Gaussians move a mean or an sd of the mixture, little as they may weigh ``(K,)``."""
+    variances = normals.covariances.diagonal(dim1=-2, dim2=-1)
+
+    def moments(share: Tensor) -> tuple[Tensor, Tensor]:
+        share = (share / share.sum(-1, keepdim=True)).unsqueeze(-1)
+        mean = (share * normals.loc).sum(-2)
+        away = normals.loc - mean.unsqueeze(-2)
+        return mean, (share * (variances + away.square())).sum(-2).sqrt()
+
+    mean, sd = moments(weights)
+    others, spread = moments(weights * (1 - torch.eye(len(weights)).to(weights)))
+    shift, stretch = (mean - others).abs() / sd, (sd / spread).log().abs()
+    moves = (shift > _SHIFT).any(-1) | (stretch > math.log(_SPREAD)).any(-1)
+    return moves & (weights >= _FEW * _SHARE)
+
+
+def _spikes(normals: Normals, weights: Tensor) -> Tensor:
+    """Which Gaussians are light, and far narrower than the heaviest ``(K,)``."""
+    factor = normals.factor
+    scales = factor if factor.dim() == 2 else factor.diagonal(dim1=-2, dim2=-1)
+    volume = scales.abs().log().sum(-1)
+    least = volume[weights.argmax()] - _NARROWER * normals.dim
+    return (volume < least) & (weights < _LIGHT)
+
+
+def _around(
+    normals: Normals, weights: Tensor, num: int, generator: torch.Generator | None
+) -> Tensor:
+    """Wide draws around all modes together: Student t with their mean and 1.7 times their sds."""
+    centre = (weights[:, None] * normals.loc).sum(0)
+    away = normals.loc - centre
+    cov = (weights[:, None, None] * normals.covariances).sum(0)
+    # Equal weights for the places: light modes show directions as well as heavy ones.
+    cov = cov + away.mT @ away / len(normals)
+    values, vectors = torch.linalg.eigh(cov)
+    root = vectors * values.clamp_min(0).sqrt()
+    noise, chi = normals.take(0).noise(num, generator)[0], normals.take(0).noise(num, generator)[0]
+    freedom = chi[:, :5].square().mean(-1, keepdim=True).sqrt()
+    return centre + 1.7 * (noise / freedom) @ root.mT

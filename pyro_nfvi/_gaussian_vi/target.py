@@ -1,0 +1,127 @@
+"""A log density with its gradient, in double precision whatever the model computes in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._chain_rule import score
+from pyro_nfvi._typing import TensorPair, TensorTriple
+
+#: Into so many pieces a batch is split, at most, to find the rows on which the density fails.
+_PIECES = 32
+#: Rows of the first piece where there may be no time for all: how long they take is not known.
+_FIRST = 32
+
+
+class Target:
+    r"""A log density of row vectors, with gradients; rows that cannot be scored are marked.
+
+    A density that raises for some row is called again in parts, so that the others count.
+
+    The arithmetic of the Gaussians around it is in float64; the density is called in its own
+    dtype.
+
+    Args:
+        log_density: ``(N, D) -> (N,)``, in nats, differentiable, rows independent.
+        like: Any tensor of the dtype and device that the density takes.
+        budget: Time for all that is done with this target. What iterates stops, with what it has
+            by then, where none is left.
+        tick: Called with 1 after each evaluation of a batch, for a bar of progress.
+
+    Cost:
+        One forward and one backward pass of the density for each call.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi._gaussian_vi.target import Target
+        >>> target = Target(lambda z: -0.5 * z.square().sum(-1), torch.zeros(2))
+        >>> log_p, score, ok = target(torch.tensor([[1.0, 2.0], [torch.nan, 0.0]]))
+        >>> score[0].tolist(), ok.tolist()
+        ([-1.0, -2.0], [True, False])
+    """
+
+    def __init__(
+        self,
+        log_density: Callable[[Tensor], Tensor],
+        like: Tensor,
+        *,
+        budget: Budget = UNLIMITED,
+        tick: Callable[[int], object] | None = None,
+    ) -> None:
+        self.log_density, self.budget, self.tick = log_density, budget, tick
+        self.dtype, self.device = like.dtype, like.device
+        #: Rows evaluated so far, each with its gradient.
+        self.num_rows = 0
+        self._seconds = 0.0
+
+    def __call__(self, z: Tensor) -> TensorTriple:
+        """Evaluate ``z (*b, D)``: log density ``(*b,)``, score ``(*b, D)``, and which are finite.
+
+        Rows that are not finite have score 0 and log density -inf.
+        """
+        rows = z.reshape(-1, z.shape[-1]).detach().to(self.dtype)
+        begin = self.budget.clock()
+        log_p, gradient = self._evaluate(rows, max(1, len(rows) // _PIECES))
+        self.num_rows += len(rows)
+        self._seconds += self.budget.clock() - begin
+        ok = torch.isfinite(log_p) & torch.isfinite(gradient).all(-1)
+        log_p = torch.where(ok, log_p, torch.full_like(log_p, -torch.inf))
+        gradient = torch.where(ok.unsqueeze(-1), gradient, torch.zeros_like(gradient))
+        batch = z.shape[:-1]
+        if self.tick is not None:
+            self.tick(1)
+        return log_p.reshape(batch), gradient.reshape(z.shape), ok.reshape(batch)
+
+    def affordable(self, rows: int, fewest: int = 8) -> int:
+        """Return ``rows``, or fewer where there is no time for so many at the pace until now."""
+        pace = self._seconds / max(1, self.num_rows)
+        if self.budget.affords(rows * pace):
+            return rows
+        return max(min(rows, fewest), int(self.budget.left() / pace))
+
+    def log_prob(self, z: Tensor) -> Tensor | None:
+        """Score many rows ``(N, D)``, in pieces where there may be no time for all of them.
+
+        Returns:
+            Log density ``(N,)``, -inf where it is not finite; None where the budget was spent
+            before the last piece.
+        """
+        pace = self._seconds / max(1, self.num_rows)
+        if self.budget.limit is None or (pace and self.budget.affords(4 * len(z) * pace)):
+            return self(z)[0]
+        parts: list[Tensor] = []
+        done, rows = 0, _FIRST
+        while done < len(z):
+            if parts and self.budget.over():
+                return None
+            begin = self.budget.clock()
+            parts.append(self(z[done : done + rows])[0])
+            pace = max(1e-9, self.budget.clock() - begin) / len(parts[-1])
+            done += rows
+            rows = max(_FIRST, min(len(z), int(0.5 * self.budget.left() / pace)))
+        return torch.cat(parts)
+
+    def within(self, budget: Budget) -> Target:
+        """Return the same target with another budget; rows are counted in each for itself."""
+        other = copy.copy(self)
+        other.budget, other.num_rows, other._seconds = budget, 0, 0.0
+        return other
+
+    def _evaluate(self, rows: Tensor, smallest: int) -> TensorPair:
+        """Log density and score; where the density raises, in halves, until it does not."""
+        try:
+            log_p, gradient, _ = score(self.log_density, rows)
+            return log_p.double(), gradient.double()
+        except (TypeError, NameError, AttributeError, ImportError):
+            raise  # a mistake of the model's own code
+        except Exception:  # one matrix without a Cholesky factor, say, or an integrator that fails
+            if len(rows) <= smallest:
+                bad = torch.full(rows.shape, torch.nan, dtype=torch.float64, device=rows.device)
+                return bad[:, 0], bad
+        halves = [self._evaluate(half, smallest) for half in rows.chunk(2)]
+        return torch.cat([half[0] for half in halves]), torch.cat([half[1] for half in halves])

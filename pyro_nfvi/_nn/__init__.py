@@ -1,0 +1,1 @@
+"""Masked networks and the triangular systems of their scores."""

@@ -1,0 +1,1 @@
+"""Pyro's models as log densities of one real vector."""

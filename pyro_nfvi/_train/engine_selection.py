@@ -1,0 +1,418 @@
+"""Which engine runs a fit, and why: capture, build, check against an eager step, fall back."""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._engine.capture import capture
+from pyro_nfvi._engine.graph_runner import GraphRunner
+from pyro_nfvi._engine.program import NoRule, OptimizerSpec, Program, Runner, Unsupported
+from pyro_nfvi._random import seeded, stream
+from pyro_nfvi._train.snapshot import Snapshot
+from pyro_nfvi._train.step import CLIP, EagerRunner, EagerStep
+from pyro_nfvi._train.step_comparison import After, difference, rounded_anew, slack_of, tolerance_of
+from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.errors import EngineWarning, OptionError
+
+#: What ``engine=`` takes.
+ENGINES = ("auto", "native", "hybrid", "inductor", "graph", "svi")
+#: Fewest steps of a fit for which capturing, and compiling, is worth its time.
+_CAPTURE, _COMPILE = 300, 500
+_ASKED = "asked for"
+#: Standard deviation of the noise on parameters at which they are compared: at its start a flow
+#: is the identity, and much of its gradient is zero.
+_AWAY = 0.02
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The engine of a fit.
+
+    Attributes:
+        name: One of :data:`ENGINES`, but not ``"auto"``.
+        reason: Why, in words.
+        runner: Runs its steps.
+        watch: Looks from time to time whether the model is still the one that was captured.
+        seconds: Time of ``capture`` and ``compile``.
+        asked: Whether it was asked for by name, so that there is no other to fall back to.
+    """
+
+    name: str
+    reason: str
+    runner: Runner
+    watch: Watch | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    asked: bool = False
+
+
+class Watch:
+    """Looks whether a captured step still is the model's, which Python may change any time.
+
+    Args:
+        step: The eager step.
+    """
+
+    def __init__(self, step: EagerStep) -> None:
+        self.step = step
+
+    def bound(self, eps: Tensor, streams: TensorDict, *, whole: bool = False) -> float:
+        """The eager bound of one step at the live parameters, in nats.
+
+        Without a gradient where that can be, at a fifth of the time; particles whose density is
+        finite and whose gradient is not then count, unless ``whole`` asks for the step itself.
+        """
+        step = self.step
+        if whole or not step.objective.from_weights:
+            found = step.gradient(eps, streams).bound
+            step.optimizer.zero_grad(set_to_none=True)
+            return found
+        with torch.no_grad():
+            z, log_q = step.guide.density().push(eps)
+            log_w = step.log_joint(z, streams) - log_q
+        terms = step.objective.terms(torch.where(torch.isfinite(log_w), log_w, torch.nan))
+        return float(terms.nanmean())
+
+    def changed(self, eps: Tensor, streams: TensorDict, found: float) -> str | None:
+        """Say that the bound of one step is not the eager one, up to rounding, or None.
+
+        Args:
+            eps: Noise of the step.
+            streams: Its other random numbers.
+            found: The bound that the captured step gave.
+        """
+        for whole in (False, True):
+            # The engine leaves out particles without a finite gradient; so does the whole step.
+            expected = self.bound(eps, streams, whole=whole)
+            size = 1 + abs(expected)
+            slack = tolerance_of(self.step.params) * size
+            if expected != expected or abs(expected - found) <= slack:
+                return None
+        rounded = rounded_anew(lambda: self.bound(eps, streams, whole=True))
+        if abs(expected - found) <= slack_of(slack, size, [x - expected for x in rounded]):
+            return None
+        return (
+            "the model changed after it was captured, as Python's own state can (the bound is "
+            f"{expected:.6g} nats, not {found:.6g})"
+        )
+
+
+def check_engine(engine: str) -> None:
+    """Refuse an engine by name that cannot run here, before anything is fitted.
+
+    Raises:
+        OptionError: It needs a compiler, and there is none.
+    """
+    if engine not in ("native", "hybrid"):
+        return
+    try:
+        with _stage("imported"):
+            from pyro_nfvi._engine.native.compiler import find_compiler
+        with _stage("looking for a compiler"):
+            find_compiler()
+    except Unsupported as error:
+        raise _refused(engine, error) from error
+
+
+@contextmanager
+def _stage(doing: str) -> Iterator[None]:
+    """Make a reason of any exception: an engine that fails costs speed, never the fit.
+
+    Args:
+        doing: What the engine was doing, in the words of the reason.
+
+    Raises:
+        Unsupported: Something else was raised, which is the cause.
+    """
+    try:
+        yield
+    except Unsupported:
+        raise
+    except Exception as error:  # a release of PyTorch, a compiler, a loader: each in its own way
+        raise failed(doing, error) from error
+
+
+def failed(doing: str, error: Exception) -> Unsupported:
+    """Make a reason of an exception: its class, its first line, and where it arose."""
+    lines = str(error).strip().splitlines() or [""]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    told = f"{type(error).__name__}: {lines[0][:200]}".rstrip(": ")
+    return Unsupported(f"it failed while it was {doing}: {told}{where}")
+
+
+def _refused(engine: str, error: Unsupported) -> OptionError:
+    return OptionError(
+        f"engine={engine!r} cannot run this fit: {error}. engine='auto' takes what can."
+    )
+
+
+def choose(
+    engine: str,
+    step: EagerStep,
+    num_particles: int,
+    max_steps: int,
+    *,
+    budget: Budget = UNLIMITED,
+) -> Chosen:
+    """Choose and build the engine.
+
+    Args:
+        engine: ``"auto"`` or the name of one.
+        step: The eager step, by which all are measured.
+        num_particles: Rows of noise in each step.
+        max_steps: Most steps of the fit.
+        budget: Time for building and for the steps: with a limit, no more than half of what is
+            left goes into an engine, and nothing is built for fewer steps than pay it back.
+
+    Raises:
+        OptionError: The engine asked for cannot run this fit; the message is the reason.
+    """
+    if engine == "svi":
+        return Chosen("svi", _ASKED, EagerRunner(step), asked=True)
+    if engine == "auto" and max_steps < _CAPTURE:
+        reason = f"a fit of fewer than {_CAPTURE} steps is over before a capture is paid back"
+        return Chosen("svi", reason, EagerRunner(step))
+    builder = _Builder(step, num_particles, budget)
+    if engine == "auto" and budget.limit is not None:
+        possible = int(budget.left() / builder.step_seconds())
+        if possible < _CAPTURE:
+            reason = (
+                f"the time left is enough for about {possible} steps, over before a capture is "
+                "paid back"
+            )
+            return Chosen("svi", reason, EagerRunner(step))
+    if engine != "auto":
+        try:
+            return builder.build(engine, _ASKED, asked=True)
+        except Unsupported as error:
+            raise _refused(engine, error) from error
+    reasons = []
+    if max_steps >= _COMPILE:
+        try:
+            return builder.build("native", "the step is captured and compiled")
+        except Unsupported as error:
+            reasons.append(f"not native: {error}")
+        if builder.uncovered:
+            try:
+                reason = "; ".join(["the step is captured and compiled", *reasons])
+                return builder.build("hybrid", reason, faster=True)
+            except Unsupported as error:
+                reasons.append(f"not hybrid: {error}")
+    else:
+        reasons.append(
+            f"not native: a fit of fewer than {_COMPILE} steps is over before a compiler has run"
+        )
+    try:
+        return builder.build("graph", "; ".join(["the step is captured", *reasons]), faster=True)
+    except Unsupported as error:
+        if str(error) not in "; ".join(reasons):
+            reasons.append(f"not graph: {error}")
+    return Chosen("svi", "; ".join(reasons), EagerRunner(step), seconds=builder.seconds)
+
+
+class _Builder:
+    """Captures once and builds engines from it."""
+
+    def __init__(self, step: EagerStep, num_particles: int, budget: Budget = UNLIMITED) -> None:
+        self.step, self.budget = step, budget
+        self.seconds: dict[str, float] = {}
+        #: Whether native code failed for want of a rule, and the rest might be compiled.
+        self.uncovered = False
+        self._program: Program | Unsupported | None = None
+        self._eps, self._streams = self._inputs(num_particles)
+
+    def build(self, name: str, reason: str, *, faster: bool = False, asked: bool = False) -> Chosen:
+        """Build one engine and check it.
+
+        Args:
+            name: Which.
+            reason: What to say of it.
+            faster: Take it only if it is faster than the eager step.
+            asked: Whether it was asked for by name.
+        """
+        program = self._captured()
+        begin = time.monotonic()
+        try:
+            with _stage("built"):
+                spec = OptimizerSpec.of(self.step.optimizer, program.params, CLIP)
+                # Half of the time is for the steps.
+                runner = _BUILD[name](program, spec, self.budget.left() / 2)
+        except NoRule:
+            self.uncovered = True
+            raise
+        if name != "graph":
+            self.seconds["compile"] = time.monotonic() - begin
+        if name == "hybrid":
+            reason = f"{reason}; {_left(runner)}"
+        eager, mine = self._check(name, runner)
+        if faster and mine > eager:
+            raise Unsupported(f"a step takes {1e3 * mine:.2g} ms, an eager one {1e3 * eager:.2g}")
+        return Chosen(name, reason, runner, Watch(self.step), self.seconds, asked)
+
+    def step_seconds(self) -> float:
+        """Time one eager gradient, at least a microsecond."""
+        begin = self.budget.clock()
+        self.step.gradient(self._eps, self._streams)
+        self.step.optimizer.zero_grad(set_to_none=True)
+        return max(1e-6, self.budget.clock() - begin)
+
+    def _captured(self) -> Program:
+        if self._program is None:
+            begin, step = time.monotonic(), self.step
+            try:
+                with _stage("capturing the step"):
+                    self._program = self._capture()
+            except Unsupported as error:
+                # Pyro appends the shapes of the trace to what passes through it.
+                self._program = Unsupported(str(error).partition("\nTrace Shapes:")[0].rstrip())
+            step.optimizer.zero_grad(set_to_none=True)
+            self.seconds["capture"] = time.monotonic() - begin
+        if isinstance(self._program, Unsupported):
+            raise self._program
+        return self._program
+
+    def _capture(self) -> Program:
+        step, count = self.step, len(self._eps)
+        if step.rows(count) < count:
+            raise Unsupported("the model is so large that its particles are run in parts")
+        return capture(
+            step.guide,
+            step.log_joint,
+            step.objective,
+            step.params,
+            len(step.model_params),
+            self._eps,
+            self._streams,
+        )
+
+    def _inputs(self, count: int) -> tuple[Tensor, TensorDict]:
+        """Noise and indices of a step of no fit, from a seed of their own."""
+        density, log_joint = self.step.guide.density(), self.step.log_joint
+        with torch.no_grad(), seeded(0, "engine inputs"):
+            objective = self.step.objective
+            # Halfway, where what changes from step to step is not at its end.
+            numbers = objective.stream(objective.settled // 2, 1)
+            streams = {name: x[0].to(self.step.params[0].device) for name, x in numbers.items()}
+            return density.sample_base(count), log_joint.draw_subsample() | streams
+
+    def _whose(self) -> str:
+        """Say who may be at fault when a step differs."""
+        fault = "this is a fault of the engine"
+        if all(param.dtype == torch.float64 for param in self.step.params):
+            return fault.capitalize()
+        return (
+            "Single precision may be too coarse for this model, the eager step included: try "
+            f"torch.set_default_dtype(torch.float64). If it happens there too, {fault}"
+        )
+
+    def _check(self, name: str, runner: Runner) -> tuple[float, float]:
+        """Compare a step with an eager one from the same state; return the seconds of both.
+
+        Raises:
+            Unsupported: They differ.
+        """
+        step = self.step
+        params, optimizer = step.params, step.optimizer
+        start = Snapshot.take(0, params, optimizer)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        inputs = (
+            self._eps.unsqueeze(0),
+            {name: index.unsqueeze(0) for name, index in self._streams.items()},
+            torch.tensor([rates], dtype=torch.float64),
+        )
+        away = stream(0, "engine check", device=params[0].device)
+        with torch.no_grad():
+            for param in params:
+                noise = torch.randn(
+                    param.shape, generator=away, dtype=param.dtype, device=param.device
+                )
+                param.add_(_AWAY * noise)
+        moved = Snapshot.take(0, params, optimizer)
+        try:
+            seconds, after = [], []
+            for one, guard in ((EagerRunner(step), nullcontext()), (runner, _stage("run"))):
+                with guard:
+                    moved.put(params, optimizer)
+                    one.push()
+                    one.run(*inputs)  # the first step of a kind pays for more than itself
+                    moved.put(params, optimizer)
+                    one.push()
+                    begin = time.perf_counter()
+                    result = one.run(*inputs)
+                    seconds.append(time.perf_counter() - begin)
+                    one.pull()
+                after.append(After.take(result, step))
+            theirs, own = after
+            problem = difference(moved, theirs, own)
+            if problem is not None:
+                # Rounding may make more of a difference in this model than in others.
+                eager = EagerRunner(step)
+
+                def again() -> After:
+                    moved.put(params, optimizer)
+                    return After.take(eager.run(*inputs), step)
+
+                problem = difference(moved, theirs, own, list(rounded_anew(again)))
+        finally:
+            start.put(params, optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        if problem is not None:
+            warnings.warn(
+                f"The {name} engine is not used: {problem}. {self._whose()}; the fit goes on "
+                "without it.",
+                EngineWarning,
+                stacklevel=2,
+            )
+            raise Unsupported(problem)
+        return seconds[0], seconds[1]
+
+
+def _graph(program: Program, spec: OptimizerSpec, patience: float) -> Runner:
+    del patience  # there is nothing to build
+    return GraphRunner(program, spec)
+
+
+def _native(
+    program: Program, spec: OptimizerSpec, patience: float, *, eager: bool = False
+) -> Runner:
+    with _stage("imported"):
+        from pyro_nfvi._engine.native.runner import build_native
+    return build_native(program, spec, eager=eager, patience=patience)
+
+
+def _hybrid(program: Program, spec: OptimizerSpec, patience: float) -> Runner:
+    return _native(program, spec, patience, eager=True)
+
+
+def _left(runner: Runner) -> str:
+    """Say which operations a hybrid leaves to PyTorch."""
+    names: tuple[str, ...] = runner.info.eager  # type: ignore[attr-defined]
+    if not names:
+        return "no operation had to stay with PyTorch"
+    stay = "operation stays" if len(names) == 1 else "operations stay"
+    return f"{len(names)} {stay} with PyTorch ({', '.join(dict.fromkeys(names))})"
+
+
+def _inductor(program: Program, spec: OptimizerSpec, patience: float) -> Runner:
+    del patience  # PyTorch's own compiler cannot be stopped
+    with _stage("imported"):
+        from pyro_nfvi._engine.inductor import compiled
+    return GraphRunner(program, spec, compiled(program))
+
+
+_BUILD: Mapping[str, Callable[[Program, OptimizerSpec, float], Runner]] = {
+    "graph": _graph,
+    "hybrid": _hybrid,
+    "native": _native,
+    "inductor": _inductor,
+}

@@ -1,0 +1,100 @@
+"""Where a number stopped being finite: the site of the model, or the layer of the flow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi._chain_rule import score
+from pyro_nfvi._pyro_model.gradient_fault import find_gradient_fault
+from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi.flows._base import Chain, Flow
+from pyro_nfvi.guides._auto_flow import AutoFlow
+
+
+def _layers(flow: Flow, prefix: str = "") -> Iterator[tuple[str, Flow]]:
+    """Yield the layers of nested chains with their place, from the base outwards."""
+    if not isinstance(flow, Chain):
+        yield f"{prefix}{type(flow).__name__}", flow
+        return
+    for index, member in enumerate(flow.flows):
+        assert isinstance(member, Flow)
+        yield from _layers(member, f"{prefix}{index}: ")
+
+
+def blame(
+    guide: AutoFlow, log_joint: LogJoint, eps: Tensor, subsample: Mapping[str, Tensor]
+) -> str:
+    """Say in words where the pass of the noise ``eps (S, D)`` first is not finite."""
+    bad = [
+        name
+        for name, param in guide.named_parameters()
+        if not bool(torch.isfinite(param.detach()).all())
+    ]
+    if bad:
+        return f"the guide's parameter {bad[0]!r} is not finite"
+    with torch.no_grad():
+        x = eps
+        for place, layer in _layers(guide.transport()):
+            x, ladj = layer(x)
+            if not (bool(torch.isfinite(x).all()) and bool(torch.isfinite(ladj).all())):
+                return f"the flow's layer {place} gives values that are not finite"
+        log_p = log_joint(x, subsample)
+        rows = (~torch.isfinite(log_p)).nonzero().reshape(-1)
+    if len(rows):
+        return f"the model's {_sites(log_joint, x[rows[0]])} at a draw from the guide"
+    return _gradient(guide, log_joint, eps, x, subsample)
+
+
+def _sites(log_joint: LogJoint, z: Tensor) -> str:
+    found = log_joint.blame(z)
+    if not found:
+        return "log joint is not finite"
+    names = ", ".join(repr(name) for name in found[:3])
+    return f"sites {names} are not finite" if len(found) > 1 else f"site {names} is not finite"
+
+
+def _gradient(
+    guide: AutoFlow,
+    log_joint: LogJoint,
+    eps: Tensor,
+    x: Tensor,
+    subsample: Mapping[str, Tensor],
+) -> str:
+    """Values are finite, so a gradient is not: find the latent coordinate, or the parameter."""
+    gradient = score(lambda rows: log_joint(rows, subsample), x)[1]
+    rows = (~torch.isfinite(gradient)).any(-1).nonzero().reshape(-1)
+    for row in rows[:1]:
+        fault = find_gradient_fault(log_joint, x[row], subsample)
+        if fault is not None:
+            return str(fault)
+    return _in_the_guide(guide, log_joint, eps, subsample)
+
+
+def _in_the_guide(
+    guide: AutoFlow, log_joint: LogJoint, eps: Tensor, subsample: Mapping[str, Tensor]
+) -> str:
+    """Neither values nor the model's gradient: the way back through the flow, or a parameter."""
+    named = [(name, param) for name, param in guide.named_parameters() if param.requires_grad]
+    with torch.enable_grad():
+        x, ladj = guide.transport()(eps)
+        bound = (log_joint(x, subsample) + ladj).mean()
+        grads = torch.autograd.grad(bound, [param for _, param in named], allow_unused=True)
+    largest, where = 0.0, ""
+    for (name, _), grad in zip(named, grads):
+        if grad is None or not grad.numel():
+            continue
+        size = float(grad.abs().max())
+        if not math.isfinite(size):
+            return f"the gradient of the guide's parameter {name!r} is not finite"
+        if size > largest:
+            largest, where = size, name
+    if largest > torch.finfo(eps.dtype).max ** 0.4:  # the squares of some such are no number
+        return (
+            f"the gradient of the guide's parameter {where!r} reaches {largest:.0e}, beyond what "
+            "its norm can hold"
+        )
+    return "the gradient of a parameter of the model is not finite"

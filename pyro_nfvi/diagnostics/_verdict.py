@@ -1,0 +1,209 @@
+"""What the numbers about a fit come to, in one word with its reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi.diagnostics._importance import ess, iw_gap
+from pyro_nfvi.diagnostics._khat import read_tail
+from pyro_nfvi.diagnostics._psis import psis
+from pyro_nfvi.errors import WeightError
+
+#: What a verdict may say, the best first.
+VERDICTS = GOOD, USABLE, BAD = "good", "usable with reweighting", "do not trust"
+
+#: A fit is good where its tail is light and the gap this small, or where the gap is so small and
+#: the weights so even that the tail does not matter.
+_GAP, _SMALL_GAP, _EVEN = 0.1, 0.05, 0.9
+#: From a tail of 1 on, the terms of a second moment have no mean, and means and sds say nothing,
+#: however even the weights are; the first where the draws' own tails are too light to show it all.
+#: Beyond the second it is not by chance: of 300 numbers with 2.5 or more degrees of freedom none or
+#: one came this far, of 300 with one degree all.
+_NO_VARIANCE = 1.0, 1.2
+#: It is usable up to this gap in nats, and from as many effective draws on.
+_USABLE_GAP, _USABLE_ESS = 1.0, 100
+#: With so large a share effective, and a gap as small as of a good fit, the tail does not matter.
+_MOSTLY = 0.8
+#: How far weights may move the mean of a number, in sds, and its sd, as a logarithm.
+_MEAN, _SD = 0.1, 0.15
+#: Share of draws that the model may be unable to score.
+_UNSCORED = 0.005
+#: Numbers that a reason names at most.
+_NAMED = 3
+
+
+class Verdict(str):
+    """One of ``"good"``, ``"usable with reweighting"`` and ``"do not trust"``.
+
+    Compare it as a string; ``reasons`` says what was found, and ``next_step`` what to do.
+
+    Example:
+        >>> from pyro_nfvi.diagnostics import Verdict
+        >>> verdict = Verdict("good", ["k-hat 0.2"], "Nothing.")
+        >>> verdict == "good", verdict.reasons
+        (True, ('k-hat 0.2',))
+    """
+
+    reasons: tuple[str, ...]
+    next_step: str
+
+    def __new__(cls, word: str, reasons: Sequence[str] = (), next_step: str = "") -> Verdict:
+        verdict = super().__new__(cls, word)
+        verdict.reasons, verdict.next_step = tuple(reasons), next_step
+        return verdict
+
+    def __reduce__(self) -> tuple[type[Verdict], tuple[str, tuple[str, ...], str]]:
+        return type(self), (str(self), self.reasons, self.next_step)
+
+
+def judge_weights(
+    z: Tensor,
+    log_w: Tensor,
+    *,
+    name: Callable[[int], str] = str,
+    faults: Sequence[str] = (),
+    doubts: Sequence[str] = (),
+    values: Tensor | None = None,
+    mode: Tensor | None = None,
+) -> Verdict:
+    r"""Judge an approximation by the importance weights of its draws.
+
+    - **good**: a light tail (:class:`TailReading`: :math:`\hat k < 0.5`, or weights so even that
+      :math:`\hat k` means nothing) with a gap between evidence and ELBO below 0.1 nats, or a gap
+      below 0.05 with at least 90 % of the draws effective; reweighting moves no mean by more
+      than 0.1 sd (and three of its standard errors) and no sd by more than 15 %; and no number
+      has tails so heavy that it may have no variance.
+    - **usable with reweighting**: :math:`\hat k < \min(1 - 1/\log_{10} S, 0.7)`, a gap below 1 nat,
+      100 effective draws; or a gap below 0.1 with at least 80 % of the draws effective.
+    - **do not trust**: all else, and whatever comes with a fault.
+
+    Args:
+        z: Draws (S, D).
+        log_w: Their log importance weights (S,), in nats.
+        name: Names coordinate i of z for the reasons.
+        faults: What is known to be wrong from elsewhere: a mode that was missed, a posterior
+            that is improper.
+        doubts: What keeps the verdict from being good, and is no fault: a check that could not be
+            made.
+        values: The draws as the user sees them, in the same order (S, D), where that is not z:
+            a scale whose logarithm is z. Their tails are looked at too.
+        mode: Number of the mode that each draw belongs to (S,), where there are several: tails are
+            those of each mode about its own median. A light mode far away is no tail.
+
+    Cost:
+        O(S D), and one sort of the weights.
+
+    Source: k-hat as in Vehtari et al. 2024, arXiv:1507.02646, and Yao et al. 2018,
+    arXiv:1802.02538; that k-hat alone cries wolf where weights are nearly even is our own finding.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.diagnostics import judge_weights
+        >>> z = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+        >>> judge_weights(z, torch.zeros(2000))
+        'good'
+        >>> print(judge_weights(z, 2.0 * z.square().sum(-1)))
+        do not trust
+    """
+    if faults:
+        return Verdict(BAD, [*faults, *doubts], _NEXT_FAULT)
+    scored = torch.isfinite(log_w)
+    unscored = 1.0 - float(scored.double().mean())
+    try:
+        smoothed = psis(log_w)
+        # One impossible draw makes the ELBO -inf; so few of them are judged by their share.
+        gap = iw_gap(log_w[scored])
+    except WeightError as error:
+        return Verdict(BAD, [f"the weights of the draws say nothing: {error}"], _NEXT_FIT)
+    tail, count = read_tail(log_w, smoothed.khat), ess(smoothed.log_weights)
+    numbers = (
+        f"{tail}, gap between evidence and ELBO {gap:.3g} nats, {count:.0f} of "
+        f"{len(z)} draws effective"
+    )
+    if unscored > _UNSCORED:
+        share = f"{100 * unscored:.1f} % of the draws have no density under the model"
+        return Verdict(BAD, [share, numbers], _NEXT_FIT)
+    moved = _moved(z, smoothed.log_weights, count, name)
+    nearly_exact = gap < _SMALL_GAP and count > _EVEN * len(z)
+    if ((tail.close and gap < _GAP) or nearly_exact) and not moved:
+        # Only where weights are good can they say anything of tails.
+        heavy = _heavy(z, log_w, _NO_VARIANCE[tail.close], mode)
+        if values is not None:
+            heavy = sorted({*heavy, *_heavy(values, log_w, _NO_VARIANCE[1], mode)})
+        if not heavy:
+            if doubts:
+                return Verdict(USABLE, [numbers, *doubts], _NEXT_DOUBT)
+            return Verdict(GOOD, [numbers], "Use the draws as they are.")
+        names = [name(i) for i in heavy[:_NAMED]] + ["..."] * (len(heavy) > _NAMED)
+        told = (
+            f"the tails of {', '.join(names)} are so heavy that there may be no variance: "
+            "quantiles say more than means and sds"
+        )
+        return Verdict(USABLE, [numbers, told, *doubts], _NEXT_HEAVY)
+    even = gap < _GAP and count > _MOSTLY * len(z)
+    if (tail.reliable and gap < _USABLE_GAP and count >= _USABLE_ESS) or even:
+        return Verdict(USABLE, [numbers, *moved, *doubts], _NEXT_WEIGHT)
+    return Verdict(BAD, [numbers, *moved, *doubts], _NEXT_FIT)
+
+
+_NEXT_FAULT = "See the reasons; no reweighting repairs this."
+_NEXT_DOUBT = "See the reasons: the weights are good, and cannot see what these name."
+_NEXT_WEIGHT = (
+    "Use fit.resample(n), fit.summary(reweighted=True) and to_arviz(reweighted=True); or give the "
+    "fit more steps or a larger flow."
+)
+_NEXT_HEAVY = "Use medians and intervals; the draws are right where there are any."
+_NEXT_FIT = (
+    "Give the fit more steps (max_steps) or a larger flow, write the model in another "
+    "parametrisation (non-centred scales), or run NUTS."
+)
+
+
+def _heavy(z: Tensor, log_w: Tensor, most: float, mode: Tensor | None) -> list[int]:
+    """Find the numbers whose tails in the posterior are too heavy for a variance."""
+    ok = torch.isfinite(z).all(-1) & torch.isfinite(log_w)
+    z, log_w = z[ok].double(), log_w[ok].double()
+    mode = torch.zeros_like(log_w) if mode is None else mode[ok]
+    away = torch.empty_like(z)
+    for one in mode.unique():
+        away[mode == one] = z[mode == one] - z[mode == one].median(0).values
+    # What a draw adds to the second moment.
+    terms = away.abs().log().mul(2) + log_w.unsqueeze(-1)
+    varied = [i for i in range(z.shape[-1]) if bool((terms[:, i] > -math.inf).any())]
+    return [i for i in varied if psis(terms[:, i]).khat > most]
+
+
+def _factor(factor: float) -> str:
+    """Say by how much a number at least 1 multiplies."""
+    if factor < 3:
+        return f"{100 * (factor - 1):.0f} %"
+    return f"a factor of {factor:.2g}" if factor < 1e3 else "a factor of more than 1000"
+
+
+def _moved(z: Tensor, log_weights: Tensor, count: float, name: Callable[[int], str]) -> list[str]:
+    """Name the numbers that reweighting moves, the worst first."""
+    z = z.double()
+    weights = log_weights.double().exp().unsqueeze(-1)
+    ok = torch.isfinite(z).all(-1)
+    z, weights = z[ok], weights[ok]
+    mean = z.mean(0)
+    rounding = (1e-12 * mean.abs()).clamp_min(1e-300)
+    sd = z.std(0).maximum(rounding)
+    other = (weights * z).sum(0)
+    spread = (weights * (z - other).square()).sum(0).sqrt()
+    shift = (other - mean).abs() / sd
+    stretch = (spread.maximum(rounding) / sd).log().abs()
+    noise = 3 / math.sqrt(max(count, 1.0))
+    # What reweighting does to noise alone is no fault of the fit.
+    worst = torch.maximum(shift / max(_MEAN, noise), stretch / max(_SD, noise))
+    order = worst.argsort(descending=True)[:_NAMED].tolist()
+    return [
+        f"reweighting moves {name(i)} by {float(shift[i]):.2f} sd and its sd by "
+        f"{_factor(math.exp(float(stretch[i])))}"
+        for i in order
+        if worst[i] > 1
+    ]

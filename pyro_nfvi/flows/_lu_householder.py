@@ -1,0 +1,182 @@
+"""Invertible linear maps that mix coordinates: Glow's LU form, and Householder reflections."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyro_nfvi._math import bounded, bounded_rows
+from pyro_nfvi._typing import TensorDict, TensorPair
+from pyro_nfvi._validation import number, whole
+from pyro_nfvi.flows._conditioning import ParamFlow
+
+_START = 0.5413248546129181  # softplus(_START) = 1
+#: Bounds of what a context drives: the free number of a scale, and rows beside a diagonal.
+_WIDEST, _LONGEST_ROW = 3.0, 1.5
+
+
+@final
+class LULinear(ParamFlow):
+    r"""A linear map by its LU factors: :math:`y = L S U x + b`, the identity at the start.
+
+    L and U are unit lower and unit upper triangular, S a positive diagonal. Glow's fixed random
+    permutation is left out, so that the map starts as the identity; put a ``Permute`` in front
+    where it is wanted. A context drives S between 0.08 and 3.6, and what is beside the diagonals to
+    rows shorter than 1.5: a net may give any number, and the inverse has to stay.
+
+    Args:
+        dim: Event size D.
+        context_dim: Size of the context; 0 for free parameters.
+        hidden_dim: Width of the hyper-net (with a context only).
+        spread: Standard deviation of the numbers it starts from (rows shortened to 1.4); 0 starts
+            as the identity.
+
+    Shape:
+        ``x (*b, D)`` -> ``y (*b, D)``, ``ladj (*b,)`` in nats.
+
+    Cost:
+        O(D^2) per row: two products forward, two triangular solves inverse; no determinant.
+
+    Source: Kingma and Dhariwal 2018, arXiv:1807.03039, section 3.2, equation 11. Differs: the
+    rows of U are in units of its diagonal, without which a small diagonal ruins the inverse.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.flows import LULinear
+        >>> y, ladj = LULinear(3)(torch.ones(2, 3))
+        >>> bool((y == 1).all())
+        True
+    """
+
+    def __init__(
+        self, dim: int, context_dim: int = 0, *, hidden_dim: int = 32, spread: float = 0.0
+    ) -> None:
+        self.spread = number("LULinear: spread", spread, least=0)
+        super().__init__(dim, context_dim, hidden_dim=hidden_dim)
+
+    def init_params(self) -> TensorDict:
+        square = torch.zeros(self.dim, self.dim)
+        vector = torch.zeros(self.dim)
+        start = {"lower": square, "upper": square, "diagonal": vector, "bias": vector}
+        if self.spread:
+            lower, upper = (self.spread * torch.randn(square.shape) for _ in range(2))
+            start["lower"], start["upper"] = _shortened(lower.tril(-1)), _shortened(upper.triu(1))
+            start["bias"] = self.spread * torch.randn(vector.shape)
+            if self.context_dim:  # what the limit makes them again
+                for name in ("lower", "upper"):
+                    length = start[name].square().sum(-1, keepdim=True)
+                    start[name] = start[name] * (1 - length / _LONGEST_ROW**2).rsqrt()
+        return start
+
+    def limit(self, theta: TensorDict) -> TensorDict:
+        return {
+            "diagonal": bounded(theta["diagonal"], _WIDEST),
+            "lower": bounded_rows(theta["lower"].tril(-1), _LONGEST_ROW),
+            "upper": bounded_rows(theta["upper"].triu(1), _LONGEST_ROW),
+            "bias": theta["bias"],
+        }
+
+    def _factors(self, theta: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
+        raw = theta["diagonal"]
+        diagonal = F.softplus(raw + _START) / F.softplus(raw.new_full((), _START))
+        eye = torch.eye(self.dim, dtype=raw.dtype, device=raw.device)
+        lower = theta["lower"].tril(-1) + eye
+        return lower, diagonal.unsqueeze(-1) * (theta["upper"].triu(1) + eye), diagonal
+
+    def _forward(self, x: Tensor, theta: TensorDict) -> TensorPair:
+        lower, upper, diagonal = self._factors(theta)
+        y = (lower @ (upper @ x.unsqueeze(-1))).squeeze(-1) + theta["bias"]
+        return y, diagonal.log().sum(-1).expand(x.shape[:-1])
+
+    def _inverse(self, y: Tensor, theta: TensorDict) -> TensorPair:
+        lower, upper, diagonal = self._factors(theta)
+        rest = (y - theta["bias"]).unsqueeze(-1)
+        rest = torch.linalg.solve_triangular(lower, rest, upper=False, unitriangular=True)
+        x = torch.linalg.solve_triangular(upper, rest, upper=True).squeeze(-1)
+        return x, -diagonal.log().sum(-1).expand(y.shape[:-1])
+
+    def _pull_score(self, x: Tensor, score: Tensor, theta: TensorDict) -> Tensor:
+        lower, upper, _ = self._factors(theta)
+        rest = torch.linalg.solve_triangular(upper.mT, score.unsqueeze(-1), upper=False)
+        return torch.linalg.solve_triangular(
+            lower.mT, rest, upper=True, unitriangular=True
+        ).squeeze(-1)
+
+
+@final
+class Householder(ParamFlow):
+    r"""A product of reflections, :math:`H_v = I - 2 v v^\top / v^\top v`: an orthogonal map.
+
+    Reflections come in pairs whose two vectors start equal, so that the product starts as the
+    identity. The log-determinant is 0.
+
+    Args:
+        dim: Event size D.
+        context_dim: Size of the context; 0 for free parameters.
+        num_pairs: Pairs of reflections.
+        hidden_dim: Width of the hyper-net (with a context only).
+
+    Shape:
+        ``x (*b, D)`` -> ``y (*b, D)``, ``ladj (*b,)``, which is 0.
+
+    Cost:
+        O(D) per row and reflection, both ways.
+
+    Raises:
+        OptionError: ``num_pairs`` is below 1.
+
+    Source: Tomczak and Welling 2016, arXiv:1611.09630, equation 6. Differs: reflections in
+    pairs, for the identity at the start.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.flows import Householder
+        >>> y, ladj = Householder(3)(torch.ones(2, 3))
+        >>> bool(torch.allclose(y, torch.ones(2, 3)))
+        True
+    """
+
+    def __init__(
+        self, dim: int, context_dim: int = 0, *, num_pairs: int = 2, hidden_dim: int = 32
+    ) -> None:
+        self.num_pairs = whole("Householder: num_pairs", num_pairs)
+        super().__init__(dim, context_dim, hidden_dim=hidden_dim)
+
+    def init_params(self) -> TensorDict:
+        return {"v": torch.randn(self.num_pairs, 1, self.dim).repeat(1, 2, 1).flatten(0, 1)}
+
+    def _forward(self, x: Tensor, theta: TensorDict) -> TensorPair:
+        return _reflect(x, theta["v"]), x.new_zeros(x.shape[:-1])
+
+    def _inverse(self, y: Tensor, theta: TensorDict) -> TensorPair:
+        return _reflect(y, theta["v"].flip(-2)), y.new_zeros(y.shape[:-1])
+
+    def _pull_score(self, x: Tensor, score: Tensor, theta: TensorDict) -> Tensor:
+        return _reflect(score, theta["v"])
+
+
+def _shortened(x: Tensor) -> Tensor:
+    """Rows of a length within what a context can drive."""
+    length = x.norm(dim=-1, keepdim=True)
+    return x * ((_LONGEST_ROW - 0.1) / length.clamp_min(_LONGEST_ROW - 0.1))
+
+
+def _reflect(x: Tensor, v: Tensor) -> Tensor:
+    r"""Reflect at all vectors ``(*c, K, D)``, the first one first.
+
+    The k-th takes off :math:`c_k v_k` with :math:`\tfrac12|v_k|^2 c_k = v_k^\top(x - \sum_{j<k}
+    c_j v_j)`: one triangular system of size K for all (Schreiber and Van Loan 1989).
+    """
+    gram = v @ v.mT
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    # A vector of 0 reflects nothing.
+    lower = gram.tril(-1) + torch.diag_embed((squares + (squares == 0)) / 2)
+    if v.dim() == 2:
+        along = F.linear(x, v).unsqueeze(-1)
+        c = torch.linalg.solve_triangular(lower, along, upper=False).squeeze(-1)
+        return x - c @ v
+    c = torch.linalg.solve_triangular(lower, v @ x.unsqueeze(-1), upper=False)
+    return x - (v.mT @ c).squeeze(-1)

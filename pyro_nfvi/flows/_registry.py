@@ -1,0 +1,246 @@
+"""Names and formulas of flows: ``"planar*16"``, ``"iaf*2"``, ``"iaf*2|planar*4"``."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from pyro_nfvi.errors import OptionError
+from pyro_nfvi.flows._affine import DiagonalAffine, LowerTriangular
+from pyro_nfvi.flows._autoregressive import Autoregressive, iaf, maf
+from pyro_nfvi.flows._base import Chain, Flow, Inverse, check_dim
+from pyro_nfvi.flows._block_autoregressive import BlockAutoregressive
+from pyro_nfvi.flows._continuous import Continuous
+from pyro_nfvi.flows._coupling import Coupling
+from pyro_nfvi.flows._coupling_masks import random_halves
+from pyro_nfvi.flows._elementwise import Elementwise
+from pyro_nfvi.flows._lu_householder import LULinear
+from pyro_nfvi.flows._monotone_network import MonotoneTransformer
+from pyro_nfvi.flows._normalization import ActNorm
+from pyro_nfvi.flows._planar import PlanarChain
+from pyro_nfvi.flows._radial import Radial
+from pyro_nfvi.flows._spline import SplineTransformer
+from pyro_nfvi.flows._sylvester import Sylvester
+from pyro_nfvi.flows._tail_transform import TailTransformer
+from pyro_nfvi.flows._transformers import ReLUTransformer, ShiftTransformer, Transformer
+
+#: Builds ``count`` layers of one family: ``(dim, context_dim, count, **options) -> flows``.
+_Builder = Callable[..., list[Flow]]
+
+
+def _repeat(make: Callable[..., Flow]) -> _Builder:
+    def build(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+        return [make(dim, context_dim, **options) for _ in range(count)]
+
+    return build
+
+
+def _alternate(make: Callable[..., Flow]) -> _Builder:
+    """Every second layer takes the coordinates in reverse, the first in the given order."""
+
+    def build(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+        return [make(dim, context_dim, reverse=bool(i % 2), **options) for i in range(count)]
+
+    return build
+
+
+def _planar(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    return [PlanarChain(dim, count, context_dim, **options)]
+
+
+def _sylvester(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    build = _alternate if options.get("kind") == "triangular" else _repeat
+    return build(Sylvester)(dim, context_dim, count, **options)
+
+
+def _couplings(
+    dim: int, context_dim: int, count: int, transformer: Transformer | None, **options: Any
+) -> list[Flow]:
+    """Layers in complementary pairs: halves first, then halves of random orders."""
+    chosen = options.pop("mask", None)
+    flows: list[Flow] = []
+    for i in range(count):
+        mask = chosen
+        if mask is None:
+            mask = "halves" if i < 2 or dim < 2 else random_halves(dim, seed=i // 2)
+        reverse = bool(i % 2)
+        flows.append(
+            Coupling(
+                dim, context_dim, transformer=transformer, mask=mask, reverse=reverse, **options
+            )
+        )
+    return flows
+
+
+def _realnvp(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    return _couplings(dim, context_dim, count, None, **options)
+
+
+def _nice(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    # Volume-preserving layers need NICE's diagonal scaling behind them.
+    layers = _couplings(dim, context_dim, count, ShiftTransformer(), **options)
+    return [*layers, DiagonalAffine(dim, context_dim)]
+
+
+def _spline_kernel(options: dict[str, Any]) -> SplineTransformer:
+    given = {key: options.pop(key) for key in ("bins", "bound") if key in options}
+    return SplineTransformer(**given)
+
+
+def _nsf(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    transformer = _spline_kernel(options)
+    return _couplings(dim, context_dim, count, transformer, **options)
+
+
+def _nsf_ar(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    transformer = _spline_kernel(options)
+    return _alternate(Autoregressive)(dim, context_dim, count, transformer=transformer, **options)
+
+
+def _naf(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    transformer = MonotoneTransformer(
+        **({"units": options.pop("units")} if "units" in options else {})
+    )
+    return _alternate(Autoregressive)(dim, context_dim, count, transformer=transformer, **options)
+
+
+def _glow(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    flows: list[Flow] = []
+    for coupling in _couplings(dim, context_dim, count, None, **options):
+        flows += [ActNorm(dim), LULinear(dim), coupling]
+    return flows
+
+
+def _relu(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    flows: list[Flow] = []
+    for _ in range(count):
+        # Random maps, each undone behind its kinks: the whole starts as the identity, and no two
+        # layers bend along the same lines (equal ones would get equal gradients for ever).
+        mix = LULinear(dim, context_dim, spread=1.0 / dim**0.5, **options)
+        bend = Elementwise(dim, context_dim, transformer=ReLUTransformer(), **options)
+        flows += [mix, bend, Inverse(copy.deepcopy(mix))]
+    return [*flows, LULinear(dim, context_dim, **options)]
+
+
+def _tail(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    return _repeat(Elementwise)(dim, context_dim, count, transformer=TailTransformer(), **options)
+
+
+@dataclass(frozen=True)
+class _Family:
+    build: _Builder
+    #: Layers of a name without a count.
+    count: int
+    #: Options that the builder takes.
+    options: frozenset[str]
+
+
+def _family(build: _Builder, count: int, *options: str) -> _Family:
+    return _Family(build, count, frozenset({"hidden_dim", *options}))
+
+
+_NETS = ("activation", "skip_connections")
+_COUPLING = ("mask", "conditioner", *_NETS)
+_FAMILIES: dict[str, _Family] = {
+    "planar": _family(_planar, 8),
+    "radial": _family(_repeat(Radial), 4),
+    "sylvester": _family(_sylvester, 1, "rank", "kind", "num_reflections"),
+    "iaf": _family(_alternate(iaf), 2, "gate", *_NETS),
+    "maf": _family(_alternate(maf), 2, "gate", *_NETS),
+    "nice": _family(_nice, 4, *_COUPLING),
+    "realnvp": _family(_realnvp, 6, *_COUPLING),
+    "nsf": _family(_nsf, 2, "bins", "bound", *_COUPLING),
+    "nsf-ar": _family(_nsf_ar, 2, "bins", "bound", *_NETS),
+    "naf": _family(_naf, 1, "units", *_NETS),
+    "bnaf": _Family(_alternate(BlockAutoregressive), 1, frozenset({"hidden_factor", "num_hidden"})),
+    "glow": _family(_glow, 4, *_COUPLING),
+    "relu": _family(_relu, 6),
+    "ffjord": _family(_repeat(Continuous), 1, "solver", "steps", "tolerance", "trace"),
+    "tail": _family(_tail, 1),
+    "affine": _family(_repeat(DiagonalAffine), 1),
+    "tril": _family(_repeat(LowerTriangular), 1),
+}
+#: The names that :func:`make_flow` knows.
+FLOW_NAMES: tuple[str, ...] = tuple(_FAMILIES)
+
+_TERM = re.compile(r"\s*([a-z][a-z0-9-]*)\s*(?:\*\s*([0-9]+)\s*)?")
+
+
+def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> Flow:
+    """Build a flow from its name or formula.
+
+    ``"name"`` takes the family's usual number of layers, ``"name*K"`` takes K with the right
+    order between them, ``"a|b"`` runs a and then b, from the base to the posterior.
+
+    Args:
+        formula: Names: ``planar radial sylvester iaf maf nice realnvp nsf nsf-ar naf bnaf
+            glow relu ffjord tail affine tril``.
+        dim: Event size D.
+        context_dim: Size of the context; 0 for none.
+        **options: Passed to every family of the formula that knows them, such as
+            ``hidden_dim`` or ``gate``; an option that none of them knows is an error.
+
+    Raises:
+        OptionError: An unknown name or option, or a formula that cannot be read.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.flows import make_flow
+        >>> flow = make_flow("iaf*2|planar*4", dim=3, hidden_dim=16)
+        >>> y, ladj = flow(torch.zeros(5, 3))
+        >>> y.shape, ladj.shape
+        (torch.Size([5, 3]), torch.Size([5]))
+    """
+    terms = check_formula(formula, options)
+    check_dim(f"The flow {formula!r}", dim)
+    flows: list[Flow] = []
+    for name, count in terms:
+        family = _FAMILIES[name]
+        chosen = {key: value for key, value in options.items() if key in family.options}
+        layers = family.count if count is None else count
+        flows += family.build(dim, context_dim, layers, **chosen)
+    return flows[0] if len(flows) == 1 else Chain(*flows)
+
+
+def check_formula(formula: str, options: Mapping[str, Any]) -> list[tuple[str, int | None]]:
+    """Read a formula into names and counts, and check that its options are known.
+
+    Raises:
+        OptionError: As :func:`make_flow`, which needs a dimension to build; this does not.
+    """
+    if not isinstance(formula, str):
+        raise OptionError(
+            f"make_flow needs a formula such as 'iaf*2'; got {type(formula).__name__}."
+        )
+    terms = [_parse(term, formula) for term in formula.split("|")]
+    known = {name: _FAMILIES[name].options for name, _ in terms}
+    stray = set(options) - set().union(*known.values())
+    if stray:
+        allowed = "; ".join(f"{name}: {', '.join(sorted(known[name]))}" for name in known)
+        raise OptionError(
+            f"The flow {formula!r} takes no option {', '.join(sorted(stray))}. It takes {allowed}."
+        )
+    return terms
+
+
+def _parse(term: str, formula: str) -> tuple[str, int | None]:
+    match = _TERM.fullmatch(term)
+    if match is None:
+        raise OptionError(
+            f"The flow formula {formula!r} cannot be read at {term!r}. Write names with an "
+            "optional count, joined by '|': 'iaf*2', 'planar*16', 'iaf*2|planar*4'."
+        )
+    name, count = match.group(1), match.group(2)
+    if name not in _FAMILIES:
+        close = get_close_matches(name, FLOW_NAMES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise OptionError(
+            f"Unknown flow {name!r} in {formula!r}; known are {', '.join(FLOW_NAMES)}.{hint}"
+        )
+    if count is not None and int(count) < 1:
+        raise OptionError(f"The flow formula {formula!r} asks for no layer; the least is '*1'.")
+    return name, None if count is None else int(count)

@@ -1,0 +1,1 @@
+"""Examinations of a finished fit that its own draws cannot make."""

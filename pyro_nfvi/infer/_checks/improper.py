@@ -1,0 +1,387 @@
+"""Is there a posterior at all? Looks for directions in which the density never falls."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.distributions.constraints import real
+
+from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._chain_rule import score
+from pyro_nfvi._pyro_model.constraints import bijection
+from pyro_nfvi._pyro_model.latent_space import LatentSpace
+from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._pyro_model.term_sizes import largest_terms
+from pyro_nfvi._random import stream
+from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.errors import DivergedError, ImproperWarning
+from pyro_nfvi.infer._findings import Improper, with_finding
+from pyro_nfvi.infer._fit import Fit
+
+#: A fit of fewer steps has not looked around yet.
+_FEWEST_STEPS = 100
+
+#: Distances from a draw, in spreads of the draws (at least 1, or the size of the start).
+_DISTANCES = (10.0, 30.0, 80.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
+#: Nearer than this there may be another mode, which is no fault.
+_FAR = 30.0
+#: Directions that mix coordinates are known up to rounding, and are followed less far.
+_MIXED_REACH = {torch.float32: 1e5, torch.float64: 1e9}
+#: Where the logarithm of a positive number is beyond this, it has run away already.
+_BEYOND = 25.0
+#: Draws that are spread further than this say little of where lines should be straight.
+_WIDE = 1e3
+#: A density that can be integrated falls by more than a nat per e-fold of the distance (half of
+#: that, to be sure), and its shells hold less and less; this one holds e^2 times the middle.
+_FALL, _SHELL = 0.5, 2.0
+#: Draws from which a line has to run away, and runs of the model that may be spent.
+_CENTRES, _RUNS, _LOOP_RUNS = 4, 4000, 400
+#: Numbers that one run of the model should hold.
+_NUMBERS = 20_000_000
+#: Latents up to which directions without curvature are looked for.
+_CURVED = 100
+#: Rows of one call of the model where time is limited.
+_PIECE = 256
+
+
+class _TimeOver(Exception):
+    """Ends a look for which there is no time left."""
+
+
+@dataclass(frozen=True)
+class Runaway:
+    """A direction in which the log joint does not fall.
+
+    Attributes:
+        names: The latent numbers that change along it, the strongest first.
+        rises: Whether the density grows there; otherwise it is flat.
+        towards: Where it leads, in words.
+    """
+
+    names: tuple[str, ...]
+    rises: bool
+    towards: str
+
+    def __str__(self) -> str:
+        what = " and ".join(repr(name) for name in self.names)
+        if self.rises:
+            return (
+                f"The density of the model grows without limit {self.towards}, so there is no "
+                f"posterior: {what} runs away. Look at the terms in which it stands (a "
+                "pyro.factor of the wrong sign, a scale that may become 0), or bound it by a "
+                "proper prior."
+            )
+        together = " taken together" if len(self.names) > 1 else ""
+        return (
+            f"The density of the model does not fall {self.towards}: neither prior nor data bound "
+            f"{what}{together}, so the posterior is improper and no number about it means "
+            "anything. Give it a proper prior, or leave it out."
+        )
+
+
+def check_proper(fit: Fit, budget: Budget = UNLIMITED) -> Fit:
+    """Say so if a new fit has no posterior to be of: in its notes, and as a warning or an error.
+
+    Args:
+        fit: The fit.
+        budget: Time; where it is spent before the end, nothing is said.
+
+    Raises:
+        DivergedError: The density grows without limit; the error's ``fit`` is the fit.
+    """
+    if fit.log_joint is None or len(fit.losses) < _FEWEST_STEPS:
+        return fit
+    subsample = fit.log_joint.draw_subsample()
+    found = find_runaway(fit.latent, fit.log_joint, fit.draws.z, subsample, budget)
+    if found is None:
+        return fit
+    fit = _noted(fit, found)
+    if found.rises and fit.why_stopped not in ("interrupted", "callback"):
+        error = DivergedError(f"{found} What the fit did until its end is this error's .fit.")
+        error.fit = fit
+        raise error
+    warnings.warn(str(found), ImproperWarning, stacklevel=3)
+    return fit
+
+
+def blame_runaway(
+    error: DivergedError, fit: Fit | None, budget: Budget = UNLIMITED
+) -> DivergedError:
+    """Give the error of a fit that diverged its fit, and the latent that ran away, if one did."""
+    found = None
+    if fit is not None and fit.log_joint is not None:
+        subsample = fit.log_joint.draw_subsample()
+        found = find_runaway(fit.latent, fit.log_joint, fit.draws.z, subsample, budget)
+        fit = fit if found is None else _noted(fit, found)
+    return with_fit(error if found is None else DivergedError(f"{found} {error}"), fit)
+
+
+def with_fit(error: DivergedError, fit: Fit | None) -> DivergedError:
+    """Give the error of a fit that diverged its fit, without a look for why it did."""
+    error.fit = fit
+    return error
+
+
+def _noted(fit: Fit, found: Runaway) -> Fit:
+    training = fit.training
+    findings = with_finding(training.findings, Improper(found.names))
+    return replace(
+        fit, training=replace(training, findings=findings, notes=(str(found), *training.notes))
+    )
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Directions ``(L, D)``, as long as the draws are spread, and which mix coordinates."""
+
+    ways: Tensor
+    mixed: Tensor
+
+    def __getitem__(self, places: list[int] | slice) -> _Lines:
+        return _Lines(self.ways[places], self.mixed[places])
+
+
+def find_runaway(
+    latent: LatentSpace,
+    log_joint: LogJoint,
+    z: Tensor,
+    subsample: TensorDict,
+    budget: Budget = UNLIMITED,
+) -> Runaway | None:
+    """Follow lines from draws ``z (S, D)`` far out, and see whether the log joint falls.
+
+    The lines are the coordinates, those without curvature (up to 100 latents), the one in which
+    the draws vary most, and the one in which they have left their start. A density whose tail is
+    heavy but proper falls along each, by more than one nat per e-fold of the distance; a line is
+    only named if it does not fall from any of several draws. Curved escapes are not seen.
+
+    Cost:
+        Up to 4,000 runs of the model in few batches (400 where it cannot be batched).
+
+    Returns:
+        The worst direction, or None: none was found, the model cannot be run so far out, or the
+        budget is spent.
+    """
+    try:
+        return _find(latent, log_joint, z, subsample, budget)
+    except Exception:  # a matrix without a Cholesky factor, say: out there it is no fault
+        return None
+
+
+def _find(
+    latent: LatentSpace, log_joint: LogJoint, z: Tensor, subsample: TensorDict, budget: Budget
+) -> Runaway | None:
+    z = _usable(latent, z.detach())
+    centres = z[:: max(1, len(z) // _CENTRES)][:_CENTRES]
+    lines = _lines(latent, log_joint, z, centres[0], subsample, budget)
+    runs = _LOOP_RUNS if log_joint.how == "loop" else _RUNS
+    runs = min(runs, _NUMBERS // max(1, log_joint.size))
+    lines = lines[: max(4, runs // (2 * len(_DISTANCES)))]
+    found = _escapes(latent, log_joint, centres[0], lines, subsample, budget)
+    for centre in centres[1:]:
+        if not found:
+            return None
+        places = sorted({place for place, _ in found})
+        again = _escapes(latent, log_joint, centre, lines[places], subsample, budget)
+        again = {(places[place], sign): rises for (place, sign), rises in again.items()}
+        found = {key: rises and again[key] for key, rises in found.items() if key in again}
+    if not found:
+        return None
+    # What grows is worse than what is flat, and a coordinate says more than a mixture of some.
+    weight = (lines.ways != 0).sum(1)
+    place, sign = max(found, key=lambda key: (found[key], -int(weight[key[0]])))
+    return _described(latent, centres[0], lines.ways[place] * sign, rises=found[place, sign])
+
+
+def _usable(latent: LatentSpace, z: Tensor) -> Tensor:
+    """Draws that numbers can still hold; where there are few, points about the start."""
+    z = z[torch.isfinite(z).all(1)]
+    bent = _bent(latent)
+    if len(z) and not bool((z[:, bent].median(0).values.abs() > _BEYOND).any()):
+        held = z[_held(latent, z, 1.0)]
+        if len(held) >= max(10, len(z) // 2) and float(held.std(0).max()) < _WIDE:
+            return held
+    start = latent.init_loc.detach()
+    noise = torch.randn(100, len(start), generator=stream(0, "runaway"))
+    return start + noise.to(start)
+
+
+def _bent(latent: LatentSpace) -> list[int]:
+    """Coordinates that stand for a bounded number: its logarithm or logit, say."""
+    bent = [site for site in latent.records if site.support is not real]
+    return [index for site in bent for index in range(site.start, site.stop)]
+
+
+def _lines(
+    latent: LatentSpace,
+    log_joint: LogJoint,
+    z: Tensor,
+    centre: Tensor,
+    subsample: TensorDict,
+    budget: Budget,
+) -> _Lines:
+    """Choose the lines; those that mix coordinates come first."""
+    dim = z.shape[1]
+    centred = z - z.mean(0)
+    # Where numbers come in billions, a fit that has not got there is not without a posterior.
+    spread = centred.std(0).maximum(latent.init_loc.detach().abs()).clamp(min=1.0)
+    spread[_bent(latent)] = 1.0  # e-folds of a bounded number: 30 of them are far
+    # The widest coordinates first: not all may be looked at.
+    axes = torch.diag(spread)[spread.argsort(descending=True)]
+    if dim == 1:
+        return _Lines(axes, torch.tensor([False]))
+    mixed = [((z.mean(0) - latent.init_loc) / spread)[None]]
+    try:
+        mixed.append(torch.linalg.svd((centred / spread)[:512], full_matrices=False)[2][:1])
+        if dim <= _CURVED and log_joint.how != "loop":
+            mixed.append(_flat_ways(log_joint, centre, spread, subsample, budget))
+    except (torch.linalg.LinAlgError, RuntimeError):
+        pass  # a model without finite gradients there; the other lines remain
+    ways = torch.cat(mixed)
+    size = ways.abs().amax(1, keepdim=True)
+    ways = (ways / size)[torch.isfinite(size[:, 0]) & (size[:, 0] > 0)] * spread
+    # What is one coordinate after all is followed as such.
+    ways = ways[((ways / spread).abs().amax(1) < 20 * (ways / spread).abs().topk(2)[0][:, 1])]
+    return _Lines(torch.cat([ways, axes]), torch.arange(len(ways) + dim) < len(ways))
+
+
+def _flat_ways(
+    log_joint: LogJoint, centre: Tensor, spread: Tensor, subsample: TensorDict, budget: Budget
+) -> Tensor:
+    """Directions of least curvature, made straight by Newton steps further and further out."""
+
+    def gradient(u: Tensor) -> Tensor:
+        _ask(budget)
+        return score(lambda u: log_joint(centre + u * spread, subsample), u)[1].double()
+
+    dim = len(centre)
+    step = 1e-2 * torch.eye(dim).to(centre)
+    here = gradient(torch.zeros_like(step[:1]))
+    hessian = (gradient(step) - gradient(-step)) / 2e-2
+    curvature, basis = torch.linalg.eigh((hessian + hessian.T) / 2)
+    order = curvature.abs().argsort()
+    few = order[: min(3, dim - 1)]
+    few = few[curvature[few].abs() < 1e-3 * curvature.abs().max()]
+    ways = basis[:, few].T.clone()
+    for distance in (10.0, 100.0, 1e3, 1e4, 1e5):
+        if not len(ways):
+            break
+        pull = gradient((distance * ways).to(centre)) - here
+        share = pull @ basis / curvature
+        share[:, few] = 0.0
+        change = share @ basis.T / distance
+        ways = ways - change.clamp(-0.5, 0.5)
+    return ways.to(centre)
+
+
+def _ask(budget: Budget) -> None:
+    if budget.over():
+        raise _TimeOver
+
+
+def _escapes(
+    latent: LatentSpace,
+    log_joint: LogJoint,
+    centre: Tensor,
+    lines: _Lines,
+    subsample: TensorDict,
+    budget: Budget,
+) -> dict[tuple[int, int], bool]:
+    """Which lines, and which of their ends, do not fall; whether they rise."""
+    distances = torch.tensor(_DISTANCES).to(centre)
+    ends = torch.stack([lines.ways, -lines.ways], 1)  # (L, 2, D)
+    points = centre + distances[:, None] * ends[:, :, None]  # (L, 2, T, D)
+    flat = points.reshape(-1, points.shape[-1])
+    rows = max(1, _NUMBERS // max(1, log_joint.size))
+    with torch.no_grad():
+        middle = float(log_joint(centre[None], subsample))
+        parts = []
+        for part in flat.split(rows if budget.limit is None else min(rows, _PIECE)):
+            _ask(budget)
+            parts.append(log_joint(part, subsample))
+        log_p = torch.cat(parts)
+        held = _held(latent, flat, (flat - centre).abs().amax(-1))
+    log_p, held = log_p.reshape(points.shape[:-1]).double(), held.reshape(points.shape[:-1])
+    near = (distances <= _MIXED_REACH.get(centre.dtype, 1e4)).to(lines.mixed.device)
+    held = held & (near | ~lines.mixed[:, None, None]).to(held.device)
+    rounding = 8 * torch.finfo(flat.dtype).eps
+    found = {}
+    for place in range(len(lines.ways)):
+        for end, sign in enumerate((1, -1)):
+            rises = _rises(log_p[place, end] - middle, held[place, end], rounding)
+            if rises is not None:
+                # Large terms may have cancelled, and what is left be their rounding.
+                _ask(budget)
+                terms = largest_terms(log_joint, points[place, end], subsample).double()
+                doubt = rounding * terms
+                sure = doubt <= torch.maximum(
+                    torch.full_like(doubt, _FALL), 1e-3 * (log_p[place, end] - middle).abs()
+                )
+                rises = _rises(log_p[place, end] - middle, held[place, end] & sure, rounding)
+            # Where a mixture of coordinates rises, the fit may just be far from the mode.
+            if rises is not None and not (rises and bool(lines.mixed[place])):
+                found[place, sign] = rises
+    return found
+
+
+def _held(latent: LatentSpace, z: Tensor, distance: Tensor | float) -> Tensor:
+    """Whether rows of z survive the way through the constrained space, or end at its border."""
+    with torch.no_grad():
+        values, _ = latent.constrain(z)
+        parts = [
+            bijection(site.support).inv(values[site.name]).reshape(len(z), -1)
+            for site in latent.records
+        ]
+    return (torch.cat(parts, -1) - z).abs().amax(-1) <= 0.01 * distance
+
+
+def _rises(log_p: Tensor, held: Tensor, rounding: float) -> bool | None:
+    """Read one end of one line, relative to its centre; None: it falls, or nothing can be said."""
+    usable = held.nonzero().reshape(-1).tolist()
+    if len(usable) < 2 or _DISTANCES[usable[-1]] < _FAR:
+        return None
+    far = usable[-1]
+    last, before = float(log_p[far]), float(log_p[usable[-2]])
+    if last == math.inf and before > 0:
+        return True
+    slopes = []
+    # Over two steps where there are as many: far out, what is left of large terms is rounding.
+    for place, near in zip(usable[:-3:-1], usable[-2:-4:-1]):
+        first, second = float(log_p[near]), float(log_p[place])
+        if not (math.isfinite(first) and math.isfinite(second)):
+            return None
+        doubt = rounding * max(abs(first), abs(second))
+        slope = (second - first) / math.log(_DISTANCES[place] / _DISTANCES[near])
+        if slope <= doubt - _FALL or second + math.log(_DISTANCES[place]) < _SHELL + doubt:
+            return None
+        slopes.append(slope - doubt)
+    return min(slopes) > _FALL
+
+
+def _described(latent: LatentSpace, centre: Tensor, line: Tensor, *, rises: bool) -> Runaway:
+    share = line.abs() / line.abs().amax()
+    order = share.argsort(descending=True)
+    places = [int(index) for index in order[:3] if share[index] > 0.3]
+    names = tuple(latent.at(index) for index in places)
+    where = [f"{name} goes {_way(latent, centre, line, i)}" for i, name in zip(places, names)]
+    return Runaway(names, rises, f"as {' and '.join(where)}")
+
+
+def _way(latent: LatentSpace, centre: Tensor, line: Tensor, index: int) -> str:
+    """Say where one number goes along a line, in the constrained space where that is clear."""
+    site = next(site for site in latent.records if index < site.stop)
+    up = bool(line[index] > 0)
+    if site.shape != site.unconstrained_shape:
+        return "up" if up else "down"
+    with torch.no_grad():
+        ends = torch.stack([centre, centre + 80.0 * line])
+        start, end = latent.constrain(ends)[0][site.name].reshape(2, -1)[:, index - site.start]
+    if end > start:
+        return "up to infinity" if end > 10 * start.abs() + 10 else "up"
+    if end > 0:
+        return "down to 0" if end < 1e-3 * start else "down"
+    return "down to minus infinity"

@@ -1,0 +1,248 @@
+"""Modes that the Gaussian stage came upon, and whether the fitted guide reaches them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._gaussian_vi.gaussians import Normals
+from pyro_nfvi._gaussian_vi.mode_ascent import ascend
+from pyro_nfvi._gaussian_vi.mode_proposals import Proposals
+from pyro_nfvi._gaussian_vi.mode_search import Modes, explore
+from pyro_nfvi._gaussian_vi.modes_of_starts import other_modes
+from pyro_nfvi._gaussian_vi.multistart import GaussianFit
+from pyro_nfvi._gaussian_vi.natural_gradient import whiten
+from pyro_nfvi._gaussian_vi.nested_mass import add_nested, narrow
+from pyro_nfvi._gaussian_vi.target import Target
+from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._random import stream
+from pyro_nfvi._train.progress import SILENT, Progress
+from pyro_nfvi.infer._checks.relabelling import Relabelling, Scored
+from pyro_nfvi.infer._stages.gaussian_start import prior_points, uniform_points
+from pyro_nfvi.infer._weighted_draws import WeighedDraws
+
+#: Points from which modes are looked for, the fewest that are worth it, and most numbers that one
+#: call of the model may hold for them.
+_POINTS, _FEWEST, _NUMBERS = 192, 8, 2_000_000
+#: How many times wider than the best Gaussian draws around it are.
+_REACHES = (3.0, 10.0)
+#: Climbs where modes are not looked for: from uniform draws, from the prior, and their steps.
+_CAST, _CLIMBED, _CLIMB = 4, 6, 40
+#: Degrees of freedom of wide proposals, and most latents for them.
+_FREEDOM, _WIDE_DIM = 3.0, 30
+#: Power of the density for a tempered start, and steps of its Gaussian.
+_HOT, _HOT_STEPS = 0.1, 150
+#: Draws on which the Gaussians of modes are compared with the best one.
+_COMPARED = 1024
+#: Draws from each mode, and how many nats the guide's density may be too low there.
+MODE_ROWS, _SHORT = 64, 3.0
+#: Share of the mass below which a missed mode is not worth a word, in nats.
+_NEGLIGIBLE = 5.0
+
+
+def modes_of_starts(
+    log_joint: LogJoint,
+    like: Tensor,
+    found: GaussianFit,
+    relabelling: Relabelling | None = None,
+    budget: Budget = UNLIMITED,
+) -> Normals | None:
+    """Return the modes on which starts of the Gaussian ended, besides the best's; or None."""
+    align = None if relabelling is None else relabelling.align
+    index = other_modes(Target(log_joint, like, budget=budget), found, align=align)
+    return found.starts.take(index) if len(index) else None
+
+
+def look_for_modes(
+    log_joint: LogJoint,
+    like: Tensor,
+    found: GaussianFit,
+    *,
+    tempered: bool,
+    effort: float,
+    generator: torch.Generator,
+    relabelling: Relabelling | None = None,
+    budget: Budget = UNLIMITED,
+    progress: Progress = SILENT,
+) -> tuple[Modes, Proposals] | None:
+    """Look for modes from draws of the prior, uniform ones and wide ones around the best Gaussian.
+
+    Modes of other widths, inside of these or around them, are looked for by their mass.
+
+    Args:
+        log_joint: The model.
+        like: A tensor of the guide's dtype and device.
+        found: The best Gaussian.
+        tempered: Take the wide draws from a Gaussian that is fitted to the tenth root of the
+            density, which crosses valleys.
+        effort: 1 for all steps; a fraction for a fit of few steps.
+        generator: Source of the noise.
+        relabelling: Relabellings up to which modes count once.
+        budget: Time for it; ``finished`` of the modes says whether it was enough.
+        progress: Shows a bar.
+
+    Returns:
+        The modes, and where mass may be looked for later; None where one run of the model is too
+        large for so many points.
+    """
+    count = min(_POINTS, _NUMBERS // max(1, log_joint.size))
+    if count < _FEWEST or log_joint.how == "loop" or log_joint.subsampled:
+        return None
+    frame = Normals(found.loc[None], found.factor[None])
+    half = count // 2
+
+    with progress.stage("looking for modes") as tick:
+        target = Target(log_joint, like, budget=budget, tick=tick)
+
+        def more(num: int) -> Tensor:
+            return prior_points(log_joint, target, num).to(found.loc)
+
+        wide = _hot(target, frame, effort, generator) if tempered else frame
+        eps = wide.noise(count - half, generator)
+        if not tempered:
+            reach = torch.tensor(_REACHES).repeat(len(eps[0]))[: len(eps[0])]
+            eps = eps * reach.to(eps)[:, None]
+        drawn = more(half - half // 4)
+        cast = uniform_points(target, found.loc, half // 4, generator)
+        points = torch.cat([drawn, cast, wide.points(eps)[0]])
+        align = None if relabelling is None else relabelling.align
+        modes = explore(
+            target, found, points, more=more, align=align, effort=effort, generator=generator
+        )
+        where = proposals(target, found, modes, drawn, generator)
+        return add_nested(target, modes, where, align=align, effort=effort, generator=generator)
+
+
+def proposals(
+    target: Target,
+    found: GaussianFit,
+    modes: Modes | None,
+    drawn: Tensor,
+    generator: torch.Generator,
+) -> Proposals:
+    """Places and widths from which mass is looked for, wherever something has been.
+
+    What each start of the Gaussian ended in; the highest point that was reached, at widths from a
+    third to a thousandth of the best Gaussian's; and, where wide draws say something at all, around
+    the modes, the prior's draws and the unconstrained origin.
+
+    Args:
+        target: The density.
+        found: The best Gaussian, with its starts.
+        modes: Modes that were found; None where none were looked for.
+        drawn: Draws from the prior ``(N, D)``, possibly none.
+        generator: Source of the noise.
+
+    Cost:
+        Without modes, 41 rows of the model from each of eleven points, which climb.
+    """
+    best = Normals(found.loc[None], found.factor[None])
+    fine = found.start_bounds > -torch.inf
+    ends = found.starts.take(fine.nonzero().squeeze(-1)) if bool(fine.any()) else best
+    where = Proposals.of(_joined(best, ends))
+    known = best
+    if modes is None:  # too few rows for a search: a few climbs, each a place of its own
+        cast = uniform_points(target, found.loc, _CAST, generator)
+        points = torch.cat([torch.zeros_like(best.loc), cast, drawn[:_CLIMBED].to(best.loc)])
+        tops = ascend(target, best, points, _CLIMB)[0]
+        tops = tops[torch.isfinite(tops).all(-1)]
+        where = where + Proposals.of(
+            Normals(tops, best.factor.expand(len(tops), *best.factor.shape[1:]))
+        )
+    else:
+        known = modes.normals
+        where = where + Proposals.of(known)
+        if modes.top is not None and bool(torch.isfinite(modes.top).all()):
+            where = where + narrow(target, best, modes.top)
+    if best.dim > _WIDE_DIM:
+        return where
+    for reach in _REACHES:
+        where = where + Proposals.of(Normals(known.loc, reach * known.factor), _FREEDOM)
+    spots = [(torch.zeros_like(found.loc), torch.ones_like(found.loc))]
+    if len(drawn) > 1:
+        level = drawn.median(0).values
+        # Half of the distance between the quartiles, of a prior of whatever tails.
+        upper, lower = drawn.quantile(0.75, 0), drawn.quantile(0.25, 0)
+        spots.append((level, (0.741 * (upper - lower)).clamp_min(1e-10)))
+    for loc, scale in spots:
+        factor = torch.diag(scale) if best.is_full else scale
+        where = where + Proposals.of(Normals(loc[None], factor[None]), _FREEDOM)
+    return where
+
+
+def _joined(one: Normals, other: Normals) -> Normals:
+    return Normals(torch.cat([one.loc, other.loc]), torch.cat([one.factor, other.factor]))
+
+
+def best_of(
+    log_joint: LogJoint,
+    like: Tensor,
+    found: GaussianFit,
+    modes: Modes,
+    generator: torch.Generator,
+) -> GaussianFit:
+    """Return the Gaussian with the highest bound: what was found, or a mode that no start saw."""
+    pair = Normals(
+        torch.cat([found.loc[None], modes.normals.loc]),
+        torch.cat([found.factor[None], modes.normals.factor]),
+    )
+    bounds, errors = pair.bounds(Target(log_joint, like), _COMPARED, generator)
+    best = int(bounds.argmax())
+    if best == 0 or bounds[best] < bounds[0] + 2 * (errors[0] + errors[best]):
+        return found
+    return dataclasses.replace(
+        found,
+        loc=pair.loc[best],
+        factor=pair.factor[best],
+        bound=float(bounds[best]),
+        bound_se=float(errors[best]),
+    )
+
+
+def _hot(target: Target, frame: Normals, effort: float, generator: torch.Generator) -> Normals:
+    """Fit a Gaussian to the density's tenth root, from three times the width of the best one."""
+    hot = copy.copy(target)
+    hot.log_density = lambda z: _HOT * target.log_density(z)
+    start = Normals(frame.loc, 3.0 * frame.factor)
+    steps = max(1, round(_HOT_STEPS * effort))
+    return whiten(hot, start, num_steps=steps, generator=generator)[0]
+
+
+def missed_modes(
+    density: Scored,
+    log_joint: LogJoint,
+    modes: Normals | None,
+    draws: WeighedDraws,
+    budget: Budget = UNLIMITED,
+) -> list[str]:
+    """Say which modes the guide puts too little mass on, a line each.
+
+    Modes for which there is no time left are not looked at.
+    """
+    if modes is None:
+        return []
+    elbo, lines = draws.elbo()[0], []
+    eps = modes.noise(MODE_ROWS, stream(0, "missed modes", device=modes.loc.device))
+    points, log_n = modes.points(eps).to(draws.z), modes.log_q(eps)
+    for place, log_mode in zip(points, log_n, strict=True):
+        if budget.over():
+            break
+        try:
+            with torch.no_grad():
+                log_p = log_joint(place, {}).double()
+                log_q = density.log_prob(place).double()
+        except (RuntimeError, ValueError) as error:  # not at all points there
+            lines.append(f"another mode was found, and could not be compared: {error}")
+            continue
+        bound = float((log_p - log_mode).nanmean())
+        short = float((log_p - log_q).nanmean()) - elbo
+        if short > _SHORT and bound > elbo - _NEGLIGIBLE:
+            lines.append(
+                f"another mode was found, with a bound of {bound:.2f} nats, to which the guide "
+                f"gives {short:.3g} nats too little density: it is missed"
+            )
+    return lines

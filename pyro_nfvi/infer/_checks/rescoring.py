@@ -1,0 +1,92 @@
+"""A loaded fit scored by the model it is given, which need not be the one that was fitted."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi._random import stream
+from pyro_nfvi._train.checkpoint import fingerprint
+from pyro_nfvi.errors import OtherDataWarning
+from pyro_nfvi.infer._checks.improper import check_proper
+from pyro_nfvi.infer._checks.missed_mass import mass_outside
+from pyro_nfvi.infer._checks.pyro_density import opinion_of_pyro
+from pyro_nfvi.infer._checks.tails import follow_tails
+from pyro_nfvi.infer._findings import MassOutside, ModeSearch, OtherData
+from pyro_nfvi.infer._fit import Fit
+from pyro_nfvi.infer._weighted_draws import WeighedDraws, score
+
+#: Difference of two runs of one model: nats, and units of the last place of the log joint, which
+#: is a sum of many terms.
+_NATS, _ROUNDING = 1e-3, 100.0
+
+
+def scored_again(fit: Fit, arguments: str | None) -> Fit:
+    """Score a fit's draws by its model again, and say so where the densities are others.
+
+    Args:
+        fit: The fit, as its file has it, with the model.
+        arguments: Fingerprint of the arguments of the model that was fitted, where draws were
+            scored on mini-batches, which cannot be compared; None where it is not known.
+
+    Returns:
+        The fit, as it was where nothing differs. Else with its draws' new densities and
+        deterministic values, and with all that was found out about the old ones looked for again.
+
+    Warns:
+        OtherDataWarning: The densities differ.
+    """
+    log_joint, draws = fit.require_model(), fit.draws
+    generator = stream(0, "rescoring", device=draws.z.device)
+    with torch.no_grad():
+        found, exact = score(log_joint, draws.z, generator)
+    scored = WeighedDraws(draws.z, found.log_p, draws.log_q, found.deterministic, exact)
+    if draws.exact and exact:
+        apart = _apart(draws.log_p, found.log_p)
+        same, told = apart == 0, f"the log joint of its draws differs by up to {apart:.4g} nats"
+    else:
+        now = fingerprint(fit.args, fit.kwargs)["arguments"]
+        same = arguments is None or now == arguments or (exact and not draws.exact)
+        told = "its arguments are others, and mini-batches cannot be compared"
+    if same:
+        return dataclasses.replace(fit, draws=scored) if exact and not draws.exact else fit
+    warnings.warn(
+        f"The fit was loaded with other data or another model than it was fitted to: {told}. All "
+        "that is said of it was computed anew, for what was given; the guide is the old one. To "
+        "have the fit as it was, give load the same arguments, or no model; for the new data, fit "
+        "again.",
+        OtherDataWarning,
+        stacklevel=4,
+    )
+    findings = (ModeSearch(0), OtherData())
+    training = dataclasses.replace(
+        fit.training, findings=findings, notes=(*fit.training.notes, f"loaded: {told}")
+    )
+    fit = dataclasses.replace(fit, draws=scored, training=training)
+    outside = mass_outside(fit.guide.density(), log_joint, scored, 0)
+    found_anew = (
+        *findings,
+        MassOutside.of(outside, unseen=True),
+        follow_tails(fit.latent, log_joint, scored),
+        opinion_of_pyro(fit),
+    )
+    training = dataclasses.replace(training, findings=found_anew)
+    return check_proper(dataclasses.replace(fit, training=training))
+
+
+def _apart(before: Tensor, after: Tensor) -> float:
+    """Largest difference of two log joints beyond rounding, in nats; 0 where there is none."""
+    was, now = before.double(), after.double()
+    both = torch.isfinite(was) & torch.isfinite(now)
+    equal = (was == now) | (was.isnan() & now.isnan())
+    if not bool((both | equal).all()):
+        return float("inf")
+    if not bool(both.any()):
+        return 0.0
+    size = float(was[both].abs().max())
+    slack = _NATS + _ROUNDING * torch.finfo(before.dtype).eps * size
+    apart = float((was - now)[both].abs().max())
+    return apart if apart > slack else 0.0

@@ -1,0 +1,147 @@
+"""Tails: which marginals fall as a power, and whether a guide lacks the weight of its tails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._eval_mode import scoring
+from pyro_nfvi._gaussian_vi.tail_index import tail_indices, tail_moments
+from pyro_nfvi._gaussian_vi.target import Target
+from pyro_nfvi._pyro_model.latent_space import LatentSpace
+from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi.errors import NFVIError
+from pyro_nfvi.infer._findings import HeavyTails, ShortTails
+
+if TYPE_CHECKING:
+    from pyro_nfvi.infer._fit import Fit
+    from pyro_nfvi.infer._weighted_draws import WeighedDraws
+
+
+#: The layer that is put at the output of a flow.
+TAIL = "tail"
+#: Fourth moment of a coordinate, in units of its variance squared (3 for a normal one), from which
+#: on it is the tails that the guide lacks.
+_KURTOSIS = 4.2
+#: Rows of the model's numbers that one call may hold, and rows at most.
+_NUMBERS, _ROWS = 4_000_000, 8000
+#: Rows of the model that following all tails takes, as a rule, by how particles are evaluated.
+TAIL_ROWS = {"plate": 20_000, "vmap": 20_000, "loop": 0}
+#: Tail index up to which a tail is worth a word: below 4 the error of an sd has no variance.
+_TOLD = 4.0
+#: Ratio of sds from which on draws stop short: that of a right fit is within 3 %.
+_SHORT = 1.12
+#: Most latents for which that is asked. In 90 latents of a non-centred hierarchy Laplace's method
+#: is far off, since the scale that all share moves with each of them.
+_SHORT_DIM = 30
+
+
+def follow_tails(
+    latent: LatentSpace, log_joint: LogJoint, draws: WeighedDraws, budget: Budget = UNLIMITED
+) -> HeavyTails:
+    """Follow the marginal of each number outwards, and tell which fall as a power.
+
+    Numbers for which there is no time left count as unknown.
+
+    Cost:
+        Some tens of calls of the model, of up to 8000 rows.
+    """
+    if log_joint.how == "loop" or log_joint.subsampled:
+        return HeavyTails(looked=False)
+    indices = tail_indices(
+        Target(log_joint, latent.init_loc, budget=budget),
+        draws.z,
+        lambda z: seen(latent, z),
+        most_rows=max(100, min(_ROWS, _NUMBERS // max(1, log_joint.size))),
+    )
+    heaviest = indices.nan_to_num(torch.inf).amin(1)
+    heavy = (heaviest < _TOLD).nonzero().squeeze(-1)
+    order = heavy[heaviest[heavy].argsort()].tolist()
+    return HeavyTails(
+        tuple(latent.at(i) for i in order),
+        tuple(float(heaviest[i]) for i in order),
+        int(indices.isnan().sum()),
+    )
+
+
+def short_tails(
+    latent: LatentSpace,
+    log_joint: LogJoint,
+    draws: WeighedDraws,
+    heavy: tuple[str, ...],
+    budget: Budget = UNLIMITED,
+) -> ShortTails:
+    """Tell which numbers' draws stop short of where the density goes on, in up to 30 latents.
+
+    Args:
+        latent: The latent space.
+        log_joint: The model.
+        draws: Draws of the fit.
+        heavy: Numbers without a variance, which are left out.
+        budget: Time; numbers for which there is none left are not told of.
+
+    Cost:
+        Some tens of calls of the model, of up to 8000 rows.
+    """
+    if log_joint.how == "loop" or log_joint.subsampled or latent.dim > _SHORT_DIM:
+        return ShortTails()
+    ratio = tail_moments(
+        Target(log_joint, latent.init_loc, budget=budget),
+        draws.z,
+        lambda z: seen(latent, z),
+        most_rows=max(100, min(_ROWS, _NUMBERS // max(1, log_joint.size))),
+    )
+    short = (ratio > _SHORT).nonzero().squeeze(-1)
+    order = short[ratio[short].argsort(descending=True)].tolist()
+    found = [(latent.at(i), float(ratio[i])) for i in order if latent.at(i) not in heavy]
+    return ShortTails(tuple(name for name, _ in found), tuple(size for _, size in found))
+
+
+def seen(latent: LatentSpace, z: Tensor) -> Tensor:
+    """Give points ``(N, D)`` with each number in its own space, where it has a place there."""
+    points = z.clone()
+    values, _ = latent.constrain(z)
+    for site in latent.records:
+        if site.shape == site.unconstrained_shape:
+            points[:, site.start : site.stop] = values[site.name].reshape(len(z), -1)
+    return points
+
+
+def heavy_tails(fit: Fit) -> bool:
+    r"""Tell whether the posterior has heavier tails than the guide.
+
+    Its weighted draws are asked: they are taken back to the guide's base noise, and reweighted
+    there. A coordinate with :math:`E[(\varepsilon-\mu)^4] > 4.2\,\sigma^4` is heavy. Draws have
+    few of the far points that decide, so this errs towards not seeing; :func:`follow_tails` asks
+    the density, and sees power laws alone.
+    """
+    smoothed = fit.draws.smoothed()
+    if smoothed is None or not fit.draws.exact or fit.tail.close:
+        return False
+    try:
+        with torch.no_grad(), scoring(fit.guide):
+            eps, _ = fit.guide.transport().inverse(fit.draws.z)
+    except (NFVIError, NotImplementedError, RuntimeError):
+        return False
+    ok = torch.isfinite(eps).all(-1)
+    if int(ok.sum()) < len(ok) // 2:
+        return False
+    weights = smoothed.log_weights[ok].to(eps.device, torch.float64).softmax(0).unsqueeze(-1)
+    eps = eps[ok].double()
+    apart = eps - (weights * eps).sum(0)
+    square = (weights * apart.square()).sum(0)
+    fourth = (weights * apart.pow(4)).sum(0) / square.square().clamp_min(1e-300)
+    return bool((fourth > _KURTOSIS).any())
+
+
+def with_tail(formula: str) -> str:
+    """Put a tail layer at the output.
+
+    Example:
+        >>> with_tail("iaf*2")
+        'iaf*2|tail'
+    """
+    return f"{formula}|{TAIL}"

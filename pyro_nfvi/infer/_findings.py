@@ -1,0 +1,540 @@
+"""Findings about a fit beyond its weights: typed values, each with its weight and its sentence.
+
+Stages of a fit add them to ``Training.findings``; the verdict reads their values and levels, never
+their words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, ClassVar, TypeVar
+
+from pyro_nfvi.infer._checks.missed_mass import Outside, too_much
+
+#: Tail indices below which there is no mean and no variance: 1 and 2, and the error of the index.
+NO_MEAN, NO_VARIANCE = 1.05, 2.1
+#: Numbers that a sentence names at most.
+_NAMED = 3
+
+#: Nats of evidence that parameters may leave in a fit that is good.
+PARAMS_LEFT = 0.1
+
+_F = TypeVar("_F", bound="Finding")
+
+
+class Level(IntEnum):
+    """Weight of a finding in the verdict."""
+
+    #: Told, and no more.
+    REMARK = 0
+    #: The verdict is not "good".
+    DOUBT = 1
+    #: The verdict is "do not trust".
+    FAULT = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found out about a fit.
+
+    A subclass holds values of JSON's types (tuples for lists), so that a saved fit keeps them.
+    """
+
+    @property
+    def level(self) -> Level:
+        """Weight in the verdict."""
+        raise NotImplementedError
+
+    def sentence(self) -> str:
+        """The reason that the verdict gives; empty for none."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Improper(Finding):
+    """Directions in which the density does not fall.
+
+    Attributes:
+        names: The latent numbers that change along them.
+    """
+
+    names: tuple[str, ...]
+
+    @property
+    def level(self) -> Level:
+        return Level.FAULT
+
+    def sentence(self) -> str:
+        return f"the posterior is improper in {', '.join(self.names)}"
+
+
+@dataclass(frozen=True)
+class LeftOut(Finding):
+    """Particles that the last steps left out: their density or its gradient was not finite.
+
+    Attributes:
+        share: Share of the particles of the last steps.
+        site: The site at fault; empty where none is by itself.
+        why: Site and cause, as a clause.
+    """
+
+    share: float
+    site: str = ""
+    why: str = ""
+
+    #: Shares from which on the fit may be wrong, and from which on it is stuck.
+    MANY: ClassVar[float] = 0.01
+    MOST: ClassVar[float] = 0.1
+
+    @property
+    def level(self) -> Level:
+        if self.share > self.MOST:
+            return Level.FAULT
+        return Level.DOUBT if self.share > self.MANY else Level.REMARK
+
+    def sentence(self) -> str:
+        if self.level is Level.REMARK:
+            return ""
+        return (
+            f"{100 * self.share:.2g} % of the particles of the last steps were left out, so that "
+            f"training did not see where they lie: {self.why}"
+        )
+
+
+@dataclass(frozen=True)
+class MissedModes(Finding):
+    """Modes that a start came upon, and that the guide does not reach.
+
+    Attributes:
+        count: Their number.
+    """
+
+    count: int
+
+    @property
+    def level(self) -> Level:
+        return Level.FAULT
+
+    def sentence(self) -> str:
+        verb = "modes were found and are" if self.count > 1 else "mode was found and is"
+        return f"{self.count} other {verb} not reached"
+
+
+@dataclass(frozen=True)
+class ModeSearch(Finding):
+    """The search for modes.
+
+    Attributes:
+        starts: Points from which modes were looked for; 0 where none were.
+        modes: Number of modes in the fit; 0 for a guide of one piece.
+        alone: Modes among these that one start alone came upon.
+        full: Whether as many modes were found as are kept.
+    """
+
+    starts: int
+    modes: int = 0
+    alone: int = 0
+    full: bool = False
+
+    @property
+    def level(self) -> Level:
+        return Level.FAULT if self.full else Level.REMARK
+
+    def sentence(self) -> str:
+        if self.full:
+            return f"{self.modes} modes were found, as many as are kept: there may be more"
+        if not self.starts:
+            return "no starts were compared, so another mode would not have been seen"
+        if not self.modes:
+            return (
+                f"none of {self.starts} starts led to another mode; one to which no start came is "
+                "missing"
+            )
+        told = (
+            f"{self.modes} modes were found from {self.starts} starts; one to which no start came "
+            "is missing"
+        )
+        if self.alone:
+            told += f"; {self.alone} of the modes were found by one start alone: there may be more"
+        return told
+
+
+@dataclass(frozen=True)
+class MassOutside(Finding):
+    """Posterior mass where the guide has next to none, by draws from elsewhere.
+
+    Attributes:
+        share: Share of the mass; None where nothing can be concluded.
+        error: Its standard error.
+        places: Number of places and widths that were drawn from.
+        name: The latent whose mean or sd this mass moves most; empty where it moves none.
+        shift: How far its mean moves, in sds.
+        stretch: By which factor its sd changes.
+        unseen: Whether nothing else was looked at either: no starts were compared.
+    """
+
+    share: float | None = None
+    error: float = 0.0
+    places: int = 0
+    name: str = ""
+    shift: float = 0.0
+    stretch: float = 1.0
+    unseen: bool = False
+
+    @classmethod
+    def of(cls, outside: Outside | None, *, unseen: bool) -> MassOutside:
+        """Make the finding from what :func:`mass_outside` returns."""
+        if outside is None:
+            return cls(unseen=unseen)
+        return cls(**dataclasses.asdict(outside), unseen=unseen)
+
+    @property
+    def level(self) -> Level:
+        if self.share is None:
+            return Level.DOUBT if self.unseen else Level.REMARK
+        if too_much(Outside(self.share, self.error)):
+            return Level.FAULT
+        return Level.DOUBT if self.name else Level.REMARK
+
+    def sentence(self) -> str:
+        if self.share is None:
+            return (
+                "draws from elsewhere said nothing about mass beyond the guide's own (a narrow "
+                "funnel, a model that cannot be run out there, or data of which only a part can be "
+                "seen)"
+            )
+        if self.level is Level.REMARK:
+            return ""
+        told = (
+            f"about {100 * self.share:.2g} % of the posterior lies where the guide has next to "
+            "nothing: a tail or a mode that it does not reach"
+        )
+        if self.name:
+            told += (
+                f"; it moves {self.name} by {self.shift:.2f} sd and its sd by a factor of "
+                f"{self.stretch:.2g}"
+            )
+        return told
+
+
+@dataclass(frozen=True)
+class SecondOpinion(Finding):
+    """Draws of the fit scored by Pyro's own trace, with validation on.
+
+    Attributes:
+        draws: Draws that were scored.
+        wrong: Draws that Pyro scores otherwise, or refuses.
+        site: The site at fault in the first of these.
+        reason: What Pyro says of it.
+        left_out: Draws for which there was no time.
+    """
+
+    draws: int
+    wrong: int = 0
+    site: str = ""
+    reason: str = ""
+    left_out: int = 0
+
+    @property
+    def level(self) -> Level:
+        return Level.FAULT if self.wrong else Level.REMARK
+
+    def sentence(self) -> str:
+        if self.wrong:
+            where = f"at the site {self.site!r}, " if self.site else ""
+            return (
+                f"{self.wrong} of {self.draws} draws are impossible or scored otherwise by Pyro's "
+                f"own trace: {where}{self.reason}"
+            )
+        if self.left_out:
+            return (
+                f"Pyro's own trace scored {self.draws} draws alike; for {self.left_out} more there "
+                "was no time"
+            )
+        return ""
+
+
+@dataclass(frozen=True)
+class Relabelled(Finding):
+    """Latents that the posterior lets exchange, so that each mode has images.
+
+    Attributes:
+        names: Sites that take part.
+        order: Number of relabellings under which the posterior stays the same.
+        modes: Modes that were found, those that are images of each other counted once.
+        images: Whether the fit holds the images too, and not one of each mode alone.
+    """
+
+    names: tuple[str, ...]
+    order: int
+    modes: int
+    images: bool
+
+    @property
+    def level(self) -> Level:
+        return Level.REMARK if self.images else Level.DOUBT
+
+    def sentence(self) -> str:
+        modes = f"{self.modes} mode{'s' if self.modes > 1 else ''}"
+        if self.images:
+            return f"the modes in the fit are {modes} up to the labels of {', '.join(self.names)}"
+        return (
+            f"the posterior stays the same under {self.order} relabellings of "
+            f"{', '.join(self.names)}; the fit holds {modes}, and none of the images: what does "
+            "not depend on the labels, such as predictions, is the posterior's; numbers of single "
+            "entries are those of one labelling, and the log evidence is too low by up to "
+            f"{math.log(self.order):.2f} nats"
+        )
+
+
+@dataclass(frozen=True)
+class TimeOver(Finding):
+    """Parts of a fit that were left out, since the time of the call was over.
+
+    Attributes:
+        limit: ``max_seconds``.
+        undone: The parts, in words.
+    """
+
+    limit: float
+    undone: tuple[str, ...]
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT
+
+    def sentence(self) -> str:
+        return (
+            f"max_seconds={self.limit:g} left no time for {', '.join(self.undone)}: give more, and "
+            "look again"
+        )
+
+
+@dataclass(frozen=True)
+class HeavyTails(Finding):
+    """Numbers whose marginals fall as a power, by the density itself.
+
+    Attributes:
+        names: The numbers, the heaviest first.
+        indices: Their tail indices: moments below that order exist, and no others.
+        unknown: Numbers whose tails could not be followed.
+        looked: Whether tails were followed at all.
+    """
+
+    names: tuple[str, ...] = ()
+    indices: tuple[float, ...] = ()
+    unknown: int = 0
+    looked: bool = True
+
+    @property
+    def without_variance(self) -> tuple[str, ...]:
+        """The numbers that have none."""
+        both = zip(self.names, self.indices)
+        return tuple(name for name, index in both if index < NO_VARIANCE)
+
+    @property
+    def level(self) -> Level:
+        heavy = self.indices and min(self.indices) < NO_VARIANCE
+        return Level.DOUBT if heavy else Level.REMARK
+
+    def sentence(self) -> str:
+        if not self.looked:
+            return "tails were not followed (a model that runs draw by draw, or on mini-batches)"
+        told = [
+            f"{name} falls as a power, of index {index:.2g}: {_moments(index)}"
+            for name, index in zip(self.names[:_NAMED], self.indices)
+        ]
+        if len(self.names) > _NAMED:
+            told.append(f"so do {len(self.names) - _NAMED} more")
+        if self.unknown:
+            told.append(f"{self.unknown} tails were not followed, or not far enough")
+        return "; ".join(told)
+
+
+@dataclass(frozen=True)
+class ShortTails(Finding):
+    """Numbers whose draws stop short of where the density goes on.
+
+    Attributes:
+        names: The numbers, the worst first.
+        stretches: Their sds with the tails that the density has, over those of the draws.
+    """
+
+    names: tuple[str, ...] = ()
+    stretches: tuple[float, ...] = ()
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT if self.names else Level.REMARK
+
+    def sentence(self) -> str:
+        told = [
+            f"draws of {name} stop short of its tails: with these its sd is {ratio:.2f} times as "
+            "large"
+            for name, ratio in zip(self.names[:_NAMED], self.stretches)
+        ]
+        if len(self.names) > _NAMED:
+            told.append(f"so do those of {len(self.names) - _NAMED} more")
+        return "; ".join(told)
+
+
+@dataclass(frozen=True)
+class MovedMoments(Finding):
+    """Numbers whose mean or sd under the guide's draws is not that of the weighted ones.
+
+    Attributes:
+        names: The numbers, the worst first.
+        shifts: How far the means are off, in sds.
+        stretches: The sds of the guide's draws over the weighted ones.
+    """
+
+    names: tuple[str, ...]
+    shifts: tuple[float, ...]
+    stretches: tuple[float, ...]
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT if self.names else Level.REMARK
+
+    def sentence(self) -> str:
+        told = [
+            f"of many draws {name} has a mean that is {shift:.2f} sd off and an sd that is "
+            f"{stretch:.2f} times the weighted one"
+            for name, shift, stretch in zip(self.names[:_NAMED], self.shifts, self.stretches)
+        ]
+        if len(self.names) > _NAMED:
+            told.append(f"{len(self.names) - _NAMED} more numbers are off")
+        return "; ".join(told)
+
+
+def _moments(index: float) -> str:
+    """Say which moments a tail index leaves."""
+    if index < NO_MEAN:
+        return "it has neither mean nor variance; use medians and intervals up to 95 %"
+    if index < NO_VARIANCE:
+        return "it has a mean, and no variance: an sd says nothing; use intervals up to 95 %"
+    return "means and sds exist, and an sd of draws converges slowly"
+
+
+@dataclass(frozen=True)
+class OtherData(Finding):
+    """A fit was loaded with data or priors that it was not fitted to."""
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT
+
+    def sentence(self) -> str:
+        return "the guide was fitted to other data or another model than it is judged on"
+
+
+@dataclass(frozen=True)
+class ParamsLeft(Finding):
+    """Evidence that the model's own parameters still give away.
+
+    Attributes:
+        nats: By how much a short climb raised it on draws that it had not seen; None where the
+            weights of the draws say nothing, or it has no finite gradient.
+        error: Standard error of ``nats``.
+        names: The parameters.
+        looked: Whether they were looked at: not where data cannot be scored whole, or where there
+            was no time.
+    """
+
+    nats: float | None
+    error: float = 0.0
+    names: tuple[str, ...] = ()
+    looked: bool = True
+
+    @property
+    def level(self) -> Level:
+        if self.nats is None:
+            return Level.DOUBT
+        return Level.FAULT if self.nats > PARAMS_LEFT else Level.REMARK
+
+    def sentence(self) -> str:
+        named = ", ".join(map(repr, self.names[:3])) + (", ..." if len(self.names) > 3 else "")
+        if not self.looked:
+            return (
+                f"the parameters {named} were not examined, since there was no time, or too much "
+                "data to score all of it: they may be far from where the evidence is highest"
+            )
+        if self.nats is None:
+            return (
+                f"whether the parameters {named} are where the evidence is highest could not be "
+                "judged, since the weights of the draws say too little, or the density has no "
+                "finite gradient there (a scale that runs to 0?)"
+            )
+        if self.level is Level.REMARK:
+            return ""
+        return (
+            f"the parameters {named} are not where the evidence is highest: {self.nats:.3g} nats "
+            "or more are left. Start them closer, or give the fit more steps"
+        )
+
+
+def find(findings: Iterable[Finding], kind: type[_F]) -> _F | None:
+    """Return the finding of a kind, or None.
+
+    Example:
+        >>> find([MissedModes(2)], MissedModes), find([], MissedModes)
+        (MissedModes(count=2), None)
+    """
+    return next((found for found in findings if isinstance(found, kind)), None)
+
+
+def with_finding(findings: tuple[Finding, ...], found: Finding) -> tuple[Finding, ...]:
+    """Return the findings with this one, in place of an earlier one of its kind.
+
+    Example:
+        >>> with_finding((MissedModes(2),), MissedModes(1))
+        (MissedModes(count=1),)
+    """
+    return (*(one for one in findings if type(one) is not type(found)), found)
+
+
+def to_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Describe findings for a file."""
+    return [{"kind": type(one).__name__, **dataclasses.asdict(one)} for one in findings]
+
+
+def from_json(items: Iterable[Mapping[str, Any]]) -> tuple[Finding, ...]:
+    """Read what :func:`to_json` described.
+
+    Raises:
+        KeyError: An unknown kind.
+        TypeError: Values that are not those of the kind.
+
+    Example:
+        >>> from_json(to_json([Improper(("a",)), MissedModes(1)]))
+        (Improper(names=('a',)), MissedModes(count=1))
+    """
+    kinds = {kind.__name__: kind for kind in Finding.__subclasses__()}
+    made = []
+    for item in items:
+        values = {name: _tuples(value) for name, value in item.items() if name != "kind"}
+        made.append(kinds[item["kind"]](**values))
+    return tuple(made)
+
+
+def from_settings(settings: Mapping[str, Any], most_modes: int) -> tuple[Finding, ...]:
+    """Read the findings of a file of version 0.1, which kept them among its options."""
+    found: list[Finding] = []
+    if settings.get("improper"):
+        found.append(Improper(tuple(settings["improper"])))
+    if settings.get("missed_modes"):
+        found.append(MissedModes(settings["missed_modes"]))
+    modes = settings.get("modes") or []
+    alone = sum(mode["starts"] <= 1 for mode in modes)
+    found.append(ModeSearch(settings.get("starts", 0), len(modes), alone, len(modes) >= most_modes))
+    share, error = settings.get("outside") or (None, 0.0)
+    found.append(MassOutside(share, error, unseen=not settings.get("starts")))
+    return tuple(found)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

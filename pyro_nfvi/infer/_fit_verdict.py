@@ -1,0 +1,58 @@
+"""The verdict on a fit: its weights, and what was found beyond its own draws."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi.diagnostics._verdict import Verdict, judge_weights
+from pyro_nfvi.distributions._mixture import MixtureDensity
+from pyro_nfvi.infer._checks.tails import seen
+from pyro_nfvi.infer._findings import Level
+
+if TYPE_CHECKING:
+    from pyro_nfvi.infer._fit import Fit
+
+
+def verdict(fit: Fit) -> Verdict:
+    """See :attr:`Fit.verdict`."""
+    told: dict[Level, list[str]] = {level: [] for level in Level}
+    for found in fit.training.findings:
+        if sentence := found.sentence():
+            told[found.level].append(sentence)
+    faults = told[Level.FAULT]
+    why = fit.why_stopped
+    if why == "diverged":
+        faults.append("the fit diverged")
+    if not fit.draws.exact:
+        faults.append(
+            "draws were scored on one mini-batch alone (several plates subsample, or there is too "
+            "much data), so nothing can be said: save the fit, and load(path, model=model, "
+            "args=..., kwargs=...) with subsample_size=None"
+        )
+    word = judge_weights(
+        fit.draws.z,
+        fit.draws.log_w,
+        name=fit.latent.at,
+        faults=faults,
+        doubts=told[Level.DOUBT],
+        values=seen(fit.latent, fit.draws.z),
+        mode=_modes(fit),
+    )
+    remarks = []
+    if why in ("max_steps", "max_seconds") and why.unfinished:
+        remarks.append(f"training was cut short: {why.detail}")
+    if not faults:  # or else what could not be seen is of no interest
+        remarks += told[Level.REMARK]
+    return Verdict(word, [*word.reasons, *remarks], word.next_step)
+
+
+def _modes(fit: Fit) -> Tensor | None:
+    """Number of the component that each draw most likely comes from; None without several."""
+    density = fit.guide.density()
+    if not isinstance(density, MixtureDensity):
+        return None
+    with torch.no_grad():
+        return density.responsibilities(fit.draws.z).argmax(-1)

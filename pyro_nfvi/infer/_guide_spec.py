@@ -1,0 +1,76 @@
+"""What ``NFVI(guide=...)`` may be, checked, and made into a guide."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from pyro.infer.autoguide import AutoGuide
+
+from pyro_nfvi.errors import OptionError
+from pyro_nfvi.flows._base import Flow
+from pyro_nfvi.flows._registry import check_formula
+from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.guides._auto_mixture import AutoMixture
+
+#: What ``guide="auto"`` means.
+AUTO = "iaf*2"
+#: A name or formula, a guide, a flow, or what makes a guide for a model.
+GuideSpec: TypeAlias = "str | AutoFlow | Flow | Callable[[Callable[..., Any]], AutoFlow]"
+
+
+def check_guide(guide: Any) -> None:
+    """Refuse a guide that cannot work, before any work is done.
+
+    Raises:
+        OptionError: Tells what can.
+    """
+    if isinstance(guide, str):
+        if guide != "auto":
+            check_formula(guide, {})
+    elif not callable(guide):  # AutoFlow and Flow are callable too
+        raise OptionError(
+            "guide is a flow's name or formula such as 'iaf*2', 'auto', a Flow, a callable of the "
+            f"model, or an AutoFlow; got {type(guide).__name__}."
+        )
+    elif isinstance(guide, AutoMixture):
+        raise OptionError(
+            "NFVI makes an AutoMixture by itself where it finds several modes (guide='auto'); one "
+            "of your own trains with pyro.infer.SVI."
+        )
+    elif isinstance(guide, AutoGuide) and not isinstance(guide, AutoFlow):
+        raise OptionError(
+            f"NFVI trains flow guides; {type(guide).__name__} trains with pyro.infer.SVI."
+        )
+
+
+def make_guide(guide: GuideSpec, model: Callable[..., Any], outer: str) -> AutoFlow:
+    """Make the guide for a model; ``outer`` is for those that do not bring one.
+
+    Raises:
+        OptionError: A callable returned something else.
+    """
+    if isinstance(guide, AutoFlow):
+        return guide
+    if isinstance(guide, str):
+        return AutoFlow(model, AUTO if guide == "auto" else guide, outer=outer)
+    if isinstance(guide, Flow):
+        # A copy, so that each run starts from the flow that was passed.
+        return AutoFlow(model, copy.deepcopy(guide), outer=outer)
+    made = guide(model)
+    if not isinstance(made, AutoFlow):
+        raise OptionError(
+            f"guide returned {type(made).__name__}; a callable guide takes the model and "
+            "returns an AutoFlow, such as lambda model: AutoPlanar(model, num_flows=16). "
+            "Other guides of Pyro train with pyro.infer.SVI."
+        )
+    return made
+
+
+def flow_name(guide: AutoFlow | AutoMixture) -> str:
+    """What a report calls the guide's flow."""
+    if isinstance(guide, AutoMixture):
+        return " + ".join(str(recipe.flow or "Gaussian") for recipe in guide._recipes)
+    flow = None if guide._recipe is None else guide._recipe.flow
+    return flow if isinstance(flow, str) else "" if flow is None else type(flow).__name__

@@ -1,0 +1,266 @@
+"""``NFVI``: the fit that takes care of itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from pyro.infer import config_enumerate
+from pyro.poutine.util import site_is_subsample
+
+from pyro_nfvi._autocast import full_precision
+from pyro_nfvi._budget import Budget
+from pyro_nfvi._error_text import describe_error, place_of
+from pyro_nfvi._pyro_model.initial_point_search import any_trace
+from pyro_nfvi._pyro_model.latent_space import is_discrete, no_latents
+from pyro_nfvi._pyro_model.model_checks import check_model
+from pyro_nfvi._random import fresh_seed, seeded
+from pyro_nfvi._train.engine_selection import ENGINES, check_engine
+from pyro_nfvi._train.learning_rate import Schedule
+from pyro_nfvi._train.optimizer import OptimSpec, check_optim
+from pyro_nfvi._train.progress import StepInfo
+from pyro_nfvi._validation import seed_number, whole
+from pyro_nfvi.errors import ModelError, NFVIError, OptionError
+from pyro_nfvi.infer._fit import Fit
+from pyro_nfvi.infer._guide_spec import GuideSpec, check_guide
+from pyro_nfvi.infer._run import FitRun
+from pyro_nfvi.infer._scopes import own_params, own_random_state
+from pyro_nfvi.infer._stages.model_selection import climb
+from pyro_nfvi.objectives._make_objective import make_objective
+from pyro_nfvi.objectives._objective import Objective
+
+#: Most steps where the caller does not say.
+_STEPS = 3000
+
+
+class NFVI:
+    r"""Normalizing-flow variational inference: fits a flow guide to a Pyro model.
+
+    A Gaussian is fitted first, from several starts, in a few hundred steps that need no tuning;
+    the flow starts as the identity inside it and
+    learns what a Gaussian cannot be. It trains with many particles at once, Adam with clipped
+    gradients, a warm-up, a constant phase that ends when the smoothed bound stops rising, and a
+    cosine down to 1 % of the rate.
+    A step whose gradient is not finite is skipped; after five in a row an earlier state comes
+    back at half the rate. Ctrl-C ends training and returns the best fit so far. Discrete sites
+    that can be enumerated are summed out.
+
+    Nothing of the process changes: random state, param store, validation and default dtype are
+    as before. The parameters of the model's own modules are trained in place; ``pyro.param``
+    values come back in ``fit.params``.
+
+    Args:
+        model: The Pyro model.
+        guide: ``"auto"``: a Gaussian, a flow inside it, and more layers in front of that, for as
+            long as they gain, within ``max_steps`` and ``max_seconds`` together (with
+            ``stop=False`` or ``precondition=False``: two autoregressive layers). Or a flow's name
+            or formula (:func:`pyro_nfvi.flows.make_flow`), a :class:`Flow`, a callable from the
+            model to an :class:`AutoFlow` (such as ``AutoPlanar``), or an ``AutoFlow``, which is
+            trained in place.
+        objective: ``"path"`` (the ELBO with its path gradient), ``"total"``, ``"dreg"``, ``"iw"``,
+            ``"renyi"``, ``"tempered"`` (:func:`pyro_nfvi.objectives.make_objective`), or an
+            :class:`Objective`. ``fit.losses`` holds its bound; ``fit.elbo`` is the ELBO whatever
+            the objective.
+        optim: None (Adam), a learning rate, a callable from parameters to a torch optimiser, or
+            one of ``pyro.optim``. The schedule multiplies its rate.
+        num_particles: Draws in each step.
+        max_steps: Most steps. None: 3000, and with ``guide="auto"`` up to 3000 more, of four times
+            the particles, where a fit in up to 100 latents is not good enough by then. A number
+            is for both together.
+        max_seconds: Seconds that the whole call may take, all stages together, or None. There is
+            a result in any case: what was not done for lack of time is told by ``fit.report`` and
+            by the verdict, which is not "good" then. What has to be done takes what it takes: some
+            ten runs of the model, and a few dozen draws from the guide. With a limit, a fit is
+            repeatable only as far as the machine's speed is.
+        average: Whether to average the parameters over the decay of the rate, and to keep the
+            average where its bound is higher, beyond noise. Off: in none of eight fits of four
+            posteriors was it, since a rate that falls to 1 % does the same. It costs a copy of
+            the parameters every 50 steps.
+        precondition: Whether a Gaussian is fitted first, for the flow to start from. An
+            ``AutoFlow`` that was trained before, or has an outer flow or a base of your own, is
+            left where it is.
+        explore: How other modes are looked for after the first Gaussian: ``"starts"`` climbs from
+            draws of the prior and wide draws around it, ``"tempered"`` from a Gaussian fitted to
+            the tenth root of the density in place of the latter, ``"off"`` not beyond the
+            Gaussian's own starts. With ``guide="auto"`` several modes become a mixture
+            (:class:`AutoMixture <pyro_nfvi.guides.AutoMixture>`), each with half of ``max_steps``
+            (3000 by default); for another guide the verdict tells which it misses. A mode to which
+            no start climbs is not found.
+        stop: Whether to stop when the bound is flat; False takes exactly ``max_steps``.
+        engine: What runs the steps: ``"auto"``, which falls back by itself and says why
+            (``fit.engine``, ``fit.engine_reason``), or one by name: ``"native"``,
+            ``"hybrid"`` (PyTorch computes what native code cannot), ``"inductor"``, ``"graph"``,
+            ``"svi"`` (ordinary PyTorch).
+        seed: Same seed, same result; None draws one.
+        progress: Show a bar with bound and rate.
+        callbacks: Called with a :class:`StepInfo` after each step of training (the Gaussian stage
+            before it has none); one that returns True stops the fit.
+        checkpoint: File for the state of the fit, written every ``checkpoint_every`` steps.
+        checkpoint_every: Steps between two writes.
+        resume: Go on from ``checkpoint`` if the file is there, with the same numbers as if the
+            fit had not been cut off.
+
+    Raises:
+        OptionError: An option that cannot be used, before any work is done.
+
+    Source: the recipe of Agrawal, Sheldon & Domke 2020, arXiv:2006.10343, with the schedule of
+    docs/architecture.md.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro_nfvi import NFVI
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> y = torch.tensor([1.0, 2.0, 3.0])
+        >>> fit = NFVI(model, guide="affine", seed=0, progress=False).run(y)
+        >>> abs(fit.summary()["mu"].mean - 2.0) < 0.1, fit.why_stopped
+        (True, 'converged')
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: GuideSpec = "auto",
+        objective: str | Objective | None = "path",
+        optim: OptimSpec = None,
+        *,
+        num_particles: int = 64,
+        max_steps: int | None = None,
+        max_seconds: float | None = None,
+        stop: bool = True,
+        average: bool = False,
+        precondition: bool = True,
+        explore: str = "starts",
+        engine: str = "auto",
+        seed: int | None = None,
+        progress: bool = True,
+        callbacks: Sequence[Callable[[StepInfo], Any]] = (),
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 500,
+        resume: bool = False,
+    ) -> None:
+        check_model("NFVI", model)
+        check_guide(guide)
+        check_optim(optim)
+        num_particles = whole("num_particles", num_particles)
+        checkpoint_every = whole("checkpoint_every", checkpoint_every)
+        if explore not in ("starts", "tempered", "off"):
+            raise OptionError(f"explore is 'starts', 'tempered' or 'off'; got {explore!r}.")
+        if engine not in ENGINES:
+            raise OptionError(f"engine is one of {', '.join(ENGINES)}; got {engine!r}.")
+        seed = seed_number(seed)
+        if callable(callbacks) or not all(callable(callback) for callback in callbacks):
+            raise OptionError("callbacks is a sequence of callables, such as [my_callback].")
+        if resume and checkpoint is None:
+            raise OptionError("resume=True needs checkpoint=path.")
+        #: Steps that ``guide="auto"`` may add with more particles.
+        self.more_steps = _STEPS if max_steps is None else 0
+        max_steps = _STEPS if max_steps is None else max_steps
+        Schedule(max_steps, early=stop)  # checks its own options
+        Budget.start(max_seconds)
+        self.model, self.guide, self.optim = model, guide, optim
+        self.objective = make_objective("path" if objective is None else objective)
+        self.objective.check(num_particles)
+        # The first flow of the ladder leaves a third of the steps to the next.
+        share = 2 * max_steps // 3 if isinstance(guide, str) and guide == "auto" else max_steps
+        if self.objective.settled > Schedule(max(1, share), early=stop).latest:
+            raise OptionError(
+                f"The objective {self.objective.name} is the bound only from step "
+                f"{self.objective.settled} on, and training would end there or before: raise "
+                f"max_steps (now {max_steps}) to {3 * self.objective.settled} or more, or take a "
+                "shorter schedule, such as TemperedELBO(Tempered(steps=500))."
+            )
+        self.num_particles, self.max_steps = num_particles, max_steps
+        self.average = average
+        self.max_seconds, self.stop, self.seed = max_seconds, stop, seed
+        self.engine = engine
+        self.precondition, self.explore = precondition, explore
+        self.progress, self.callbacks = progress, tuple(callbacks)
+        self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
+        self.resume = resume
+
+    @full_precision
+    def run(self, *args: Any, **kwargs: Any) -> Fit:
+        """Fit the model with these arguments; outside of autocast, which a fit does not survive.
+
+        Returns:
+            The fit, after Ctrl-C too.
+
+        Raises:
+            ModelError: The model cannot be fitted; the message names the site and the cure.
+            DivergedError: Gradients were not finite again and again; the error's ``fit`` is the
+                best one until then.
+        """
+        return self._run(Budget.start(self.max_seconds), args, kwargs)
+
+    def _run(self, budget: Budget, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fit:
+        seed = fresh_seed() if self.seed is None else self.seed
+        with own_random_state(seed, "fit"), ExitStack() as stack:
+            with _explained(), seeded(seed, "set-up"):
+                names = stack.enter_context(own_params(self.model, args, kwargs))
+                model = _enumerated(self.model, args, kwargs)
+            check_engine(self.engine)
+            run = FitRun(self, model, args, kwargs, names, seed, budget)
+            climbs = self.guide == "auto" and self.precondition and self.stop
+            fit = climb(run) if climbs else run.whole()
+        fit.guide.param_guard = fit._params.guard()
+        return fit
+
+
+def _cure(words: str) -> str:
+    """Say what to look at after an error of the model."""
+    if "dtype" in words or "scalar type" in words:
+        return (
+            "Data made of NumPy arrays are float64: give them as x.float(), or call "
+            "torch.set_default_dtype(torch.float64) before the model makes its numbers."
+        )
+    return "Pass the model's own arguments, as in model(*args, **kwargs), data as tensors."
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say of an error in the first run of the model that it is one."""
+    try:
+        yield
+    except NFVIError as error:
+        if error.__cause__ is None:
+            raise
+        # The same exception at each of the points that were tried.
+        cure = _cure(str(error.__cause__))
+        raise ModelError(
+            f"{error} If the arguments of run() are at fault: {cure}"
+        ) from error.__cause__
+    except Exception as error:
+        words = str(error).partition("Trace Shapes:")[0].rstrip()  # which Pyro appends
+        cure = _cure(words)
+        told = describe_error(error)
+        if words.strip():
+            told = f"{type(error).__name__}{place_of(error)}: {words}".rstrip(".")
+        raise ModelError(
+            f"The model could not be run: {told}. Mend what it says. If the arguments of run() are "
+            f"at fault: {cure}"
+        ) from error
+
+
+def _enumerated(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """Mark the model's discrete sites for enumeration, where the user has not."""
+    trace = any_trace(model, args, kwargs)
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    sites = [site for site in sites if not site_is_subsample(site)]
+    if all(site["is_observed"] or is_discrete(site["fn"]) for site in sites):
+        raise ModelError(no_latents(trace))
+    unmarked = any(
+        site["type"] == "sample"
+        and not site["is_observed"]
+        and getattr(site["fn"], "has_enumerate_support", False)
+        and "enumerate" not in site["infer"]
+        for site in trace.nodes.values()
+    )
+    return config_enumerate(model) if unmarked else model

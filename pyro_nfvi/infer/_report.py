@@ -1,0 +1,42 @@
+"""A fit in words."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyro_nfvi.infer._fit import Fit
+
+
+def report(fit: Fit) -> str:
+    """What was fitted, how, and how well, a line each."""
+    training, draws, latent = fit.training, fit.draws, fit.latent
+    settings, timing = training.settings, training.timing
+    sites = ", ".join(latent.sites)
+    count = sum(p.numel() for p in fit.guide.parameters())
+    lines = [
+        f"{latent.dim} latents ({sites if len(sites) < 60 else f'{len(latent.sites)} sites'}); "
+        f"guide {type(fit.guide).__name__}({settings.get('flow', '')}), {count} parameters",
+        f"objective {settings.get('objective')}, {settings.get('num_particles')} particles, "
+        f"seed {settings.get('seed')}",
+        f"particles by {settings.get('particles_by')} ({settings.get('particles_why')})",
+        f"engine {training.engine}: {training.engine_reason}",
+        f"stopped: {training.why_stopped}. {training.why_stopped.detail}",
+        f"time: {timing['total']:.1f} s (set-up {timing['setup']:.1f}, steps {timing['fit']:.1f}, "
+        f"evaluation {timing['evaluate']:.1f}), {timing['steps_per_s']:.0f} steps/s",
+        f"ELBO {fit.elbo:.3f} ± {fit.elbo_se:.3f} nats",
+    ]
+    if math.isnan(fit.khat):
+        lines.append(f"k-hat unknown: {fit._no_weights()}")
+    else:
+        value, error = fit.log_evidence()
+        lines.append(
+            f"{fit.tail}, ESS {fit.ess:.0f} of {len(draws.z)} draws, "
+            f"log evidence {value:.3f} ± {error:.3f} nats"
+        )
+    if draws.num_bad:
+        lines.append(f"{draws.num_bad} of {len(draws.z)} draws have no finite density")
+    verdict = fit.verdict
+    lines.append(f"verdict: {verdict} ({'; '.join(verdict.reasons)}). {verdict.next_step}")
+    return "\n".join([*lines, *training.notes])

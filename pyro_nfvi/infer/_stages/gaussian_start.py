@@ -1,0 +1,300 @@
+"""The Gaussian stage: where the posterior is and how wide, before the flow learns its shape."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._gaussian_vi.gaussians import Normals
+from pyro_nfvi._gaussian_vi.low_rank_gaussian import add_directions
+from pyro_nfvi._gaussian_vi.multistart import GaussianFit, fit_gaussian
+from pyro_nfvi._gaussian_vi.target import Target
+from pyro_nfvi._pyro_model.initial_values import prior_trace
+from pyro_nfvi._pyro_model.latent_space import LatentSpace
+from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._train.progress import SILENT, Progress
+from pyro_nfvi.errors import WeightError
+from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.guides._build import FULL_DIM
+
+#: Most starts, and rows of the model's numbers that one call of the model may hold.
+_STARTS, _NUMBERS = 12, 2_000_000
+#: Most steps of each climb to a mode, and how much of the rise a start on the way has.
+_CLIMB, _SHARE = 80, 0.9
+#: A Gaussian this far out or this wide, in units of the start and of draws from the prior (at least
+#: 1), has run away along a direction without a posterior.
+_RUN_AWAY = 1e7
+#: Where draws from the prior are larger than this, or smaller than one over it, their size is tried
+#: as the unit.
+_EXTREME = 1e5
+#: Draws from the prior that are tried for each start.
+_TRIES = 20
+#: Half the width of uniform draws around the unconstrained origin, as in Stan.
+_RADIUS = 2.0
+#: The initial point is the origin where it is no farther away than this, in root mean square.
+_SAME = 0.3
+
+
+class _TimeOver(Exception):
+    """Ends a climb by an optimiser that cannot be asked to."""
+
+
+def gaussian_stage(
+    log_joint: LogJoint,
+    like: Tensor,
+    *,
+    effort: float,
+    generator: torch.Generator,
+    budget: Budget = UNLIMITED,
+    progress: Progress = SILENT,
+) -> GaussianFit:
+    """Fit a Gaussian to the model's posterior.
+
+    Starts of several kinds stand side by side: the guide's initial point and the unconstrained
+    origin, wide and narrow, draws uniform in (-2, 2) and from the prior, and points on climbs from
+    these to a mode. Where the model can only be run one particle at a time, or sees a part of its
+    data, the Gaussian starts from the initial point, and from points of the other kinds in turn
+    where nothing can be evaluated around that.
+
+    Args:
+        log_joint: The model.
+        like: A tensor of the guide's dtype and device.
+        effort: 1 for the whole stage; a fraction for a fit of few steps.
+        generator: Source of the noise.
+        budget: Time for it; where that is spent, what was reached by then is returned.
+        progress: Shows a bar.
+
+    Raises:
+        WeightError: No start can be evaluated, or the Gaussian runs away along a direction in
+            which the density does not fall.
+    """
+    with progress.stage("fitting a Gaussian") as tick:
+        target = Target(log_joint, like, budget=budget, tick=tick)
+        found, size = _best_in_units(log_joint, target, effort, generator)
+    init = log_joint.latent.init_loc.detach().double()
+    unit = size.maximum(init.abs()).clamp(min=1.0)
+    far = torch.maximum(found.scale, (found.loc - init).abs()) / unit
+    if not bool((far < _RUN_AWAY).all()):
+        # Whether there is a posterior at all is told after the fit, from where it can be seen.
+        name = log_joint.latent.at(int(far.argmax()))
+        raise WeightError(f"the Gaussian ran away along {name}, beyond {_RUN_AWAY:g}.")
+    return found
+
+
+def _best_in_units(
+    log_joint: LogJoint, target: Target, effort: float, generator: torch.Generator
+) -> tuple[GaussianFit, Tensor]:
+    """Fit in the latents' own units, and in those of the prior's draws where these are extreme.
+
+    Returns:
+        The Gaussian with the higher bound, and how large numbers are.
+    """
+    most = max(1, min(_STARTS, _NUMBERS // (16 * max(1, log_joint.size))))
+    if log_joint.how == "loop" or log_joint.subsampled:
+        most = 1  # many runs cost too much, and bounds on other data cannot be compared
+    drawn = prior_points(log_joint, target, 3) if most > 1 else None
+    size = _size(log_joint.latent.init_loc, drawn)
+    units = [torch.ones_like(size)]
+    if not bool(((size > 1 / _EXTREME) & (size < _EXTREME)).all()):
+        units.append(size)
+    tried: list[GaussianFit] = []
+    for one in units:
+        if tried and target.budget.over():
+            break
+        tried.append(_fitted(log_joint, target, one, drawn, most, effort, generator))
+    return max(tried, key=lambda fit: fit.bound), size
+
+
+def _size(init: Tensor, drawn: Tensor | None) -> Tensor:
+    """How large numbers are, by draws from the prior: dollars may come in billions."""
+    if drawn is None or not len(drawn):
+        return torch.ones_like(init, dtype=torch.float64)
+    return drawn.abs().amax(0).clamp(min=torch.finfo(init.dtype).tiny)
+
+
+def _fitted(
+    log_joint: LogJoint,
+    target: Target,
+    units: Tensor,
+    drawn: Tensor | None,
+    most: int,
+    effort: float,
+    generator: torch.Generator,
+) -> GaussianFit:
+    """Fit with the latents in these units, and give the fit back in their own."""
+    scale, shift = units.to(target.device, target.dtype), float(units.log().sum())
+    target = copy.copy(target)
+    target.log_density = lambda u: log_joint(scale * u) + shift
+    init = log_joint.latent.init_loc.detach().double() / units
+    if drawn is not None:
+        tries = iter([_starts(target, init, drawn / units, most, effort, generator)])
+    else:
+        tries = _single_starts(log_joint, target, init, generator)
+    while True:
+        try:
+            found = fit_gaussian(
+                target,
+                next(tries),
+                effort=effort,
+                num_particles=8 if log_joint.how == "loop" else None,
+                noisy=bool(log_joint.subsampled),
+                generator=generator,
+            )
+            break
+        except WeightError as error:
+            refused = error
+        except StopIteration:
+            raise refused from None
+    return found if bool((units == 1).all()) else found.in_units(units)
+
+
+def start_along(
+    guide: AutoFlow,
+    log_joint: LogJoint,
+    found: GaussianFit,
+    generator: torch.Generator,
+    *,
+    budget: Budget = UNLIMITED,
+) -> list[str]:
+    """Give a diagonal Gaussian, of many latents, the directions in which it is far off.
+
+    Returns:
+        A line for the report, or none where nothing was gained.
+    """
+    unfit = log_joint.subsampled or log_joint.how == "loop" or guide._outer_kind != "whitened"
+    if found.factor.dim() == 2 or unfit or budget.over():
+        return []
+    target = Target(log_joint, guide.latent.init_loc, budget=budget)
+    along = add_directions(target, found.loc, found.factor, generator=generator)
+    if along is None:
+        return []
+    guide.start_along(along)
+    return [
+        f"{len(along.stretch)} directions beside the diagonal: ELBO {along.bound:.2f} ± "
+        f"{along.bound_se:.2f} nats"
+    ]
+
+
+def _starts(
+    target: Target,
+    init: Tensor,
+    drawn: Tensor,
+    most: int,
+    effort: float,
+    generator: torch.Generator,
+) -> Normals:
+    """Starts of all kinds, and points on climbs from them; twelve at most."""
+    origin = torch.zeros_like(init)
+    apart = bool((init - origin).norm() > _SAME * math.sqrt(len(init)))
+    roots = [init, *([origin] if apart else [])]
+    cast = uniform_points(target, init, 2, generator)
+    steps = max(1, round(_CLIMB * effort))
+    first, *later = (_climb(target, row, steps) for row in [*roots, *drawn[:2], *cast[:1]])
+    climbed = [*first, *(point for pair in later for point in pair)]
+    rows = [*roots, init, *climbed, *drawn[:2], *cast[1:], *drawn[2:]]
+    centres = torch.stack(rows)[:most]
+    scales = torch.tensor([1.0] * len(roots) + [0.1] * (len(centres) - len(roots)))
+    scales = scales[: len(centres)].to(centres)
+    return Normals.around(centres, scales, diagonal=len(init) > FULL_DIM)
+
+
+def _single_starts(
+    log_joint: LogJoint, target: Target, init: Tensor, generator: torch.Generator
+) -> Iterator[Normals]:
+    """One start after the other, for a model of which several cannot be compared."""
+    diagonal = len(init) > FULL_DIM
+    yield Normals.around(init[None], 0.1, diagonal=diagonal)
+    yield Normals.around(init[None], 1e-3, diagonal=diagonal)
+    rows = torch.cat([torch.zeros_like(init)[None], uniform_points(target, init, 3, generator)])
+    for row in rows[target(rows)[2]]:
+        yield Normals.around(row[None], 0.1, diagonal=diagonal)
+    for row in prior_points(log_joint, target, 3).to(init):
+        yield Normals.around(row[None], 0.1, diagonal=diagonal)
+
+
+def uniform_points(target: Target, like: Tensor, num: int, generator: torch.Generator) -> Tensor:
+    """Draw unconstrained points uniformly in (-2, 2) at which the model can be scored.
+
+    Fewer than ``num`` come back, possibly none, where a few hundred draws do not have as many.
+    """
+    shape = (max(num, 1), len(like))
+    found = like.new_zeros(0, len(like)).double()
+    for _ in range(_TRIES):
+        rows = torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
+        rows = _RADIUS * (2 * rows - 1)
+        found = torch.cat([found, rows[target(rows)[2]]])
+        if len(found) >= num or target.budget.over():
+            break
+    return found[:num]
+
+
+def prior_points(log_joint: LogJoint, target: Target, num: int) -> Tensor:
+    """Draw latents from the prior, as unconstrained points at which the model can be scored.
+
+    Fewer than ``num`` come back, possibly none, where the prior cannot be drawn from.
+    """
+    latent = log_joint.latent
+    found: list[Tensor] = []
+    for _ in range(_TRIES):
+        missing = num - len(found)
+        if missing == 0 or target.budget.over():
+            break
+        drawn = []
+        for _ in range(missing):
+            if target.budget.over():
+                break
+            try:
+                drawn.append(_prior_draw(log_joint.model, log_joint.args, log_joint.kwargs, latent))
+            except Exception:  # a draw on which the model fails
+                continue
+        if drawn:
+            ok = target(torch.stack(drawn))[2].tolist()
+            found += [row for row, fine in zip(drawn, ok) if fine]
+    return torch.stack(found) if found else latent.init_loc.new_zeros(0, latent.dim).double()
+
+
+def _prior_draw(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], latent: LatentSpace
+) -> Tensor:
+    with pyro.validation_enabled(False):
+        trace = prior_trace(model, args, kwargs)
+    return latent.pack({name: trace.nodes[name]["value"] for name in latent.sites}).double()
+
+
+def _climb(target: Target, start: Tensor, steps: int) -> list[Tensor]:
+    """Climb by L-BFGS; return the top, and a point on the way.
+
+    The point on the way is what counts where the density has a singular top, as a funnel has.
+    """
+    point = start.clone().requires_grad_()
+    path: list[tuple[float, Tensor]] = []
+
+    def descent() -> Tensor:
+        if path and target.budget.over():
+            raise _TimeOver
+        log_p, score, ok = target(point.detach()[None])
+        point.grad = -score[0]
+        if bool(ok):
+            path.append((float(log_p), point.detach().clone()))
+            return -log_p[0]
+        return torch.full((), 1e30, dtype=log_p.dtype)
+
+    optimizer = torch.optim.LBFGS([point], max_iter=steps, line_search_fn="strong_wolfe")
+    with suppress(_TimeOver):
+        optimizer.step(descent)
+    if not path:
+        return []
+    top = max(height for height, _ in path)
+    enough = path[0][0] + _SHARE * (top - path[0][0])
+    return [
+        next(here for height, here in path if height == top),
+        next(here for height, here in path if height >= enough),
+    ]

@@ -1,0 +1,385 @@
+"""Ascent of the evidence in a model's parameters, on common draws with importance weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._random import stream
+
+#: Most parameters for exact second derivatives: each costs one backward pass in each step.
+_NEWTON = 40
+#: Most steps, and the gain in nats below which a step ends them.
+_STEPS, _TINY = 40, 1e-3
+#: Share of the effective draws that a step has to leave: beyond, weights say little.
+_ESS_SHARE = 0.3
+#: Effective draws below which weights say nothing, and draws count evenly (a step of EM).
+_FEWEST = 10.0
+#: Pairs that the quasi-Newton method remembers, vectors of signs from which it takes its units, and
+#: how often a step is halved.
+_MEMORY, _SIGNS, _HALVINGS = 10, 8, 20
+#: Damping at first, and beyond which no step helps.
+_DAMPING, _MOST_DAMPING = 1e-3, 1e6
+#: Curvature in units of its own above which the evidence counts as curved upward.
+_UPWARD = 1e-3
+#: Shifts of flat parameters, in sizes of their own.
+_SHIFTS = (1.0, -1.0)
+#: Parts of the way at which the draws that were held out look.
+_PARTS = (1.0, 0.5, 0.25, 0.1, 0.03)
+
+
+class Evidence:
+    r"""The log evidence as a function of the model's parameters, from draws that stay.
+
+    .. math:: \hat L(\phi) = \log \frac1S \sum_s \frac{p(x, z_s; \phi)}{q(z_s)}, \qquad
+        \nabla \hat L = \sum_s w_s(\phi) \nabla_\phi \log p(x, z_s; \phi)
+
+    By Fisher's identity the gradient is that of the evidence at the posterior that the weights see.
+    Where they see next to nothing (fewer than ten effective draws), draws count evenly:
+    :math:`\frac1S\sum_s \log p(x, z_s; \phi)` is what a step of EM raises, and with it the ELBO.
+
+    Args:
+        log_density: Log joint of rows ``(S, D) -> (S,)``, differentiable in the leaves.
+        z: Draws ``(S, D)``.
+        log_q: Their log density ``(S,)``.
+        leaves: The unconstrained parameters, which are read and written in place.
+    """
+
+    def __init__(
+        self,
+        log_density: Callable[[Tensor], Tensor],
+        z: Tensor,
+        log_q: Tensor,
+        leaves: Sequence[Tensor],
+    ) -> None:
+        self.log_density, self.z, self.log_q = log_density, z, log_q.double()
+        self.leaves = list(leaves)
+        with torch.no_grad():
+            self.even = not self.effective(self.log_weights()) >= _FEWEST
+
+    @property
+    def count(self) -> int:
+        """Number of parameters."""
+        return sum(leaf.numel() for leaf in self.leaves)
+
+    def log_weights(self) -> Tensor:
+        """Log weights of the draws at the present parameters; -inf where there is none."""
+        log_w = self.log_density(self.z).double() - self.log_q
+        return torch.where(torch.isfinite(log_w), log_w, torch.full_like(log_w, -torch.inf))
+
+    @staticmethod
+    def effective(log_w: Tensor) -> float:
+        """Effective number of draws."""
+        weights = torch.softmax(log_w.detach(), 0)
+        return float(1 / weights.square().sum())
+
+    def value(self) -> tuple[Tensor, float]:
+        """The estimate, differentiable, and the effective number of draws."""
+        log_w = self.log_weights()
+        if self.even:
+            ok = torch.isfinite(log_w)
+            few = int(ok.sum()) * 100 < 99 * len(log_w)
+            mean = torch.where(ok, log_w, torch.zeros_like(log_w)).sum() / ok.sum().clamp_min(1)
+            return (mean - torch.inf if few else mean), float(len(log_w))
+        return torch.logsumexp(log_w, 0) - math.log(len(log_w)), self.effective(log_w)
+
+    def gradient(self, *, graph: bool = False) -> tuple[float, Tensor, float]:
+        """Value, gradient ``(P,)`` in float64, effective draws."""
+        with torch.enable_grad():
+            value, effective = self.value()
+            found = torch.autograd.grad(value, self.leaves, create_graph=graph, allow_unused=True)
+        return float(value.detach()), _flat(found, self.leaves), effective
+
+    def hessian(self, gradient: Tensor) -> Tensor:
+        """Second derivatives ``(P, P)``, from a gradient with its graph."""
+        rows = []
+        for place in range(len(gradient)):
+            if not gradient[place].requires_grad:
+                rows.append(torch.zeros_like(gradient))
+                continue
+            found = torch.autograd.grad(
+                gradient[place], self.leaves, retain_graph=True, allow_unused=True
+            )
+            rows.append(_flat(found, self.leaves))
+        return torch.stack(rows).detach()
+
+    def look(self) -> tuple[float, float]:
+        """Value and effective draws, without gradients."""
+        with torch.no_grad():
+            value, effective = self.value()
+        return float(value), effective
+
+    def get(self) -> Tensor:
+        """The parameters as one vector ``(P,)``, float64."""
+        return torch.cat([leaf.detach().reshape(-1).double() for leaf in self.leaves])
+
+    def put(self, vector: Tensor) -> None:
+        """Write the parameters."""
+        with torch.no_grad():
+            start = 0
+            for leaf in self.leaves:
+                part = vector[start : start + leaf.numel()]
+                leaf.copy_(part.reshape(leaf.shape).to(leaf))
+                start += leaf.numel()
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """What an ascent came to.
+
+    Attributes:
+        gain: Nats that it gained, on its own draws.
+        units: How far each parameter moves the evidence by half a nat, ``(P,)``; None where no
+            second derivatives were taken.
+        limited: Whether the weights, not the top, ended it.
+    """
+
+    gain: float
+    units: Tensor | None = None
+    limited: bool = False
+
+
+def raise_evidence(
+    evidence: Evidence, *, steps: int = _STEPS, budget: Budget = UNLIMITED
+) -> Ascent:
+    r"""Move the parameters to where the estimated evidence is highest, in place.
+
+    Up to 40 parameters: damped Newton steps in units of their own, :math:`u_i = |\partial^2 \hat
+    L / \partial\phi_i^2|^{-1/2}`, with the absolute eigenvalues of the scaled Hessian, so that a
+    saddle is left. More parameters, or a model without second derivatives: L-BFGS with ten pairs,
+    in units from the row norms of the Hessian. A step is taken if it gains, and leaves 30 % of
+    the effective draws. Where the budget is spent, they stay where they are by then.
+
+    Cost:
+        Up to 40 steps of P + 2 backward passes (L-BFGS: of one, after nine) over all draws.
+    """
+    if not evidence.leaves:
+        return Ascent(0.0)
+    if evidence.count <= _NEWTON:
+        try:
+            return _newton(evidence, steps, budget)
+        except RuntimeError:  # an operation of the model without a second derivative
+            pass
+    return _quasi_newton(evidence, steps, budget)
+
+
+def _newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
+    start, damping, limited = None, _DAMPING, False
+    units: Tensor | None = None
+    value = 0.0
+    for step in range(steps):
+        if step and budget.over():
+            break
+        here = evidence.get()
+        value, gradient, effective = evidence.gradient(graph=True)
+        start = value if start is None else start
+        if not math.isfinite(value):
+            break
+        hessian = evidence.hessian(gradient)
+        gradient = gradient.detach()
+        if not bool(torch.isfinite(hessian).all() and torch.isfinite(gradient).all()):
+            raise RuntimeError("second derivatives are not finite")
+        scale = hessian.diagonal().abs().sqrt()
+        # What the evidence does not depend on keeps a unit of one.
+        units = torch.where(scale > 1e-8, 1 / scale.clamp_min(1e-8), torch.ones_like(scale))
+        values, vectors = torch.linalg.eigh(-hessian * units * units.unsqueeze(-1))
+        turned = vectors.mT @ (units * gradient)
+        # Where the evidence curves upward a small gradient is no rest: at least one unit is gone.
+        least = values.abs().sqrt().copysign(turned)
+        saddle = (values < -_UPWARD) & (turned.abs() < least.abs())
+        turned = torch.where(saddle, least, turned)
+        moved = False
+        while damping <= _MOST_DAMPING:
+            curvature = values.abs() + damping
+            if float(0.5 * (turned.square() / curvature).sum()) < _TINY:
+                return Ascent(value - start, units, limited)
+            evidence.put(here + units * (vectors @ (turned / curvature)))
+            after, left = evidence.look()
+            gained = math.isfinite(after) and after > value
+            if gained and left >= min(_ESS_SHARE * effective, effective):
+                moved, damping = True, max(damping / 10, 1e-9)
+                break
+            limited = limited or gained
+            evidence.put(here)
+            damping = max(4 * damping, 1e-3)
+        if not moved:
+            break
+        value = after
+    return Ascent(value - (value if start is None else start), units, limited)
+
+
+def _own_units(evidence: Evidence) -> Tensor | None:
+    r"""Estimate units ``(P,)`` from products of the Hessian with random signs.
+
+    :math:`u_i = (\sum_j H_{ij}^2)^{-1/4}`, the row norm being the mean of :math:`(Hv)_i^2`: exact
+    for a diagonal Hessian, and never far too large, as a noisy diagonal could be. None without
+    second derivatives.
+
+    Source: Dauphin, de Vries and Bengio 2015, arXiv:1502.04390 (equilibration).
+    """
+    try:
+        _, gradient, _ = evidence.gradient(graph=True)
+        signs = stream(0, "signs of the units")
+        total = torch.zeros_like(gradient.detach())
+        for _ in range(_SIGNS):
+            v = torch.randint(0, 2, gradient.shape, generator=signs).to(total) * 2 - 1
+            found = torch.autograd.grad(
+                gradient @ v, evidence.leaves, retain_graph=True, allow_unused=True
+            )
+            total += _flat(found, evidence.leaves).square()
+    except RuntimeError:  # an operation of the model without a second derivative
+        return None
+    scale = (total / _SIGNS).pow(0.25)
+    if not bool(torch.isfinite(scale).all()):
+        return None
+    return torch.where(scale > 1e-8, 1 / scale.clamp_min(1e-8), torch.ones_like(scale))
+
+
+def _quasi_newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
+    value, gradient, effective = evidence.gradient()
+    start, floor = value, _ESS_SHARE * effective
+    if not (math.isfinite(value) and bool(torch.isfinite(gradient).all())):
+        return Ascent(0.0)
+    found = _own_units(evidence)
+    units = torch.ones_like(gradient) if found is None else found
+    gradient = units * gradient
+    pairs: list[tuple[Tensor, Tensor]] = []
+    limited = False
+    for step in range(steps):
+        if step and budget.over():
+            break
+        here = evidence.get()
+        direction = _two_loop(gradient, pairs)
+        slope = float(direction @ gradient)
+        if not math.isfinite(slope) or slope <= 0:
+            direction, pairs = gradient, []
+            slope = float(direction @ gradient)
+        # Without units the first step promises one nat; later ones are in those that were learnt.
+        unknown = found is None and not pairs
+        length = min(1.0, 1.0 / max(slope, 1e-30)) if unknown else 1.0
+        for _ in range(_HALVINGS):
+            evidence.put(here + length * units * direction)
+            after, left = evidence.look()
+            gained = math.isfinite(after) and after >= value + 1e-4 * length * slope
+            if gained and left >= floor:
+                break
+            limited = limited or gained
+            length *= 0.5
+        else:
+            evidence.put(here)
+            break
+        now, new, effective = evidence.gradient()
+        new = units * new
+        change, turn = (evidence.get() - here) / units, gradient - new
+        if float(change @ turn) > 1e-12 * float(turn @ turn):
+            pairs = [*pairs[-_MEMORY + 1 :], (change, turn)]
+        small = now - value < _TINY and step >= 3
+        value, gradient = now, new
+        if small:
+            break
+    return Ascent(value - start, None, limited)
+
+
+def _two_loop(gradient: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """L-BFGS direction of ascent (Nocedal and Wright 2006, algorithm 7.4)."""
+    direction, factors = gradient.clone(), []
+    for change, turn in reversed(pairs):
+        factor = (change @ direction) / (change @ turn)
+        direction = direction - factor * turn
+        factors.append(factor)
+    if pairs:
+        change, turn = pairs[-1]
+        direction = direction * (change @ turn) / (turn @ turn)
+    for (change, turn), factor in zip(pairs, reversed(factors)):
+        direction = direction + change * (factor - (turn @ direction) / (change @ turn))
+    return direction
+
+
+def nats_left(
+    log_density: Callable[[Tensor], Tensor],
+    z: Tensor,
+    log_q: Tensor,
+    leaves: Mapping[str, Tensor],
+    budget: Budget = UNLIMITED,
+) -> tuple[float, float] | None:
+    """Estimate how much evidence the parameters still give away; they stay where they are.
+
+    They climb on one half of the draws, and the other half says what that gained, at several parts
+    of the way; then with the halves exchanged. What was not seen when climbing is no gain by
+    chance, whatever the number of parameters, and it can only be too small: it is what a short
+    climb reaches. Climbs start at the parameters; where steps are not Newton's, a part of a unit
+    away, so that a saddle is left; and with those moved on which the evidence does not depend where
+    they are.
+
+    Returns:
+        Nats and their standard error; None where the weights say nothing, the evidence has no
+        finite gradient at the parameters, or the budget was spent before both halves had climbed.
+    """
+    found, errors = [], []
+    for mine, other in ((0, 1), (1, 0)):
+        if budget.over():
+            return None
+        climbing = Evidence(log_density, z[mine::2], log_q[mine::2], list(leaves.values()))
+        looking = Evidence(log_density, z[other::2], log_q[other::2], list(leaves.values()))
+        if climbing.even or looking.even:
+            return None
+        start = climbing.get()
+        gradient = climbing.gradient()[1]
+        if not bool(torch.isfinite(gradient).all()):
+            return None
+        with torch.no_grad():
+            before = looking.log_weights()
+        gains = []
+        try:
+            for begin in _places(climbing, start, gradient):
+                climbing.put(begin)
+                raise_evidence(climbing, budget=budget)
+                end = climbing.get()
+                for part in _PARTS:
+                    looking.put(start + part * (end - start))
+                    with torch.no_grad():
+                        after = looking.log_weights()
+                    gains.append(_gain(before, after))
+            gain, error = max(gains)
+        finally:
+            climbing.put(start)
+        found.append(max(0.0, gain))
+        errors.append(error)
+    return sum(found) / 2, max(errors)
+
+
+def _places(evidence: Evidence, start: Tensor, gradient: Tensor) -> list[Tensor]:
+    """Points from which to climb: the parameters themselves, and others where those may mislead."""
+    places = [start]
+    if evidence.count > _NEWTON:  # whose steps leave a saddle by themselves
+        units = _own_units(evidence)
+        away = torch.randint(0, 2, start.shape, generator=stream(0, "away")).to(start) * 2 - 1
+        places.append(start + 0.3 * away * (torch.ones_like(start) if units is None else units))
+    flat = gradient == 0
+    if bool(flat.any()):
+        size = 1 + start.abs()
+        places += [torch.where(flat, start + shift * size, start) for shift in _SHIFTS]
+    return places
+
+
+def _gain(before: Tensor, after: Tensor) -> tuple[float, float]:
+    """Rise of the log evidence on the same draws, and its standard error (delta method)."""
+    gain = float(torch.logsumexp(after, 0) - torch.logsumexp(before, 0))
+    if not math.isfinite(gain):
+        return -math.inf, 0.0
+    apart = torch.softmax(after, 0) - torch.softmax(before, 0)
+    return gain, float(apart.square().sum().sqrt())
+
+
+def _flat(parts: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> Tensor:
+    return torch.cat(
+        [
+            (torch.zeros_like(leaf) if part is None else part).reshape(-1).double()
+            for part, leaf in zip(parts, leaves)
+        ]
+    )

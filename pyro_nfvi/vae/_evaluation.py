@@ -1,0 +1,288 @@
+"""How good a trained VAE is: ELBO, NLL, bits per dimension, active units, collapse in words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi._eval_mode import evaluation
+from pyro_nfvi._random import seeded, stream
+from pyro_nfvi.vae._importance_nll import NLL
+from pyro_nfvi.vae._model import FlowVAE
+from pyro_nfvi.vae._nll_summary import NLLSummary
+
+#: Variance over images of a coordinate's posterior mean above which it counts as active.
+_ACTIVE = 0.01
+#: Share of active coordinates, and nats of KL divergence, below which a posterior has collapsed.
+_FEW, _NO_KL = 0.1, 0.1
+#: Images at a time.
+_ROWS = 500
+_ELBO, _UNITS, _SUBSET = 101, 102, 103
+#: Said instead of a verdict on active units, which are a variance over images.
+_SINGLE = (
+    "there is a single image: no standard errors over images, and active units cannot be counted "
+    "(0 says nothing here). Evaluate more images."
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Numbers of a VAE on images, in nats per image unless said otherwise.
+
+    Attributes:
+        elbo: Mean ELBO, one draw per image.
+        elbo_se: Its standard error over images; None for a single one.
+        reconstruction: Mean of ``log p(x | z)``.
+        kl: Mean of the Monte Carlo KL divergence.
+        kl_se: Its standard error; None for a single image.
+        log_det: Mean of the flow's summed log-determinants.
+        nll: Importance-sampled NLL of the images in ``nll_index``; None if not asked for.
+        nll_index: Which images these are; None for no NLL.
+        active: Coordinates of z that carry something, out of ``latent_dim``.
+        latent_dim: D.
+        images: Number of images.
+        bits: Bits per dimension from the NLL, of its images (from the ELBO without one).
+        elbo_bits: Bits per dimension from the ELBO of all images, as papers give it.
+        nll_elbo_bits: Bits per dimension from the ELBO of the images of the NLL; None without one.
+        warning: Every reason for doubt, in words; empty if there is none.
+    """
+
+    elbo: float
+    elbo_se: float | None
+    reconstruction: float
+    kl: float
+    kl_se: float | None
+    log_det: float
+    nll: NLL | None
+    nll_index: Tensor | None
+    active: int
+    latent_dim: int
+    images: int
+    bits: float
+    elbo_bits: float
+    nll_elbo_bits: float | None
+    warning: str
+
+    @property
+    def summary(self) -> NLLSummary | None:
+        """The NLL in short, with effective draws and k-hat; None without one."""
+        if self.nll is None:
+            return None
+        return self.nll.summary("all" if len(self.nll.value) == self.images else "a seeded subset")
+
+    def __str__(self) -> str:
+        count = f"{self.images} image{'s' * (self.images != 1)}"
+        lines = [
+            f"negative ELBO  {-self.elbo:8.2f}{_pm(self.elbo_se)} nats, {count}",
+            f"  reconstruction {-self.reconstruction:.2f}, KL {self.kl:.2f}{_pm(self.kl_se)} "
+            f"(the flow's log-determinants: {self.log_det:.2f})",
+        ]
+        told = self.summary
+        of_nll = ""
+        if told is not None:
+            lines.append(told.sentence())
+            of_nll = f"; {told.label} {self.bits:.3f}, -ELBO of its images {self.nll_elbo_bits:.3f}"
+        lines.append(
+            f"bits per dimension: -ELBO {self.elbo_bits:.3f}{of_nll}; active units {self.active} "
+            f"of {self.latent_dim}"
+        )
+        if self.warning:
+            lines.append(f"WARNING: {self.warning}")
+        return "\n".join(lines)
+
+    def record(self) -> dict[str, Any]:
+        """Return the numbers as JSON can hold them."""
+        apart = ("nll", "nll_index", "nll_elbo_bits", "warning")
+        found: dict[str, Any] = {
+            key: value for key, value in vars(self).items() if key not in apart
+        }
+        found["warning"] = self.warning
+        told = self.summary
+        if told is not None:
+            found |= {**told.record(), "nll_elbo_bits": self.nll_elbo_bits}
+        return found
+
+    def with_warning(self, *more: str) -> Evaluation:
+        """Return the evaluation with further reasons for doubt."""
+        return replace(self, warning=_joined(self.warning, *more))
+
+
+def _joined(*warnings: str) -> str:
+    return " Also: ".join(filter(None, warnings))
+
+
+def _errors(values: Tensor) -> list[float] | list[None]:
+    """Standard errors over images; a single image has no spread to take one from."""
+    count = values.shape[1]
+    if count < 2:
+        return [None] * len(values)
+    found: list[float] = (values.std(1) / math.sqrt(count)).tolist()
+    return found
+
+
+def _pm(error: float | None) -> str:
+    return "" if error is None else f" ± {error:.2f}"
+
+
+def subset_of(count: int, wanted: int | None, seed: int = 0) -> Tensor:
+    """Choose images at random, the same ones for every VAE: indices in order.
+
+    Example:
+        >>> subset_of(5, None).tolist(), len(subset_of(100, 10)), bool(
+        ...     (subset_of(100, 10) == subset_of(100, 10)).all()
+        ... )
+        ([0, 1, 2, 3, 4], 10, True)
+    """
+    if not wanted or wanted >= count:
+        return torch.arange(count)
+    return torch.randperm(count, generator=stream(seed, _SUBSET))[:wanted].sort().values
+
+
+@torch.no_grad()
+def evaluate(
+    vae: FlowVAE,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    nll_samples: int = 5000,
+    nll_images: int | None = None,
+    subset_seed: int = 0,
+    seed: int = 0,
+    log_volume: float = 0.0,
+    progress: bool = False,
+) -> Evaluation:
+    """Measure a VAE on images, in eval mode.
+
+    Args:
+        vae: The VAE.
+        x: Images, prepared for its likelihood ``(N, *shape)``; of a single one there are no
+            standard errors, and no coordinate counts as active.
+        y: Labels of a conditional VAE.
+        nll_samples: Importance samples per image; 0 for no NLL.
+        nll_images: Number of images for the NLL, drawn at random; None for all.
+        subset_seed: Of that draw: the same images for every VAE, so that they can be compared
+            image by image, whatever ``seed`` is.
+        seed: Of the noise.
+        log_volume: Nats from a density of pixels to a probability of integers, for the bits.
+        progress: Show a bar.
+
+    Raises:
+        DataError: No images, or images that the likelihood does not describe.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.vae import Architecture, evaluate
+        >>> vae = Architecture((4, 4), latent_dim=2, flow="planar*2", hidden=(8,)).build(seed=0)
+        >>> x = torch.bernoulli(torch.full((20, 4, 4), 0.5))
+        >>> result = evaluate(vae, x, nll_samples=50)
+        >>> result.images, result.nll.label
+        (20, 'NLL(50)')
+    """
+    vae.check(x)
+    with evaluation(vae), seeded(seed, "vae nets"):
+        values = _terms(vae, x, y, seed)
+        nll, index = None, None
+        if nll_samples:
+            index = subset_of(len(x), nll_images, subset_seed)
+            rows = index.to(x.device)
+            nll = vae.nll(
+                x[rows], None if y is None else y[rows.to(y.device)], num_samples=nll_samples,
+                seed=seed, first=index.tolist(), progress=progress,
+            )  # fmt: skip
+        active = int(active_units(vae, x, y, seed=seed).sum())
+    means, errors = values.mean(1).tolist(), _errors(values)
+
+    def in_bits(nats: float) -> float:
+        return (nats - log_volume) / (math.prod(x.shape[1:]) * math.log(2))
+
+    found = Evaluation(
+        elbo=means[0],
+        elbo_se=errors[0],
+        reconstruction=means[1],
+        kl=means[2],
+        kl_se=errors[2],
+        log_det=means[3],
+        nll=nll,
+        nll_index=index,
+        active=active,
+        latent_dim=vae.latent_dim,
+        images=len(x),
+        bits=in_bits(nll.mean if nll is not None else -means[0]),
+        elbo_bits=in_bits(-means[0]),
+        nll_elbo_bits=None if nll is None else in_bits(float(nll.bound.mean())),
+        warning=collapse_warning(means[2], active, vae.latent_dim) if len(x) > 1 else _SINGLE,
+    )
+    told = found.summary
+    return found if told is None else found.with_warning(told.warning)
+
+
+def _terms(vae: FlowVAE, x: Tensor, y: Tensor | None, seed: int) -> Tensor:
+    """Bound, reconstruction, KL divergence and log-determinants of each image ``(4, N)``."""
+    parts = []
+    for number, start in enumerate(range(0, len(x), _ROWS)):
+        rows = slice(start, start + _ROWS)
+        generator = stream(seed, _ELBO, number, device=x.device)
+        terms = vae.elbo(x[rows], None if y is None else y[rows], generator=generator)
+        parts.append(torch.stack([terms.bound, terms.reconstruction, terms.kl, terms.log_det]))
+    return torch.cat(parts, 1).double()
+
+
+@torch.no_grad()
+def active_units(
+    vae: FlowVAE,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    num_samples: int = 32,
+    threshold: float = _ACTIVE,
+    seed: int = 0,
+) -> Tensor:
+    r"""Tell which coordinates of z carry something: :math:`\mathrm{Var}_x(E[z_d \mid x]) > 0.01`.
+
+    Behind a flow the posterior's mean has no closed form, so it is a mean of draws. The variance is
+    taken as the covariance of two such means of independent draws, which their noise does not
+    inflate.
+
+    Shape:
+        -> bool ``(D,)``.
+
+    Source: Burda et al. 2016, arXiv:1509.00519, section 5.2.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.vae import Architecture, active_units
+        >>> vae = Architecture((4, 4), latent_dim=2, flow="none", hidden=(8,)).build(seed=0)
+        >>> active_units(vae, torch.bernoulli(torch.full((20, 4, 4), 0.5))).shape
+        torch.Size([2])
+    """
+    halves = []
+    with evaluation(vae), seeded(seed, "vae nets"):
+        for number, start in enumerate(range(0, len(x), _ROWS)):
+            rows = slice(start, start + _ROWS)
+            generator = stream(seed, _UNITS, number, device=x.device)
+            posterior = vae.encode(x[rows], None if y is None else y[rows])
+            z = posterior.draw(2 * num_samples, generator=generator).z
+            halves.append(torch.stack([z[:num_samples].mean(0), z[num_samples:].mean(0)]))
+    one, two = torch.cat(halves, 1).double().unbind(0)
+    covariance = ((one - one.mean(0)) * (two - two.mean(0))).sum(0) / max(len(one) - 1, 1)
+    return covariance > threshold
+
+
+def collapse_warning(kl: float, active: int, latent_dim: int) -> str:
+    """Say in words that the posterior ignores the image, and what to do; empty if it does not.
+
+    Example:
+        >>> collapse_warning(kl=20.0, active=15, latent_dim=40)
+        ''
+    """
+    if kl >= _NO_KL and active >= max(1, _FEW * latent_dim):
+        return ""
+    return (
+        f"posterior collapse: {active} of {latent_dim} latent coordinates carry anything (KL "
+        f"{kl:.2f} nats), so the decoder hardly uses z. Warm the KL up for longer (--warmup), give "
+        "it free bits (--free-bits), take a smaller --latent-dim or a weaker decoder, or train on."
+    )

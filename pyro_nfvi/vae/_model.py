@@ -1,0 +1,382 @@
+"""The flow-augmented VAE: model and guide in one module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_nfvi._autocast import full_dtype, lift
+from pyro_nfvi._eval_mode import evaluation, recorded, scoring
+from pyro_nfvi._random import seeded
+from pyro_nfvi._validation import whole
+from pyro_nfvi.distributions._flow_density import FlowDensity
+from pyro_nfvi.errors import ContextError, DataError, OptionError, ShapeError
+from pyro_nfvi.flows._base import Flow
+from pyro_nfvi.guides._param_store import sync_module
+from pyro_nfvi.vae._assemble import call_net, encoder_output, plate, posterior_flow, prior_density
+from pyro_nfvi.vae._elbo_terms import ELBO, elbo_terms
+from pyro_nfvi.vae._importance_nll import NLL, importance_nll
+from pyro_nfvi.vae._likelihoods import Likelihood, make_likelihood
+from pyro_nfvi.vae._posterior import Posterior
+
+
+class FlowVAE(PyroModule):
+    r"""A VAE whose posterior is a Gaussian bent by a flow.
+
+    .. math::
+        z_0 \sim N(\mu(x), \sigma^2(x)), \quad z = f(z_0; h(x)), \qquad
+        \log p(x) \ge \mathbb{E}\bigl[\log p(x \mid z)\bigr]
+        - \mathbb{E}\bigl[\log q_0(z_0) - \log|\det J_f| - \log p(z)\bigr]
+
+    The flow starts as the identity, so that the VAE with a flow starts as the plain one. How much
+    of the flow depends on the image:
+
+    - ``context_dim=0``: nothing; one flow for all images, which moves each image's Gaussian;
+    - a context, and layers that do not look at the point for their parameters (planar, radial,
+      Sylvester, affine maps): all their parameters, linear in the context;
+    - a context, and layers with a net of their own (IAF, coupling, splines): the context goes into
+      the net's hidden layers beside the point.
+
+    ``model`` and ``guide`` go into ``pyro.infer.SVI``; :meth:`elbo` and :meth:`nll` are the same
+    numbers without Pyro's machinery between.
+
+    Args:
+        encoder: ``encoder(x) -> (loc, scale, context)``, sizes ``(B, D)``, ``(B, D)`` and
+            ``(B, context_dim)``; without a context the third may be None or left out. The scale
+            is positive. With ``condition_dim`` it is called ``encoder(x, c)``.
+        decoder: ``decoder(z)``, ``(N, D)`` to the likelihood's parameters ``(N, *shape)``
+            (``(N, *shape, P)`` for P numbers per pixel); with ``condition_dim`` ``decoder(z, c)``.
+        latent_dim: D.
+        context_dim: Size of the context of the flow; 0 for one flow for all images.
+        flow: A formula as ``"iaf*4"``, a :class:`pyro_nfvi.flows.Flow`, or None (``"none"``).
+            ``"tril"`` gives a Gaussian with full covariance.
+        likelihood: A name (bernoulli, categorical, gaussian, logit-normal) or a
+            :class:`Likelihood`.
+        prior: None for the standard normal; a formula as ``"maf*2"``, a flow from base to z (with
+            ``context_dim=condition_dim`` or 0), or a :class:`pyro_nfvi.FlowDensity`.
+        condition_dim: Size of labels c on which everything is conditioned; integer labels are
+            turned into one-hot rows. 0 for none.
+        amortize: ``"linear"``: the context's linear map gives the layers' parameters, as in the
+            papers; ``"mlp"``: a net with one hidden layer does.
+        **flow_options: Passed to the flow of a formula: ``hidden_dim``, ``gate``, ``rank``, ...
+
+    Shape:
+        Images ``x (B, *shape)``.
+
+    Cost:
+        An image costs one pass of the encoder, and one of flow and decoder per sample.
+
+    Raises:
+        OptionError: Options that do not fit together.
+        DataError, ShapeError, ContextError: When called: images, outputs of encoder or decoder,
+            or labels that do not fit; the message says what to do.
+
+    Source: Rezende and Mohamed 2015, arXiv:1505.05770; Kingma et al. 2016, arXiv:1606.04934;
+    van den Berg et al. 2018, arXiv:1803.05649.
+
+    Example:
+        >>> import torch
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro.optim import Adam
+        >>> from pyro_nfvi.vae import DenseDecoder, DenseEncoder, FlowVAE
+        >>> encoder = DenseEncoder((8, 8), latent_dim=2, hidden=(16,), context_dim=4)
+        >>> decoder = DenseDecoder(2, (8, 8), hidden=(16,))
+        >>> vae = FlowVAE(encoder, decoder, latent_dim=2, context_dim=4, flow="iaf*2")
+        >>> x = torch.bernoulli(torch.full((5, 8, 8), 0.5))
+        >>> svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), Trace_ELBO())
+        >>> loss = svi.step(x)
+        >>> terms = vae.elbo(x)
+        >>> terms.bound.shape, torch.equal(terms.bound, terms.reconstruction - terms.kl)
+        (torch.Size([5]), True)
+        >>> vae.nll(x, num_samples=100).value.shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        latent_dim: int,
+        context_dim: int = 0,
+        flow: str | Flow | None = "iaf*4",
+        likelihood: str | Likelihood = "bernoulli",
+        *,
+        prior: str | Flow | FlowDensity | None = None,
+        condition_dim: int = 0,
+        amortize: str = "linear",
+        **flow_options: Any,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("latent_dim", latent_dim, 1),
+            ("context_dim", context_dim, 0),
+            ("condition_dim", condition_dim, 0),
+        ):
+            whole(f"FlowVAE: {name}", value, least)
+        if amortize not in ("linear", "mlp"):
+            raise OptionError(f"amortize is 'linear' or 'mlp'; got {amortize!r}.")
+        self.latent_dim, self.context_dim = latent_dim, context_dim
+        self.condition_dim = condition_dim
+        self.likelihood = make_likelihood(likelihood)
+        self.encoder, self.decoder = encoder, decoder
+        self.flow = posterior_flow(flow, latent_dim, context_dim, amortize, flow_options)
+        self.prior = prior_density(prior, latent_dim, condition_dim)
+
+    # ------------------------------------------------------------------ encoder and decoder
+
+    def encode(self, x: Tensor, y: Tensor | None = None) -> Posterior:
+        """Run the encoder once, in eval mode; the result can be drawn from many times.
+
+        Args:
+            x: Images ``(B, *shape)``.
+            y: Labels, with ``condition_dim``: integers ``(B,)`` or rows ``(B, condition_dim)``.
+        """
+        self.check(x)
+        c = self.condition(y, x)
+        like = next(self.encoder.parameters(), None)
+        given = self.likelihood.encoder_input(x)
+        given = given if like is None else given.to(like.dtype)
+        with scoring(self):
+            found = call_net("encoder", self.encoder, given, *(() if c is None else (c,)))
+            loc, scale, context = encoder_output(
+                found, len(x), self.latent_dim, self.context_dim, flow=self.flow is not None
+            )
+            return Posterior(loc, scale, self.flow, context)
+
+    def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        """Return the likelihood's parameters, in eval mode: ``(*b, D) -> (*b, ...)``.
+
+        Args:
+            z: Latent points.
+            c: Labels as rows, ``(condition_dim,)`` on the last axis, broadcast against ``z``.
+        """
+        batch = z.shape[:-1]
+        flat = z.reshape(-1, z.shape[-1])
+        like = next(self.decoder.parameters(), None)
+        # What is drawn is in full precision, also where all nets were turned to half.
+        half = like is not None and lift(like).dtype != like.dtype
+        given = [flat.to(like.dtype) if half and like is not None else flat]
+        if self.condition_dim:
+            if c is None:
+                raise ContextError("This VAE is conditional: decode needs the labels c.")
+            given.append(c.expand(*batch, self.condition_dim).reshape(-1, self.condition_dim))
+        with scoring(self.decoder):
+            params = call_net("decoder", self.decoder, *given)
+        if not isinstance(params, Tensor) or params.shape[:1] != flat.shape[:1]:
+            came = tuple(params.shape) if isinstance(params, Tensor) else type(params).__name__
+            raise ShapeError(
+                f"The decoder needs to return a tensor with {len(flat)} rows for z of shape "
+                f"{tuple(flat.shape)}; it gave {came}. Stack several parameters per pixel on the "
+                "last axis."
+            )
+        return params.reshape(*batch, *params.shape[1:])
+
+    def prior_log_prob(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        """Log density of the prior, ``(*b, D) -> (*b,)``, in nats."""
+        z = lift(z)
+        if self.prior is None:
+            return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+        return self.prior.log_prob(z, c if self.prior.flow.context_dim else None)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse images that cannot be encoded or scored."""
+        if not isinstance(x, Tensor) or x.dim() < 2 or len(x) == 0:
+            came = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise DataError(f"A VAE needs a batch of images, a tensor (B, *shape); got {came}.")
+        self.likelihood.check(x)
+
+    def condition(self, y: Tensor | None, x: Tensor) -> Tensor | None:
+        """Turn labels into rows ``(B, condition_dim)``; None for a VAE without labels."""
+        size = self.condition_dim
+        if not size:
+            if y is not None:
+                raise ContextError("This VAE takes no labels; build it with condition_dim=...")
+            return None
+        if y is None:
+            raise ContextError(f"This VAE is conditional: pass labels y (condition_dim={size}).")
+        like = next(self.parameters(), torch.empty(()))
+        y = torch.as_tensor(y, device=like.device)
+        if y.dim() == 1 and not y.is_floating_point():
+            if len(y) != len(x) or bool(((y < 0) | (y >= size)).any()):
+                raise ContextError(
+                    f"Labels need to be {len(x)} integers from 0 to {size - 1}; got {len(y)} from "
+                    f"{int(y.min())} to {int(y.max())}."
+                )
+            return nn.functional.one_hot(y.long(), size).to(like)
+        if y.shape != (len(x), size):
+            raise ContextError(
+                f"Labels need shape ({len(x)},), integers, or ({len(x)}, {size}); got "
+                f"{tuple(y.shape)}."
+            )
+        return y.to(like)
+
+    # ----------------------------------------------------------------------------- Pyro's door
+
+    def model(self, x: Tensor, y: Tensor | None = None, *, num_data: int | None = None) -> Tensor:
+        """Pyro model: prior of ``z``, likelihood of ``x``, in the plate ``data``.
+
+        Args:
+            x: Images of a mini-batch ``(B, *shape)``.
+            y: Labels of a conditional VAE.
+            num_data: Size N of the whole data set; the batch's log densities then count N/B times.
+
+        Returns:
+            The likelihood's parameters at the drawn ``z``.
+        """
+        self.check(x)
+        self._sync("decoder", self.decoder)
+        self._sync("prior", self.prior)
+        c = self.condition(y, x)
+        with plate(x, num_data), recorded(self):
+            z = pyro.sample("z", self._prior_distribution(x, c))
+            params = self.decode(z, c)
+            self.likelihood.check_params(params.reshape(-1, *params.shape[z.dim() - 1 :]), x)
+            pixels = self.likelihood.distribution(params).to_event(x.dim() - 1)
+            pyro.sample("x", pixels, obs=x)
+        return params
+
+    def guide(self, x: Tensor, y: Tensor | None = None, *, num_data: int | None = None) -> Tensor:
+        """Pyro guide: draws ``z`` from the flow posterior; arguments as :meth:`model`."""
+        self.check(x)
+        self._sync("encoder", self.encoder)
+        self._sync("flow", self.flow)
+        with plate(x, num_data), recorded(self):
+            drawn: Tensor = pyro.sample("z", self.encode(x, y).distribution())
+        return drawn
+
+    def _prior_distribution(self, x: Tensor, c: Tensor | None) -> Any:
+        if self.prior is None:
+            like = next(self.parameters(), torch.empty((), device=x.device))
+            # Drawn and scored in full precision, whatever the nets compute in.
+            dtype = full_dtype(like.dtype)
+            loc = like.new_zeros(len(x), self.latent_dim, dtype=dtype)
+            return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
+        seen = c if self.prior.flow.context_dim else None
+        return self.prior.distribution(seen).expand((len(x),))
+
+    def _sync(self, part: str, module: nn.Module | None) -> None:
+        """Keep the parameters and Pyro's store one and the same: loaded values are taken over.
+
+        Those of another VAE of this process are not: nets come with weights of their own, and the
+        VAE that is trained next would begin with trained ones.
+        """
+        sync_module(self, f"{type(self).__name__}.{part}", module, adopt=False)
+
+    # ------------------------------------------------------------------------- without Pyro
+
+    def elbo(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        num_samples: int = 1,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> ELBO:
+        """Return the ELBO of each image in parts, in nats, differentiable; nets are in eval mode.
+
+        Args:
+            x: Images ``(B, *shape)``.
+            y: Labels of a conditional VAE.
+            num_samples: Draws S per image, averaged.
+            eps: Base noise ``(S, B, D)`` to use instead of drawing it.
+            generator: Where noise is drawn from; torch's global state if None.
+
+        To train nets with dropout or batch normalisation take a loss, or call this inside of
+        :func:`pyro_nfvi.vae.training_pass`.
+        """
+        num_samples = whole("elbo: num_samples", num_samples)
+        with scoring(self):
+            posterior = self.encode(x, y)
+            noise = posterior.noise(num_samples, generator=generator) if eps is None else eps
+            return elbo_terms(self, x, self.condition(y, x), posterior, noise)
+
+    def nll(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        num_samples: int = 5000,
+        seed: int = 0,
+        tile: int | None = None,
+        first: int | Sequence[int] = 0,
+        progress: bool = False,
+    ) -> NLL:
+        """Estimate ``-log p(x)`` of each image by importance sampling; see :class:`NLL`.
+
+        Args:
+            x: Images ``(B, *shape)``.
+            y: Labels of a conditional VAE.
+            num_samples: Draws S per image.
+            seed: Of the noise, which is that of image ``first + i`` whatever the tiles are.
+            tile: Decoder rows at a time, images times samples: bounds the memory. None takes
+                what fits a processor's cache, on a GPU 65,536.
+            first: Number of the first image, where a data set is evaluated in parts, or the number
+                of each image, where it is a subset: numbers choose the noise.
+            progress: Show a bar.
+        """
+        num_samples = whole("nll: num_samples", num_samples)
+        if tile is None:
+            tile = 4096 if x.device.type == "cpu" else 65_536
+        tile = whole("nll: tile", tile)
+        self.check(x)
+        numbers = range(first, first + len(x)) if isinstance(first, int) else first
+        if len(numbers) != len(x):
+            raise OptionError(
+                f"nll: first needs a number for each of {len(x)} images; got {len(numbers)}."
+            )
+        # Nets that draw from torch's own state in eval mode too give one value for one seed.
+        with evaluation(self), seeded(seed, "vae nets"):
+            return importance_nll(
+                self, x, y, num_samples=num_samples, seed=seed, tile=tile, numbers=numbers,
+                show=progress,
+            )  # fmt: skip
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num_samples: int,
+        y: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        mean: bool = True,
+    ) -> Tensor:
+        """Draw images from the model: expected ones, or with ``mean=False`` pixels drawn too.
+
+        Args:
+            num_samples: Number of images.
+            y: Labels, one per image, of a conditional VAE.
+            generator: Of the latent points; torch's global state if None.
+            mean: Return the expected pixels.
+        """
+        num_samples = whole("sample: num_samples", num_samples)
+        like = next(self.parameters(), torch.empty(()))
+        z = torch.randn(
+            num_samples,
+            self.latent_dim,
+            generator=generator,
+            dtype=full_dtype(like.dtype),
+            device=like.device,
+        )
+        c = self.condition(y, z)
+        with evaluation(self):
+            if self.prior is not None:
+                z, _ = self.prior.push(z, c if self.prior.flow.context_dim else None)
+            params = self.decode(z, c)
+        return self.likelihood.mean(params) if mean else self.likelihood.sample(params)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, x: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return the expected image at one draw of each image's posterior ``(B, *shape)``."""
+        with evaluation(self):
+            z = self.encode(x, y).draw(1, generator=generator).z[0]
+            return self.likelihood.mean(self.decode(z, self.condition(y, x)))

@@ -1,0 +1,1 @@
+"""Training of flow VAEs: ``python -m pyro_nfvi.vae.train``."""

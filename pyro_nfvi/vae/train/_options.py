@@ -1,0 +1,251 @@
+"""What a training run is told: one record, from the command line or a JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyro_nfvi.errors import FileError, OptionError
+from pyro_nfvi.vae._architecture import ARCHITECTURES
+
+
+def _option(default: Any, text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": text, **more})
+
+
+@dataclass
+class Options:
+    """Options of a training run; ``python -m pyro_nfvi.vae.train --help`` explains each."""
+
+    data: str = _option("digits", "'digits', an npz file, an idx file or a folder of them")
+    shape: str = _option(
+        "", "shape of an image, such as 28,28, where the file holds rows; the row's length for none"
+    )
+    levels: int = _option(
+        -1, "levels of the pixels, such as 2, 17 or 256; 0: real numbers; -1: as images have them"
+    )
+    split_seed: int = _option(0, "of the test images, where the file names none")
+    out: str = _option("runs/vae", "folder for checkpoints, log and pictures")
+    # What is trained
+    flow: str = _option("iaf*4", "formula of the flow, such as planar*16; none for a plain VAE")
+    latent_dim: int = _option(40, "size of the latent vector")
+    nets: str = _option("gated", "encoder and decoder", choices=ARCHITECTURES)
+    hidden: str = _option("300,300", "widths of the dense nets")
+    context_dim: int = _option(
+        -1, "size of the flow's context; -1: the encoder's last layer; 0: one flow for all images"
+    )
+    flow_hidden: int = _option(0, "hidden width of the flow's nets; 0: chosen by the flow")
+    gate: str = _option("", "gate of iaf and maf", choices=("", "affine", "sigmoid"))
+    rank: int = _option(0, "columns of a Sylvester layer; 0: chosen by the flow")
+    kind: str = _option(
+        "", "kind of Sylvester layers", choices=("", "qr", "householder", "triangular")
+    )
+    amortize: str = _option(
+        "linear", "how layers get parameters from the context", choices=("linear", "mlp")
+    )
+    prior: str = _option("none", "formula of a flow as prior, such as maf*2")
+    conditional: bool = _option(False, "condition everything on the labels of the data")
+    likelihood: str = _option(
+        "bernoulli",
+        "what pixels are",
+        choices=("bernoulli", "categorical", "gaussian", "logit-normal"),
+    )
+    binarize: str = _option("auto", "auto, dynamic, static, threshold, as-is or dequantize")
+    # How
+    epochs: int = _option(50, "passes over the training images, at most")
+    batch_size: int = _option(100, "images per step, over all processes")
+    lr: float = _option(1e-3, "learning rate; the papers: 0.0005 with adamax, for far longer")
+    optimizer: str = _option("adam", "optimiser", choices=("adam", "adamax"))
+    decay: str = _option("none", "decay of the rate over the run", choices=("none", "cosine"))
+    clip_norm: float = _option(100.0, "largest norm of the gradient")
+    objective: str = _option("elbo", "bound", choices=("elbo", "iwae"))
+    estimator: str = _option(
+        "total", "gradient: total, path (elbo) or dreg (iwae)", choices=("total", "path", "dreg")
+    )
+    num_samples: int = _option(1, "draws per image and step")
+    beta: float = _option(1.0, "weight of the KL divergence after warm-up")
+    warmup: float = _option(0.2, "share of the run over which the KL weight rises (per step)")
+    warmup_epochs: float = _option(-1.0, "the same in epochs; -1: as --warmup says")
+    cycles: int = _option(1, "number of warm-ups in turn; above 1: cyclic")
+    tempered: int = _option(0, "steps of Rezende and Mohamed's tempered joint; 0: none")
+    free_bits: float = _option(0.0, "nats of KL divergence that are not pushed down")
+    patience: int = _option(0, "epochs without improvement after warm-up; 0: no early stopping")
+    seed: int = _option(0, "of everything")
+    # Where and when
+    device: str = _option("auto", "auto, cpu, cuda, cuda:1, ...")
+    threads: int = _option(0, "threads of torch; 0: as torch has them")
+    compile: bool = _option(False, "compile encoder and decoder (pays for long runs and on a GPU)")
+    save_steps: int = _option(500, "steps between checkpoints within an epoch")
+    resume: bool = _option(False, "go on from OUT/last.pt; with none there, start fresh")
+    overwrite: bool = _option(False, "start fresh where OUT holds a run already")
+    quiet: bool = _option(False, "no progress bar")
+    # Afterwards
+    nll_samples: int = _option(5000, "importance samples per test image; 0: no NLL")
+    nll_images: int = _option(500, "test images for the NLL, the same of every run; 0: all")
+    pictures: bool = _option(True, "draw pictures at the end")
+
+    def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):
+            value, kind = getattr(self, one.name), type(one.default)
+            if kind is float and type(value) is int:
+                setattr(self, one.name, float(value))
+            elif kind is str and isinstance(value, os.PathLike):
+                setattr(self, one.name, os.fspath(value))
+            elif type(value) is not kind:
+                raise OptionError(
+                    f"--{one.name.replace('_', '-')} is of type {kind.__name__}; got {value!r}."
+                )
+        least = {
+            "latent_dim": 1, "context_dim": -1, "flow_hidden": 0, "rank": 0, "epochs": 1,
+            "batch_size": 1, "num_samples": 1, "cycles": 1, "tempered": 0, "patience": 0,
+            "save_steps": 1, "nll_samples": 0, "nll_images": 0, "threads": 0, "warmup": 0,
+            "beta": 0, "free_bits": 0, "seed": 0, "split_seed": 0, "levels": -1,
+        }  # fmt: skip
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise OptionError(
+                    f"--{name.replace('_', '-')} is at least {bound}; got {getattr(self, name)}."
+                )
+        if not self.warmup <= 1:
+            raise OptionError(
+                f"--warmup is a share of the run, from 0 to 1; got {self.warmup:g}. For epochs: "
+                f"--warmup-epochs {self.warmup:g}."
+            )
+        if self.levels == 1:
+            raise OptionError("--levels is at least 2, or 0 for real numbers; got 1.")
+        for name in ("lr", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise OptionError(f"--{name.replace('_', '-')} is above 0.")
+        for one in dataclasses.fields(self):
+            known = one.metadata.get("choices")
+            if known and getattr(self, one.name) not in known:
+                raise OptionError(
+                    f"{one.name} is one of {', '.join(filter(None, known))}; got "
+                    f"{getattr(self, one.name)!r}."
+                )
+        if self.objective == "iwae":
+            plain = {"beta": 1.0, "free_bits": 0.0, "tempered": 0, "cycles": 1}
+            for name, value in plain.items():
+                if getattr(self, name) != value:
+                    raise OptionError(
+                        f"--{name.replace('_', '-')} belongs to --objective elbo; the IWAE bound "
+                        "has no KL divergence of its own to weight."
+                    )
+        wrong = {"elbo": "dreg", "iwae": "path"}[self.objective]
+        if self.estimator == wrong:
+            raise OptionError(
+                f"--estimator {wrong} does not belong to --objective {self.objective}."
+            )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the dense nets."""
+        try:
+            return tuple(int(part) for part in str(self.hidden).split(","))
+        except ValueError as error:
+            raise OptionError(
+                f"--hidden is a list of widths such as 300,300; got {self.hidden!r}."
+            ) from error
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """Shape of an image, where it was given."""
+        if not self.shape:
+            return None
+        try:
+            return tuple(int(part) for part in self.shape.split(","))
+        except ValueError as error:
+            raise OptionError(
+                f"--shape is a list of sizes such as 28,28; got {self.shape!r}."
+            ) from error
+
+    @property
+    def flow_options(self) -> dict[str, Any]:
+        """Options of the flow that were given."""
+        given = {
+            "hidden_dim": self.flow_hidden,
+            "gate": self.gate,
+            "rank": self.rank,
+            "kind": self.kind,
+        }
+        return {name: value for name, value in given.items() if value}
+
+
+def migrated(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options that an earlier version wrote, in the terms of this one.
+
+    Warm-up was told in epochs, and test images that a file does not name were drawn by the seed.
+    """
+    found = dict(options)
+    if "warmup" in found and "warmup_epochs" not in found:
+        found["warmup_epochs"] = found["warmup"]
+        found["warmup"] = Options.warmup
+    if "seed" in found:
+        found.setdefault("split_seed", found["seed"])
+    for name in ("shape", "levels"):
+        found.setdefault(name, getattr(Options, name))
+    return found
+
+
+#: Options that have to be the same for a run to go on.
+IDENTITY = tuple(
+    one.name
+    for one in dataclasses.fields(Options)
+    if one.name
+    not in {
+        "out", "epochs", "patience", "device", "threads", "compile", "save_steps", "resume",
+        "overwrite", "quiet", "nll_samples", "nll_images", "pictures", "data",
+    }
+)  # fmt: skip
+
+
+def parse(arguments: Sequence[str] | None = None, doc: str = "") -> Options:
+    """Read options from the command line; ``--config FILE`` gives other defaults.
+
+    Raises:
+        FileError: The configuration cannot be read.
+        OptionError: A value that cannot be used.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m pyro_nfvi.vae.train",
+        description=doc,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--config", help="JSON file with options, as OUT/config.json")
+    for one in dataclasses.fields(Options):
+        flag = "--" + one.name.replace("_", "-")
+        text = one.metadata["help"]
+        if isinstance(one.default, bool):
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(flag, action=action, default=one.default, help=text)
+        else:
+            kind = type(one.default)
+            parser.add_argument(
+                flag, type=kind, default=one.default, help=text, choices=one.metadata.get("choices")
+            )
+    first, _ = parser.parse_known_args(arguments)
+    if first.config:
+        parser.set_defaults(**_read(Path(first.config)))
+    given = vars(parser.parse_args(arguments))
+    given.pop("config")
+    return Options(**given)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        held = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise FileError(f"The configuration {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise FileError(f"The configuration {path} is not JSON: {error}.") from error
+    known = {one.name for one in dataclasses.fields(Options)}
+    stray = sorted(set(held) - known) if isinstance(held, dict) else ["(no object)"]
+    if stray:
+        raise OptionError(f"{path} holds options that are unknown: {', '.join(stray)}.")
+    return migrated(held)

@@ -1,0 +1,80 @@
+"""Optimisers of a fit: Pyro's ClippedAdam and the decay of its rate."""
+
+import shutil
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_nfvi import NFVI
+from pyro_nfvi._train.snapshot import averaged
+
+Y = torch.tensor([1.0, 2.0, 3.0, 2.5])
+
+
+def model(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def fit(engine, **options):
+    optim = pyro.optim.ClippedAdam({"lr": 0.01, "lrd": 0.98, "clip_norm": 0.5})
+    return NFVI(
+        model, "affine", optim=optim, seed=0, max_steps=200, stop=False, engine=engine,
+        precondition=False, progress=False, **options,
+    ).run(Y)  # fmt: skip
+
+
+def test_the_rate_of_clipped_adam_decays_at_every_step():
+    # Between the warm-up (50 steps) and the cosine (100 on), its own decay alone.
+    rates = []
+    fit("svi", callbacks=[lambda info: rates.append(info.lr)])
+    assert rates[60] == pytest.approx(0.01 * 0.98**60)
+    assert rates[90] / rates[89] == pytest.approx(0.98)
+
+
+@pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="no C++ compiler"
+)
+def test_clipped_adam_runs_natively():
+    native, plain = fit("native"), fit("svi")
+    assert native.engine == "native"
+    torch.testing.assert_close(native.losses, plain.losses, rtol=1e-4, atol=1e-4)
+
+
+def test_the_average_counts_later_states_more():
+    params = [torch.tensor([float(k)]) for k in range(1, 101)]
+    mean = None
+    for param in params:
+        mean = averaged(mean, [param])
+    assert mean.step == 100
+    weights = torch.arange(1.0, 101.0).pow(3)  # up to terms of lower order
+    wanted = float((weights * torch.arange(1.0, 101.0)).sum() / weights.sum())
+    assert float(mean.values[0]) == pytest.approx(wanted, rel=0.02)
+
+
+@pytest.mark.parametrize("engine", ["svi", "graph"])
+def test_the_average_is_kept_where_it_is_better(engine):
+    # Ten times the usual rate, so that the last states of so short a decay are far apart.
+    options = {"optim": 0.3, "seed": 0, "max_steps": 300, "stop": False, "engine": engine,
+               "num_particles": 2, "precondition": False, "progress": False}  # fmt: skip
+    plain = NFVI(model, "affine", "total", **options).run(Y)
+    mean = NFVI(model, "affine", "total", average=True, **options).run(Y)
+    assert torch.equal(mean.losses, plain.losses)  # training is not touched
+    assert mean.elbo >= plain.elbo - 1e-6
+
+
+def test_an_average_goes_on_from_a_checkpoint(tmp_path):
+    options = {"optim": 0.1, "seed": 0, "max_steps": 400, "stop": False, "engine": "svi",
+               "average": True, "precondition": False, "progress": False}  # fmt: skip
+    whole = NFVI(model, "affine", **options).run(Y)
+    where = {"checkpoint": tmp_path / "fit", "checkpoint_every": 50}
+
+    def stop(info):
+        return info.step == 320
+
+    NFVI(model, "affine", callbacks=[stop], **options, **where).run(Y)
+    again = NFVI(model, "affine", resume=True, **options, **where).run(Y)
+    assert again.elbo == pytest.approx(whole.elbo, abs=1e-5)
