@@ -1,12 +1,13 @@
 """Random models, drawn by hypothesis, for laws about the log joint.
 
 A model is a list of statements: latent, discrete and observed sites, factors and Markov chains,
-each in some of the plates of the model and under handlers. All numbers are float64.
+each in some of the plates of the model and under handlers. All numbers are of the default dtype
+when the model runs; the data that were drawn are cast to it.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,16 +20,19 @@ from pyro.distributions import constraints, transforms
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
-T = torch.float64
-
 
 def t(value: Any) -> Tensor:
-    return torch.tensor(value, dtype=T)
+    return torch.tensor(value, dtype=torch.get_default_dtype())
+
+
+def as_number(value: Tensor) -> Tensor:
+    """A discrete value as a number that others may depend on."""
+    return value.to(torch.get_default_dtype())
 
 
 def vec(m: Tensor, n: int) -> Tensor:
     """A mean of n coordinates from one number."""
-    return m.unsqueeze(-1) * torch.linspace(0.5, 1.5, n, dtype=T)
+    return m.unsqueeze(-1) * torch.linspace(0.5, 1.5, n)
 
 
 def pos(m: Tensor) -> Tensor:
@@ -39,7 +43,27 @@ def unit(m: Tensor) -> Tensor:
     return 0.1 + 0.8 * torch.sigmoid(m)
 
 
-COV = t([[1.2, 0.3], [0.3, 0.8]])
+def cov() -> Tensor:
+    return t([[1.2, 0.3], [0.3, 0.8]])
+
+
+def alternating(m: Tensor, n: int) -> Tensor:
+    """A mask of n items of which every second counts."""
+    return (torch.arange(n) % 2 == 0).expand((*m.shape, n))
+
+
+def gaussian_hmm(m: Tensor, steps: int) -> dist.GaussianHMM:
+    """Two hidden coordinates that drift by ``m``, one observed."""
+    eye = torch.eye(2)
+    return dist.GaussianHMM(
+        dist.MultivariateNormal(vec(m, 2), cov()),
+        0.8 * eye,
+        dist.MultivariateNormal(0.1 * vec(m, 2), 0.5 * eye),
+        t([[1.0], [0.5]]),
+        dist.Normal(t([0.0]), t([0.7])).to_event(1),
+        duration=steps,
+    )
+
 
 #: Continuous distributions of one number ``m`` (of any batch shape), which may be latent.
 LATENT = {
@@ -80,11 +104,11 @@ LATENT = {
     "matrix": lambda m: (
         dist.Normal(vec(m, 2).unsqueeze(-1), t(1.0)).expand((*m.shape, 2, 3)).to_event(2)
     ),
-    "mvn": lambda m: dist.MultivariateNormal(vec(m, 2), COV),
+    "mvn": lambda m: dist.MultivariateNormal(vec(m, 2), cov()),
     "low rank": lambda m: dist.LowRankMultivariateNormal(
         vec(m, 2), t([[0.5], [0.2]]), t([1.0, 2.0])
     ),
-    "mvt": lambda m: dist.MultivariateStudentT(t(4.0), vec(m, 2), torch.linalg.cholesky(COV)),
+    "mvt": lambda m: dist.MultivariateStudentT(t(4.0), vec(m, 2), torch.linalg.cholesky(cov())),
     "dirichlet": lambda m: dist.Dirichlet(pos(vec(m, 3))),
     "ordered": lambda m: dist.TransformedDistribution(
         dist.Normal(vec(m, 3), t(1.0)).to_event(1), [transforms.OrderedTransform()]
@@ -93,18 +117,64 @@ LATENT = {
         dist.Normal(vec(m, 2), t(1.0)).to_event(1), [transforms.StickBreakingTransform()]
     ),
     "lkj": lambda m: dist.LKJCholesky(3, t(2.0)).expand(m.shape),
-    "wishart": lambda m: dist.Wishart(t(4.0), COV).expand(m.shape),
+    "wishart": lambda m: dist.Wishart(t(4.0), cov()).expand(m.shape),
     "mixture": lambda m: dist.MixtureSameFamily(
         dist.Categorical(logits=vec(m, 2)), dist.Normal(vec(m, 2), t([0.5, 1.0]))
     ),
     "masked": lambda m: dist.Normal(m, t(1.0)).mask(torch.tensor(data=True)),
     "expanded": lambda m: dist.Gamma(t(2.0), t(1.5)).expand(m.shape),
+    "masked mixture": lambda m: dist.MaskedMixture(
+        torch.tensor(m.dim() % 2 == 0).expand(m.shape),
+        dist.Normal(m, t(1.0)),
+        dist.StudentT(t(4.0), m, t(2.0)),
+    ),
+    "mixture of vectors": lambda m: dist.MixtureSameFamily(
+        dist.Categorical(logits=vec(m, 2)),
+        dist.Normal(vec(m, 2).unsqueeze(-1) * t([1.0, -1.0, 0.5]), t(0.8)).to_event(1),
+    ),
+    "diag normals": lambda m: dist.MixtureOfDiagNormals(
+        vec(m, 2).unsqueeze(-1) * t([1.0, -0.5]),
+        pos(vec(m, 2).unsqueeze(-1)).expand((*m.shape, 2, 2)),
+        vec(m, 2),
+    ),
+    "shared covariance": lambda m: dist.MixtureOfDiagNormalsSharedCovariance(
+        vec(m, 2).unsqueeze(-1) * t([1.0, -0.5]), pos(vec(m, 2)), vec(m, 2)
+    ),
+    "expanded vector": lambda m: (
+        dist.Normal(m.unsqueeze(-1), t(1.0)).expand((*m.shape, 3)).to_event(1)
+    ),
+    "independent gammas": lambda m: dist.Independent(dist.Gamma(pos(vec(m, 2)), t(2.0)), 1),
+    "twice independent": lambda m: (
+        dist.Normal(vec(m, 2).unsqueeze(-1) * t([1.0, 2.0, 3.0]), t(1.0)).to_event(1).to_event(1)
+    ),
+    "affine of vectors": lambda m: dist.TransformedDistribution(
+        dist.Normal(vec(m, 2), t(1.0)).to_event(1),
+        [transforms.AffineTransform(t([0.5, -0.5]), t([2.0, -0.7]), event_dim=1)],
+    ),
+    "exp of independent": lambda m: dist.TransformedDistribution(
+        dist.Independent(dist.Normal(0.2 * vec(m, 2), t(0.5)), 1), [transforms.ExpTransform()]
+    ),
+    "independent of exp": lambda m: dist.TransformedDistribution(
+        dist.Normal(0.2 * vec(m, 2), t(0.5)), [transforms.ExpTransform()]
+    ).to_event(1),
+    "power": lambda m: dist.TransformedDistribution(
+        dist.Gamma(pos(m), t(1.0)), [transforms.PowerTransform(t(0.5))]
+    ),
+    "folded": lambda m: dist.FoldedDistribution(dist.StudentT(t(5.0), m, t(1.0))),
+    "correlated": lambda m: dist.TransformedDistribution(
+        dist.Normal(vec(m, 2), t(1.0)).to_event(1),
+        [transforms.LowerCholeskyAffine(t([0.2, 0.1]), torch.linalg.cholesky(cov()))],
+    ),
+    "gaussian hmm": lambda m: gaussian_hmm(m, 3),
 }
 
 #: Distributions of data.
 OBSERVED = {
     **{n: LATENT[n] for n in ("normal", "student", "gamma", "lognormal", "beta", "von mises")},
     **{n: LATENT[n] for n in ("mvn", "vector", "dirichlet", "mixture", "weibull", "sticks")},
+    **{n: LATENT[n] for n in ("masked mixture", "mixture of vectors", "diag normals", "power")},
+    **{n: LATENT[n] for n in ("expanded vector", "affine of vectors", "exp of independent")},
+    **{n: LATENT[n] for n in ("folded", "correlated", "gaussian hmm", "shared covariance")},
     "poisson": lambda m: dist.Poisson(pos(m)),
     "bernoulli": lambda m: dist.Bernoulli(logits=m),
     "geometric": lambda m: dist.Geometric(unit(m)),
@@ -118,6 +188,48 @@ OBSERVED = {
     "ordered logistic": lambda m: dist.OrderedLogistic(m, t([-1.0, 0.5, 1.5])),
     "zip": lambda m: dist.ZeroInflatedPoisson(pos(m), gate=t(0.3)),
     "masked data": lambda m: dist.Normal(m, t(1.0)).mask(torch.tensor(data=False)),
+    "masked rows": lambda m: dist.Normal(vec(m, 4), t(1.0)).mask(alternating(m, 4)).to_event(1),
+    "mask of rows": lambda m: (
+        dist.Poisson(pos(vec(m, 4))).to_event(1).mask(torch.tensor(m.dim() % 2 == 0))
+    ),
+    "zinb": lambda m: dist.ZeroInflatedNegativeBinomial(t(4.0), logits=0.3 * m, gate=t(0.2)),
+    "zero inflated": lambda m: dist.ZeroInflatedDistribution(dist.Poisson(pos(m)), gate=unit(m)),
+    "dirichlet multinomial": lambda m: dist.DirichletMultinomial(
+        pos(vec(m, 3)), total_count=5, is_sparse=False
+    ),
+    "mixture of counts": lambda m: dist.MixtureSameFamily(
+        dist.Categorical(logits=vec(m, 2)), dist.Poisson(pos(vec(m, 2)))
+    ),
+    "masked mixture of counts": lambda m: dist.MaskedMixture(
+        torch.tensor(m.dim() % 2 == 1).expand(m.shape),
+        dist.Poisson(pos(m)),
+        dist.Geometric(unit(m)),
+    ),
+    "independent hmm": lambda m: dist.IndependentHMM(
+        dist.GaussianHMM(
+            dist.MultivariateNormal(vec(m, 2).unsqueeze(-1), torch.eye(1)),
+            0.8 * torch.eye(1),
+            dist.MultivariateNormal(t([0.1]), 0.5 * torch.eye(1)),
+            torch.eye(1),
+            dist.Normal(t([0.0]), t([0.7])).to_event(1),
+            duration=3,
+        )
+    ),
+    "gamma gaussian hmm": lambda m: dist.GammaGaussianHMM(
+        dist.Gamma(2 + pos(m), t(2.0)),
+        dist.MultivariateNormal(vec(m, 2), cov()),
+        0.8 * torch.eye(2),
+        dist.MultivariateNormal(t([0.1, 0.0]), 0.5 * torch.eye(2)),
+        t([[1.0], [0.5]]),
+        dist.MultivariateNormal(t([0.0]), 0.5 * torch.eye(1)),
+        duration=3,
+    ),
+    "hmm of counts": lambda m: dist.DiscreteHMM(
+        t([0.3, -0.2]),
+        t([[0.1, 0.4], [0.7, -0.3]]),
+        dist.Poisson(pos(vec(m, 2)).unsqueeze(-2)),
+        duration=3,
+    ),
     "hmm": lambda m: dist.DiscreteHMM(
         t([0.3, -0.2]),
         t([[0.1, 0.4], [0.7, -0.3]]).expand(3, 2, 2),
@@ -125,16 +237,31 @@ OBSERVED = {
     ),
 }
 
+#: Distributions of data of which some are missing (``obs_mask``).
+PARTLY = {
+    n: LATENT[n]
+    for n in (
+        "normal",
+        "gamma",
+        "beta",
+        "mvn",
+        "dirichlet",
+        "mixture",
+        "lognormal vector",
+        "folded",
+    )
+}
+
 #: Discrete distributions that can be summed out, and a number from their value.
 DISCRETE = {
     "bernoulli": (lambda m: dist.Bernoulli(logits=m), lambda v: v),
-    "categorical": (lambda m: dist.Categorical(logits=vec(m, 3)), lambda v: v.to(T) - 1),
+    "categorical": (lambda m: dist.Categorical(logits=vec(m, 3)), lambda v: as_number(v) - 1),
     "fixed": (lambda m: dist.Categorical(t([0.2, 0.5, 0.3])), lambda v: t([-1.0, 0.0, 2.0])[v]),
-    "one": (lambda m: dist.Categorical(t([1.0])), lambda v: v.to(T)),
+    "one": (lambda m: dist.Categorical(t([1.0])), lambda v: as_number(v)),
     "binomial": (lambda m: dist.Binomial(2, logits=m), lambda v: v - 1),
     "one hot": (
         lambda m: dist.OneHotCategorical(logits=vec(m, 3)),
-        lambda v: v.to(T)[..., 0] - v.to(T)[..., 2],
+        lambda v: as_number(v)[..., 0] - as_number(v)[..., 2],
     ),
 }
 
@@ -176,7 +303,7 @@ def specs(draw: Any, *, discrete: bool = True) -> Spec:
     for name, size in sizes.items():
         if size > 1 and draw(st.integers(0, 3)) == 0:
             subsample[name] = draw(st.integers(1, size - 1))
-    kinds = ["latent", "observed", "observed", "factor", "deterministic"]
+    kinds = ["latent", "observed", "observed", "factor", "deterministic", "partly"]
     if discrete:
         kinds += ["discrete", "discrete", "markov"]
     statements: list[Statement] = []
@@ -187,13 +314,21 @@ def specs(draw: Any, *, discrete: bool = True) -> Spec:
     wanted = [draw(st.sampled_from(kinds)) for _ in range(draw(st.integers(1, 6)))]
     for number, kind in enumerate(["latent", *wanted]):
         contexts = [
-            c for c in CONTEXTS if kind != "latent" or not any(plate in subsample for plate in c)
+            c
+            for c in CONTEXTS
+            if kind not in ("latent", "partly") or not any(plate in subsample for plate in c)
         ]
         context = draw(st.sampled_from(contexts))
         usable = [name for name, other in seen.items() if set(other) <= set(context)]
         few = min(2, len(usable))
         parents = [draw(st.sampled_from(usable)) for _ in range(draw(st.integers(0, few)))]
-        table = {"latent": LATENT, "observed": OBSERVED, "discrete": DISCRETE, "markov": DISCRETE}
+        table = {
+            "latent": LATENT,
+            "observed": OBSERVED,
+            "partly": PARTLY,
+            "discrete": DISCRETE,
+            "markov": DISCRETE,
+        }
         names = sorted(table.get(kind, {"": None}))
         if kind == "markov":
             names = ["bernoulli", "categorical"]
@@ -205,34 +340,42 @@ def specs(draw: Any, *, discrete: bool = True) -> Spec:
         name = f"{kind[0]}{number}"
         length = draw(st.integers(2, 4)) if kind == "markov" else 0
         statements.append(Statement(kind, name, what, context, tuple(parents), scale, mask, length))
-        if kind in ("latent", "discrete", "deterministic"):
+        if kind in ("latent", "discrete", "deterministic", "partly"):
             seen[name] = context
     outer = draw(st.sampled_from([1.0, 1.0, 1.0, 3.0]))
     spec = Spec(sizes, subsample, outer, tuple(statements))
-    _draw_data(spec, draw(st.integers(0, 10**6)))
+    draw_data(spec, draw(st.integers(0, 10**6)))
     return spec
 
 
-def _draw_data(spec: Spec, seed: int) -> None:
+def draw_data(spec: Spec, seed: int) -> None:
     """Draw observed values from the model's own distributions, for whole plates."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         forward = poutine.trace(_Interpreter(spec, whole=True, draws=True)).get_trace()
         for name, site in forward.nodes.items():
-            if name.startswith("o") and site["type"] == "sample":
+            if name[0] in "op" and site["type"] == "sample":
                 spec.data[name] = site["value"]
 
 
-def model_of(spec: Spec) -> Any:
-    """The model, a callable without arguments."""
-    return _Interpreter(spec)
+def model_of(spec: Spec, *, by_hand: bool = False) -> Any:
+    """The model, a callable without arguments.
+
+    Args:
+        spec: What it is.
+        by_hand: Write out what the package makes of missing data: stand-ins of data that are
+            there have their own density, once, whatever masks and scales say of the data.
+    """
+    return _Interpreter(spec, by_hand=by_hand)
 
 
 class _Interpreter:
     """Runs the statements; under validation it is ordinary Pyro."""
 
-    def __init__(self, spec: Spec, *, whole: bool = False, draws: bool = False) -> None:
-        self.spec, self.whole, self.draws = spec, whole, draws
+    def __init__(
+        self, spec: Spec, *, whole: bool = False, draws: bool = False, by_hand: bool = False
+    ) -> None:
+        self.spec, self.whole, self.draws, self.by_hand = spec, whole, draws, by_hand
         #: Rows of the plates that this run holds.
         self.index: dict[str, Tensor] = {}
 
@@ -256,24 +399,31 @@ class _Interpreter:
 
     def _run(self, number: int, s: Statement, values: dict[str, Tensor], plates: Any) -> None:
         with ExitStack() as stack:
-            if s.scale == "rows":
-                stack.enter_context(poutine.scale(scale=self._rows(s, 0.5, 1.5, 2.0)))
-            elif s.scale != 1.0:
-                scale = t(1.5) if s.scale == "tensor" else s.scale
-                stack.enter_context(poutine.scale(scale=scale))
+            by_hand = self.by_hand and s.kind == "partly"
+            if not by_hand:
+                stack.enter_context(self._scale(s))
             for name in s.context:
                 self.index[name] = stack.enter_context(plates[name])
-            if s.mask != "none":
-                rows = self._rows(s, True, False, True, kind=torch.bool)
-                mask = rows if s.mask == "rows" else s.mask == "true"
-                stack.enter_context(poutine.mask(mask=mask))
+            if s.mask != "none" and not by_hand:
+                stack.enter_context(poutine.mask(mask=self._mask(s)))
             mean = t(0.2 * number - 0.4)
             for place, parent in enumerate(s.parents):
                 part = values[parent]
                 mean = mean + (0.7 - 0.5 * place) * torch.tanh(part)
             self._statement(s, mean, values, plates)
 
-    def _rows(self, s: Statement, *items: Any, kind: torch.dtype = T) -> Tensor:
+    def _scale(self, s: Statement) -> Any:
+        if s.scale == "rows":
+            return poutine.scale(scale=self._rows(s, 0.5, 1.5, 2.0))
+        if s.scale == 1.0:
+            return nullcontext()
+        return poutine.scale(scale=t(1.5) if s.scale == "tensor" else s.scale)
+
+    def _mask(self, s: Statement) -> Any:
+        rows = self._rows(s, True, False, True, kind=torch.bool)
+        return rows if s.mask == "rows" else s.mask != "false"
+
+    def _rows(self, s: Statement, *items: Any, kind: torch.dtype | None = None) -> Tensor:
         """A different item in each row of a statement's innermost plate."""
         if not s.context:
             return torch.tensor(items[0], dtype=kind)
@@ -298,13 +448,42 @@ class _Interpreter:
             values[s.name] = number(value)
         elif s.kind == "observed":
             fn = OBSERVED[s.what](mean)
-            pyro.sample(s.name, fn, obs=None if self.draws else self._data(s, fn))
+            if self.draws:
+                pyro.sample(s.name, _proper(fn))
+            else:
+                pyro.sample(s.name, fn, obs=self._data(s, fn))
+        elif s.kind == "partly":
+            fn = PARTLY[s.what](mean)
+            value = self._partly(s, fn)
+            event = tuple(range(-fn.event_dim, 0))
+            values[s.name] = value.sum(event) if event else value
         elif s.kind == "factor":
             pyro.factor(s.name, -0.3 * mean**2)
         elif s.kind == "deterministic":
             values[s.name] = pyro.deterministic(s.name, mean * 2, event_dim=0)
         else:
             self._markov(s, mean)
+
+    def _partly(self, s: Statement, fn: Any) -> Tensor:
+        """Data of which some are missing."""
+        if self.draws:
+            return pyro.sample(s.name, fn)
+        there = [True, False, True] if len(s.name) % 2 or len(s.parents) else [False, True, True]
+        mask, data = self._rows(s, *there, kind=torch.bool), self._data(s, fn)
+        if not self.by_hand:
+            return pyro.sample(s.name, fn, obs=data, obs_mask=mask)
+        outer = torch.as_tensor(self._mask(s))
+        with self._scale(s):
+            with poutine.mask(mask=mask & outer):
+                pyro.sample(f"{s.name}_observed", fn, obs=data)
+            with poutine.mask(mask=~mask & outer):
+                missing = pyro.sample(f"{s.name}_unobserved", fn)
+        unused = mask | ~outer
+        if bool(unused.any()):
+            with poutine.scale(scale=1 / self.spec.outer_scale), poutine.mask(mask=unused):
+                pyro.factor(f"{s.name}_unused", fn.log_prob(missing))
+        mask = mask.reshape(mask.shape + (1,) * fn.event_dim)
+        return torch.where(mask, data, missing)
 
     def _markov(self, s: Statement, mean: Tensor) -> None:
         make, number = DISCRETE[s.what]
@@ -323,13 +502,16 @@ class _Interpreter:
 
     def _data(self, s: Statement, fn: Any) -> Tensor:
         value = self.spec.data[s.name]
+        value = value.to(torch.get_default_dtype()) if value.is_floating_point() else value
         for plate in s.context:
             value = value.index_select(_DIMS[plate] - fn.event_dim, self.index[plate])
         return value
 
 
 def _proper(fn: Any) -> Any:
-    """An improper prior cannot be drawn from: something of the same support instead."""
+    """Return something of the same support and shape for what cannot be drawn from."""
     if isinstance(fn, dist.ImproperUniform):
         return dist.Exponential(t(1.0)).expand(fn.batch_shape)
+    if isinstance(fn, dist.GammaGaussianHMM):
+        return dist.Normal(t(0.0), t(1.0)).expand(fn.shape()).to_event(fn.event_dim)
     return fn

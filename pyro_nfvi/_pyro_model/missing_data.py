@@ -77,7 +77,8 @@ class Complete(Messenger):
     An observation that is NaN under a mask gets a value, which then does not count. The stand-ins
     ``y_unobserved`` that ``obs_mask`` makes for *all* of ``y`` keep their density where ``y`` was
     observed: Pyro masks it there, which leaves a flat direction for each, an improper posterior
-    and a wrong evidence. Given all else it integrates to one, so nothing else changes.
+    and a wrong evidence. Given all else it integrates to one, so nothing else changes; a scale,
+    under which it would not, is left out there.
 
     Args:
         values: What to put for NaN, by site; see :func:`fillings`.
@@ -102,4 +103,11 @@ class Complete(Messenger):
         if name.endswith(_SEEN) and msg["is_observed"]:
             self._seen.add(name.removesuffix(_SEEN))
         if name.endswith(_UNSEEN) and name.removesuffix(_UNSEEN) in self._seen:
-            msg["mask"] = None
+            mask, msg["mask"] = msg["mask"], None
+            if mask is not None and not _is_one(msg["scale"]):
+                scale = torch.as_tensor(msg["scale"])
+                msg["scale"] = torch.where(torch.as_tensor(mask), scale, scale.new_ones(()))
+
+
+def _is_one(scale: float | Tensor) -> bool:
+    return not torch.is_tensor(scale) and scale == 1

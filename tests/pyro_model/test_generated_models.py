@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import warnings
 from contextlib import ExitStack, suppress
+from itertools import product
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from generated_models import Spec, model_of, specs
+from generated_models import (
+    CONTEXTS,
+    LATENT,
+    OBSERVED,
+    PARTLY,
+    Spec,
+    Statement,
+    draw_data,
+    model_of,
+    specs,
+)
 from hypothesis import HealthCheck, given, settings
 from pyro.infer import TraceEnum_ELBO
 
@@ -60,7 +71,7 @@ def double():
 
 def check(spec: Spec) -> str:
     """Compare; say which ways were taken or that both refused."""
-    model = model_of(spec)
+    model, by_hand = model_of(spec), model_of(spec, by_hand=True)
     torch.manual_seed(0)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", NoDataWarning)
@@ -77,7 +88,7 @@ def check(spec: Spec) -> str:
         if "scale" in refused:
             subsample = {name: torch.arange(size) for name, size in spec.subsample.items()}
             with pytest.raises(ValueError, match="scale"):
-                by_pyro(model, space, rows[0], subsample)
+                by_pyro(by_hand, space, rows[0], subsample)
             return "refused"
         assert not refused
         for way in WAYS[1:]:
@@ -85,7 +96,7 @@ def check(spec: Spec) -> str:
                 log_joints.append(LogJoint(model, (), {}, space, way=way))
         subsample = log_joints[0].draw_subsample()
         right = torch.tensor(
-            [by_pyro(model, space, row, subsample) for row in rows], dtype=torch.float64
+            [by_pyro(by_hand, space, row, subsample) for row in rows], dtype=torch.float64
         )
         for log_joint in log_joints:
             found = log_joint.evaluate(z, subsample).log_p - ladj
@@ -107,7 +118,7 @@ def law(examples):
 
 
 @given(specs())
-@law(40)
+@law(30)
 def test_log_joint_is_that_of_pyro(spec):
     check(spec)
 
@@ -118,3 +129,27 @@ def test_log_joint_is_that_of_pyro(spec):
 @law(3000)
 def test_log_joint_is_that_of_pyro_in_many_models(spec):
     check(spec)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        (kind, what)
+        for kind, table in (("latent", LATENT), ("observed", OBSERVED), ("partly", PARTLY))
+        for what in table
+    ],
+)
+def test_log_joint_of_every_distribution(kind, what):
+    name = f"{kind[0]}1"
+    handlers = ((1.0, "none"), (0.5, "none"), ("rows", "rows"))
+    for context, (scale, mask) in product(CONTEXTS, handlers):
+        statements = [
+            Statement("latent", "l0", "normal", (), (), 1.0, "none"),
+            Statement(kind, name, what, context, ("l0",), scale, mask),
+        ]
+        if kind != "observed":
+            statements.append(Statement("observed", "o2", "normal", context, (name,), 1.0, "none"))
+        spec = Spec({"a": 2, "b": 3}, {}, 1.0, tuple(statements))
+        draw_data(spec, 0)
+        check(spec)
