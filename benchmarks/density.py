@@ -164,7 +164,7 @@ PICTURES = {}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="few steps")
     parser.add_argument("--seeds", type=int, help="of every data set; else 10 and 3")
     parser.add_argument(

@@ -111,7 +111,7 @@ def fit(name, flow, layers, steps, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="few steps")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--most", type=int, default=32, help="largest K")

@@ -202,7 +202,7 @@ before. `precondition=False`, since the others fit no Gaussian first.
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--numpyro", default=None, help="a Python that has NumPyro")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=ROUNDS)

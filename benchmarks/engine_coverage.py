@@ -287,7 +287,7 @@ def clean(reason):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -116,7 +116,7 @@ def page(found):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--row", default="", help="measure one row, given as JSON, in this process")
     parser.add_argument("--smoke", action="store_true")
     given = parser.parse_args()

@@ -56,7 +56,7 @@ def seconds(model, engine, particles, steps, y):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="few steps, prints only")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

@@ -112,7 +112,7 @@ def measure(case, rounds, seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="one short round of each case")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()

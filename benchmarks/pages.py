@@ -105,7 +105,7 @@ MARKS = (("README.md", "measured", measured), ("docs/trust.md", "calibrated", ca
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="print only")
     given = parser.parse_args()
     for name, mark, text in MARKS:

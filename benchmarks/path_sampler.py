@@ -65,7 +65,7 @@ def wide():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="few steps")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -156,7 +156,7 @@ def strangers(train, test, other, levels):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="few steps")
     parser.add_argument("--data", type=Path, help="npz with x_train and x_test")
     parser.add_argument("--other", type=Path, help="npz of strangers, of the same kind")

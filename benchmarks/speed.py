@@ -355,7 +355,7 @@ def cell(row, peer):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="one short round at D = 10")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dims", nargs="+", type=int, default=list(DIMS))

@@ -158,7 +158,7 @@ def run(target, guide_name, seed, exact, *, steps=STEPS):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="a few steps, one seed")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()

@@ -9,7 +9,7 @@ import torch
 
 def options(doc, name):
     """Read the command line; make the output folder."""
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=doc.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="a few steps only, no check")
     parser.add_argument("--out", type=Path, default=None, help=f"folder (default out/{name})")
     given = parser.parse_args()

@@ -84,7 +84,7 @@ def keep(figure, path, kept):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=None, help="folder (default out/demo)")
     parser.add_argument("--smoke", action="store_true", help="a few steps only, for CI")
     options = parser.parse_args()

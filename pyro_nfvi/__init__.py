@@ -5,6 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pyro_nfvi import _parent as _parent  # before PyTorch, whose import takes seconds
+
+# isort: split
 from pyro_nfvi import diagnostics, distributions, errors, flows, objectives, testing
 from pyro_nfvi._engine.cache import clear_cache
 from pyro_nfvi._version import __version__

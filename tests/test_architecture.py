@@ -33,6 +33,7 @@ STOREYS = {
         "_math",
         "_model_lock",
         "_operators",
+        "_parent",
         "_random",
         "_typing",
         "_validation",
@@ -89,6 +90,20 @@ class Import:
 
     def __str__(self) -> str:
         return f"{self.module}:{self.line} imports {self.target}"
+
+
+def test_no_command_knows_an_option_by_its_beginning():
+    # argparse does unless told: ``sweep --flow`` was read as ``--flows``.
+    found = 0
+    for folder in ("pyro_nfvi", "examples", "benchmarks", "tests"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if not (isinstance(node, ast.Call) and "ArgumentParser" in ast.unparse(node.func)):
+                    continue
+                given = {one.arg: ast.unparse(one.value) for one in node.keywords}
+                assert given.get("allow_abbrev") == "False", f"{path}:{node.lineno}"
+                found += 1
+    assert found > 10
 
 
 def modules() -> dict[str, Path]:

@@ -38,7 +38,7 @@ PAPERS_ORDER = (("none", "planar"), ("planar", "iaf"), ("planar", "sylvester"), 
 
 
 def given():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits")
     parser.add_argument("--likelihood", default="bernoulli")
     parser.add_argument("--runs", type=Path)

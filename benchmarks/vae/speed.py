@@ -122,7 +122,7 @@ def encode_copies(vae, x, samples):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--page", action="store_true", help="write the page anew, run nothing")
     parser.add_argument("--rounds", type=int, default=40)

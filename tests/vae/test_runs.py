@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from vae.cases import linear_gaussian, make
 from vae.test_training import ROOT, command, grey, options, silent  # noqa: F401
 
 from benchmarks.vae.sweep.plots import draw_curve, draw_points
+from benchmarks.vae.sweep.table import main as sweep_main
 from benchmarks.vae.sweep.table import sweep, table, write_tables
 from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.infer._fit_files import read_file, write_file
@@ -29,9 +31,10 @@ from pyro_nfvi.vae._evaluation import subset_of
 from pyro_nfvi.vae._losses import loss_from_spec
 from pyro_nfvi.vae._nll_summary import NLLSummary, doubt_of
 from pyro_nfvi.vae.train._command import loss_of, train
+from pyro_nfvi.vae.train._command import main as train_main
 from pyro_nfvi.vae.train._distributed import Team
 from pyro_nfvi.vae.train._options import Options, migrated, parse
-from pyro_nfvi.vae.train._orphans import ParentWatch
+from pyro_nfvi.vae.train._orphans import ParentWatch, Place, launched, place_among_processes
 from pyro_nfvi.vae.train._run_folder import RunFolder
 from pyro_nfvi.vae.train._run_lock import RunLock
 
@@ -137,8 +140,12 @@ def test_without_locks_of_the_kernel_the_contents_count(tmp_path, monkeypatch, o
     monkeypatch.setattr(socket, "gethostname", lambda: "here")
     (tmp_path / ".lock").write_text("garbage" if owner is None else json.dumps(owner))
     if taken:
-        with pytest.raises(FileError, match="is in use by process"):
+        with pytest.raises(FileError, match="is in use by process") as caught:
             RunLock(tmp_path)
+        if owner["host"] == "elsewhere":
+            assert "process 1 on elsewhere" in str(caught.value)
+            assert "end it there, or take another --out. If no such process" in str(caught.value)
+            assert str(tmp_path / ".lock") in str(caught.value)
     else:
         RunLock(tmp_path).release()
 
@@ -197,6 +204,60 @@ def test_a_worker_ends_with_its_launcher(stops):
     assert word == "works"
     end(launcher)
     assert gone(int(pid))
+
+
+IMPORTING = """
+import sys, time
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":  # the seconds that importing it takes
+            sys.meta_path.remove(self)
+            print("works", flush=True)
+            time.sleep(1)
+sys.meta_path.insert(0, Slow())
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_ends_with_a_launcher_that_was_killed_while_it_imported():
+    code = IMPORTING + WORKER.replace("LAUNCHED", "True").replace("STOPS", "True")
+    launcher = python(LAUNCH, code)
+    pid, word = launcher.stdout.readline().split()
+    assert word == "works"
+    end(launcher)
+    assert gone(int(pid))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is a whole number; got 'two'.*torchrun.*unset"),
+        ({"WORLD_SIZE": "2.0"}, "WORLD_SIZE is a whole number"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is at least 1; got 0"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is at least 1"),
+        ({"RANK": "one"}, "RANK is a whole number; got 'one'"),
+        ({"RANK": "1"}, "RANK is from 0 to WORLD_SIZE - 1, which is 0; got 1"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK is from 0"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK is a whole number"),
+        ({"WORLD_SIZE": "2"}, "the processes cannot meet: .*torchrun --nproc-per-node 2"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "the processes cannot meet"),
+    ],
+)
+def test_garbage_in_the_environment_is_told(grey, tmp_path, monkeypatch, values, words):  # noqa: F811
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(OptionError, match=words):
+        train(options(grey, tmp_path / "run", epochs=1), say=silent)
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_empty_words_in_the_environment_are_one_process(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")
+    assert place_among_processes() == Place(1, 0, 0)
+    assert not launched()
 
 
 @pytest.mark.slow
@@ -311,6 +372,71 @@ def test_a_resumed_run_keeps_its_schedule(grey, tmp_path):  # noqa: F811
     weights = [line["kl_weight"] for line in run.folder.lines()]
     assert weights == sorted(weights)
     assert weights[2:] == [1.0] * 6
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"warmup": 0.25}, {"warmup_epochs": 1.0}, {"cycles": 2}, {"tempered": 4}, {"beta": 2.0}],
+)
+def test_a_run_does_not_go_on_under_another_schedule(grey, tmp_path, other):  # noqa: F811
+    out, first = tmp_path / "run", {"warmup_epochs": -1.0, "warmup": 0.5, "epochs": 1}
+    train(options(grey, out, **first), say=silent)
+    held = {path.name: path.read_bytes() for path in out.iterdir()}
+    name = next(iter(other))
+    with pytest.raises(FileError, match=f"its {name} is .*, not {next(iter(other.values()))}"):
+        train(options(grey, out, resume=True, **{**first, "epochs": 2, **other}), say=silent)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == held
+
+
+# ---------------------------------------------------------------------------- the command lines
+
+
+@pytest.mark.parametrize("run", [train_main, sweep_main])
+def test_help_names_every_option_and_says_what_it_is(run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    shown = {one.name for one in fields(Options)}
+    if run is sweep_main:
+        shown = shown - {"flow", "seed"} | {"flows", "seeds"}
+    for name in shown:
+        line = re.search(rf"^  --{name.replace('_', '-')}[ ,].*\n?.*", text, re.MULTILINE)
+        assert line, name
+        assert re.search(r"[a-z]{3}", line[0].split("  ", 2)[-1]), name
+    assert "default: )" not in text
+    assert "default: None" not in text
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (train_main, ["--epoch", "3"]),
+        (train_main, ["--flows", "none"]),
+        (sweep_main, ["--flow", "none"]),
+        (sweep_main, ["--seed", "3"]),
+        (sweep_main, ["--nll-image", "3"]),
+    ],
+)
+def test_no_option_is_known_by_its_beginning(run, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run(words)
+    assert ended.value.code == 2
+    assert f"unrecognized arguments: {words[0]}" in capsys.readouterr().err
+
+
+def test_a_sweep_takes_the_configuration_of_a_run(grey, tmp_path):  # noqa: F811
+    made = train(options(grey, tmp_path / "run", epochs=1, seed=4), say=silent)
+    config = str(made.folder.path / "config.json")
+    more = ["--out", str(tmp_path / "s"), "--flows", "none", "--seeds", "5"]
+    assert sweep_main(["--config", config, *more]) == 0
+    held = json.loads((tmp_path / "s" / "none-seed5" / "config.json").read_text())
+    assert (held["seed"], held["flow"], held["hidden"]) == (5, "none", made_with(made, "hidden"))
+
+
+def made_with(run, name):
+    return json.loads((run.folder.path / "config.json").read_text())[name]
 
 
 def test_a_run_of_the_earlier_version_goes_on_or_says_why_not(grey, tmp_path):  # noqa: F811

@@ -162,7 +162,7 @@ def in_sources(folder: Path) -> tuple[Callable[[str], bool | None], Callable[[st
 
 def main() -> int:
     """Check, and print what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("package", type=Path, help="folder of pyro_nfvi")
     parser.add_argument("--sources", type=Path, help="site-packages of a PyTorch to read")
     options = parser.parse_args()

@@ -173,7 +173,7 @@ def _versions(python: Path) -> str:
 
 def main() -> int:
     """Run the legs that are named."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("legs", nargs="+", help="pinned, lowest or newest, or LEG=PYTHON")
     parser.set_defaults(tests=TESTS)
     size = parser.add_mutually_exclusive_group()

@@ -7,7 +7,6 @@ and, where flows differ in their number of layers (``--flows none,planar*2,plana
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -29,7 +28,7 @@ from pyro_nfvi.vae._datasets import ImageData
 from pyro_nfvi.vae._nll_summary import NLLSummary, doubt_of
 from pyro_nfvi.vae._pictures import save_figure
 from pyro_nfvi.vae.train._command import data_of, fingerprint, train
-from pyro_nfvi.vae.train._options import Options, parse
+from pyro_nfvi.vae.train._options import Options, option_parser, read_arguments
 from pyro_nfvi.vae.train._run_folder import RunFolder
 
 #: Options that say nothing of a run's results.
@@ -265,16 +264,15 @@ def write_tables(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the status for the shell."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.vae.sweep", description=__doc__, add_help=False
-    )
-    parser.add_argument("--flows", default="none,planar*4,iaf*2")
-    parser.add_argument("--seeds", default="0,1,2")
-    own, rest = parser.parse_known_args(arguments)
+    parser = option_parser("python -m benchmarks.vae.sweep", __doc__ or "", ("flow", "seed"))
+    parser.add_argument("--flows", default="none,planar*4,iaf*2", help="formulas of the flows")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds of the runs of each flow")
     try:
-        options = parse(rest, __doc__ or "")
-        seeds = _seeds(own.seeds)
-        rows = sweep(options, _split(own.flows), seeds)
+        given = read_arguments(parser, arguments)
+        flows, seeds = _split(given.pop("flows")), _seeds(given.pop("seeds"))
+        given = {name: value for name, value in given.items() if name not in ("flow", "seed")}
+        options = Options(**given)
+        rows = sweep(options, flows, seeds)
         folder = RunFolder(options.out)
         first = place_of(options.out, rows[0].flow, seeds[0])
         write_tables(folder, rows, _published(first, data_of(options)))

@@ -127,13 +127,14 @@ def train(options: Options, *, say: Any = print) -> Run:
     """
     if options.threads:
         torch.set_num_threads(options.threads)
-    team = open_team(options.device)
-    try:
-        # Nets of a user's own may draw from torch's state, which checkpoints hold.
-        with seeded(options.seed, "vae"), ParentWatch(launched=launched()) as parent:
-            return _train(options, team, say if team.leads else lambda *_: None, parent)
-    finally:
-        close_team(team)
+    with ParentWatch(launched=launched()) as parent:  # before others are waited for
+        team = open_team(options.device)
+        try:
+            # Nets of a user's own may draw from torch's state, which checkpoints hold.
+            with seeded(options.seed, "vae"):
+                return _train(options, team, say if team.leads else lambda *_: None, parent)
+        finally:
+            close_team(team)
 
 
 def _train(options: Options, team: Team, say: Any, parent: ParentWatch) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pyro_nfvi.errors import OptionError
+from pyro_nfvi.vae.train._orphans import place_among_processes
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,10 @@ def open_team(device: str = "auto") -> Team:
         device: ``"auto"`` takes a GPU where there is one.
 
     Raises:
-        OptionError: A device that is not there.
+        OptionError: A device that is not there, or processes that cannot meet.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    place = place_among_processes()
+    size = place.size
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -135,11 +134,24 @@ def open_team(device: str = "auto") -> Team:
             f"--device {device} cannot be used: {words} Take --device cpu."
         ) from error
     if where.type == "cuda":
-        where = torch.device("cuda", local if size > 1 else where.index or 0)
+        if size > 1 and place.local >= torch.cuda.device_count():
+            raise OptionError(
+                f"LOCAL_RANK is {place.local}, and there are {torch.cuda.device_count()} GPUs: "
+                "each process needs one of its own. Start fewer processes, or take --device cpu."
+            )
+        where = torch.device("cuda", place.local if size > 1 else where.index or 0)
         torch.cuda.set_device(where)
     if size > 1:
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
-    return Team(rank, size, where)
+        try:
+            dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+        except (ValueError, RuntimeError) as error:
+            told = str(error).splitlines()[0].rstrip(".")
+            raise OptionError(
+                f"WORLD_SIZE is {size}, and the processes cannot meet: {told}. Start them with "
+                f"torchrun --nproc-per-node {size} -m pyro_nfvi.vae.train ..., or unset WORLD_SIZE "
+                "for one process."
+            ) from error
+    return Team(place.rank, size, where)
 
 
 def close_team(team: Team) -> None:

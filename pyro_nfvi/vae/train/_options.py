@@ -30,7 +30,7 @@ class Options:
     levels: int = _option(
         -1, "levels of the pixels, such as 2, 17 or 256; 0: real numbers; -1: as images have them"
     )
-    split_seed: int = _option(0, "of the test images, where the file names none")
+    split_seed: int = _option(0, "seed by which test images are drawn, where the file names none")
     out: str = _option("runs/vae", "folder for checkpoints, log and pictures")
     # What is trained
     flow: str = _option("iaf*4", "formula of the flow, such as planar*16; none for a plain VAE")
@@ -41,10 +41,16 @@ class Options:
         -1, "size of the flow's context; -1: the encoder's last layer; 0: one flow for all images"
     )
     flow_hidden: int = _option(0, "hidden width of the flow's nets; 0: chosen by the flow")
-    gate: str = _option("", "gate of iaf and maf", choices=("", "affine", "sigmoid"))
+    gate: str = _option(
+        "",
+        "gate of iaf and maf; chosen by the flow if not given",
+        choices=("", "affine", "sigmoid"),
+    )
     rank: int = _option(0, "columns of a Sylvester layer; 0: chosen by the flow")
     kind: str = _option(
-        "", "kind of Sylvester layers", choices=("", "qr", "householder", "triangular")
+        "",
+        "kind of Sylvester layers; chosen by the flow if not given",
+        choices=("", "qr", "householder", "triangular"),
     )
     amortize: str = _option(
         "linear", "how layers get parameters from the context", choices=("linear", "mlp")
@@ -76,7 +82,7 @@ class Options:
     tempered: int = _option(0, "steps of Rezende and Mohamed's tempered joint; 0: none")
     free_bits: float = _option(0.0, "nats of KL divergence that are not pushed down")
     patience: int = _option(0, "epochs without improvement after warm-up; 0: no early stopping")
-    seed: int = _option(0, "of everything")
+    seed: int = _option(0, "seed of everything that is random in a run")
     # Where and when
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, ...")
     threads: int = _option(0, "threads of torch; 0: as torch has them")
@@ -205,6 +211,75 @@ IDENTITY = tuple(
 )  # fmt: skip
 
 
+#: Headings of ``--help``, by the option with which each part begins.
+_GROUPS = {
+    "data": "data and folder",
+    "flow": "what is trained",
+    "epochs": "how it is trained",
+    "device": "where and when",
+    "nll_samples": "afterwards",
+}
+
+
+def option_parser(prog: str, doc: str, leave_out: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Return a parser of the options, written out in full: none is known by its beginning.
+
+    Args:
+        prog: The command.
+        doc: What ``--help`` says first.
+        leave_out: Options that the command gives itself.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [options]",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="JSON file with options: OUT/config.json")
+    group: argparse._ArgumentGroup | None = None
+    for one in dataclasses.fields(Options):
+        if group is None or one.name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[one.name])
+        if one.name in leave_out:
+            continue
+        flag = "--" + one.name.replace("_", "-")
+        text = one.metadata["help"]
+        if isinstance(one.default, bool):
+            action = argparse.BooleanOptionalAction
+            group.add_argument(flag, action=action, default=one.default, help=text)
+            continue
+        if one.default != "":
+            text += " (default: %(default)s)"
+        added = group.add_argument(
+            flag,
+            type=type(one.default),
+            default=one.default,
+            help=text,
+            choices=one.metadata.get("choices"),
+        )
+        if not added.choices:
+            added.metavar = "TEXT" if isinstance(one.default, str) else "NUMBER"
+    return parser
+
+
+def read_arguments(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> dict[str, Any]:
+    """Read a command line, whose ``--config FILE`` gives other defaults.
+
+    Raises:
+        FileError: The configuration cannot be read.
+        OptionError: It holds what is no option.
+    """
+    first, _ = parser.parse_known_args(arguments)
+    if first.config:
+        parser.set_defaults(**_read(Path(first.config)))
+    given = vars(parser.parse_args(arguments))
+    given.pop("config")
+    return given
+
+
 def parse(arguments: Sequence[str] | None = None, doc: str = "") -> Options:
     """Read options from the command line; ``--config FILE`` gives other defaults.
 
@@ -212,29 +287,7 @@ def parse(arguments: Sequence[str] | None = None, doc: str = "") -> Options:
         FileError: The configuration cannot be read.
         OptionError: A value that cannot be used.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m pyro_nfvi.vae.train",
-        description=doc,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--config", help="JSON file with options, as OUT/config.json")
-    for one in dataclasses.fields(Options):
-        flag = "--" + one.name.replace("_", "-")
-        text = one.metadata["help"]
-        if isinstance(one.default, bool):
-            action = argparse.BooleanOptionalAction
-            parser.add_argument(flag, action=action, default=one.default, help=text)
-        else:
-            kind = type(one.default)
-            parser.add_argument(
-                flag, type=kind, default=one.default, help=text, choices=one.metadata.get("choices")
-            )
-    first, _ = parser.parse_known_args(arguments)
-    if first.config:
-        parser.set_defaults(**_read(Path(first.config)))
-    given = vars(parser.parse_args(arguments))
-    given.pop("config")
-    return Options(**given)
+    return Options(**read_arguments(option_parser("python -m pyro_nfvi.vae.train", doc), arguments))
 
 
 def _read(path: Path) -> dict[str, Any]:
