@@ -6,14 +6,12 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._gaussian_vi.gaussians import Normals
+from pyro_nfvi._gaussian_vi.recipe import BATCH_AND_MATCH
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi.errors import ShapeError
 
-#: Added to a covariance's diagonal, relative to its mean, before it is factored.
-_JITTER = 1e-14
 
-
-def match(
+def batch_and_match(
     target: Target,
     start: Normals,
     *,
@@ -48,17 +46,17 @@ def match(
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi._gaussian_vi.batch_and_match import match
+        >>> from pyro_nfvi._gaussian_vi.batch_and_match import batch_and_match
         >>> from pyro_nfvi._gaussian_vi.gaussians import Normals
         >>> from pyro_nfvi._gaussian_vi.target import Target
         >>> x = torch.zeros(2, dtype=torch.float64)
         >>> target = Target(lambda z: -0.5 * ((z - 3.0) / 0.1).square().sum(-1), x)
-        >>> found = match(target, Normals.around(torch.zeros(1, 2), 1.0))
+        >>> found = batch_and_match(target, Normals.around(torch.zeros(1, 2), 1.0))
         >>> bool((found.loc - 3).abs().max() < 1e-3)
         True
     """
     if not start.is_full:
-        raise ShapeError("match fits covariances: give it Gaussians with full factors.")
+        raise ShapeError("batch_and_match fits covariances. Give it Gaussians with full factors.")
     now = start
     for step in range(num_steps):
         if step and target.budget.over():
@@ -95,7 +93,9 @@ def _update(
     shrink = torch.sqrt(2 / (1 + torch.sqrt(1 + 4 * values.clamp_min(0))))
     half = root @ (vectors * shrink.unsqueeze(-2))
     new_cov = half @ half.mT
-    jitter = _JITTER * new_cov.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] * eye
+    jitter = (
+        BATCH_AND_MATCH.jitter * new_cov.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] * eye
+    )
     new_tril, failed = torch.linalg.cholesky_ex(new_cov + jitter)
     pulled = (new_cov @ mean_score.unsqueeze(-1)).squeeze(-1)
     new_loc = loc / (1 + regular) + share * (pulled + mean)

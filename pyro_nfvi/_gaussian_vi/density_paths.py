@@ -1,4 +1,4 @@
-"""Is there a way between two points that stays high? Straight, or bent along a ridge."""
+"""Paths between two points, straight or bent along a ridge, and the valleys on them."""
 
 from __future__ import annotations
 
@@ -8,39 +8,35 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._gaussian_vi.gaussians import Normals
+from pyro_nfvi._gaussian_vi.recipe import PATHS
 from pyro_nfvi._gaussian_vi.target import Target
-
-#: Points on the way between two.
-_BETWEEN = 21
-#: Steps in which a way bends, and how far its points move in one, in distances between points.
-_STEPS, _MOVE = 60, 0.5
 
 
 def valleys(target: Target, one: Tensor, others: Tensor, dip: float) -> Tensor:
-    """Whether the log density dips on the straight way from one point to each of others ``(N, D)``.
+    """Mark the points ``(N, D)`` that a valley separates from one point, on the straight line.
 
-    It does where it is lower by ``dip`` nats than both ends.
+    In a valley the log density is lower by ``dip`` nats than at both ends.
     """
     height, _, _ = target(_straight(one, others))
     return _dips(height, dip)
 
 
 def bent_valleys(target: Target, frame: Normals, one: Tensor, others: Tensor, dip: float) -> Tensor:
-    r"""The same for ways that bend: each climbs sideways until it lies on a ridge, if there is one.
+    r"""Mark the points that a valley separates from one point, whatever the path bends along.
 
-    Points of a way move with the gradient across it, in the coordinates of one Gaussian, and are
-    spread evenly again after each step. Between two arms of one bent ridge such a way stays high;
+    Points of a path move with the gradient across it, in the coordinates of one Gaussian, and are
+    spread evenly again after each step. Between two arms of one bent ridge such a path stays high;
     between two modes it has to cross a saddle.
 
     Cost:
-        60 calls of the density with 21 rows for each way.
+        60 calls of the density with 21 rows for each path.
 
     Source: the string method, E, Ren and Vanden-Eijnden 2007, doi 10.1063/1.2720838.
     """
     start = _straight(one, others).transpose(0, 1) - frame.loc
     path = _coordinates(frame, start)
     lowest = None
-    for step in range(_STEPS):
+    for step in range(PATHS.steps):
         if step and target.budget.over():
             break
         height, score, _ = target(frame.points(path.flatten(0, 1)[None])[0].view_as(path))
@@ -55,7 +51,8 @@ def bent_valleys(target: Target, frame: Normals, one: Tensor, others: Tensor, di
         inner = slope[:, 1:-1]
         across = inner - (inner * along).sum(-1, keepdim=True) * along
         length = (path[:, 1:] - path[:, :-1]).norm(dim=-1).mean(-1)[:, None, None]
-        rate = _MOVE * 0.5 * (1 + math.cos(math.pi * step / _STEPS)) + 0.01
+        fall = 0.5 * (1 + math.cos(math.pi * step / PATHS.steps))
+        rate = PATHS.move * fall + PATHS.last_move
         size = across.norm(dim=-1, keepdim=True)
         # Far away the direction counts; near the ridge, in units of the frame, the slope does.
         across = across / size.clamp_min(1.0) * rate * length
@@ -65,8 +62,8 @@ def bent_valleys(target: Target, frame: Normals, one: Tensor, others: Tensor, di
 
 
 def _straight(one: Tensor, others: Tensor) -> Tensor:
-    """Ways ``(21, N, D)`` from one point to others."""
-    share = torch.linspace(0, 1, _BETWEEN, dtype=one.dtype, device=one.device)[:, None, None]
+    """Lay straight paths ``(21, N, D)`` from one point to others."""
+    share = torch.linspace(0, 1, PATHS.points, dtype=one.dtype, device=one.device)[:, None, None]
     return one + share * (others - one)
 
 
@@ -82,7 +79,7 @@ def _coordinates(frame: Normals, away: Tensor) -> Tensor:
 
 
 def _spread(path: Tensor) -> Tensor:
-    """Put the points of each way ``(N, 21, D)`` at equal distances on it."""
+    """Put the points of each path ``(N, 21, D)`` at equal distances on it."""
     length = (path[:, 1:] - path[:, :-1]).norm(dim=-1)
     way = torch.nn.functional.pad(length.cumsum(-1), (1, 0))
     share = torch.linspace(0, 1, path.shape[1], dtype=path.dtype, device=path.device)

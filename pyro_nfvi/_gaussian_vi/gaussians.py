@@ -59,7 +59,7 @@ class Normals:
 
     @property
     def is_full(self) -> bool:
-        """Whether there are correlations."""
+        """True for Gaussians with correlations."""
         return self.factor.dim() == 3
 
     @property

@@ -9,24 +9,9 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._gaussian_vi.gaussians import Normals
-from pyro_nfvi._gaussian_vi.natural_gradient import whiten
+from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
+from pyro_nfvi._gaussian_vi.recipe import LOW_RANK
 from pyro_nfvi._gaussian_vi.target import Target
-
-#: Most directions that a Gaussian takes.
-MOST_DIRECTIONS = 32
-#: Steps of Lanczos' recursion: extreme eigenvalues come first.
-_STEPS = 96
-#: Draws at which curvature is measured, each with its mirror image, and the distance of the two
-#: points of a difference, in sds.
-_DRAWS, _APART = 8, 0.1
-#: An eigenvalue this close to the middle one, as a logarithm, is not worth a direction; and the
-#: largest error that one may have, relative to itself.
-_PLAIN, _ERROR = math.log(1.3), 0.1
-#: Steps that fit the diagonal once more, and draws on which the two are compared.
-_AGAIN, _COMPARED = 150, 1024
-#: Nats that directions have to bring: a flow inside them no longer meets the latents one by one,
-#: which costs it a hierarchy (0.8 nats gained and 0.5 lost on one of 402 latents).
-_GAIN = 5.0
 
 
 @dataclass(frozen=True)
@@ -115,12 +100,16 @@ def add_directions(
 
     inner = Target(inside, loc, budget=target.budget, tick=target.tick)
     unit = Normals.around(torch.zeros_like(loc)[None], 1.0, diagonal=True)
-    fitted, _ = whiten(inner, unit, num_steps=_AGAIN, generator=generator)
+    fitted, _ = natural_gradient_ascent(
+        inner, unit, num_steps=LOW_RANK.refit_steps, generator=generator
+    )
     pair = Normals(torch.cat([unit.loc, fitted.loc]), torch.cat([unit.factor, fitted.factor]))
-    bounds, errors = pair.bounds(inner, _COMPARED, generator)
+    bounds, errors = pair.bounds(inner, LOW_RANK.compared_draws, generator)
     best = int(bounds.argmax())
-    before, error = Normals(loc[None], scale[None] / most).bounds(target, _COMPARED, generator)
-    if not bounds[best] > before[0] + _GAIN + 2 * (error[0] + errors[best]):
+    before, error = Normals(loc[None], scale[None] / most).bounds(
+        target, LOW_RANK.compared_draws, generator
+    )
+    if not bounds[best] > before[0] + LOW_RANK.least_gain + 2 * (error[0] + errors[best]):
         return None
     return LowRankGaussian(
         loc, scale, directions, stretch, pair.loc[best], pair.factor[best],
@@ -137,19 +126,19 @@ def _spikes(
     eigenvalues are below 1.
     """
     dim = len(loc)
-    half = torch.randn(_DRAWS, dim, generator=generator, dtype=loc.dtype, device=loc.device)
+    half = torch.randn(LOW_RANK.draws, dim, generator=generator, dtype=loc.dtype, device=loc.device)
     places = torch.cat([half, -half])
 
     def curved(v: Tensor) -> Tensor | None:
-        ends = torch.stack([places + _APART * v, places - _APART * v])
+        ends = torch.stack([places + LOW_RANK.difference * v, places - LOW_RANK.difference * v])
         _, score, ok = target(loc + scale * ends)
         both = ok.all(0)
         if not bool(both.any()):
             return None
         change = scale * (score[0] - score[1])[both].mean(0)
-        return -change / (2 * _APART)
+        return -change / (2 * LOW_RANK.difference)
 
-    steps = min(dim, _STEPS)
+    steps = min(dim, LOW_RANK.lanczos_steps)
     start = torch.randn(dim, generator=generator, dtype=loc.dtype, device=loc.device)
     basis = [start / start.norm()]
     diagonal, beside = [], []
@@ -179,9 +168,13 @@ def _spikes(
     if not middle > 0:
         return None
     away = (values.clamp_min(1e-300) / middle).log().abs()
-    sure = (values > 0) & (error < _ERROR * values) & (away > _PLAIN)
+    sure = (
+        (values > 0)
+        & (error < LOW_RANK.eigenvalue_error * values)
+        & (away > math.log(LOW_RANK.ratio))
+    )
     order = away.masked_fill(~sure, -1.0).argsort(descending=True)
-    taken = order[: min(MOST_DIRECTIONS, int(sure.sum()))]
+    taken = order[: min(LOW_RANK.most_directions, int(sure.sum()))]
     if not len(taken):
         return None
     directions = torch.stack(basis[:count], -1) @ vectors[:, taken].to(loc)

@@ -7,18 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_nfvi._gaussian_vi.recipe import MIXTURE_WEIGHTS
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.diagnostics._importance import ess
 from pyro_nfvi.diagnostics._khat import read_tail
 from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.errors import WeightError
-
-#: Steps of the iteration, and the change at which it ends.
-_STEPS, _ENOUGH = 500, 1e-7
-#: Share of effective draws from which on k-hat is not asked: so even weights have told the masses.
-_EVEN = 0.5
-#: Smallest weight.
-_LEAST = 1e-8
 
 
 def mixture_weights(log_p: Tensor, log_each: Tensor) -> TensorPair:
@@ -59,27 +53,29 @@ def mixture_weights(log_p: Tensor, log_each: Tensor) -> TensorPair:
     log_w = torch.where(log_w < torch.inf, log_w, torch.full_like(log_w, -torch.inf))
     try:
         smoothed = psis(log_w)
-        # Without a mean they say nothing, and the bounds of the components are used.
-        usable = read_tail(log_w, smoothed.khat).has_mean or ess(log_w) > _EVEN * len(log_w)
+        # Weights without a mean say nothing; the bounds of the components are used then.
+        usable = read_tail(log_w, smoothed.khat).has_mean or ess(
+            log_w
+        ) > MIXTURE_WEIGHTS.even_share * len(log_w)
     except WeightError:
         usable = False
     if not usable:
         own = log_each.unflatten(0, (count, -1)).diagonal(dim1=0, dim2=2)
         bounds = (log_p.unflatten(0, (count, -1)).mT - own).mean(0)
         bounds = torch.where(torch.isfinite(bounds), bounds, torch.full_like(bounds, -1e10))
-        weights = torch.softmax(bounds, 0).clamp_min(_LEAST)
+        weights = torch.softmax(bounds, 0).clamp_min(MIXTURE_WEIGHTS.least_weight)
         return weights / weights.sum(), torch.full_like(weights, torch.nan)
     omega = smoothed.log_weights.exp()
     omega = omega / omega.sum()
     log_now = log_each.new_full((count,), -math.log(count))
     share = torch.softmax(log_each, -1)
-    for _ in range(_STEPS):
+    for _ in range(MIXTURE_WEIGHTS.steps):
         share = torch.softmax(log_each + log_now, -1)
-        new = (omega.unsqueeze(-1) * share).sum(0).clamp_min(_LEAST)
+        new = (omega.unsqueeze(-1) * share).sum(0).clamp_min(MIXTURE_WEIGHTS.least_weight)
         new = new / new.sum()
         moved = float((new - log_now.exp()).abs().max())
         log_now = new.log()
-        if moved < _ENOUGH:
+        if moved < MIXTURE_WEIGHTS.tolerance:
             break
     weights = log_now.exp()
     # Each component gave the same number of draws: only their spread within it is noise.

@@ -1,4 +1,4 @@
-"""Many points uphill at once."""
+"""Sign-based ascent (Rprop) of many points side by side."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._gaussian_vi.gaussians import Normals
+from pyro_nfvi._gaussian_vi.recipe import MODE_ASCENT
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._typing import TensorPair
 
-#: First step relative to the way from the frame's centre, and how steps grow and shrink.
-_FIRST, _GROW, _SHRINK = 0.1, 1.2, 0.5
-
 
 def ascend(target: Target, frame: Normals, points: Tensor, num_steps: int) -> TensorPair:
-    r"""Let points climb the log density, each for itself, by the signs of the gradient.
+    r"""Move each of many points up the log density, by the signs of the gradient.
 
     In the coordinates of one Gaussian each coordinate has a step of its own, which grows while
     the gradient keeps its sign and shrinks when it turns. A step into where nothing can be
@@ -52,13 +50,17 @@ def ascend(target: Target, frame: Normals, points: Tensor, num_steps: int) -> Te
     now, slope = best, frame.pull(score[None])[0]
     width = frame.factor.norm(dim=(-2, -1) if frame.is_full else -1)
     size = (best - frame.loc).norm(dim=-1, keepdim=True) / width
-    step = (_FIRST * size.clamp_min(1.0)).expand_as(now)
+    step = (MODE_ASCENT.first_step * size.clamp_min(1.0)).expand_as(now)
     before = torch.zeros_like(slope)
     for _ in range(num_steps):
         if target.budget.over():
             break
         turned = slope * before < 0
-        step = torch.where(turned, _SHRINK * step, torch.where(before == 0, step, _GROW * step))
+        step = torch.where(
+            turned,
+            MODE_ASCENT.shrinkage * step,
+            torch.where(before == 0, step, MODE_ASCENT.growth * step),
+        )
         before = torch.where(turned, torch.zeros_like(slope), slope)
         now = now + frame.stretch((step * before.sign())[None])[0]
         found, score, ok = target(now)
@@ -70,6 +72,6 @@ def ascend(target: Target, frame: Normals, points: Tensor, num_steps: int) -> Te
             now = torch.where(bad, best, now)
             again = frame.pull(target(best)[1][None])[0]
             slope = torch.where(bad, again, slope)
-            step = torch.where(bad, 0.1 * step, step)
+            step = torch.where(bad, MODE_ASCENT.retreat * step, step)
             before = torch.where(bad, torch.zeros_like(before), before)
     return best, height

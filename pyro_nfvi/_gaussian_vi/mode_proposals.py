@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._gaussian_vi.gaussians import Normals
-
-#: Numbers that a table of densities may hold at once.
-_NUMBERS = 20_000_000
+from pyro_nfvi._gaussian_vi.recipe import PROPOSALS
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Proposals:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of the mixture at points ``(N, D)``: ``(N,)``, in nats."""
-        size = max(1, _NUMBERS // max(1, len(self) * self.normals.dim))
+        size = max(1, PROPOSALS.table_numbers // max(1, len(self) * self.normals.dim))
         return torch.cat([self._log_prob(part) for part in z.split(size)])
 
     def _log_prob(self, z: Tensor) -> Tensor:

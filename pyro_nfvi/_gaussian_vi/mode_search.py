@@ -1,4 +1,4 @@
-"""From many points uphill: which modes does a density have, as far as these points tell?"""
+"""Multi-start search for the modes of a density."""
 
 from __future__ import annotations
 
@@ -15,39 +15,12 @@ from pyro_nfvi._gaussian_vi.gaussians import Normals
 from pyro_nfvi._gaussian_vi.mixture_weights import mixture_weights
 from pyro_nfvi._gaussian_vi.mode_ascent import ascend
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
-from pyro_nfvi._gaussian_vi.natural_gradient import whiten
+from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
+from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
 from pyro_nfvi._gaussian_vi.target import Target
 
 #: From a point ``(D,)`` and points ``(N, D)`` to those of their images that are nearest to it.
 Align: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-
-#: Steps uphill of each point, steps of the Gaussians that start there, and of those that are kept.
-_CLIMB, _RACE, _LAST = 60, 120, 200
-#: Draws of each Gaussian in each step of the race, and for the comparison of bounds.
-_ROWS, _COMPARE = 16, 256
-#: Fewest draws for that comparison, where time is short.
-_FEWEST = 8
-#: Draws of each component from which weights are learnt.
-_WEIGH = 1000
-#: Most modes that are kept.
-MOST_MODES = 16
-#: Most places from which a Gaussian starts in one round.
-_PLACES = 16
-#: Rounds, at most, and points of each round after the first.
-_ROUNDS, _POINTS = 4, 48
-#: A mode with a bound this far below the best, or with less than this share, is left out.
-_NEGLIGIBLE, _SHARE = 10.0, 0.01
-#: Unless it holds a tenth of that share, and moves a mean by this many sds or an sd by this factor:
-#: far away, little mass is much of a spread.
-_FEW, _SHIFT, _SPREAD = 0.1, 0.05, 1.1
-#: A light mode is a spike, and left out too, when it is narrower than the heaviest by this factor
-#: in each direction (its logarithm): points climb up the neck of a funnel without end, to where
-#: there is density without mass, and the share of such a place is noise.
-_LIGHT, _NARROWER = 0.1, 3.0
-#: Share of the time for the rounds; the rest is for weighing what they found.
-_SEARCH = 0.6
-#: How deep the valley between two modes is at least, in nats below the lower of them.
-_DIP = 3.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +49,7 @@ class Modes:
         return len(self.normals)
 
 
-def explore(
+def search_modes(
     target: Target,
     found: GaussianFit,
     points: Tensor,
@@ -86,20 +59,20 @@ def explore(
     effort: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Modes:
-    r"""Look for modes beside that of a Gaussian which was fitted already.
+    r"""Search for modes beside that of a Gaussian which was fitted already.
 
-    Every point climbs; ends between which the log density does not fall by more than 3 nats, on
-    the straight line, are one place. Where there are several, a Gaussian starts from each; those
-    whose bound is within 10 nats of the best, and between which there is a valley, are the modes.
-    Then come more points, wide around these modes, until a round adds none (four at most). At the
-    end modes between which a bent way stays high are taken for one, and those of less than a
+    Every point ascends the density; end points between which the log density does not fall by more
+    than 3 nats, on the straight line, are one place. A Gaussian starts from each place; those whose
+    bound is within 10 nats of the best, and which a valley separates, are the modes. More points
+    follow, wide around these modes, until a round adds none (four at most). Then modes between
+    which a bent path stays high are taken for one, and those of less than a
     hundredth of the mass are left out, unless they are so far away that they move a mean by 0.05 sd
     or an sd by a tenth; and so are spikes (narrower than the heaviest by a factor of 20 in
     each direction) of less than a tenth. Weights are those with which the mixture of the Gaussians
     is closest to the density.
 
     A log-concave density has one mode here, whatever the points. **A mode that no point
-    climbs to is not found**, nor are more than 16. Where the target's budget is spent first,
+    ascends to is not found**, nor are more than 16. Where the target's budget is spent first,
     the modes that are known by then come back, with ``finished=False``.
 
     Args:
@@ -123,7 +96,7 @@ def explore(
     Example:
         >>> import torch
         >>> from pyro_nfvi._gaussian_vi.gaussians import Normals
-        >>> from pyro_nfvi._gaussian_vi.mode_search import explore
+        >>> from pyro_nfvi._gaussian_vi.mode_search import search_modes
         >>> from pyro_nfvi._gaussian_vi.multistart import fit_gaussian
         >>> from pyro_nfvi._gaussian_vi.target import Target
         >>> x = torch.zeros(1, dtype=torch.float64)
@@ -133,14 +106,14 @@ def explore(
         ...     return torch.logsumexp(apart + weights, -1)
         >>> target = Target(log_density, x)
         >>> best = fit_gaussian(target, Normals.around(torch.ones(1, 1), 1.0))
-        >>> modes = explore(target, best, torch.linspace(-20, 20, 9).unsqueeze(-1))
+        >>> modes = search_modes(target, best, torch.linspace(-20, 20, 9).unsqueeze(-1))
         >>> modes.weights.round(decimals=2).tolist(), modes.num_starts
         ([0.7, 0.3], 58)
     """
     frame = Normals(found.loc[None], found.factor[None])
-    usable = found.start_bounds > found.bound - _NEGLIGIBLE
-    whole, target = target, target.within(target.budget.part(_SEARCH))
-    ends, heights = ascend(target, frame, points, _steps(_CLIMB, effort))
+    usable = found.start_bounds > found.bound - MODE_SEARCH.negligible
+    whole, target = target, target.within(target.budget.part(MODE_SEARCH.search_time))
+    ends, heights = ascend(target, frame, points, _steps(MODE_SEARCH.ascent_steps, effort))
     # The starts of the Gaussian itself have climbed already.
     climbed = found.starts.loc[usable] if bool(usable.any()) else frame.loc
     ends = torch.cat([ends, climbed])
@@ -151,7 +124,7 @@ def explore(
     known, hits, count = frame, torch.zeros(1, dtype=torch.long), 0
     weights = torch.ones(1, dtype=torch.float64)
     top = ends[heights.argmax()]
-    for turn in range(_ROUNDS):
+    for turn in range(MODE_SEARCH.rounds):
         count += len(ends)
         if target.budget.over():
             break
@@ -167,7 +140,7 @@ def explore(
         mode = owner[label[label >= 0]]
         hits = torch.nn.functional.pad(hits, (0, len(known) - len(hits)))
         hits = hits + torch.bincount(mode[mode >= 0], minlength=len(known))
-        if (turn > 0 and len(known) == before) or len(known) == 1 or turn == _ROUNDS - 1:
+        if (turn > 0 and len(known) == before) or len(known) == 1 or turn == MODE_SEARCH.rounds - 1:
             break
         if turn == 0:  # one bent ridge is the common case
             joined, total = _merged(target, frame, known, hits, generator)
@@ -175,10 +148,15 @@ def explore(
                 known, hits = joined, total
                 break
         weights = _weights(target, known, generator)
-        points = _around(known, weights, _POINTS, generator)
+        points = _around(known, weights, MODE_SEARCH.round_points, generator)
         if more is not None:
-            points = torch.cat([points[: _POINTS // 2], more(_POINTS // 2).to(points)])
-        ends, heights = ascend(target, frame, points, _steps(_CLIMB, effort))
+            points = torch.cat(
+                [
+                    points[: MODE_SEARCH.round_points // 2],
+                    more(MODE_SEARCH.round_points // 2).to(points),
+                ]
+            )
+        ends, heights = ascend(target, frame, points, _steps(MODE_SEARCH.ascent_steps, effort))
         if align is not None:
             ends = align(found.loc, ends)
             heights = target(ends)[0]
@@ -191,9 +169,11 @@ def explore(
     if len(known) > 1 and align is not None:
         known, hits = _once(target, known, hits, align, generator)
     if len(known) > 1:
-        known, _ = whiten(target, known, num_steps=_steps(_LAST, effort), generator=generator)
+        known, _ = natural_gradient_ascent(
+            target, known, num_steps=_steps(MODE_SEARCH.last_steps, effort), generator=generator
+        )
         weights = _weights(target, known, generator)
-        counts = (weights >= _SHARE) | _moving(known, weights)
+        counts = (weights >= MODE_SEARCH.least_share) | _moving(known, weights)
         keep = (counts & ~_spikes(known, weights)).nonzero().squeeze(-1)
         left_out = len(known) - len(keep)
         known, hits = known.take(keep), hits[keep]
@@ -223,13 +203,13 @@ def _places(
     for place, top in enumerate(found):
         if target.budget.over():
             break
-        same = ~valleys(target, top, ends[left], _DIP)
+        same = ~valleys(target, top, ends[left], MODE_SEARCH.valley)
         label[left[same]] = place
         left = left[~same]
     known = len(found)
-    while len(left) and len(found) < known + _PLACES and not target.budget.over():
+    while len(left) and len(found) < known + MODE_SEARCH.most_places and not target.budget.over():
         top = ends[left[0]]
-        same = ~valleys(target, top, ends[left], _DIP)
+        same = ~valleys(target, top, ends[left], MODE_SEARCH.valley)
         same[0] = True
         label[left[same]] = len(found)
         found.append(top)
@@ -248,18 +228,20 @@ def _fitted(
     if not len(places):
         return known, torch.zeros(0, dtype=torch.long)
     frame = known.take(0)
-    start = Normals(places, 0.1 * frame.factor.expand(len(places), *frame.factor.shape[1:]))
-    ran, _ = whiten(
+    start = Normals(
+        places, MODE_SEARCH.start_width * frame.factor.expand(len(places), *frame.factor.shape[1:])
+    )
+    ran, _ = natural_gradient_ascent(
         target,
         start,
-        num_steps=_steps(_RACE, effort),
-        num_particles=_ROWS,
+        num_steps=_steps(MODE_SEARCH.race_steps, effort),
+        num_particles=MODE_SEARCH.race_particles,
         generator=generator,
     )
     both = Normals(torch.cat([known.loc, ran.loc]), torch.cat([known.factor, ran.factor]))
     bounds = _bounds(target, both, generator)
     # So short a race leaves the Gaussians of many dimensions below their best.
-    slack = _NEGLIGIBLE + known.dim / 2
+    slack = MODE_SEARCH.negligible + known.dim / 2
     kept, owner = list(range(len(known))), torch.full((len(places),), -1, dtype=torch.long)
     # Modes that are known stay; of the others the best come first.
     for index in bounds[len(known) :].argsort(descending=True).tolist():
@@ -268,7 +250,10 @@ def _fitted(
         place = len(known) + index
         apart = _apart(target, both, place, kept)
         if bool(apart.all()):
-            if len(kept) < MOST_MODES and float(bounds[place]) > float(bounds.max()) - slack:
+            if (
+                len(kept) < MODE_SEARCH.most_modes
+                and float(bounds[place]) > float(bounds.max()) - slack
+            ):
                 kept.append(place)
                 owner[index] = len(kept) - 1
         else:
@@ -297,7 +282,7 @@ def _merged(
             count += list(hits[left])
             break
         kept.append(int(left[0]))
-        same = ~bent_valleys(target, frame, known.loc[left[0]], known.loc[left], _DIP)
+        same = ~bent_valleys(target, frame, known.loc[left[0]], known.loc[left], MODE_SEARCH.valley)
         same[0] = True
         count.append(hits[left[same]].sum())
         left = left[~same]
@@ -327,7 +312,9 @@ def _once(
             break
         place = int(left[0])
         kept.append(place)
-        same = ~valleys(target, known.loc[place], align(known.loc[place], known.loc[left]), _DIP)
+        same = ~valleys(
+            target, known.loc[place], align(known.loc[place], known.loc[left]), MODE_SEARCH.valley
+        )
         same[0] = True
         count.append(hits[left[same]].sum())
         left = left[~same]
@@ -335,19 +322,19 @@ def _once(
 
 
 def _apart(target: Target, normals: Normals, one: int, others: list[int]) -> Tensor:
-    """Whether one Gaussian stands on another mode than each of the others."""
-    return valleys(target, normals.loc[one], normals.loc[others], _DIP)
+    """Tell of each of the others whether a valley separates one Gaussian from it."""
+    return valleys(target, normals.loc[one], normals.loc[others], MODE_SEARCH.valley)
 
 
 def _bounds(target: Target, normals: Normals, generator: torch.Generator | None) -> Tensor:
     """Bounds of Gaussians ``(K,)``, from fewer draws where there is no time for all."""
-    rows = target.affordable(_COMPARE * len(normals)) // len(normals)
-    return normals.bounds(target, max(_FEWEST, rows), generator)[0]
+    rows = target.affordable(MODE_SEARCH.compared_draws * len(normals)) // len(normals)
+    return normals.bounds(target, max(MODE_SEARCH.fewest_draws, rows), generator)[0]
 
 
 def _weights(target: Target, normals: Normals, generator: torch.Generator | None) -> Tensor:
     """Weights of the mixture that is closest to the density; equal ones where time is over."""
-    z = normals.points(normals.noise(_WEIGH, generator)).flatten(0, 1)
+    z = normals.points(normals.noise(MODE_SEARCH.weight_draws, generator)).flatten(0, 1)
     log_p = target.log_prob(z)
     if log_p is None:
         return torch.full_like(normals.loc[:, 0], 1 / len(normals))
@@ -355,7 +342,7 @@ def _weights(target: Target, normals: Normals, generator: torch.Generator | None
 
 
 def _moving(normals: Normals, weights: Tensor) -> Tensor:
-    """Which Gaussians move a mean or an sd of the mixture, little as they may weigh ``(K,)``."""
+    """Mark light Gaussians that move a mean or an sd of the mixture ``(K,)``."""
     variances = normals.covariances.diagonal(dim1=-2, dim2=-1)
 
     def moments(share: Tensor) -> tuple[Tensor, Tensor]:
@@ -367,17 +354,19 @@ def _moving(normals: Normals, weights: Tensor) -> Tensor:
     mean, sd = moments(weights)
     others, spread = moments(weights * (1 - torch.eye(len(weights)).to(weights)))
     shift, stretch = (mean - others).abs() / sd, (sd / spread).log().abs()
-    moves = (shift > _SHIFT).any(-1) | (stretch > math.log(_SPREAD)).any(-1)
-    return moves & (weights >= _FEW * _SHARE)
+    moves = (shift > MODE_SEARCH.moved_mean).any(-1) | (
+        stretch > math.log(MODE_SEARCH.moved_sd)
+    ).any(-1)
+    return moves & (weights >= MODE_SEARCH.moving_share * MODE_SEARCH.least_share)
 
 
 def _spikes(normals: Normals, weights: Tensor) -> Tensor:
-    """Which Gaussians are light, and far narrower than the heaviest ``(K,)``."""
+    """Mark Gaussians that are light and far narrower than the heaviest ``(K,)``."""
     factor = normals.factor
     scales = factor if factor.dim() == 2 else factor.diagonal(dim1=-2, dim2=-1)
     volume = scales.abs().log().sum(-1)
-    least = volume[weights.argmax()] - _NARROWER * normals.dim
-    return (volume < least) & (weights < _LIGHT)
+    least = volume[weights.argmax()] - MODE_SEARCH.spike_width * normals.dim
+    return (volume < least) & (weights < MODE_SEARCH.spike_share)
 
 
 def _around(
@@ -393,4 +382,4 @@ def _around(
     root = vectors * values.clamp_min(0).sqrt()
     noise, chi = normals.take(0).noise(num, generator)[0], normals.take(0).noise(num, generator)[0]
     freedom = chi[:, :5].square().mean(-1, keepdim=True).sqrt()
-    return centre + 1.7 * (noise / freedom) @ root.mT
+    return centre + MODE_SEARCH.around * (noise / freedom) @ root.mT

@@ -1,4 +1,4 @@
-"""Did some starts end in another mode than the best one?"""
+"""Modes on which the starts of a Gaussian fit ended, besides that of the best."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from torch import Tensor
 
 from pyro_nfvi._gaussian_vi.density_paths import valleys
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
+from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
 from pyro_nfvi._gaussian_vi.target import Target
-
-#: A mode with a bound this far below the best has no mass to speak of, in nats.
-_NEGLIGIBLE = 10.0
-#: How deep the valley between two modes is at least, in nats below the lower of them.
-_DIP = 3.0
 
 
 def other_modes(
@@ -32,8 +28,8 @@ def other_modes(
     Args:
         target: The density.
         found: The fit, with its starts.
-        align: Moves points to their images nearest to another, as in :func:`explore`; modes that
-            are images of each other are one.
+        align: Moves points to their images nearest to another, as in :func:`search_modes`; modes
+            that are images of each other are one.
 
     Returns:
         Indices into ``found.starts``, the highest bound first; empty where there is one mode.
@@ -59,13 +55,16 @@ def other_modes(
     centres = [found.loc]
     order = found.start_bounds.argsort(descending=True).tolist()
     for index in order:
-        if float(found.start_bounds[index]) < found.bound - _NEGLIGIBLE or target.budget.over():
+        if (
+            float(found.start_bounds[index]) < found.bound - MODE_SEARCH.negligible
+            or target.budget.over()
+        ):
             break
         here = found.starts.loc[index]
         others = torch.stack(centres)
         if align is not None:
             others = align(here, others)
-        if bool(valleys(target, here, others, _DIP).all()):
+        if bool(valleys(target, here, others, MODE_SEARCH.valley).all()):
             kept.append(index)
             centres.append(here)
     return torch.tensor(kept, dtype=torch.long)

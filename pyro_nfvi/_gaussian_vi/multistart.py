@@ -7,20 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_nfvi._gaussian_vi.batch_and_match import match
+from pyro_nfvi._gaussian_vi.batch_and_match import batch_and_match
 from pyro_nfvi._gaussian_vi.gaussians import Normals
-from pyro_nfvi._gaussian_vi.natural_gradient import whiten
+from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
+from pyro_nfvi._gaussian_vi.recipe import MULTISTART
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi.errors import ShapeError, WeightError
-
-#: Steps of batch and match, of the race between the starts, and of the last ascent.
-_MATCH, _RACE, _LAST = 30, 100, 300
-#: Draws of each start in each step of the race.
-_RACE_ROWS = 16
-#: Draws on which starts are compared, and on which the last candidates are.
-_COMPARE, _FINAL = 256, 1024
-#: Above this dimension batch and match is not tried: each of its steps is O(D^3).
-_MATCH_DIM = 100
 
 
 @dataclass(frozen=True)
@@ -119,21 +111,23 @@ def fit_gaussian(
     before = target.num_rows
     race = starts.take(0) if noisy else starts
     budget = target.budget
-    if starts.is_full and starts.dim <= _MATCH_DIM and not noisy and not budget.over():
-        matched = match(target, race, num_steps=_steps(_MATCH, effort), generator=generator)
+    if starts.is_full and starts.dim <= MULTISTART.match_dim and not noisy and not budget.over():
+        matched = batch_and_match(
+            target, race, num_steps=_steps(MULTISTART.match_steps, effort), generator=generator
+        )
         race = _better(target, race, matched, generator)
     ran = race
     if not budget.over():
-        ran, _ = whiten(
+        ran, _ = natural_gradient_ascent(
             target,
             race,
-            num_steps=_steps(_RACE, effort),
-            num_particles=_RACE_ROWS,
+            num_steps=_steps(MULTISTART.race_steps, effort),
+            num_particles=MULTISTART.race_particles,
             generator=generator,
         )
         if not noisy:
             ran = _better(target, race, ran, generator)
-    bounds, errors = ran.bounds(target, target.affordable(_COMPARE), generator)
+    bounds, errors = ran.bounds(target, target.affordable(MULTISTART.compared_draws), generator)
     if not bool((bounds > -torch.inf).any()):
         raise WeightError(
             f"The density could not be evaluated around any of {len(starts)} starts: give a "
@@ -146,15 +140,15 @@ def fit_gaussian(
             first.loc[0], first.factor[0], float(bounds[leader]), float(errors[leader]),
             ran, bounds, bounds.new_zeros(0), target.num_rows - before,
         )  # fmt: skip
-    last, path = whiten(
+    last, path = natural_gradient_ascent(
         target,
         first,
-        num_steps=_steps(_LAST, effort),
+        num_steps=_steps(MULTISTART.last_steps, effort),
         num_particles=num_particles,
         generator=generator,
     )
     pair = Normals(torch.cat([first.loc, last.loc]), torch.cat([first.factor, last.factor]))
-    reached, errors = pair.bounds(target, target.affordable(_FINAL), generator)
+    reached, errors = pair.bounds(target, target.affordable(MULTISTART.final_draws), generator)
     best = 1 if noisy else int(reached.argmax())
     return GaussianFit(
         pair.loc[best],
@@ -176,7 +170,7 @@ def _better(
     target: Target, old: Normals, new: Normals, generator: torch.Generator | None
 ) -> Normals:
     """Take the new ones, except where their bounds are clearly worse."""
-    before, error = old.bounds(target, target.affordable(_COMPARE), generator)
-    after, other = new.bounds(target, target.affordable(_COMPARE), generator)
+    before, error = old.bounds(target, target.affordable(MULTISTART.compared_draws), generator)
+    after, other = new.bounds(target, target.affordable(MULTISTART.compared_draws), generator)
     worse = before > after + 2 * (error.square() + other.square()).sqrt()
     return old.where(worse, new)

@@ -8,15 +8,11 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._gaussian_vi.gaussians import Normals
+from pyro_nfvi._gaussian_vi.recipe import NATURAL_GRADIENT
 from pyro_nfvi._gaussian_vi.target import Target
 
-#: A mean that keeps its direction to this cosine may step further, by this factor each time.
-_STEADY, _GROWTH = 0.9, 1.5
-#: Rate at the end, relative to the first half.
-_END = 0.02
 
-
-def whiten(
+def natural_gradient_ascent(
     target: Target,
     start: Normals,
     *,
@@ -63,19 +59,21 @@ def whiten(
     Example:
         >>> import torch
         >>> from pyro_nfvi._gaussian_vi.gaussians import Normals
-        >>> from pyro_nfvi._gaussian_vi.natural_gradient import whiten
+        >>> from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
         >>> from pyro_nfvi._gaussian_vi.target import Target
         >>> x = torch.zeros(2, dtype=torch.float64)
         >>> target = Target(lambda z: -0.5 * ((z - 3.0) / 1e-3).square().sum(-1), x)
-        >>> found, bounds = whiten(target, Normals.around(torch.zeros(1, 2), 1.0))
+        >>> found, bounds = natural_gradient_ascent(target, Normals.around(torch.zeros(1, 2), 1.0))
         >>> bool((found.loc - 3).abs().max() < 1e-4)
         True
     """
     now, dim = start, start.dim
-    rows = max(32, min(dim, 128)) if num_particles is None else num_particles
+    recipe = NATURAL_GRADIENT
+    most = min(dim, recipe.most_particles)
+    rows = max(recipe.fewest_particles, most) if num_particles is None else num_particles
     # A diagonal's gradient is not a matrix, whose noise grows with D / B.
     noise = math.sqrt(dim / rows) if start.is_full else 0.0
-    rate = min(0.1, 0.5 / (1 + noise) ** 2)
+    rate = min(recipe.rate, recipe.noise_rate / (1 + noise) ** 2)
     reach, before = torch.ones_like(start.loc[:, :1]), torch.zeros_like(start.loc)
     bounds = []
     for step in range(num_steps):
@@ -96,8 +94,8 @@ def whiten(
         turn = apart.mT @ eps if now.is_full else (apart * eps).sum(1)
         # Steps that keep their direction grow: the way to the target may be thousands of sds.
         ahead = torch.nn.functional.normalize(mean, dim=-1)
-        steady = (ahead * before).sum(-1, keepdim=True) > _STEADY
-        reach = torch.where(steady, _GROWTH * reach, (reach / _GROWTH**2).clamp_min(1))
+        steady = (ahead * before).sum(-1, keepdim=True) > recipe.steady_cosine
+        reach = torch.where(steady, recipe.growth * reach, (reach / recipe.growth**2).clamp_min(1))
         before = ahead
         moved = _moved(now, mean, turn, rate * _factor(step, num_steps), reach)
         now = moved.where(2 * good >= rows, now.shrunk())
@@ -123,4 +121,5 @@ def _factor(step: int, num_steps: int) -> float:
     if step < half:
         return 1.0
     share = (step - half) / max(1, num_steps - half)
-    return _END + (1 - _END) * 0.5 * (1 + math.cos(math.pi * share))
+    end = NATURAL_GRADIENT.final_rate
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * share))

@@ -1,4 +1,4 @@
-"""Mass that modes leave out, at whatever width: one mode inside another is found by its mass."""
+"""Modes of another width inside or around known ones, found by importance sampling."""
 
 from __future__ import annotations
 
@@ -12,34 +12,12 @@ from pyro_nfvi._gaussian_vi.gaussians import Normals
 from pyro_nfvi._gaussian_vi.mixture_weights import mixture_weights
 from pyro_nfvi._gaussian_vi.mode_ascent import ascend
 from pyro_nfvi._gaussian_vi.mode_proposals import Proposals
-from pyro_nfvi._gaussian_vi.mode_search import MOST_MODES, Align, Modes
-from pyro_nfvi._gaussian_vi.natural_gradient import whiten
+from pyro_nfvi._gaussian_vi.mode_search import Align, Modes
+from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
+from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH, NESTED_MASS
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.errors import WeightError
-
-#: A point lies outside of an approximation whose density there is too low by this many nats.
-OUTSIDE = 3.0
-#: Draws of each proposal, and of the modes.
-_EACH, _OWN = 40, 1000
-#: Share of the mass outside from which on one more Gaussian is tried, and fewest effective points.
-_SHARE, _FEWEST = 0.003, 4.0
-#: Rounds, at most; steps of a Gaussian on what lies outside, and its draws in each.
-_ROUNDS, _STEPS, _ROWS = 3, 120, 16
-#: Two Gaussians are of different widths where the logarithms of their volumes differ by this much:
-#: arms of one bent ridge have about the same volume, and one flow takes them both.
-_VOLUME = 2.0
-#: How far, in nats, the known density is too low on average under a Gaussian that is a new one.
-_APART = 3.0
-#: A point lies between two Gaussians where neither claims 95 % of it, and two are
-#: apart where no more of the mass than this lies between: a funnel's neck passes into its mouth.
-_CLAIM, _BETWEEN = 0.05, 0.15
-#: Widths of the proposals at the highest point, relative to the heaviest mode's, and steps of a
-#: climb to the top from a point that is heavy by itself.
-_NARROW, _CLOSER = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001), 30
-#: Draws of each component from which weights are learnt, and the least gain of the bound in nats
-#: or change of a spread for which a component is kept.
-_WEIGH, _GAIN, _SHIFT, _SPREAD = 500, 0.01, 0.05, 1.1
 
 
 def outside_of(
@@ -69,7 +47,7 @@ def outside_of(
         mixture = torch.logaddexp(log_q + math.log(share), mixture)
     log_w = log_p - mixture
     log_w = torch.where(torch.isfinite(log_w), log_w, torch.full_like(log_w, -torch.inf))
-    return log_w, ~(log_p - log_q - level <= OUTSIDE + 3 * gap) & (log_w > -torch.inf)
+    return log_w, ~(log_p - log_q - level <= NESTED_MASS.outside + 3 * gap) & (log_w > -torch.inf)
 
 
 def add_nested(
@@ -92,9 +70,9 @@ def add_nested(
 
     Args:
         target: The density.
-        modes: What :func:`explore` found.
+        modes: What :func:`search_modes` found.
         proposals: Where to look.
-        align: Moves points to their images nearest to another, as in :func:`explore`.
+        align: Moves points to their images nearest to another, as in :func:`search_modes`.
         effort: Factor on all numbers of steps.
         generator: Source of the noise.
 
@@ -111,24 +89,26 @@ def add_nested(
     """
     known, weights, hits = modes.normals, modes.weights, modes.hits
     count = modes.num_starts
-    for _ in range(_ROUNDS):
-        if target.budget.over() or len(known) >= MOST_MODES:
+    for _ in range(NESTED_MASS.rounds):
+        if target.budget.over() or len(known) >= MODE_SEARCH.most_modes:
             break
         found = _unseen(target, known, weights, proposals, align, generator)
         if isinstance(found, Tensor):  # too few points there to say more: look closer
-            proposals = proposals + narrow(target, known, found, _CLOSER)
+            proposals = proposals + narrow(target, known, found, NESTED_MASS.ascent_steps)
             found = _unseen(target, known, weights, proposals, align, generator)
         if found is None or isinstance(found, Tensor):
             break
         start, landed = found
-        steps = max(1, round(_STEPS * effort))
-        ran, _ = whiten(target, start, num_steps=steps, num_particles=_ROWS, generator=generator)
+        steps = max(1, round(NESTED_MASS.steps * effort))
+        ran, _ = natural_gradient_ascent(
+            target, start, num_steps=steps, num_particles=NESTED_MASS.particles, generator=generator
+        )
         joined = None if target.budget.over() else _joined(target, known, ran, generator)
         if joined is None:
             break
         known, weights = joined
         hits = torch.cat([hits, hits.new_tensor([landed])])
-        count += _EACH * len(proposals)
+        count += NESTED_MASS.proposal_draws * len(proposals)
         proposals = proposals + Proposals.of(ran)
     if target.budget.over():
         modes = dataclasses.replace(modes, finished=False)
@@ -150,7 +130,7 @@ def narrow(target: Target, known: Normals, point: Tensor, num_steps: int = 0) ->
     frame = known.take(0)
     if num_steps:
         point = ascend(target, frame, point[None], num_steps)[0][0]
-    factor = torch.stack([scale * frame.factor[0] for scale in _NARROW])
+    factor = torch.stack([scale * frame.factor[0] for scale in NESTED_MASS.narrow_widths])
     return Proposals.of(Normals(point.expand(len(factor), -1), factor))
 
 
@@ -162,11 +142,13 @@ def _unseen(
     align: Align | None,
     generator: torch.Generator | None,
 ) -> tuple[Normals, int] | Tensor | None:
-    """Gaussian with mean and covariance of the mass that the known ones leave out, if it is any.
+    """Fit a Gaussian to the mass that the known ones leave out, by its mean and covariance.
 
-    The number says how many points landed there; where they are too few, the heaviest comes back.
+    Returns:
+        The Gaussian and the number of points there; the heaviest point where they are too few;
+        None where next to no mass is left out, or nothing can be concluded.
     """
-    counts = (weights * _OWN).round().long().clamp_min(8)
+    counts = (weights * NESTED_MASS.own_draws).round().long().clamp_min(8)
     own = torch.cat(
         [
             known.take(place).points(known.take(place).noise(int(count), generator))[0]
@@ -174,7 +156,7 @@ def _unseen(
         ]
     )
     assert generator is not None
-    points = torch.cat([own, proposals.draw(_EACH, generator)])
+    points = torch.cat([own, proposals.draw(NESTED_MASS.proposal_draws, generator)])
     log_p, log_r = target.log_prob(points), proposals.log_prob(points)
     if log_p is None:
         return None
@@ -192,9 +174,9 @@ def _unseen(
     weight = torch.softmax(log_w, 0)
     mass = weight * outside
     share = float(mass.sum())
-    if share < _SHARE:
+    if share < NESTED_MASS.least_share:
         return None
-    if float(mass.sum() ** 2 / mass.square().sum()) < _FEWEST:
+    if float(mass.sum() ** 2 / mass.square().sum()) < NESTED_MASS.fewest_points:
         return points[mass.argmax()]
     part, landed = mass / mass.sum(), int((outside[len(own) :]).sum())
     loc = (part.unsqueeze(-1) * points).sum(0)
@@ -216,24 +198,24 @@ def _unseen(
 def _joined(
     target: Target, known: Normals, new: Normals, generator: torch.Generator | None
 ) -> tuple[Normals, Tensor] | None:
-    """Known Gaussians and a new one, with weights; None where the new one is none of its own."""
+    """Add a Gaussian, and learn the weights; None where it is no mode of its own."""
     volume = new.scales.log().sum(-1)
     others = known.scales.log().sum(-1)
     if not bool(torch.isfinite(new.loc).all()) or not bool(torch.isfinite(volume).all()):
         return None
-    eps = new.noise(_WEIGH, generator)
+    eps = new.noise(NESTED_MASS.weight_draws, generator)
     draws = new.points(eps)[0]
     apart = (new.log_q(eps)[0].unsqueeze(-1) - known.log_prob(draws)).mean(0)
-    close = (volume - others).abs() < _VOLUME
-    if bool((apart < _APART).any()) or bool(close[apart.argmin()]):
+    close = (volume - others).abs() < NESTED_MASS.volume
+    if bool((apart < NESTED_MASS.outside).any()) or bool(close[apart.argmin()]):
         return None
     both = Normals(torch.cat([known.loc, new.loc]), torch.cat([known.factor, new.factor]))
-    z = torch.cat([both.points(both.noise(_WEIGH, generator)).flatten(0, 1)])
+    z = torch.cat([both.points(both.noise(NESTED_MASS.weight_draws, generator)).flatten(0, 1)])
     log_p, each = target.log_prob(z), both.log_prob(z)
     if log_p is None:
         return None
     weights, _ = mixture_weights(log_p, each)
-    if float(weights[-1]) < _SHARE:
+    if float(weights[-1]) < NESTED_MASS.least_share:
         return None
     # The moments with and without it, and what both claim, from the same draws.
     log_w = log_p - torch.logsumexp(each, -1)
@@ -244,17 +226,25 @@ def _joined(
     weight = smoothed.log_weights.exp()
     weight = weight / weight.sum()
     claim = torch.softmax(each + weights.log(), -1)[:, -1]
-    between = float((weight * ((claim > _CLAIM) & (claim < 1 - _CLAIM))).sum())
-    if between > _BETWEEN:
+    between = float(
+        (weight * ((claim > NESTED_MASS.claim) & (claim < 1 - NESTED_MASS.claim))).sum()
+    )
+    if between > NESTED_MASS.between:
         return None
     held = weight * (1 - claim)
     shift, stretch = _moved(z, weight, held / held.sum())
     gained = -math.log1p(-min(float(weights[-1]), 0.999))
-    return (both, weights) if gained > _GAIN or shift > _SHIFT or stretch > _SPREAD else None
+    return (
+        (both, weights)
+        if gained > NESTED_MASS.least_gain
+        or shift > MODE_SEARCH.moved_mean
+        or stretch > MODE_SEARCH.moved_sd
+        else None
+    )
 
 
 def _moved(z: Tensor, all_of_it: Tensor, part: Tensor) -> tuple[float, float]:
-    """Largest change of a mean, in sds, and of an sd, as a factor, between two weightings."""
+    """Return the largest change of a mean, in sds, and of an sd, between two weightings."""
     stats = []
     for weight in (all_of_it, part):
         mean = (weight.unsqueeze(-1) * z).sum(0)

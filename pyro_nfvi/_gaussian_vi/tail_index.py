@@ -9,38 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from pyro_nfvi._gaussian_vi.recipe import TAILS
 from pyro_nfvi._gaussian_vi.target import Target
-
-#: Points on each ray, a factor of e of the number's size apart: from its 99 % quantile to 3000
-#: times that, where a Student t with 30 degrees of freedom has reached its power law.
-_POINTS = 9
-#: Quantile at which a ray begins.
-_BEGIN = 0.99
-#: The same where moments are asked: points a sixth of an e-fold apart, from the 95 % quantile to
-#: six times that, and how many nats below the first one they end.
-_FINE, _FINE_BEGIN, _FINE_STEP, _DEEP = 12, 0.95, 1 / 6, 12.0
-#: An index beyond it is of no consequence for any moment that one asks for: the tail is light.
-_LIGHT = 30.0
-#: A power law has settled where the slope changes by less than this share from one point to the
-#: next, or by less than this share of the change before; a lognormal tail, whose slope goes on
-#: growing, has not.
-_SETTLED, _SHRINKS = 0.01, 0.7
-#: Where it has not, a slope as small as this up to 3000 times the 99 % quantile counts as the
-#: index: that moments exist beyond is of no help to draws.
-_FELT = 2.5
-#: A power law that begins so many nats below the body, as on a ridge that the data all but exclude,
-#: holds 1e-5 of the mass: no draw will see it.
-_FAINT = 7.0
-#: Most Newton steps at a point, and the Newton decrement, in nats, at which it has arrived.
-_NEWTON, _ARRIVED = 40, 1e-3
-#: Shares of a Newton step that are tried.
-_SHARES = (1.0, 0.5, 0.2, 0.05, 0.01)
-#: Difference step in conditional standard deviations: large enough for single precision.
-_STEP = 0.05
-#: Smallest eigenvalue of a curvature, relative to the largest.
-_FLOOR = 1e-10
-#: Doublings and bisections that find the point of a given size on a ray.
-_DOUBLINGS, _BISECTIONS = 40, 50
 
 
 def tail_indices(
@@ -89,7 +59,7 @@ def tail_indices(
     draws = draws[torch.isfinite(draws).all(-1)].double()
     dim = draws.shape[-1]
     found = torch.full((dim, 2), math.inf, dtype=torch.float64, device=draws.device)
-    rays = _rays(draws, size_of, _BEGIN, torch.arange(_POINTS))
+    rays = _rays(draws, size_of, TAILS.begin, torch.arange(TAILS.points))
     if not len(rays):
         return found
     kept = rays.first(max(2, most_rows // (2 * dim)))
@@ -139,11 +109,13 @@ def tail_moments(
     draws = draws[torch.isfinite(draws).all(-1)].double()
     dim = draws.shape[-1]
     ratio = torch.full((dim,), math.nan, dtype=torch.float64, device=draws.device)
-    rays = _rays(draws, size_of, _FINE_BEGIN, _FINE_STEP * torch.arange(_FINE))
+    rays = _rays(
+        draws, size_of, TAILS.moment_begin, TAILS.moment_step * torch.arange(TAILS.moment_points)
+    )
     if not len(rays):
         return ratio
     kept = rays.first(max(2, most_rows // (2 * dim)))
-    followed = _follow(target, draws, kept, lambda heights: heights[0] - heights[-1] > _DEEP)
+    followed = _follow(target, draws, kept, lambda heights: heights[0] - heights[-1] > TAILS.depth)
     with torch.no_grad():
         seen = size_of(draws).double()
     square = (seen - seen.median(0).values).square()
@@ -167,7 +139,7 @@ def tail_moments(
 
 
 def _light(heights: list[float]) -> bool:
-    return len(heights) > 1 and heights[-2] - heights[-1] >= _LIGHT
+    return len(heights) > 1 and heights[-2] - heights[-1] >= TAILS.light
 
 
 class _Rays:
@@ -215,13 +187,13 @@ def _rays(draws: Tensor, size_of: Callable[[Tensor], Tensor], begin: float, step
     goals = first + steps.to(draws)
     low = start.unsqueeze(-1).expand_as(goals).clone()
     high = low.clone()
-    for _ in range(_DOUBLINGS):
+    for _ in range(TAILS.doublings):
         reached = size(centre[index, None] + sign[:, None] * high) >= goals
         if bool(reached.all()):
             break
         high = torch.where(reached, high, 2 * high)
     reached = size(centre[index, None] + sign[:, None] * high) >= goals
-    for _ in range(_BISECTIONS):
+    for _ in range(TAILS.bisections):
         half = 0.5 * (low + high)
         below = size(centre[index, None] + sign[:, None] * half) < goals
         low, high = torch.where(below, half, low), torch.where(below, high, half)
@@ -298,12 +270,12 @@ def _conditional(
     log_p, score, _ = target(rows)
     marginal = torch.full_like(log_p, math.nan)
     todo = torch.arange(len(rows), device=rows.device)
-    shares = torch.tensor(_SHARES, dtype=rows.dtype, device=rows.device)[:, None, None]
-    for _ in range(_NEWTON):
+    shares = torch.tensor(TAILS.step_shares, dtype=rows.dtype, device=rows.device)[:, None, None]
+    for _ in range(TAILS.newton_steps):
         here, width = rows[todo], spread[todo]
         move, width, logdet, decrement = _newton(target, here, score[todo], index[todo], width)
         spread[todo] = width
-        arrived = decrement < _ARRIVED
+        arrived = decrement < TAILS.decrement
         marginal[todo[arrived]] = (log_p[todo] - 0.5 * logdet)[arrived]
         logdet = logdet[~arrived]
         todo, here, move = todo[~arrived], here[~arrived], move[~arrived]
@@ -333,7 +305,7 @@ def _newton(
     dim = rows.shape[-1]
     fixed = torch.nn.functional.one_hot(index, dim).bool()
     eye = torch.eye(dim, dtype=rows.dtype, device=rows.device)
-    step = (_STEP * spread).unsqueeze(-1)
+    step = (TAILS.difference * spread).unsqueeze(-1)
     ahead, behind = rows.unsqueeze(1) + step * eye, rows.unsqueeze(1) - step * eye
     scores = target(torch.stack([ahead, behind]))[1]
     curvature = -(scores[0] - scores[1]) / (2 * step)
@@ -344,7 +316,7 @@ def _newton(
     scaled = torch.where(hold, eye.expand_as(scaled), scaled)
     scaled = torch.where(torch.isfinite(scaled), scaled, eye.expand_as(scaled))
     values, vectors = torch.linalg.eigh(scaled)
-    values = values.abs().maximum(_FLOOR * values.abs().amax(-1, keepdim=True))
+    values = values.abs().maximum(TAILS.eigenvalue_floor * values.abs().amax(-1, keepdim=True))
     slope = torch.where(fixed, torch.zeros_like(score), score * spread)
     along = (vectors.transpose(-1, -2) @ slope.unsqueeze(-1)).squeeze(-1)
     move = (vectors @ (along / values).unsqueeze(-1)).squeeze(-1) * spread
@@ -356,13 +328,13 @@ def _newton(
 
 def _settled(slopes: list[float]) -> float:
     """Read the index off the local slopes, from the body outwards."""
-    if slopes and slopes[-1] >= _LIGHT:
+    if slopes and slopes[-1] >= TAILS.light:
         return math.inf
     if len(slopes) < 3:
         return math.nan
     last, before, first = slopes[-1], slopes[-2], slopes[-3]
-    settled = last - before <= max(_SETTLED * abs(last), _SHRINKS * (before - first))
-    index = max(last, 0.0) if settled or last < _FELT else math.inf
+    settled = last - before <= max(TAILS.settled * abs(last), TAILS.shrinking * (before - first))
+    index = max(last, 0.0) if settled or last < TAILS.felt else math.inf
     # How far below the body the law begins: what is lost on the way to it, in nats.
     lost = sum(slopes) - len(slopes) * index
-    return math.inf if index < _FELT and lost > _FAINT else index
+    return math.inf if index < TAILS.felt and lost > TAILS.faint else index

@@ -10,12 +10,8 @@ from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._chain_rule import score
+from pyro_nfvi._gaussian_vi.recipe import TARGET
 from pyro_nfvi._typing import TensorPair, TensorTriple
-
-#: Into so many pieces a batch is split, at most, to find the rows on which the density fails.
-_PIECES = 32
-#: Rows of the first piece where there may be no time for all: how long they take is not known.
-_FIRST = 32
 
 
 class Target:
@@ -66,7 +62,7 @@ class Target:
         """
         rows = z.reshape(-1, z.shape[-1]).detach().to(self.dtype)
         begin = self.budget.clock()
-        log_p, gradient = self._evaluate(rows, max(1, len(rows) // _PIECES))
+        log_p, gradient = self._evaluate(rows, max(1, len(rows) // TARGET.pieces))
         self.num_rows += len(rows)
         self._seconds += self.budget.clock() - begin
         ok = torch.isfinite(log_p) & torch.isfinite(gradient).all(-1)
@@ -77,7 +73,7 @@ class Target:
             self.tick(1)
         return log_p.reshape(batch), gradient.reshape(z.shape), ok.reshape(batch)
 
-    def affordable(self, rows: int, fewest: int = 8) -> int:
+    def affordable(self, rows: int, fewest: int = TARGET.fewest_rows) -> int:
         """Return ``rows``, or fewer where there is no time for so many at the pace until now."""
         pace = self._seconds / max(1, self.num_rows)
         if self.budget.affords(rows * pace):
@@ -95,7 +91,7 @@ class Target:
         if self.budget.limit is None or (pace and self.budget.affords(4 * len(z) * pace)):
             return self(z)[0]
         parts: list[Tensor] = []
-        done, rows = 0, _FIRST
+        done, rows = 0, TARGET.first_rows
         while done < len(z):
             if parts and self.budget.over():
                 return None
@@ -103,7 +99,7 @@ class Target:
             parts.append(self(z[done : done + rows])[0])
             pace = max(1e-9, self.budget.clock() - begin) / len(parts[-1])
             done += rows
-            rows = max(_FIRST, min(len(z), int(0.5 * self.budget.left() / pace)))
+            rows = max(TARGET.first_rows, min(len(z), int(0.5 * self.budget.left() / pace)))
         return torch.cat(parts)
 
     def within(self, budget: Budget) -> Target:

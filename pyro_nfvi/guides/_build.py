@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_nfvi._gaussian_vi.low_rank_gaussian import MOST_DIRECTIONS, LowRankGaussian
+from pyro_nfvi._gaussian_vi.low_rank_gaussian import LowRankGaussian
+from pyro_nfvi._gaussian_vi.recipe import LOW_RANK
 from pyro_nfvi.distributions._bases import Base
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._affine import Affine, DiagonalAffine, LowerTriangular
@@ -155,8 +156,8 @@ def whitened(loc: Tensor, scale: float) -> Chain:
         tril = scale * torch.eye(len(loc), dtype=loc.dtype, device=loc.device)
         fixed = Affine(loc.clone(), scale_tril=tril, own=True)
         return Chain(LowerTriangular(len(loc)), fixed)
-    none = loc.new_zeros(MOST_DIRECTIONS)
-    across = loc.new_zeros(len(loc), MOST_DIRECTIONS)
+    none = loc.new_zeros(LOW_RANK.most_directions)
+    across = loc.new_zeros(len(loc), LOW_RANK.most_directions)
     low_rank = LowRankAffine(loc.clone(), torch.full_like(loc, scale), across, none)
     return Chain(DiagonalAffine(len(loc)), low_rank)
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from pyro_nfvi._budget import Budget
 from pyro_nfvi._gaussian_vi.gaussians import Normals
 from pyro_nfvi._gaussian_vi.mode_proposals import Proposals
-from pyro_nfvi._gaussian_vi.mode_search import MOST_MODES, Modes
+from pyro_nfvi._gaussian_vi.mode_search import Modes
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
+from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._random import stream
@@ -412,14 +413,14 @@ class FitRun:
         if group is None or not apart:
             return None
         self.relabelling, self.anchor = group, found.loc
-        return group if group.order > MOST_MODES else None
+        return group if group.order > MODE_SEARCH.most_modes else None
 
     def _relabelled(self, log_joint: LogJoint, count: int) -> Relabelled | None:
         """Say what relabellings make of the modes in a fit, of which there are ``count``."""
         group = self.relabelling
         if group is None:
             return None
-        if group.order > MOST_MODES:
+        if group.order > MODE_SEARCH.most_modes:
             return Relabelled(group.names, group.order, max(1, count), images=False)
         if count < 2 or self.modes is None:
             return None
@@ -514,7 +515,7 @@ class FitRun:
     def _up_to_labels(self, fit: Fit) -> Scored:
         """Density of a fit, of points at the image where the fit is."""
         density, group = fit.guide.density(), self.relabelling
-        if group is None or group.order <= MOST_MODES:
+        if group is None or group.order <= MODE_SEARCH.most_modes:
             return density
         assert self.anchor is not None
         return UpToLabels(density, group, self.anchor.to(fit.draws.z))
@@ -571,7 +572,7 @@ class FitRun:
         count = len(fit.modes)
         findings: list[Finding] = [
             *fit.training.findings,
-            ModeSearch(self.num_starts, count, alone, count >= MOST_MODES),
+            ModeSearch(self.num_starts, count, alone, count >= MODE_SEARCH.most_modes),
             MassOutside.of(outside, unseen=not self.num_starts),
         ]
         if self.time.affords(TAIL_ROWS[log_joint.how], "the look at tails"):

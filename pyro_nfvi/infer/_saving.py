@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyro_nfvi._files.archives import Malformed
-from pyro_nfvi._gaussian_vi.mode_search import MOST_MODES
+from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
 from pyro_nfvi._pyro_model.constraints import support_of, support_spec
 from pyro_nfvi._pyro_model.enumeration import unmarked
 from pyro_nfvi._pyro_model.initial_point_search import any_trace
@@ -255,7 +255,7 @@ def _training(described: Mapping[str, Any], losses: Tensor) -> Training:
     training["findings"] = (
         from_json(training["findings"])
         if "findings" in training
-        else from_settings(training["settings"], MOST_MODES)  # a file of version 0.1
+        else from_settings(training["settings"], MODE_SEARCH.most_modes)  # a file of version 0.1
     )
     made = Training(losses=losses, **training)
     for found in made.findings:

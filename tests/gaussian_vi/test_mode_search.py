@@ -9,7 +9,7 @@ from pyro_nfvi._gaussian_vi.density_paths import bent_valleys, valleys
 from pyro_nfvi._gaussian_vi.gaussians import Normals
 from pyro_nfvi._gaussian_vi.mixture_weights import mixture_weights
 from pyro_nfvi._gaussian_vi.mode_ascent import ascend
-from pyro_nfvi._gaussian_vi.mode_search import explore
+from pyro_nfvi._gaussian_vi.mode_search import search_modes
 from pyro_nfvi._gaussian_vi.multistart import fit_gaussian
 from pyro_nfvi._gaussian_vi.target import Target
 
@@ -29,7 +29,7 @@ def modes_of(target, dim, *, num=48, size=8.0, seed=0):
     starts = Normals.around(torch.zeros(1, dim), 1.0)
     found = fit_gaussian(target, starts, generator=generator)
     points = size * torch.randn(num, dim, generator=generator, dtype=torch.float64)
-    return explore(target, found, points, generator=generator)
+    return search_modes(target, found, points, generator=generator)
 
 
 def banana(z):
@@ -67,7 +67,7 @@ def test_a_start_near_a_narrow_mode_is_enough():
     target = Target(log_density, torch.zeros(1).double())
     found = fit_gaussian(target, Normals.around(torch.zeros(1, 2), 1.0))
     points = torch.tensor([[-3.0, 2.0], [4.5, 3.7]]).double()
-    modes = explore(target, found, points, generator=torch.Generator().manual_seed(0))
+    modes = search_modes(target, found, points, generator=torch.Generator().manual_seed(0))
     assert modes.weights.tolist() == pytest.approx([2 / 3, 1 / 3], abs=0.01)
 
 
@@ -104,7 +104,7 @@ def test_a_light_spike_is_left_out(share, kept):
     found = fit_gaussian(target, Normals.around(torch.full((1, 2), -4.0), 1.0))
     # Its basin is small: these points are in it.
     points = 4 + 0.1 * torch.randn(20, 2, generator=generator, dtype=torch.float64)
-    modes = explore(target, found, points, generator=generator)
+    modes = search_modes(target, found, points, generator=generator)
     assert (len(modes), modes.left_out) == (kept, 2 - kept)
 
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from pyro_nfvi._gaussian_vi.batch_and_match import match
+from pyro_nfvi._gaussian_vi.batch_and_match import batch_and_match
 from pyro_nfvi._gaussian_vi.gaussians import Normals
 from pyro_nfvi._gaussian_vi.multistart import fit_gaussian
-from pyro_nfvi._gaussian_vi.natural_gradient import whiten
+from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi.errors import ShapeError, WeightError
 
@@ -36,15 +36,15 @@ def whitened_error(found_loc, found_tril, mean, tril):
 
 
 @pytest.mark.parametrize(("dim", "condition"), [(1, 1.0), (5, 1e4), (30, 1e6)])
-@pytest.mark.parametrize("method", [whiten, match])
+@pytest.mark.parametrize("method", [natural_gradient_ascent, batch_and_match])
 def test_gaussians_are_found_exactly(method, dim, condition):
     # Path gradients and score matching have no noise left at the solution.
     target, mean, tril = gaussian(dim, condition)
     start = Normals.around(torch.zeros(1, dim), 1.0)
-    steps = 300 if method is whiten else 60
+    steps = 300 if method is natural_gradient_ascent else 60
     gen = torch.Generator().manual_seed(1)
     found = method(target, start, num_steps=steps, generator=gen)
-    if method is whiten:
+    if method is natural_gradient_ascent:
         found, bounds = found
         assert bounds.shape == (steps, 1)
         assert abs(float(bounds[-1])) < 1e-6  # the evidence is 1
@@ -62,7 +62,7 @@ def test_whitened_steps_do_not_change_under_affine_maps():
         start = Normals.around(torch.zeros(1, 4), 1.0)
         start = Normals(start.loc, start.factor * factor.double().unsqueeze(-1))
         gen = torch.Generator().manual_seed(0)
-        paths.append(whiten(one, start, num_steps=50, generator=gen)[0])
+        paths.append(natural_gradient_ascent(one, start, num_steps=50, generator=gen)[0])
     torch.testing.assert_close(paths[0].loc * scale, paths[1].loc, rtol=1e-9, atol=0)
     torch.testing.assert_close(
         paths[0].factor * scale.unsqueeze(-1), paths[1].factor, rtol=1e-9, atol=1e-12
@@ -73,7 +73,9 @@ def test_diagonal_gaussians_have_the_scales_given_the_others():
     target, mean, tril = gaussian(4, 50.0)
     start = Normals.around(torch.zeros(1, 4), 1.0, diagonal=True)
     gen = torch.Generator().manual_seed(0)
-    found, _ = whiten(target, start, num_steps=600, num_particles=256, generator=gen)
+    found, _ = natural_gradient_ascent(
+        target, start, num_steps=600, num_particles=256, generator=gen
+    )
     precision = torch.cholesky_inverse(tril)
     expected = precision.diagonal().rsqrt()
     # Noise of the gradients at the optimum of a family that does not hold the target: 2 %, of
@@ -85,7 +87,9 @@ def test_diagonal_gaussians_have_the_scales_given_the_others():
 def test_a_target_thousands_of_sds_away_is_reached():
     target = Target(lambda z: -0.5 * ((z - 300.0) / 1e-3).square().sum(-1), LIKE)
     gen = torch.Generator().manual_seed(0)
-    found, _ = whiten(target, Normals.around(torch.zeros(1, 3), 0.1), generator=gen)
+    found, _ = natural_gradient_ascent(
+        target, Normals.around(torch.zeros(1, 3), 0.1), generator=gen
+    )
     assert (found.loc - 300).abs().max() < 1e-5
     assert (found.factor[0].diagonal() - 1e-3).abs().max() < 1e-6
 
@@ -94,10 +98,10 @@ def test_rows_do_not_touch_each_other():
     target, _, _ = gaussian(3, 10.0)
     walled = Target(lambda z: torch.where(z[:, 0] > 1e4, torch.nan, target.log_density(z)), LIKE)
     starts = Normals.around(torch.tensor([[0.0] * 3, [1e6] * 3]), 1.0)
-    for method in (whiten, match):
+    for method in (natural_gradient_ascent, batch_and_match):
         gen = torch.Generator().manual_seed(0)
         both = method(walled, starts, num_steps=20, generator=gen)
-        both = both[0] if method is whiten else both
+        both = both[0] if method is natural_gradient_ascent else both
         assert torch.isfinite(both.loc).all()
         assert torch.isfinite(both.factor).all()
         assert (both.loc[1] == 1e6).all()  # nothing to climb: it stays, and shrinks
@@ -110,7 +114,7 @@ def test_a_wide_start_beyond_the_support_shrinks_into_it():
         LIKE,
     )
     start = Normals.around(torch.zeros(1, 2), 100.0)
-    found, _ = whiten(inside, start, generator=torch.Generator().manual_seed(0))
+    found, _ = natural_gradient_ascent(inside, start, generator=torch.Generator().manual_seed(0))
     assert (found.loc.abs() < 0.01).all()
     assert ((found.factor[0].diagonal() - 0.1).abs() < 0.01).all()
 
@@ -171,7 +175,7 @@ def test_a_density_that_raises_on_some_rows_marks_those():
     assert not ok[60]
     assert int(ok.sum()) >= 90
     torch.testing.assert_close(score[ok], torch.full_like(score[ok], -1e-3))
-    found, _ = whiten(Target(log_p, LIKE), Normals.around(torch.zeros(1, 2), 0.5))
+    found, _ = natural_gradient_ascent(Target(log_p, LIKE), Normals.around(torch.zeros(1, 2), 0.5))
     assert torch.isfinite(found.factor).all()
 
 
@@ -183,7 +187,7 @@ def test_float32_densities_are_called_in_float32():
         return -0.5 * z.square().sum(-1)
 
     target = Target(log_p, torch.zeros(1, dtype=torch.float32))
-    found, _ = whiten(target, Normals.around(torch.ones(1, 2), 0.5), num_steps=5)
+    found, _ = natural_gradient_ascent(target, Normals.around(torch.ones(1, 2), 0.5), num_steps=5)
     assert seen == {torch.float32}
     assert found.loc.dtype == torch.float64
 
@@ -193,7 +197,7 @@ def test_errors_say_what_to_do():
     with pytest.raises(ShapeError, match="starts of shapes"):
         fit_gaussian(target, Normals(torch.zeros(2), torch.eye(2)))
     with pytest.raises(ShapeError, match="full factors"):
-        match(target, Normals.around(torch.zeros(1, 2), 1.0, diagonal=True))
+        batch_and_match(target, Normals.around(torch.zeros(1, 2), 1.0, diagonal=True))
     nowhere = Target(lambda z: z.sum(-1) * torch.nan, LIKE)
     with pytest.raises(WeightError, match="around any of 2 starts"):
         fit_gaussian(nowhere, Normals.around(torch.zeros(2, 2), 1.0), effort=0.1)

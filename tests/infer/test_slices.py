@@ -9,7 +9,7 @@ from pyro_nfvi import NFVI
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._gaussian_vi.gaussians import Normals
 from pyro_nfvi._gaussian_vi.mode_proposals import Proposals
-from pyro_nfvi._gaussian_vi.mode_search import explore
+from pyro_nfvi._gaussian_vi.mode_search import search_modes
 from pyro_nfvi._gaussian_vi.multistart import fit_gaussian
 from pyro_nfvi._gaussian_vi.nested_mass import add_nested
 from pyro_nfvi._gaussian_vi.target import Target
@@ -79,13 +79,13 @@ def gaussian(clock):
 def the_search_for_modes(clock):
     target, found = gaussian(clock)
     points = 6 * torch.randn(64, 4, generator=noise())
-    return lambda b: explore(target.within(b), found, points, generator=noise()).finished
+    return lambda b: search_modes(target.within(b), found, points, generator=noise()).finished
 
 
 def the_search_inside_modes(clock):
     target, found = gaussian(clock)
     points = 6 * torch.randn(4, 4, generator=noise())
-    modes = explore(target, found, points, generator=noise())
+    modes = search_modes(target, found, points, generator=noise())
     wide = Normals(torch.zeros(1, 4).double(), 3 * torch.eye(4).double()[None])
     where = Proposals.of(wide) + Proposals.of(Normals(wide.loc + 4, wide.factor))
     return lambda b: add_nested(target.within(b), modes, where, generator=noise())[0].finished

@@ -12,10 +12,10 @@ from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._gaussian_vi.gaussians import Normals
 from pyro_nfvi._gaussian_vi.mode_ascent import ascend
 from pyro_nfvi._gaussian_vi.mode_proposals import Proposals
-from pyro_nfvi._gaussian_vi.mode_search import Modes, explore
+from pyro_nfvi._gaussian_vi.mode_search import Modes, search_modes
 from pyro_nfvi._gaussian_vi.modes_of_starts import other_modes
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
-from pyro_nfvi._gaussian_vi.natural_gradient import whiten
+from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
 from pyro_nfvi._gaussian_vi.nested_mass import add_nested, narrow
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.log_joint import LogJoint
@@ -110,7 +110,7 @@ def look_for_modes(
         cast = uniform_points(target, found.loc, half // 4, generator)
         points = torch.cat([drawn, cast, wide.points(eps)[0]])
         align = None if relabelling is None else relabelling.align
-        modes = explore(
+        modes = search_modes(
             target, found, points, more=more, align=align, effort=effort, generator=generator
         )
         where = proposals(target, found, modes, drawn, generator)
@@ -209,7 +209,7 @@ def _hot(target: Target, frame: Normals, effort: float, generator: torch.Generat
     hot.log_density = lambda z: _HOT * target.log_density(z)
     start = Normals(frame.loc, 3.0 * frame.factor)
     steps = max(1, round(_HOT_STEPS * effort))
-    return whiten(hot, start, num_steps=steps, generator=generator)[0]
+    return natural_gradient_ascent(hot, start, num_steps=steps, generator=generator)[0]
 
 
 def missed_modes(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_nfvi._budget import Budget
 from pyro_nfvi._gaussian_vi.gaussians import Normals
-from pyro_nfvi._gaussian_vi.natural_gradient import whiten
+from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.guides._build import FULL_DIM
@@ -104,7 +104,7 @@ def start_params(
         if idle >= 2 or budget.over():
             rounds -= 1
             break
-        now, _ = whiten(
+        now, _ = natural_gradient_ascent(
             target,
             now,
             num_steps=sizes.first if rounds == 1 else sizes.later,

@@ -1,0 +1,286 @@
+"""The numbers of Gaussian variational inference: each once, with its unit and its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TargetRecipe:
+    """Evaluation of a density that may fail at some points."""
+
+    #: Pieces into which a batch is split, at most, to find the rows at which the density raises.
+    pieces: int = 32
+    #: Rows of the first piece where time is limited: the pace of the density is not known yet.
+    first_rows: int = 32
+    #: Rows that are evaluated in any case where time is short.
+    fewest_rows: int = 8
+
+
+@dataclass(frozen=True)
+class BatchAndMatchRecipe:
+    """Batch and match: a full-rank Gaussian whose scores match the target's."""
+
+    #: Added to a covariance's diagonal before it is factored, relative to its mean.
+    jitter: float = 1e-14
+
+
+@dataclass(frozen=True)
+class NaturalGradientRecipe:
+    """Whitened natural-gradient ascent."""
+
+    #: Cosine to the step before from which on a mean keeps its direction.
+    steady_cosine: float = 0.9
+    #: Factor by which its trust region grows then: the way may be thousands of sds long.
+    growth: float = 1.5
+    #: Learning rate at the end, relative to that of the first half.
+    final_rate: float = 0.02
+    #: Learning rate without noise: larger ones overshoot where the target is not Gaussian.
+    rate: float = 0.1
+    #: Learning rate times (1 + sqrt(D/B))^2 that the noise of B draws in D dimensions allows.
+    noise_rate: float = 0.5
+    #: Draws in each step: as many as dimensions, within these limits.
+    fewest_particles: int = 32
+    most_particles: int = 128
+
+
+@dataclass(frozen=True)
+class MultistartRecipe:
+    """The best Gaussian from several starts."""
+
+    #: Steps of batch and match of each start.
+    match_steps: int = 30
+    #: Steps of natural-gradient ascent of each start before they are compared.
+    race_steps: int = 100
+    #: Steps of natural-gradient ascent of the best start.
+    last_steps: int = 300
+    #: Draws of each start in each step before they are compared.
+    race_particles: int = 16
+    #: Draws on which starts are compared.
+    compared_draws: int = 256
+    #: Draws on which the Gaussian before and after the last steps are compared.
+    final_draws: int = 1024
+    #: Largest dimension for batch and match, each of whose steps is O(D^3).
+    match_dim: int = 100
+
+
+@dataclass(frozen=True)
+class LowRankRecipe:
+    """Directions beside a diagonal Gaussian of many latents."""
+
+    #: Most directions: beyond, their products cost more than the diagonal itself.
+    most_directions: int = 32
+    #: Steps of Lanczos' recursion: extreme eigenvalues come first.
+    lanczos_steps: int = 96
+    #: Draws at which curvature is measured, each with its mirror image.
+    draws: int = 8
+    #: Distance of the two points of a difference of scores from the draw, in sds.
+    difference: float = 0.1
+    #: Ratio to the median eigenvalue from which on one is worth a direction.
+    ratio: float = 1.3
+    #: Largest error of an eigenvalue, relative to itself.
+    eigenvalue_error: float = 0.1
+    #: Steps that fit the diagonal once more, inside of the directions.
+    refit_steps: int = 150
+    #: Draws on which the Gaussians with and without directions are compared.
+    compared_draws: int = 1024
+    #: Nats that directions have to bring: a flow inside them no longer meets the latents one by
+    #: one, which costs it a hierarchy (0.8 nats gained and 0.5 lost on one of 402 latents).
+    least_gain: float = 5.0
+
+
+@dataclass(frozen=True)
+class MixtureWeightsRecipe:
+    """Weights of a mixture of given components."""
+
+    #: Most steps of the EM iteration.
+    steps: int = 500
+    #: Change of a weight at which the iteration ends.
+    tolerance: float = 1e-7
+    #: Share of effective draws above which k-hat is not asked: weights so even show the masses.
+    even_share: float = 0.5
+    #: Smallest weight: a logarithm of it is taken.
+    least_weight: float = 1e-8
+
+
+@dataclass(frozen=True)
+class ModeAscentRecipe:
+    """Rprop ascent of many points at once."""
+
+    #: First step, relative to the distance from the centre of the frame.
+    first_step: float = 0.1
+    #: Factor on the step of a coordinate whose gradient keeps its sign (Riedmiller and Braun).
+    growth: float = 1.2
+    #: Factor on it where the sign turns.
+    shrinkage: float = 0.5
+    #: Factor on all steps of a point that came to where nothing can be evaluated.
+    retreat: float = 0.1
+
+
+@dataclass(frozen=True)
+class PathRecipe:
+    """The string method between two points."""
+
+    #: Points on a path, both ends counted.
+    points: int = 21
+    #: Steps in which a path bends.
+    steps: int = 60
+    #: How far its points move in the first of them, in distances between neighbours.
+    move: float = 0.5
+    #: The same at the end.
+    last_move: float = 0.01
+
+
+@dataclass(frozen=True)
+class ModeSearchRecipe:
+    """Multi-start search for modes."""
+
+    #: Steps of the ascent of each point.
+    ascent_steps: int = 60
+    #: Steps of the Gaussians that start at the places where points ended.
+    race_steps: int = 120
+    #: Steps of the Gaussians on the modes that are kept.
+    last_steps: int = 200
+    #: Draws of each Gaussian in each step of the race.
+    race_particles: int = 16
+    #: Draws of each Gaussian on which bounds are compared, and the fewest where time is short.
+    compared_draws: int = 256
+    fewest_draws: int = 8
+    #: Draws of each component from which weights of a mixture are learnt.
+    weight_draws: int = 1000
+    #: Most modes that are kept: each is fitted with a guide of its own.
+    most_modes: int = 16
+    #: Most places from which a Gaussian starts in one round.
+    most_places: int = 16
+    #: Rounds, at most.
+    rounds: int = 4
+    #: Points of each round after the first.
+    round_points: int = 48
+    #: Nats below the best bound from which on a mode has no mass: e^-10 of it.
+    negligible: float = 10.0
+    #: Share of the mass below which a mode is left out, unless it moves a mean or an sd.
+    least_share: float = 0.01
+    #: Share of ``least_share`` below which it is left out in any case.
+    moving_share: float = 0.1
+    #: Shift of a mean, in sds, from which on a light mode counts: far away, little mass is much of
+    #: a spread.
+    moved_mean: float = 0.05
+    #: Factor on an sd from which on it counts.
+    moved_sd: float = 1.1
+    #: Share of the mass below which a narrow mode may be a spike: points climb up the neck of a
+    #: funnel without end, to where there is density without mass.
+    spike_share: float = 0.1
+    #: Logarithm of the factor by which a spike is narrower than the heaviest mode, in each
+    #: direction.
+    spike_width: float = 3.0
+    #: Share of the time for the rounds; the rest is for the weights of what they found.
+    search_time: float = 0.6
+    #: Depth of the valley between two modes, in nats below the lower one, at least.
+    valley: float = 3.0
+    #: Width of a Gaussian that starts at a place, relative to the best one.
+    start_width: float = 0.1
+    #: Width of the Student t around all modes from which points of later rounds are drawn.
+    around: float = 1.7
+
+
+@dataclass(frozen=True)
+class ProposalRecipe:
+    """Mixtures of proposals."""
+
+    #: Numbers that a table of their densities holds at once: 160 MB in double precision.
+    table_numbers: int = 20_000_000
+
+
+@dataclass(frozen=True)
+class NestedMassRecipe:
+    """Modes of another width, found by their mass."""
+
+    #: Nats by which the density of an approximation is too low at a point outside of it, and on
+    #: average under a Gaussian that is a mode of its own.
+    outside: float = 3.0
+    #: Draws of each proposal.
+    proposal_draws: int = 40
+    #: Draws of the known modes together.
+    own_draws: int = 1000
+    #: Share of the mass outside from which on one more Gaussian is tried.
+    least_share: float = 0.003
+    #: Fewest effective points outside for a covariance.
+    fewest_points: float = 4.0
+    #: Rounds, at most.
+    rounds: int = 3
+    #: Steps of a Gaussian on what lies outside.
+    steps: int = 120
+    #: Its draws in each step.
+    particles: int = 16
+    #: Difference of the logarithms of two volumes from which on widths differ: arms of one bent
+    #: ridge have about the same volume, and one flow takes them both.
+    volume: float = 2.0
+    #: Share of a point that a Gaussian claims, below which, and above 1 less which, the point
+    #: belongs to one of two.
+    claim: float = 0.05
+    #: Share of the mass that may lie between two modes: a funnel's neck passes into its mouth.
+    between: float = 0.15
+    #: Widths of the proposals at the highest point, relative to the heaviest mode's.
+    narrow_widths: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+    #: Steps of an ascent from a point that is heavy by itself.
+    ascent_steps: int = 30
+    #: Draws of each component from which weights are learnt.
+    weight_draws: int = 500
+    #: Gain of the bound in nats, by the weight alone, from which on a component is kept.
+    least_gain: float = 0.01
+
+
+@dataclass(frozen=True)
+class TailRecipe:
+    """Tails of marginals, followed by the density."""
+
+    #: Points on a ray, a factor of e of the number's size apart: up to 3000 times its 99 %
+    #: quantile, where a Student t with 30 degrees of freedom has reached its power law.
+    points: int = 9
+    #: Quantile at which a ray begins.
+    begin: float = 0.99
+    #: The same where moments are asked, with steps in e-folds: up to six times the 95 % quantile.
+    moment_points: int = 12
+    moment_begin: float = 0.95
+    moment_step: float = 1 / 6
+    #: Nats below the first point at which a ray for moments ends.
+    depth: float = 12.0
+    #: Index beyond which a tail is light: of no consequence for any moment that one asks for.
+    light: float = 30.0
+    #: A power law has settled where the slope changes by less than this share from one point to
+    #: the next, or by less than this share of the change before. The slope of a lognormal goes on
+    #: growing.
+    settled: float = 0.01
+    shrinking: float = 0.7
+    #: Slope that counts as the index where it has not settled: that moments exist beyond 3000
+    #: times the 99 % quantile is of no help to draws.
+    felt: float = 2.5
+    #: Nats below the body at which a power law is out of reach of draws: 1e-5 of the mass.
+    faint: float = 7.0
+    #: Most Newton steps at a point.
+    newton_steps: int = 40
+    #: Newton decrement, in nats, at which the point has been reached.
+    decrement: float = 1e-3
+    #: Shares of a Newton step that are tried.
+    step_shares: tuple[float, ...] = (1.0, 0.5, 0.2, 0.05, 0.01)
+    #: Step of a difference of scores, in conditional sds: large enough for single precision.
+    difference: float = 0.05
+    #: Smallest eigenvalue of a curvature, relative to the largest.
+    eigenvalue_floor: float = 1e-10
+    #: Doublings, and bisections, that find the point of a given size on a ray.
+    doublings: int = 40
+    bisections: int = 50
+
+
+TARGET = TargetRecipe()
+BATCH_AND_MATCH = BatchAndMatchRecipe()
+NATURAL_GRADIENT = NaturalGradientRecipe()
+MULTISTART = MultistartRecipe()
+LOW_RANK = LowRankRecipe()
+MIXTURE_WEIGHTS = MixtureWeightsRecipe()
+MODE_ASCENT = ModeAscentRecipe()
+PATHS = PathRecipe()
+MODE_SEARCH = ModeSearchRecipe()
+PROPOSALS = ProposalRecipe()
+NESTED_MASS = NestedMassRecipe()
+TAILS = TailRecipe()
