@@ -34,6 +34,7 @@ from pyro_nfvi.distributions._bases import Base
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError, ParamStoreError, StartWarning
 from pyro_nfvi.flows._base import Flow
+from pyro_nfvi.guides import _conditional  # noqa: F401  lets Pyro condition flows
 from pyro_nfvi.guides._flow_posterior import BaseNoise, FlowPosterior
 from pyro_nfvi.guides._gradient_check import watch_gradient
 from pyro_nfvi.guides._guide_draws import chunk_rows, deterministic_sites, draws_shape
