@@ -58,7 +58,7 @@ def gaussian_hmm(m: Tensor, steps: int) -> dist.GaussianHMM:
     return dist.GaussianHMM(
         dist.MultivariateNormal(vec(m, 2), cov()),
         0.8 * eye,
-        dist.MultivariateNormal(0.1 * vec(m, 2), 0.5 * eye),
+        dist.MultivariateNormal(0.1 * vec(m, 2).unsqueeze(-2), 0.5 * eye),  # the same at each step
         t([[1.0], [0.5]]),
         dist.Normal(t([0.0]), t([0.7])).to_event(1),
         duration=steps,
@@ -303,7 +303,7 @@ def specs(draw: Any, *, discrete: bool = True) -> Spec:
     for name, size in sizes.items():
         if size > 1 and draw(st.integers(0, 3)) == 0:
             subsample[name] = draw(st.integers(1, size - 1))
-    kinds = ["latent", "observed", "observed", "factor", "deterministic", "partly"]
+    kinds = ["latent", "observed", "observed", "factor", "deterministic", "partly", "point"]
     if discrete:
         kinds += ["discrete", "discrete", "markov"]
     statements: list[Statement] = []
@@ -340,7 +340,7 @@ def specs(draw: Any, *, discrete: bool = True) -> Spec:
         name = f"{kind[0]}{number}"
         length = draw(st.integers(2, 4)) if kind == "markov" else 0
         statements.append(Statement(kind, name, what, context, tuple(parents), scale, mask, length))
-        if kind in ("latent", "discrete", "deterministic", "partly"):
+        if kind in ("latent", "discrete", "deterministic", "partly", "point"):
             seen[name] = context
     outer = draw(st.sampled_from([1.0, 1.0, 1.0, 3.0]))
     spec = Spec(sizes, subsample, outer, tuple(statements))
@@ -459,6 +459,9 @@ class _Interpreter:
             values[s.name] = value.sum(event) if event else value
         elif s.kind == "factor":
             pyro.factor(s.name, -0.3 * mean**2)
+        elif s.kind == "point":
+            # The idiom for what is deterministic, before Pyro had a statement for it.
+            values[s.name] = pyro.sample(s.name, dist.Delta(mean * 2, mean.sin()))
         elif s.kind == "deterministic":
             values[s.name] = pyro.deterministic(s.name, mean * 2, event_dim=0)
         else:

@@ -9,10 +9,12 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
 from pyro_nfvi._pyro_model.constraints import (
@@ -61,7 +63,9 @@ def no_latents(trace: Trace) -> str:
     sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
     sites = [site for site in sites if not site_is_subsample(site)]
     observed = ", ".join(repr(site["name"]) for site in sites if site["is_observed"])
-    discrete = ", ".join(repr(site["name"]) for site in sites if not site["is_observed"])
+    points = ", ".join(repr(site["name"]) for site in sites if is_point_mass(site))
+    hidden = [site for site in sites if not (site["is_observed"] or is_point_mass(site))]
+    discrete = ", ".join(repr(site["name"]) for site in hidden)
     text = "The model has no continuous latent sites, so there is nothing to fit. "
     if discrete:
         return (
@@ -69,7 +73,9 @@ def no_latents(trace: Trace) -> str:
             "guide: pyro.infer.TraceEnum_ELBO().compute_marginals(model, guide), with a guide of "
             "no sites, has it exactly."
         )
-    if observed:
+    if points:
+        text += f"Deltas hold one value each, and are no unknowns ({points}). "
+    elif observed:
         text += f"It has observed sites only ({observed}). "
     return (
         f"{text}Write the unknowns as pyro.sample(name, distribution) without obs=; if they are "
@@ -83,6 +89,19 @@ def is_discrete(fn: Any) -> bool:
         return bool(getattr(getattr(fn, "support", None), "is_discrete", False))
     except NotImplementedError:  # it does not say what its support is
         return False
+
+
+def is_point_mass(site: Mapping[str, Any]) -> bool:
+    """Tell whether a site that nobody observes is a Delta, and so a function of other sites.
+
+    Its value is where all mass is, in every run: there is nothing to infer.
+    """
+    if site["type"] != "sample" or site["is_observed"]:
+        return False
+    fn = site["fn"]
+    while isinstance(getattr(fn, "base_dist", None), Distribution):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
 
 
 def whole_value(site: Mapping[str, Any]) -> Tensor:
@@ -101,6 +120,8 @@ def whole_value(site: Mapping[str, Any]) -> Tensor:
 def _is_latent(site: Mapping[str, Any]) -> bool:
     """Whether a node of a prototype trace belongs into the vector; errors tell the cure."""
     if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
+        return False
+    if is_point_mass(site):
         return False
     name = site["name"]
     if is_discrete(site["fn"]):
@@ -157,7 +178,8 @@ class LatentSpace:
     def from_trace(cls, trace: Trace) -> LatentSpace:
         """Read the space from one trace of the model.
 
-        Observed sites, subsample indices and discrete sites marked for enumeration are left out.
+        Observed sites, subsample indices, discrete sites marked for enumeration and Deltas, which
+        are deterministic, are left out.
 
         Raises:
             ModelError: There is no latent site, a discrete one is not marked for enumeration,

@@ -15,7 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_nfvi._pyro_model.constraints import support_of, support_spec
-from pyro_nfvi._pyro_model.latent_space import LatentSpace
+from pyro_nfvi._pyro_model.latent_space import LatentSpace, is_point_mass
 from pyro_nfvi._pyro_model.missing_data import mask_of
 from pyro_nfvi._pyro_model.model_run import ModelRun, is_deterministic, is_observed
 from pyro_nfvi.errors import ModelError, NoDataWarning, OptionError
@@ -203,7 +203,7 @@ def check_structure(
                 "u ~ Uniform(0, 1) and x = pyro.deterministic('x', low + (high - low) * u)."
             )
     for name, site in sites.items():
-        if not site["is_observed"] and name not in enumerated:
+        if not (site["is_observed"] or name in enumerated or is_point_mass(site)):
             raise ModelError(
                 f"The latent site {name!r} is not in the guide, so it would be drawn from the "
                 "prior at every step. Expose it to the guide, or condition the model on it."

@@ -29,7 +29,7 @@ from pyro_nfvi._pyro_model.enumeration import (
     factorise,
     sum_out,
 )
-from pyro_nfvi._pyro_model.latent_space import LatentSpace
+from pyro_nfvi._pyro_model.latent_space import LatentSpace, is_point_mass
 from pyro_nfvi._pyro_model.markov_enumeration import MarkovSites
 from pyro_nfvi._pyro_model.missing_data import Complete
 from pyro_nfvi._typing import TensorDict
@@ -80,11 +80,11 @@ def is_deterministic(site: Mapping[str, Any]) -> bool:
     """Whether a node of a concrete trace holds a function of other sites.
 
     That is a ``pyro.deterministic`` site, or one that a reparameteriser replaced: both are observed
-    deltas at their own value.
+    deltas at their own value. So is a delta that nobody observes.
     """
     if site["type"] != "sample":
         return False
-    if site["infer"].get("_deterministic"):
+    if site["infer"].get("_deterministic") or is_point_mass(site):
         return True
     fn, value = site["fn"], site["value"]
     while isinstance(getattr(fn, "base_dist", None), Distribution):
@@ -102,7 +102,7 @@ def is_replaced(site: Mapping[str, Any], latent: Iterable[str]) -> bool:
     ``x``), or leave it the density of a change of variables, as NeuTra does. An observed delta
     without either is a deterministic site in the idiom of early Pyro.
     """
-    if not is_deterministic(site) or site["infer"].get("_deterministic"):
+    if not is_deterministic(site) or site["infer"].get("_deterministic") or is_point_mass(site):
         return False
     if any(name.startswith(f"{site['name']}_") for name in latent):
         return True

@@ -14,7 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_nfvi._error_text import describe_error, place_of
-from pyro_nfvi._pyro_model.latent_space import LatentSpace
+from pyro_nfvi._pyro_model.latent_space import LatentSpace, is_point_mass
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.missing_data import Complete, fillings
 from pyro_nfvi._pyro_model.model_checks import check_data, nonfinite_sites, quiet
@@ -122,6 +122,7 @@ def _fault(
         for name, site in trace.nodes.items()
         if site["type"] == "sample"
         and not site["is_observed"]
+        and not is_point_mass(site)
         and not site_is_subsample(site)
         and name not in latent.sites
     }

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_nfvi._error_text import describe_error
 from pyro_nfvi._pyro_model.forward_model import DrawAnew, is_factor
-from pyro_nfvi._pyro_model.latent_space import is_discrete
+from pyro_nfvi._pyro_model.latent_space import is_discrete, is_point_mass
 from pyro_nfvi._pyro_model.model_run import is_deterministic
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
@@ -138,7 +138,7 @@ class Simulator:
         for name, site in _sites(trace):
             if name in self.names:
                 data[name] = site["value"]
-            elif name in self.latents or site["infer"].get("_deterministic"):
+            elif name in self.latents or _is_function(site):
                 truth[name] = site["value"]
         return Simulation(truth, data)
 
@@ -222,7 +222,7 @@ class Simulator:
                         "give it no obs where it depends on no latent."
                     )
                 )
-            if not site["infer"].get("_deterministic"):
+            if not _is_function(site):
                 latents.append(name)
         continuous = tuple(name for name in latents if not _is_discrete(sites[name]))
         if not continuous:
@@ -281,6 +281,11 @@ def _sites(trace: Trace) -> list[tuple[str, Site]]:
 
 def _is_data(site: Site) -> bool:
     return bool(site["is_observed"]) and not is_deterministic(site)
+
+
+def _is_function(site: Mapping[str, Any]) -> bool:
+    """Tell whether a site of a run from the prior is a function of others."""
+    return bool(site["infer"].get("_deterministic")) or is_point_mass(site)
 
 
 def _is_discrete(site: Site) -> bool:

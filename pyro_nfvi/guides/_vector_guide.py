@@ -26,7 +26,7 @@ from pyro_nfvi._eval_mode import fit_pass, scoring
 from pyro_nfvi._pyro_model.constraints import bijection, inside
 from pyro_nfvi._pyro_model.initial_point_search import find_start
 from pyro_nfvi._pyro_model.initial_values import StartMessenger, feasible
-from pyro_nfvi._pyro_model.latent_space import LatentSpace, is_discrete, whole_value
+from pyro_nfvi._pyro_model.latent_space import LatentSpace, is_discrete, is_point_mass, whole_value
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
 from pyro_nfvi._pyro_model.start_fault import StartFault, start_fault
 from pyro_nfvi._typing import TensorDict, TensorPair
@@ -124,8 +124,8 @@ class VectorGuide(AutoContinuous):
 
     @staticmethod
     def _prototype_hide_fn(msg: dict[str, Any]) -> bool:
-        # Discrete sites marked for enumeration belong to the enumerating ELBO.
-        return prototype_hide_fn(msg) or _is_enumerated(msg)
+        # Discrete sites marked for enumeration belong to the enumerating ELBO, Deltas to the model.
+        return prototype_hide_fn(msg) or _is_enumerated(msg) or is_point_mass(msg)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         if self._init_loc_fn is None or self._model is None:
@@ -171,7 +171,7 @@ class VectorGuide(AutoContinuous):
         def start(site: dict[str, Any]) -> Any:
             # Pyro's init functions refuse discrete sites, marked for enumeration or not; those that
             # are not are told with the cure once the latent space is made.
-            if _is_enumerated(site) or is_discrete(site["fn"]):
+            if _is_enumerated(site) or is_discrete(site["fn"]) or is_point_mass(site):
                 return site["fn"].sample()
             try:
                 return started(site["fn"], init_loc_fn(site))

@@ -241,9 +241,16 @@ class SecondOpinion(Finding):
 
     @property
     def level(self) -> Level:
+        if self.draws == 0:
+            return Level.DOUBT
         return Level.FAULT if self.wrong else Level.REMARK
 
     def sentence(self) -> str:
+        if self.draws == 0:
+            return (
+                "Pyro's own trace scored none of the draws: the model raises or has no finite "
+                "density there when it is run anew, so that its log joint was compared with nothing"
+            )
         if self.wrong:
             where = f"at the site {self.site!r}, " if self.site else ""
             return (

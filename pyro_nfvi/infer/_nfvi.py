@@ -14,7 +14,7 @@ from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._budget import Budget
 from pyro_nfvi._error_text import describe_error, place_of
 from pyro_nfvi._pyro_model.initial_point_search import any_trace
-from pyro_nfvi._pyro_model.latent_space import is_discrete, no_latents
+from pyro_nfvi._pyro_model.latent_space import is_discrete, is_point_mass, no_latents
 from pyro_nfvi._pyro_model.model_checks import check_model
 from pyro_nfvi._random import fresh_seed, seeded
 from pyro_nfvi._train.engine_selection import ENGINES, check_engine
@@ -254,6 +254,7 @@ def _enumerated(
     trace = any_trace(model, args, kwargs)
     sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
     sites = [site for site in sites if not site_is_subsample(site)]
+    sites = [site for site in sites if not is_point_mass(site)]
     if all(site["is_observed"] or is_discrete(site["fn"]) for site in sites):
         raise ModelError(no_latents(trace))
     unmarked = any(

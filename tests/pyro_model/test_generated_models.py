@@ -90,7 +90,7 @@ def check(spec: Spec) -> str:
             with pytest.raises(ValueError, match="scale"):
                 by_pyro(by_hand, space, rows[0], subsample)
             return "refused"
-        assert not refused
+        assert not refused, refused
         for way in WAYS[1:]:
             with suppress(ModelError):  # it cannot be run that way
                 log_joints.append(LogJoint(model, (), {}, space, way=way))

@@ -139,7 +139,7 @@ def test_a_fit_is_not_trusted_where_pyro_refuses_its_draws(monkeypatch):
     with pytest.raises(ModelError, match="'x'.*support"):
         NFVI(wide, **options).run()
     # Passed over before training, it is found after it, and the fit is kept.
-    monkeypatch.setattr("pyro_nfvi.infer._run.check_by_pyro", lambda *args: None)
+    monkeypatch.setattr("pyro_nfvi.infer._run.check_by_pyro", lambda *args: SecondOpinion(8))
     fit = NFVI(wide, **options).run()
     found = find(fit.training.findings, SecondOpinion)
     assert found.wrong > 0
@@ -153,3 +153,24 @@ def test_a_right_fit_has_a_quiet_second_opinion():
     fit = NFVI(hidden, guide="affine", max_steps=30, seed=0, explore="off", progress=False).run()
     found = find(fit.training.findings, SecondOpinion)
     assert (found.draws, found.wrong, found.sentence()) == (32, 0, "")
+
+
+def test_a_fit_of_which_no_draw_was_scored_was_not_looked_at(monkeypatch):
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(1.0))
+
+    log_joint = of(model)
+    assert check_by_pyro(log_joint).draws == 16
+    options = {"guide": "affine", "max_steps": 30, "seed": 0, "explore": "off", "progress": False}
+    fit = NFVI(model, **options).run()
+    assert find(fit.training.findings, SecondOpinion).level is Level.REMARK
+    # The log joint is finite nowhere, when it is run for the comparison.
+    monkeypatch.setattr("pyro_nfvi._pyro_model.second_opinion._compare", lambda *args: None)
+    assert check_by_pyro(log_joint).draws == 0
+    fit = NFVI(model, **options).run()
+    found = find(fit.training.findings, SecondOpinion)
+    assert (found.draws, found.level) == (0, Level.DOUBT)
+    assert fit.verdict != "good"
+    assert any("scored none of the draws" in reason for reason in fit.verdict.reasons)
+    assert any("no point around the start" in note for note in fit.training.notes)

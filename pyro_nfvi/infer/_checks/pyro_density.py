@@ -28,11 +28,14 @@ _SECONDS = 2.0
 _SHARE = 0.03
 
 
-def check_by_pyro(log_joint: LogJoint, budget: Budget = UNLIMITED) -> None:
+def check_by_pyro(log_joint: LogJoint, budget: Budget = UNLIMITED) -> SecondOpinion:
     """Refuse a model that Pyro scores otherwise at points around the start.
 
     A point at which an argument of a distribution is not allowed is one point that failed, and no
     reason to stop unless all do; one outside of a support that was declared too wide is.
+
+    Returns:
+        How many points were compared; where that is none, the model was not looked at.
 
     Raises:
         ModelError: Names the site.
@@ -46,7 +49,7 @@ def check_by_pyro(log_joint: LogJoint, budget: Budget = UNLIMITED) -> None:
     if len(opinion.objections) == opinion.draws:
         grave += opinion.objections
     if not grave:
-        return
+        return SecondOpinion(opinion.draws, left_out=opinion.left_out)
     found = grave[0]
     if found.kind == "support":
         raise ModelError(
