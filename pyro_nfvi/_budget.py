@@ -61,11 +61,11 @@ class Budget:
         return max(0.0, self.limit - self.reserved - self.spent())
 
     def over(self) -> bool:
-        """Whether no time is left."""
+        """Tell whether no time is left."""
         return self.left() <= 0.0
 
     def affords(self, seconds: float) -> bool:
-        """Whether work of so many seconds would end in time."""
+        """Tell whether work of so many seconds would end in time."""
         return seconds <= self.left()
 
     def part(self, share: float) -> Budget:

@@ -38,7 +38,7 @@ def started(fn: Distribution, value: Tensor) -> Tensor:
 
 
 def writes_checksums() -> bool:
-    """Whether ``torch.save`` writes the checksum of each tensor.
+    """Tell whether ``torch.save`` writes the checksum of each tensor.
 
     PyTorch 2.6 brought an option that leaves them out; before, they were always written.
     """

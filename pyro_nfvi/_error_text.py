@@ -6,13 +6,23 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-#: Most characters of an exception's own text.
-_LENGTH = 200
 #: Packages in whose code nobody looks for the cause.
 _LIBRARIES = ("torch", "pyro", "pyro_nfvi", "opt_einsum")
+
+
+@dataclass(frozen=True)
+class ErrorTextLimits:
+    """Lengths of quoted error texts."""
+
+    #: Characters of another exception's text that a message quotes: two lines on a terminal.
+    quoted: int = 200
+
+
+LIMITS = ErrorTextLimits()
 
 
 def describe_error(error: BaseException) -> str:
@@ -29,7 +39,7 @@ def describe_error(error: BaseException) -> str:
     kind = type(error).__name__
     text = str(error).partition("Trace Shapes:")[0].strip()
     if text:
-        return f"{kind}: {text.splitlines()[0][:_LENGTH]}".rstrip(": .")
+        return f"{kind}: {text.splitlines()[0][: LIMITS.quoted]}".rstrip(": .")
     frames = list(_frames(error))
     place = _place(frames)
     if isinstance(error, NotImplementedError) and frames:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 try:
@@ -11,8 +12,16 @@ except ImportError:  # Windows: work is told to be left behind by its age
     fcntl = None  # type: ignore[assignment]
 
 
-#: Seconds after which work in a folder that cannot be locked is given up for lost.
-LOST = 3600.0
+@dataclass(frozen=True)
+class UnfinishedWork:
+    """Rules by which files of unfinished work are removed."""
+
+    #: Seconds after which work is given up for lost where locks cannot tell: longer than any
+    #: compile or write takes, short enough that a disk does not fill up.
+    lost_after: float = 3600.0
+
+
+UNFINISHED = UnfinishedWork()
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 

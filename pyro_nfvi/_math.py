@@ -195,7 +195,7 @@ def solve_monotone(
 
 
 def holds_everywhere(condition: Tensor) -> bool:
-    """Whether a condition holds everywhere; False where values cannot be seen.
+    """Tell whether a condition holds everywhere; False where values cannot be seen.
 
     Under ``vmap`` and tracing a loop that ends early by its values has to run its full course.
     """

@@ -18,10 +18,6 @@ import torch
 
 from pyro_nfvi._model_lock import turn
 
-_MASK = 0xFFFFFFFFFFFFFFFF
-#: splitmix64: the increment (odd, 2^64 over the golden ratio), shifts and multipliers.
-_STEP, _MIX = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-
 
 def fold_in(seed: int, *labels: int | str) -> int:
     """Mix labels into a seed; the result is a seed of its own, below 2^63.
@@ -45,11 +41,15 @@ def fold_in(seed: int, *labels: int | str) -> int:
     """
     if not labels:
         raise TypeError("fold_in needs a label: the name of what the stream is for")
-    mixed = seed & _MASK
+    # The constants of splitmix64: its increment (odd, 2^64 over the golden ratio), and the shifts
+    # and multipliers of its finaliser.
+    increment, mask = 0x9E3779B97F4A7C15, 0xFFFFFFFFFFFFFFFF
+    rounds = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+    mixed = seed & mask
     for label in labels:
-        mixed = (mixed * _STEP + _number(label) + 1) & _MASK
-        for shift, factor in _MIX:
-            mixed = ((mixed ^ (mixed >> shift)) * factor) & _MASK
+        mixed = (mixed * increment + _number(label) + 1) & mask
+        for shift, factor in rounds:
+            mixed = ((mixed ^ (mixed >> shift)) * factor) & mask
         mixed ^= mixed >> 31
     return mixed & 0x7FFFFFFFFFFFFFFF
 

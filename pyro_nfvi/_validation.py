@@ -10,9 +10,6 @@ from typing import Any
 
 from pyro_nfvi.errors import OptionError
 
-#: Generators take 64 bits; one is kept free for what is derived from a seed.
-_LARGEST_SEED = 2**63 - 1
-
 
 def whole(what: str, value: Any, least: int = 1) -> int:
     """Return a whole number, of Python or NumPy; raise for anything else, truth values too.
@@ -66,6 +63,7 @@ def seed_number(value: Any) -> int | None:
     if value is None:
         return None
     found = whole("seed", value, 0)
-    if found > _LARGEST_SEED:
-        raise OptionError(f"seed needs to be at most {_LARGEST_SEED}; got {value!r}.")
+    largest = 2**63 - 1  # generators take 64 bits; fold_in returns 63
+    if found > largest:
+        raise OptionError(f"seed needs to be at most {largest}; got {value!r}.")
     return found

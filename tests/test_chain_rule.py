@@ -138,7 +138,7 @@ def test_a_recorded_graph_has_the_same_gradient():
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float64])
 def test_native_code_has_the_same_gradient(dtype):
-    from pyro_nfvi._engine.native.function import NativeFunction
+    from engine.native_function import NativeFunction
 
     graph, consts = recorded(CATALOGUE, 5 * torch.ones_like(Z))
     native = NativeFunction(graph, consts, eager=True)

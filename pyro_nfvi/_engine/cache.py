@@ -11,27 +11,38 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from pyro_nfvi._folder_lock import UNFINISHED
 from pyro_nfvi._version import __version__
 from pyro_nfvi.errors import FileError
 
-#: Bytes that all objects may take together, and that one may take.
-_MOST, _LARGEST = 512 * 1024 * 1024, 256 * 1024 * 1024
 _OBJECT, _SUM, _TAG = "step.so", "sum", "CACHEDIR.TAG"
 _TAG_TEXT = (
     b"Signature: 8a477f597d28d172789f06886806bc55\n"
     b"# This folder was made by pyro_nfvi for compiled steps (see https://bford.info/cachedir/).\n"
 )
 _KEY, _DRAFT = re.compile(r"[0-9a-f]{40}"), re.compile(r"nfvi-[0-9a-z_]{8}")
-#: Seconds after which unfinished work is given up for lost.
-_LOST = 3600.0
 #: Whether files can be reached from an open folder, whatever becomes of its name.
 _ANCHORED = {os.open, os.mkdir, os.rename, os.unlink, os.rmdir, os.stat} <= os.supports_dir_fd
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 #: A pipe in place of a file would be waited for.
 _READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+
+
+@dataclass(frozen=True)
+class CacheLimits:
+    """Sizes of the folder of compiled steps."""
+
+    #: Bytes that all objects may take together: some thousand steps of 100 kB.
+    total_bytes: int = 512 * 1024 * 1024
+    #: Bytes that one object may take; a larger one is no compiled step.
+    object_bytes: int = 256 * 1024 * 1024
+
+
+LIMITS = CacheLimits()
 
 
 def default_folder() -> Path:
@@ -67,7 +78,7 @@ class Cache:
         (True, b'object')
     """
 
-    def __init__(self, folder: Path | None = None, most: int = _MOST) -> None:
+    def __init__(self, folder: Path | None = None, most: int = LIMITS.total_bytes) -> None:
         self.folder = default_folder() if folder is None else folder
         self.most = most
 
@@ -237,7 +248,7 @@ def _entry(folder: int, key: str) -> bytes | None:
         with _opened_in(folder, key) as entry:
             found = os.fstat(entry)
             _check_own(found)
-            data, told = _read(entry, _OBJECT, _LARGEST), _read(entry, _SUM, 1024)
+            data, told = _read(entry, _OBJECT, LIMITS.object_bytes), _read(entry, _SUM, 1024)
             if told == _fingerprint(data, key):
                 os.utime(_SUM, dir_fd=entry, follow_symlinks=False)  # used now
                 return data
@@ -282,13 +293,13 @@ def _lost(folder: int) -> list[str]:
         if _DRAFT.fullmatch(name):
             with contextlib.suppress(OSError):
                 held = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                if time.time() - held.st_mtime > _LOST:
+                if time.time() - held.st_mtime > UNFINISHED.lost_after:
                     found.append(name)
     return found
 
 
 def _is_ours(folder: int, name: str) -> bool:
-    """Whether a name in the folder, and what lies under it, has the form of what this module makes.
+    """Tell whether a name in the folder, and all below it, has the form of this module's files.
 
     A broken entry has it too: nothing but an object and a sum, either of which may be missing.
     """

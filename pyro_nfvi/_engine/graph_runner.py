@@ -13,7 +13,7 @@ from pyro_nfvi._engine.program import BlockResult, OptimizerSpec, Program
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did.
+    """Result of one step.
 
     Attributes:
         bound: The bound before the update, in nats.

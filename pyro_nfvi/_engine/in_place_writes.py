@@ -40,7 +40,7 @@ def out_of_place(func: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, An
 def undo_view(
     graph: Graph, func: Any, before: Node, now: Node, args: tuple[Any, ...], place: int | None
 ) -> Node:
-    """What a value ``before`` becomes when its view through ``func`` becomes ``now``.
+    """Return the new value of ``before`` when its view through ``func`` is replaced by ``now``.
 
     Args:
         graph: The graph to add to.

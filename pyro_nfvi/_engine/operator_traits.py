@@ -1,4 +1,4 @@
-"""What the schema of an ATen operation says about it, looked up once."""
+"""Properties of ATen operations, read from their schemas once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DYNAMIC = {"nonzero", "masked_select", "unique_dim", "_unique2", "unique_consec
 
 @dataclass(frozen=True)
 class Traits:
-    """What matters about an operation to a recording.
+    """Properties of an operation that a recording needs.
 
     Attributes:
         name: Its name without namespace and overload.

@@ -72,7 +72,7 @@ class Program:
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """What a runner needs to know of the optimiser.
+    """Settings of the optimiser that a runner needs.
 
     Attributes:
         optimizer: The live torch optimiser, whose state ``pull`` and ``push`` read and write.
@@ -117,7 +117,7 @@ class OptimizerSpec:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What a block of steps did, one entry for each step that was tried.
+    """Result of a block of steps, one entry for each step that was tried.
 
     Attributes:
         bounds: The bound before each update, float64, in nats.

@@ -51,7 +51,7 @@ class _View:
 
 @dataclass
 class _Value:
-    """What is known of one tensor.
+    """Record of one tensor.
 
     Attributes:
         node: The node that computes it, or None while it is a constant.
@@ -77,7 +77,7 @@ class _Value:
 
     @property
     def varies(self) -> bool:
-        """Whether it depends on an input of the graph."""
+        """Tell whether it depends on an input of the graph."""
         return (self.base or self).node is not None
 
 
@@ -189,7 +189,7 @@ class Recorder(DispatchMode):
     # ------------------------------------------------------------------------ what is what
 
     def _value(self, tensor: Tensor, *, fresh: bool = False) -> _Value:
-        """What is known of a tensor; one that was never met came from outside."""
+        """Return the record of a tensor; one that was never met came from outside."""
         found: _Value | None = getattr(tensor, self._key, None)
         if found is None:
             held = self._outside.get(id(tensor))

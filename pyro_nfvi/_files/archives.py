@@ -5,21 +5,33 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-#: Bytes of the part that holds all but the numbers; entries of its nested containers.
-_DESCRIPTION, _ENTRIES = 128 * 1024 * 1024, 2_000_000
-#: Times that a number of the file may come up among its tensors: weights can be shared.
-_SHARED = 16
-#: Most that deflate, which zip and gzip use, can pack into one byte.
-_PACKED = 1032
-#: Containers in containers.
-_DEPTH = 64
 _PLAIN = (str, int, float, bool, bytes, type(None))
+
+
+@dataclass(frozen=True)
+class ArchiveLimits:
+    """Bounds beyond which a file is refused before it is unpacked."""
+
+    #: Bytes of the part that holds all but the numbers; those of fits take some kilobytes.
+    description_bytes: int = 128 * 1024 * 1024
+    #: Entries of its nested containers; a fit has some thousand.
+    entries: int = 2_000_000
+    #: Levels of nested containers; a fit has fewer than ten.
+    depth: int = 64
+    #: Times that a number of the file may occur among its tensors: weights can be shared.
+    repeats: int = 16
+    #: Bytes that deflate, which zip and gzip use, can at most make of one.
+    inflation: int = 1032
+
+
+LIMITS = ArchiveLimits()
 
 
 class Malformed(Exception):
@@ -57,7 +69,7 @@ def check_room(size: int, packed: int) -> None:
     Raises:
         Malformed: Nothing can be packed so well, or it is more than half of the memory.
     """
-    if size > _PACKED * packed + 4096:
+    if size > LIMITS.inflation * packed + 4096:
         raise Malformed(f"{packed} bytes cannot unpack to {size}")
     if hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -79,7 +91,7 @@ def check_archive(file: BinaryIO) -> None:
     for part in parts:
         if part.compress_type != zipfile.ZIP_STORED or part.compress_size != part.file_size:
             raise Malformed(f"its part {part.filename[:80]!r} is compressed")
-        if part.filename.endswith("data.pkl") and part.file_size > _DESCRIPTION:
+        if part.filename.endswith("data.pkl") and part.file_size > LIMITS.description_bytes:
             raise Malformed(f"its description takes {part.file_size} bytes")
     if len({part.filename for part in parts}) < len(parts):
         raise Malformed("it holds two parts of one name")
@@ -102,7 +114,7 @@ def check_contents(held: Any, whole: int) -> None:
     while rest:
         value, depth = rest.pop()
         entries += 1
-        if entries > _ENTRIES or depth > _DEPTH:
+        if entries > LIMITS.entries or depth > LIMITS.depth:
             raise Malformed("its containers are nested beyond measure")
         if isinstance(value, dict):
             if not all(isinstance(key, _PLAIN) for key in value):
@@ -112,7 +124,7 @@ def check_contents(held: Any, whole: int) -> None:
             rest += [(item, depth + 1) for item in value]
         elif isinstance(value, Tensor):
             total += _size(value)
-            if total > _SHARED * whole:
+            if total > LIMITS.repeats * whole:
                 raise Malformed("its tensors repeat the numbers of the file many times")
         elif not isinstance(value, _PLAIN):
             raise Malformed(f"it holds a {type(value).__name__}")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyro_nfvi._folder_lock import LOST, lock_folder
+from pyro_nfvi._folder_lock import UNFINISHED, lock_folder
 from pyro_nfvi.errors import FileError
 
 
@@ -99,7 +99,7 @@ def _remove_folder(folder: Path, name: str) -> None:
         if not stat.S_ISDIR(found.st_mode):
             return
         lock = lock_folder(folder)
-        if lock is None or (lock < 0 and time.time() - found.st_mtime < LOST):
+        if lock is None or (lock < 0 and time.time() - found.st_mtime < UNFINISHED.lost_after):
             return
         try:
             if set(os.listdir(folder)) <= {name}:
@@ -115,7 +115,7 @@ def _remove_old(path: Path) -> None:
     """Remove a draft of version 0.1, a file: by its beginning, and once it is old."""
     with contextlib.suppress(OSError):
         found = os.stat(path, follow_symlinks=False)
-        if not stat.S_ISREG(found.st_mode) or time.time() - found.st_mtime < LOST:
+        if not stat.S_ISREG(found.st_mode) or time.time() - found.st_mtime < UNFINISHED.lost_after:
             return
         with open(path, "rb") as file:
             start = file.read(1024)

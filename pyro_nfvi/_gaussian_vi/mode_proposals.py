@@ -30,8 +30,9 @@ class Proposals:
         >>> import torch
         >>> from pyro_nfvi._gaussian_vi.gaussians import Normals
         >>> from pyro_nfvi._gaussian_vi.mode_proposals import Proposals
+        >>> from pyro_nfvi._random import stream
         >>> both = Proposals.of(Normals.around(torch.zeros(1, 2), 1.0), 3.0)
-        >>> points = both.draw(500, torch.Generator().manual_seed(0))
+        >>> points = both.draw(500, stream(0, "example"))
         >>> points.shape, both.log_prob(torch.zeros(1, 2)).round(decimals=3).tolist()
         (torch.Size([500, 2]), [-1.838])
     """

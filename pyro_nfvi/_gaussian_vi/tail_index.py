@@ -100,7 +100,7 @@ def tail_moments(
         >>> import torch
         >>> from pyro_nfvi._gaussian_vi.target import Target
         >>> target = Target(lambda z: -0.5 * z.square().sum(-1), torch.zeros(2))
-        >>> right = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+        >>> right = torch.randn(4000, 2)
         >>> short = 1.5 * torch.tanh(right)
         >>> ratios = [tail_moments(target, x, lambda z: z) for x in (right, short)]
         >>> bool((ratios[0] - 1).abs().max() < 0.03), bool(ratios[1].min() > 1.05)

@@ -14,11 +14,9 @@ from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.arviz._recipe import RECIPE
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.guides._vector_guide import VectorGuide
-
-#: Draws that go through a flow at once.
-_CHUNK = 4096
 
 
 @dataclass
@@ -107,8 +105,8 @@ def _from_flow(
             guide.param_guard.check(type(guide).__name__)
     density, parts, scores = guide.density(), [], []
     with torch.no_grad():
-        for start in range(0, num_samples, _CHUNK):
-            eps = density.sample_base(min(_CHUNK, num_samples - start))
+        for start in range(0, num_samples, RECIPE.rows_through_flow):
+            eps = density.sample_base(min(RECIPE.rows_through_flow, num_samples - start))
             z, log_q = density.push(eps)
             values, ladj = guide.latent.constrain(z)
             parts.append(values)

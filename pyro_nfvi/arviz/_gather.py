@@ -17,13 +17,12 @@ from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.arviz._draws import Draws
 from pyro_nfvi.arviz._labels import Labels
 from pyro_nfvi.arviz._model_view import ModelView
+from pyro_nfvi.arviz._recipe import RECIPE
 from pyro_nfvi.arviz._tree import Groups
 from pyro_nfvi.diagnostics._importance import ess, log_evidence
 from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.errors import ConversionWarning, OptionError, WeightError
 
-#: Most numbers that one variable may hold unless its group is asked for by name: 400 MB of float64.
-_LARGEST = 50_000_000
 #: What the draws of an approximation are, and what that is for LOO; by whether they are reweighted.
 _DRAWS = {
     False: "of the approximation, not corrected by their importance weights (see sample_stats)",
@@ -37,8 +36,6 @@ _LOO = {
     ),
     True: "corrected by resampling; az.loo and az.compare may be used as they are",
 }
-#: Draws of the prior.
-_PRIOR_DRAWS = 500
 
 
 class Gatherer:
@@ -156,7 +153,7 @@ class Gatherer:
         if not (self._wants("posterior") or self._wants("posterior_predictive")):
             return []
         sizes = {name: self.count * self.parts * view.discrete()[name].numel() for name in names}
-        large = [name for name in names if sizes[name] > _LARGEST]
+        large = [name for name in names if sizes[name] > RECIPE.largest_variable]
         if large and self.asked is None:
             self.missing["posterior"] = (
                 f"draws of the discrete site {large[0]!r} would hold {sizes[large[0]]} values"
@@ -279,7 +276,7 @@ class Gatherer:
         self._simulate(view, {group: wanted}, values, self.count, self._by_chain)
 
     def _prior(self, view: ModelView) -> None:
-        count = min(self.length, _PRIOR_DRAWS)
+        count = min(self.length, RECIPE.prior_draws)
         wanted = {"prior_predictive": self._observed_that_fit(view, "prior_predictive", count)}
         if self._wants("prior"):
             own = dict.fromkeys(view.latent.sites) | {
@@ -357,7 +354,7 @@ class Gatherer:
         if not self._wants(group):
             return False
         count = count or self.count * self.parts
-        if self.asked is not None or count * size <= _LARGEST:
+        if self.asked is not None or count * size <= RECIPE.largest_variable:
             return True
         self.missing[group] = (
             f"{name!r} would hold {count} draws of {size} values, which is much memory; ask for it "
@@ -415,7 +412,7 @@ class _Columns:
 
 
 def weight_attrs(log_w: Tensor) -> dict[str, Any]:
-    """What the weights ``(chain, draw)`` say of each chain, as attributes."""
+    """Summarise the weights ``(chain, draw)`` of each chain, as attributes."""
     found: dict[str, list[float]] = {"khat": [], "ess": [], "log_evidence": []}
     found["log_evidence_se"] = []
     for row in log_w:
@@ -469,7 +466,7 @@ def _is_numeric(value: Any) -> bool:
 
 
 def among(value: Any, observed: Sequence[Tensor]) -> bool:
-    """Whether an argument is one of the observed values."""
+    """Tell whether an argument is one of the observed values."""
     if not isinstance(value, (Tensor, np.ndarray)):
         return False
     array = as_array(value)

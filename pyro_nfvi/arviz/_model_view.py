@@ -20,10 +20,8 @@ from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.model_run import Evaluation, SetSubsample, is_deterministic, is_observed
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.arviz._recipe import RECIPE
 from pyro_nfvi.errors import NoDataWarning, OptionError
-
-#: Numbers that the runs of one chunk hold together.
-_CHUNK = 10_000_000
 
 
 class ModelView:
@@ -80,7 +78,7 @@ class ModelView:
     @property
     def rows(self) -> int:
         """Draws that are evaluated together."""
-        return max(1, _CHUNK // max(1, self.log_joint.size))
+        return max(1, RECIPE.numbers_in_chunk // max(1, self.log_joint.size))
 
     def observed(self) -> dict[str, Tensor]:
         """Values of the observed sites, factors left out."""

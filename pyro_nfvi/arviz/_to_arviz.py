@@ -16,14 +16,12 @@ from pyro_nfvi.arviz._draws import Draws, read
 from pyro_nfvi.arviz._gather import Gatherer, report, weight_attrs
 from pyro_nfvi.arviz._model_view import ModelView
 from pyro_nfvi.arviz._predictions import add_predictions, made_at
+from pyro_nfvi.arviz._recipe import RECIPE
 from pyro_nfvi.arviz._tree import ORDER, Groups, build_tree, require_arviz
 from pyro_nfvi.diagnostics._importance import resample
 from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.infer._predict import Predictions
-
-#: Draws that are weighed for each one that reweighting keeps.
-_POOL = 4
 
 
 @takes_turn
@@ -147,7 +145,7 @@ def collect(
     if not sources:
         raise OptionError("to_arviz was given an empty list.")
     args = tuple(args) if isinstance(args, (list, tuple)) else (args,)
-    count = num_samples * (_POOL if reweighted else 1)
+    count = num_samples * (RECIPE.pool_per_draw if reweighted else 1)
     parts = []
     for one in sources:
         with _scope(one):

@@ -34,7 +34,7 @@ Variable = tuple[tuple[str, ...], np.ndarray]
 
 @dataclass
 class Groups:
-    """What goes into the result: arrays with named dimensions, by group and variable.
+    """Contents of the result: arrays with named dimensions, by group and variable.
 
     Attributes:
         variables: ``group -> name -> (dims, array)``; arrays of sampled groups have the shape

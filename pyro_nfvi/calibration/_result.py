@@ -1,4 +1,4 @@
-"""What simulation-based calibration found: probabilities, tests of them, and every fit."""
+"""Result of simulation-based calibration: probabilities, tests of them, and every fit."""
 
 from __future__ import annotations
 
@@ -15,9 +15,20 @@ from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.calibration._uniformity_tests import bias_test, width_test
 from pyro_nfvi.diagnostics._verdict import Verdict
 
-#: Fewest fits for a verdict, and the share of failed ones up to which there is one.
-_FEWEST, _FAILED = 20, 0.05
 _HEAD = ("mean p", "bias p-value", "width p-value")
+
+
+@dataclass(frozen=True)
+class VerdictRecipe:
+    """Conditions of a verdict."""
+
+    #: Fewest fits: with fewer, the tests see gross errors only.
+    fewest_fits: int = 20
+    #: Largest share of failed fits: those left over are no fair sample of the prior.
+    failed_share: float = 0.05
+
+
+RECIPE = VerdictRecipe()
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class SimulatedFit:
 
 @dataclass(frozen=True)
 class CalibrationRow:
-    """What was found for one number.
+    """Result for one number.
 
     Attributes:
         name: Its name, as in ``theta[3]``.
@@ -149,7 +160,7 @@ class VSBC:
 
     @cached_property
     def rows(self) -> tuple[CalibrationRow, ...]:
-        """What was found for each number."""
+        """Results by number, sites in the model's order."""
         if self.num_done == 0:
             return ()
         count = sum(value[0].numel() for value in self.p.values())
@@ -189,11 +200,11 @@ class VSBC:
         if wrong:
             return Verdict("not calibrated", wrong, _NEXT_WRONG)
         failed = len(self.failed)
-        if failed > _FAILED * len(self.fits):
+        if failed > RECIPE.failed_share * len(self.fits):
             lost = f"{failed} of {len(self.fits)} fits failed"
             return Verdict("not known", [lost, *self._errors()], _NEXT_FAILED)
-        if self.num_done < _FEWEST:
-            few = f"only {self.num_done} fits were done, fewer than {_FEWEST}"
+        if self.num_done < RECIPE.fewest_fits:
+            few = f"only {self.num_done} fits were done, fewer than {RECIPE.fewest_fits}"
             return Verdict("not known", [few], "Ask for more simulations.")
         fine = f"no test rejects at {self.level:g} over {len(self.rows)} numbers"
         return Verdict("calibrated", [fine, *self._errors()], "Nothing.")

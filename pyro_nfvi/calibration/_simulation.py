@@ -295,7 +295,7 @@ def _is_discrete(site: Site) -> bool:
 
 
 def _home(value: Any) -> int | None:
-    """Where a tensor's numbers are stored: the same for a tensor and its views."""
+    """Return the address of a tensor's storage: the same for a tensor and its views."""
     return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else None
 
 

@@ -1,4 +1,4 @@
-"""Whether simulated truths fall where an approximation says: tests of symmetry and of width."""
+"""Tests of uniformity for simulation-based calibration: symmetry (bias) and width."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -26,8 +27,13 @@ from pyro_nfvi.infer._nfvi import NFVI
 
 #: Options of NFVI that belong to a single fit.
 _OWN = ("seed", "progress", "callbacks", "checkpoint", "checkpoint_every", "resume")
-#: Streams of random numbers apart from the one that draws parameters and data.
-_FIT, _PLACES = 1, 2
+
+
+class _Stream(IntEnum):
+    """Streams of random numbers apart from the one that draws parameters and data."""
+
+    FIT = 1
+    PLACES = 2
 
 
 def vsbc(
@@ -202,7 +208,7 @@ def _fit_one(
         try:
             fit = NFVI(
                 simulator.given(task.data),
-                seed=fold_in(task.seed, _FIT),
+                seed=fold_in(task.seed, _Stream.FIT),
                 progress=False,
                 **options,
             ).run(*simulator.args, **simulator.kwargs)
@@ -238,7 +244,7 @@ def _probabilities(fit: Fit, task: _Task, *, reweighted: bool) -> TensorDict:
             raise ModelError("no weight of the draws is finite, so they cannot be reweighted")
         log_weights = smoothed.log_weights.cpu().double()
     weights_of_draws = log_weights.softmax(0)
-    places = stream(task.seed, _PLACES)
+    places = stream(task.seed, _Stream.PLACES)
     found = {}
     for name, truth in task.truth.items():
         value = sites[name].detach().cpu().double()

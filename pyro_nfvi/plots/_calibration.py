@@ -10,12 +10,8 @@ import numpy as np
 
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.plots._draws_to_plot import column, elements
+from pyro_nfvi.plots._recipe import RECIPE
 from pyro_nfvi.plots._style import FIT, GREY, REFERENCE, STYLE, pyplot
-
-#: Panels at most, unless named.
-_PANELS = 24
-#: Share of heights that the band holds, for a single bar.
-_BAND = 0.95
 
 
 def plot_calibration(
@@ -55,7 +51,7 @@ def plot_calibration(
     if not p:
         raise OptionError("plot_calibration was given no probabilities: no fit was done.")
     panels = [label for name in (names or p) for label in elements(p, name)]
-    shown = panels if names else panels[:_PANELS]
+    shown = panels if names else panels[: RECIPE.max_panels]
     words = {row.name: row.word for row in getattr(found, "rows", ())}
     rows, columns = math.ceil(len(shown) / columns), min(columns, len(shown))
     with plt.rc_context(STYLE):
@@ -94,5 +90,5 @@ def _band(count: int, bars: int) -> tuple[int, int]:
     log_mass = logs[count] - np.array(logs) - np.array(logs)[::-1]
     log_mass = log_mass + k * math.log(share) + (count - k) * math.log1p(-share)
     cdf = np.cumsum(np.exp(log_mass))
-    tail = (1 - _BAND) / 2
+    tail = (1 - RECIPE.band) / 2
     return int(np.searchsorted(cdf, tail)), int(np.searchsorted(cdf, 1 - tail))

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from pyro_nfvi.errors import OptionError
+from pyro_nfvi.plots._recipe import RECIPE
 from pyro_nfvi.plots._style import array
 
-#: Draws that a fit is asked for.
-_DRAWS = 5000
 _LABEL = re.compile(r"(log\s+)?(.+?)(?:\[([\d,\s]+)\])?$")
 
 
@@ -21,7 +20,7 @@ def draws_of(source: Any) -> Mapping[str, Any]:
     if isinstance(source, Mapping):
         return source
     if hasattr(source, "sample") and hasattr(source, "guide"):
-        drawn: Mapping[str, Any] = source.sample(_DRAWS, seed=0)
+        drawn: Mapping[str, Any] = source.sample(RECIPE.draws, seed=0)
         return drawn
     raise OptionError(
         "Pictures take a fit or draws as a dict {site: (draws, *shape)}; got "
@@ -61,7 +60,7 @@ def elements(draws: Mapping[str, Any], name: str) -> list[str]:
 
 
 def has(draws: Mapping[str, Any] | None, label: str) -> bool:
-    """Whether the draws hold the site that a label names."""
+    """Tell whether the draws hold the site that a label names."""
     if draws is None:
         return False
     found = _LABEL.match(label)

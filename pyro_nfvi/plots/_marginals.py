@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 
 from pyro_nfvi.plots._draws_to_plot import column, draws_of, elements, has
+from pyro_nfvi.plots._recipe import RECIPE
 from pyro_nfvi.plots._style import FIT, GREY, REFERENCE, STYLE, limits, pyplot
-
-#: Panels at most, unless named.
-_PANELS = 24
 
 
 def plot_marginals(
@@ -52,7 +50,7 @@ def plot_marginals(
     plt = pyplot()
     draws = draws_of(source)
     panels = [label for name in (names or draws) for label in elements(draws, name)]
-    shown = panels if names else panels[:_PANELS]
+    shown = panels if names else panels[: RECIPE.max_panels]
     rows, columns = math.ceil(len(shown) / columns), min(columns, len(shown))
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from pyro_nfvi.plots._draws_to_plot import column, draws_of
+from pyro_nfvi.plots._recipe import RECIPE
 from pyro_nfvi.plots._style import FIT, GREY, INK, STYLE, limits, pyplot
-
-#: Cells of the grid on which contours are drawn, in each direction.
-_BINS = 110
 
 
 def plot_pair(
@@ -85,14 +83,14 @@ def _contours(axes: Any, x: np.ndarray, y: np.ndarray, ends: Sequence[tuple[floa
     """Lines within which 50 and 90 % of the points lie."""
     # Beyond the axes, so that lines close outside of the picture and not at its edge.
     wide = [(low - 0.1 * (high - low), high + 0.1 * (high - low)) for low, high in ends]
-    density, one, two = np.histogram2d(x, y, bins=_BINS, range=wide)
+    density, one, two = np.histogram2d(x, y, bins=RECIPE.contour_cells, range=wide)
     width = np.arange(-6, 7) / 1.7
     kernel = np.exp(-(width**2) / 2)
     kernel /= kernel.sum()
     for axis in (0, 1):
         density = np.apply_along_axis(np.convolve, axis, density, kernel, mode="same")
     places = [
-        np.clip(np.digitize(values, edges) - 1, 0, _BINS - 1)
+        np.clip(np.digitize(values, edges) - 1, 0, RECIPE.contour_cells - 1)
         for values, edges in ((x, one), (y, two))
     ]
     # Smoothing spreads mass into empty space: the points themselves say which line holds how many.

@@ -199,7 +199,7 @@ def perturb(flow: _Module, scale: float, generator: torch.Generator | None = Non
     Example:
         >>> import torch
         >>> from pyro_nfvi.flows import Planar
-        >>> flow = perturb(Planar(3), 1.0, torch.Generator().manual_seed(0))
+        >>> flow = perturb(Planar(3), 1.0)
         >>> bool((flow(torch.zeros(3))[0] != 0).any())
         True
     """

@@ -17,6 +17,7 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
+from engine.native_function import NativeFunction
 
 from pyro_nfvi import clear_cache
 from pyro_nfvi._engine import cache as cache_module
@@ -25,7 +26,6 @@ from pyro_nfvi._engine.native import compiler
 from pyro_nfvi._engine.native import shared_library as library
 from pyro_nfvi._engine.native.compiled_objects import compile_text
 from pyro_nfvi._engine.native.compiler import CompilerFault, find_compiler
-from pyro_nfvi._engine.native.function import NativeFunction
 from pyro_nfvi._engine.native.subprocesses import run, work_folder
 from pyro_nfvi._engine.program import Unsupported
 from pyro_nfvi._engine.recorder import Recorder

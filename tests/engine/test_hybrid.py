@@ -6,12 +6,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from engine.native_function import NativeFunction
 from engine.test_laws import needs_compiler
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_nfvi import NFVI
 from pyro_nfvi._engine.native import eager_calls as eager
-from pyro_nfvi._engine.native.function import NativeFunction
 from pyro_nfvi._engine.program import NoRule
 from pyro_nfvi.errors import OptionError
 

@@ -123,7 +123,7 @@ def test_recorded(function):
 )
 @pytest.mark.parametrize("function", WRITES)
 def test_compiled(function):
-    from pyro_nfvi._engine.native.function import NativeFunction
+    from engine.native_function import NativeFunction
 
     graph, consts = recorded(function)
     found = NativeFunction(graph, consts, eager=True)(Z)[0]
@@ -237,7 +237,7 @@ def test_a_captured_step_makes_nan_of_matrices_without_a_factor(factor):
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_products_of_a_matrix_for_each_particle_are_compiled(dtype, turned):
-    from pyro_nfvi._engine.native.function import NativeFunction
+    from engine.native_function import NativeFunction
 
     a = torch.linspace(-1, 1, 16 * 20 * 20, dtype=dtype).reshape(16, 20, 20).sin()
     recorder = Recorder({"a": a})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from engine.native_function import NativeFunction
 from torch import distributions as dist
 from torch.fx import GraphModule
 
-from pyro_nfvi._engine.native.function import NativeFunction
 from pyro_nfvi._engine.program import Unsupported
 from pyro_nfvi._engine.recorder import Recorder
 

@@ -8,11 +8,11 @@ import platform
 
 import pytest
 import torch
+from engine.native_function import NativeFunction
 from torch.nn import functional as F
 
 from pyro_nfvi._engine.native import compiled_objects as objects
 from pyro_nfvi._engine.native import compiler
-from pyro_nfvi._engine.native.function import NativeFunction
 from pyro_nfvi._engine.recorder import Recorder
 
 aten = torch.ops.aten

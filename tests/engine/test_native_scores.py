@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from engine.native_function import NativeFunction
 from torch.fx import GraphModule
 
-from pyro_nfvi._engine.native.function import NativeFunction
 from pyro_nfvi._engine.recorder import Recorder
 from pyro_nfvi.flows import make_flow
 

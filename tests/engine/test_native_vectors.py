@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from engine.native_function import NativeFunction
 from engine.test_native_ops import recorded
 from engine.test_native_runner import inputs_of, params_of, program_of
 
-from pyro_nfvi._engine.native.function import NativeFunction
 from pyro_nfvi._engine.native.runner import build_native
 from pyro_nfvi._engine.program import OptimizerSpec
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-from pyro_nfvi._engine.cache import Cache
+from pyro_nfvi._engine.cache import LIMITS, Cache
 from pyro_nfvi._engine.native.shared_library import try_out
 from pyro_nfvi._engine.native.subprocesses import Outcome, run, work_folder
 from pyro_nfvi._engine.program import Unsupported
@@ -29,8 +29,6 @@ _FLAGS = (
 _PATIENCE, _SHORT = 200.0, 30.0
 #: Failures in a row after which a compiler is not asked again by this process.
 _FAILURES = 2
-#: Bytes of the largest object.
-_LARGEST = 256 * 1024 * 1024
 _TRIFLE = 'extern "C" __attribute__((visibility("default"))) void probe(double*, float*) {}\n'
 _PROBE = """
 #include <cmath>
@@ -133,7 +131,7 @@ def _made(path: Path, name: str) -> bytes:
     except FileNotFoundError:
         text = f"the compiler {name} ended without an error and wrote nothing"
         raise CompilerFault(text) from None
-    if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= _LARGEST:
+    if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= LIMITS.object_bytes:
         raise CompilerFault(f"the compiler {name} wrote no object")
     return path.read_bytes()
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from pyro_nfvi._engine.native.buffers import Buffer
 from pyro_nfvi._engine.native.expressions import Expr, Ix
 from pyro_nfvi._engine.native.loops import Group, Statement
-from pyro_nfvi._engine.native.values import Buffer
 
 #: Start of a reduction, and how a value joins it.
 _REDUCE = {

@@ -31,13 +31,13 @@ from pyro_nfvi._engine.native import (
 from pyro_nfvi._engine.native import (
     reductions as reduce,
 )
+from pyro_nfvi._engine.native.buffers import Buffer
 from pyro_nfvi._engine.native.cpp_loops import emit_group
 from pyro_nfvi._engine.native.eager_calls import EagerOperation, lower_eagerly
 from pyro_nfvi._engine.native.loops import Group, fuse
 from pyro_nfvi._engine.native.lowering import Lowering
 from pyro_nfvi._engine.native.memory_plan import Slot, place, unread
 from pyro_nfvi._engine.native.sparse_weights import Masked
-from pyro_nfvi._engine.native.values import Buffer
 from pyro_nfvi._engine.program import Unsupported
 
 #: The rules register themselves.

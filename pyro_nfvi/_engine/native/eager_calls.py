@@ -213,7 +213,7 @@ class EagerCalls:
 
 
 def _same_memory(result: Tensor, x: Any) -> bool:
-    """Whether a result shares its storage with an argument, or with one in a list of them."""
+    """Tell whether a result shares its storage with an argument, or with one in a list of them."""
     if isinstance(x, list | tuple):
         return any(_same_memory(result, one) for one in x)
     if not isinstance(x, Tensor):

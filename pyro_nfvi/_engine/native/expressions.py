@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from pyro_nfvi._engine.native.buffers import Buffer
 from pyro_nfvi._engine.program import Unsupported
-
-if TYPE_CHECKING:
-    from pyro_nfvi._engine.native.values import Buffer
-
 
 CTYPES: dict[torch.dtype, str] = {
     torch.float32: "float",

@@ -1,4 +1,4 @@
-"""What is known before the first step: everything that hangs on constants alone."""
+"""Constant folding: values that depend on constants alone are computed before the first step."""
 
 from __future__ import annotations
 

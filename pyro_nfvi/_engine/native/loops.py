@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from pyro_nfvi._engine.native.buffers import Buffer
 from pyro_nfvi._engine.native.expressions import Expr, Ix
-from pyro_nfvi._engine.native.values import Buffer, BufVal, Shape
+from pyro_nfvi._engine.native.values import BufVal, Shape
 
 #: From this length on a loop is worth keeping free of jumps through memory.
 _WIDE = 8
@@ -38,12 +39,12 @@ class Statement:
 
     @property
     def serial(self) -> bool:
-        """Whether its loop cannot be vectorised."""
+        """Tell whether its loop cannot be vectorised."""
         return self.value.serial or self.how not in ("store", "sum", "all", "any")
 
     @property
     def apart(self) -> bool:
-        """Whether it jumps through memory, which would slow down those it shares a loop with."""
+        """Tell whether its memory accesses are strided, which would slow down a shared loop."""
         if not self.sizes or self.sizes[-1] < _WIDE:
             return False
         inner = f"i{len(self.sizes) - 1}"
@@ -97,7 +98,7 @@ def loads(value: Expr, seen: set[int] | None = None) -> Iterable[Expr]:
 
 
 def _fits(group: Group, new: Statement, needed: dict[Buffer, list[Ix]]) -> bool:
-    """Whether the statement may join: all it reads of the group's results is at its own index."""
+    """Tell whether a statement may be fused: it reads the group's results at its own index only."""
     if (
         group.sizes != new.sizes
         or len(group.body) >= _MOST

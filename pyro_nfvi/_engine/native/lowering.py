@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from pyro_nfvi._engine.available_operators import Missing, aten
+from pyro_nfvi._engine.native.buffers import Buffer
 from pyro_nfvi._engine.native.expressions import CHEAP, Expr, Ix, Pool, ctype
 from pyro_nfvi._engine.native.loops import Call, Statement, order_of_loops
-from pyro_nfvi._engine.native.masked_weights import MaskedWeights
+from pyro_nfvi._engine.native.masked_weights import MASKED_GRADIENT, MaskedWeights, transposed
 from pyro_nfvi._engine.native.sparse_weights import Masked
-from pyro_nfvi._engine.native.values import Buffer, BufVal, HeldVal, LazyVal, Shape, Val, contiguous
+from pyro_nfvi._engine.native.values import BufVal, HeldVal, LazyVal, Shape, Val, contiguous
 from pyro_nfvi._engine.program import NoRule, Unsupported
 
 #: A rule makes the values of one node; ``args`` hold values where the node has inputs.
@@ -67,7 +68,7 @@ class Lowering:
         masked: Sequence[Masked] = (),
         without_rule: Callable[[Lowering, Node], Any] | None = None,
     ) -> None:
-        self.masked = MaskedWeights(masked)
+        self.masked = MaskedWeights(masked, self.datum)
         self.eager: list[Any] = []
         self.held = 0
         self._without_rule = without_rule
@@ -115,7 +116,7 @@ class Lowering:
             self._hint(node, buffer)
         for n in nodes:
             if n.op == "call_function" and n not in self.constants:
-                if not self.masked.take(self, n):
+                if not self._lower_masked(n):
                     self._one(n)
         for node, buffer in zip(results, self.outputs):
             shape = tuple(node.meta["val"].shape)
@@ -124,6 +125,28 @@ class Lowering:
             same = isinstance(value, BufVal) and value.buffer is buffer
             if not (same and value.offset == 0 and value.dense):
                 self.store(target, value.load)
+
+    def _lower_masked(self, node: Node) -> bool:
+        """Lower a node that belongs to a masked parameter; return whether it is one."""
+        masked = self.masked
+        if node in masked.products:  # weight * mask, where the weight holds zeros already
+            one = masked.products[node]
+            self.values[node] = self.value(one.param)
+            masked.note(self.values[node], one)
+            return True
+        if node in masked.left_out:  # until its product with the mask comes
+            return True
+        if node in masked.gradients:
+            self.node = node
+            one = masked.gradients[node]
+            assert one.product is not None  # else there is no such node
+            a, b = (self.value(x) for x in one.product.args)
+            if one.turned:
+                a, b = transposed(b), transposed(a)
+            rule = RULES[MASKED_GRADIENT]
+            self.values[node] = rule(self, a, b, one, self.outputs[one.index])
+            return True
+        return False
 
     def _hint(self, node: Node, buffer: Buffer) -> None:
         """Let the operation behind an output write there at once, through transpositions."""
@@ -185,7 +208,7 @@ class Lowering:
         return made
 
     def _keep(self, node: Node, value: LazyVal) -> bool:
-        """Whether a formula is better computed once into memory."""
+        """Tell whether a formula is better computed once into memory."""
         if not prod(value.shape):
             return False
         cost = value.probe().cost
@@ -196,7 +219,7 @@ class Lowering:
         return cost > 0 and len(value.shape) > 1 and thick and self._is_factor(node)
 
     def _is_factor(self, node: Node) -> bool:
-        """Whether a matrix product reads a node, perhaps through views."""
+        """Tell whether a matrix product reads a node, perhaps through views."""
         for user in node.users:
             rule = RULES.get(user.target) if user.op == "call_function" else None
             if getattr(rule, "product", False):

@@ -6,12 +6,13 @@ from math import prod
 from typing import Any
 
 from pyro_nfvi._engine.available_operators import aten
+from pyro_nfvi._engine.native.buffers import Buffer
 from pyro_nfvi._engine.native.expressions import CHEAP, Expr, Ix
 from pyro_nfvi._engine.native.lowering import MANY, Lowering, Rule, lowers
-from pyro_nfvi._engine.native.masked_weights import GRADIENT
+from pyro_nfvi._engine.native.masked_weights import MASKED_GRADIENT
 from pyro_nfvi._engine.native.pointwise import lazy
 from pyro_nfvi._engine.native.sparse_weights import Masked
-from pyro_nfvi._engine.native.values import Buffer, BufVal, LazyVal, Val, contiguous
+from pyro_nfvi._engine.native.values import BufVal, LazyVal, Val, contiguous
 from pyro_nfvi._engine.native.views import reshape
 
 #: Products with more multiplications than this go to BLAS.
@@ -139,7 +140,7 @@ def _multiply(low: Lowering, a: BufVal, b: BufVal, add: BufVal | None, c: BufVal
     """Emit ``c = a b + add`` where c has dense rows."""
     (m, k), n = a.shape, b.shape[1]
     kind = c.ctype
-    holes, _ = low.masked.blocks(low, a)
+    holes, _ = low.masked.blocks(a)
     if not _fills_vectors(n, kind) or n > _WIDE:
         holes = None
     near = k * n <= _NEAR
@@ -187,25 +188,26 @@ def _fills_vectors(count: int, kind: str) -> bool:
 
 def _blocks(low: Lowering, matrix: BufVal) -> BufVal | None:
     """Return the blocks of a masked matrix, as it lies in memory."""
-    holes, turned = low.masked.blocks(low, matrix)
+    holes, turned = low.masked.blocks(matrix)
     if turned:
-        holes, _ = low.masked.blocks(low, _flipped(matrix))
+        holes, _ = low.masked.blocks(_flipped(matrix))
     return holes
 
 
+@lowers(MASKED_GRADIENT)
 def _masked_gradient(low: Lowering, a: Val, b: Val, one: Masked, output: Buffer) -> BufVal:
     """Multiply and mask: the gradient of weights, written where it goes."""
     (m, k), n = a.shape, b.shape[1]
     target = BufVal(output, (m, n), contiguous((m, n)), 0, low.pool)
     mask, kind = low.datum(one.mask), target.ctype
-    holes = low.masked.table(low, one)
+    holes = low.masked.table(one)
     if holes is not None and k == 1:
         left, right = (low.dense(reshape(low, x, (x.shape[0] * x.shape[1],))) for x in (a, b))
         if one.outer:
             for x, count, begin in ((left, m, 0), (right, n, m)):
                 low.store(target.window((count,), (1,), begin), x.load, partial=True)
             return target
-        full = low.masked.table(low, one, full=True)
+        full = low.masked.table(one, full=True)
         assert full is not None  # only where blocks are left out there may be none
         low.call(
             f"outer_holes<{kind},{m},{n}>({left.pointer},{right.pointer},{mask.pointer},"
@@ -234,11 +236,8 @@ def _masked_gradient(low: Lowering, a: Val, b: Val, one: Masked, output: Buffer)
     return target
 
 
-GRADIENT.append(_masked_gradient)
-
-
 def _usable(x: BufVal) -> bool:
-    """Whether BLAS can read a matrix as it lies."""
+    """Tell whether BLAS can read a matrix in its present layout."""
     rows, columns = x.strides
     return (columns == 1 and rows >= x.shape[1]) or (rows == 1 and columns >= x.shape[0])
 

@@ -1,11 +1,11 @@
-"""Where results live: in registers, or in memory that is used again when its value is dead."""
+"""Memory plan: results in registers, or in memory that is reused once its value is dead."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from pyro_nfvi._engine.native.buffers import Buffer
 from pyro_nfvi._engine.native.loops import Group
-from pyro_nfvi._engine.native.values import Buffer
 
 
 class Slot:

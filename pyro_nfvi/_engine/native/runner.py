@@ -50,7 +50,7 @@ _PAGED = 1 << 21
 
 @dataclass(frozen=True)
 class BuildInfo:
-    """How a step was built.
+    """Record of how a step was built.
 
     Attributes:
         generate: Seconds to write the source.

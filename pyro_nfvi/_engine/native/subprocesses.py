@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pyro_nfvi._folder_lock import LOST, lock_folder
+from pyro_nfvi._folder_lock import UNFINISHED, lock_folder
 
 #: Bytes of a command's words that are looked at.
 _WORDS = 65536
@@ -28,7 +28,7 @@ _MARK, _MARK_TEXT = ".pyro_nfvi", b"Files of a compiler, made by pyro_nfvi; not 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended.
+    """Result of a command.
 
     Attributes:
         status: Its exit status; negative, the signal that ended it.
@@ -88,7 +88,7 @@ def _remove_if_lost(folder: Path) -> None:
         if lock is None:
             return
         try:
-            if lock >= 0 or time.time() - found.st_mtime > LOST:
+            if lock >= 0 or time.time() - found.st_mtime > UNFINISHED.lost_after:
                 if not os.listdir(folder):  # killed before it was marked
                     os.rmdir(folder)
                 elif (folder / _MARK).read_bytes() == _MARK_TEXT:

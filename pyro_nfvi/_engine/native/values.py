@@ -1,4 +1,4 @@
-"""What the nodes of a graph become: values in memory, and values that are only a formula."""
+"""Values of lowered nodes: in memory, or lazy (a formula that is computed where it is read)."""
 
 from __future__ import annotations
 
@@ -7,27 +7,11 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TypeAlias
 
+from pyro_nfvi._engine.native.buffers import Buffer
 from pyro_nfvi._engine.native.expressions import Expr, Ix, Pool
 
 Shape: TypeAlias = tuple[int, ...]
 Loader: TypeAlias = Callable[[tuple[Ix, ...]], Expr]
-
-
-@dataclass(eq=False)
-class Buffer:
-    """A stretch of memory with a name in the generated code.
-
-    Attributes:
-        name: What the code calls it.
-        size: Numbers in it.
-        ctype: Type of each.
-        given: Inputs, outputs and constants, which are not ours to place.
-    """
-
-    name: str
-    size: int
-    ctype: str
-    given: bool = False
 
 
 def contiguous(shape: Sequence[int]) -> Shape:
@@ -73,7 +57,7 @@ class BufVal:
 
     @property
     def dense(self) -> bool:
-        """Whether the elements lie one behind the other, in order."""
+        """Tell whether the elements are contiguous, in row-major order."""
         expected = contiguous(self.shape)
         return all(n == 1 or s == e for n, s, e in zip(self.shape, self.strides, expected))
 

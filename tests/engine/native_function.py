@@ -1,4 +1,4 @@
-"""Any graph as a compiled function: to look at the generator without a fit around it."""
+"""Any graph as a compiled function: tests of the generator without a fit around it."""
 
 from __future__ import annotations
 
@@ -28,15 +28,6 @@ class NativeFunction:
 
     Raises:
         Unsupported: An operation has no rule, or nothing can be compiled here.
-
-    Example:
-        >>> import torch
-        >>> from torch.fx.experimental.proxy_tensor import make_fx
-        >>> from pyro_nfvi._engine.native.function import NativeFunction
-        >>> x = torch.arange(3.0)
-        >>> graph = make_fx(lambda x: (x.square().sum(),))(x)
-        >>> NativeFunction(graph)(x)  # doctest: +SKIP
-        [tensor(5.)]
     """
 
     def __init__(

@@ -1,0 +1,25 @@
+"""Numbers of the conversion: sizes of its chunks and of its groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ConversionRecipe:
+    """Sizes by which a conversion keeps within memory."""
+
+    #: Draws that go through a flow at once: 4096 rows of a wide flow take some 100 MB.
+    rows_through_flow: int = 4096
+    #: Numbers that the model runs of one chunk hold together: 80 MB of float64.
+    numbers_in_chunk: int = 10_000_000
+    #: Most numbers that one variable may hold unless its group is asked for: 400 MB of float64.
+    largest_variable: int = 50_000_000
+    #: Draws of the prior, the number that ArviZ and PyMC take.
+    prior_draws: int = 500
+    #: Draws that are weighted for each one that reweighting keeps: from a larger pool, fewer of
+    #: the draws that are kept are copies of each other.
+    pool_per_draw: int = 4
+
+
+RECIPE = ConversionRecipe()
