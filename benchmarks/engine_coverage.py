@@ -29,7 +29,7 @@ from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._train.engine_selection import _Builder
 from pyro_nfvi._train.step import EagerStep
 from pyro_nfvi.errors import NFVIError
-from pyro_nfvi.objectives import make_objective
+from pyro_nfvi.objectives._make_objective import make_objective
 
 PAGE = ROOT / "docs" / "engine.md"
 ENGINES = ("native", "hybrid", "graph")

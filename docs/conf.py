@@ -32,6 +32,7 @@ suppress_warnings: list[str] = []
 nitpicky = False
 
 autodoc_default_options = {"members": True, "show-inheritance": True}
+add_module_names = False  # what is on a page is imported from the folder that the page names
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

@@ -1,4 +1,4 @@
-"""Normalizing-flow variational inference for Pyro: the public names."""
+"""Normalizing-flow variational inference for Pyro: guides, fits and densities."""
 
 from __future__ import annotations
 
@@ -8,26 +8,34 @@ from typing import TYPE_CHECKING, Any
 from pyro_nfvi import _parent as _parent  # before PyTorch, whose import takes seconds
 
 # isort: split
-from pyro_nfvi import diagnostics, distributions, errors, flows, objectives, testing
+# Folders are names of the package as well: ``nfvi.flows.make_flow``.
+from pyro_nfvi import diagnostics as diagnostics
+from pyro_nfvi import distributions as distributions
+from pyro_nfvi import errors as errors
+from pyro_nfvi import flows as flows
+from pyro_nfvi import objectives as objectives
+from pyro_nfvi import testing as testing
 from pyro_nfvi._engine.cache import clear_cache
 from pyro_nfvi._version import __version__
-from pyro_nfvi.arviz import to_arviz
-from pyro_nfvi.calibration import vsbc
+from pyro_nfvi.arviz._to_arviz import to_arviz
+from pyro_nfvi.calibration._vsbc import vsbc
 from pyro_nfvi.distributions import FlowDensity
-from pyro_nfvi.guides import (
+from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.guides._auto_mixture import AutoMixture
+from pyro_nfvi.guides._named import (
     AutoCoupling,
-    AutoFlow,
     AutoIAF,
-    AutoMixture,
     AutoPlanar,
     AutoRadial,
     AutoSpline,
     AutoSylvester,
 )
-from pyro_nfvi.infer import NFVI, Fit, load
+from pyro_nfvi.infer._fit import Fit
+from pyro_nfvi.infer._nfvi import NFVI
+from pyro_nfvi.infer._saving import load
 
 if TYPE_CHECKING:
-    from pyro_nfvi import vae
+    from pyro_nfvi import vae as vae
 
 __all__ = [
     "NFVI",
@@ -43,15 +51,8 @@ __all__ = [
     "FlowDensity",
     "__version__",
     "clear_cache",
-    "diagnostics",
-    "distributions",
-    "errors",
-    "flows",
     "load",
-    "objectives",
-    "testing",
     "to_arviz",
-    "vae",
     "vsbc",
 ]
 

@@ -160,7 +160,8 @@ def training_pass() -> Iterator[None]:
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi.vae import Architecture, training_pass
+        >>> from pyro_nfvi.vae import training_pass
+        >>> from pyro_nfvi.vae._architecture import Architecture
         >>> vae = Architecture((4, 4), latent_dim=2, hidden=(8,)).build(seed=0)
         >>> with training_pass():
         ...     loss = -vae.elbo(torch.ones(3, 4, 4)).bound.mean()

@@ -9,27 +9,21 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
-    "ContextError",
     "ConversionWarning",
     "DataError",
     "DataWarning",
     "DivergedError",
     "EngineWarning",
     "FileError",
-    "ImproperWarning",
-    "InverseError",
     "LawError",
     "MissingPackageError",
-    "MissingSiteWarning",
     "ModelError",
+    "ModelWarning",
     "NFVIError",
-    "NoDataWarning",
     "NotSetUpError",
     "OptionError",
-    "OtherDataWarning",
     "ParamStoreError",
     "ShapeError",
-    "StartWarning",
     "WeightError",
 ]
 
@@ -43,23 +37,11 @@ class OptionError(NFVIError, ValueError):
 
 
 class ShapeError(NFVIError, ValueError):
-    """A tensor has the wrong shape or dtype."""
-
-
-class ContextError(NFVIError, ValueError):
-    """A context is missing, superfluous or of the wrong size."""
+    """A tensor has the wrong shape or dtype, or a context is missing or superfluous."""
 
 
 class DataError(NFVIError, ValueError):
     """Data that no density can be fitted to: NaN, infinite, constant, empty, of the wrong type."""
-
-
-class DataWarning(UserWarning):
-    """Data that can be fitted, but probably not as they are; the message says what to do."""
-
-
-class InverseError(NFVIError, ArithmeticError):
-    """A numeric inverse did not reach its certified tolerance."""
 
 
 class LawError(NFVIError, AssertionError):
@@ -71,7 +53,7 @@ class ModelError(NFVIError, RuntimeError, ValueError):
 
 
 class NotSetUpError(NFVIError, RuntimeError):
-    """The guide has no parameters yet: call ``guide.setup(*args)`` first."""
+    """A guide without parameters (call ``guide.setup(*args)``), or a fit without its model."""
 
 
 class ParamStoreError(NFVIError, RuntimeError):
@@ -80,38 +62,6 @@ class ParamStoreError(NFVIError, RuntimeError):
 
 class WeightError(NFVIError, ArithmeticError):
     """Importance weights that are not weights: NaN, infinite, or all zero."""
-
-
-class NoDataWarning(UserWarning):
-    """The model has no observed site: its posterior is its prior."""
-
-
-class StartWarning(UserWarning):
-    """The user's initial point cannot be started from; the message says where the guide starts."""
-
-
-class ImproperWarning(UserWarning):
-    """The posterior seems improper: the density does not fall in some direction."""
-
-
-class OtherDataWarning(UserWarning):
-    """A fit was loaded with data, priors or a model other than those that were fitted."""
-
-
-class MissingSiteWarning(UserWarning):
-    """Draws lack a site that only the model can compute; the message says how to get it."""
-
-
-class MissingPackageError(NFVIError, ImportError):
-    """An optional package is not installed; the message says how to install it."""
-
-
-class ConversionWarning(UserWarning):
-    """A group of an ArviZ conversion had to be left out; the message says why."""
-
-
-class EngineWarning(UserWarning):
-    """An engine gave other numbers than an eager step, and is not used."""
 
 
 class DivergedError(NFVIError, ArithmeticError):
@@ -126,3 +76,27 @@ class DivergedError(NFVIError, ArithmeticError):
 
 class FileError(NFVIError, OSError):
     """A file cannot be written or read: read-only, full disk, truncated, foreign, too new."""
+
+
+class MissingPackageError(NFVIError, ImportError):
+    """An optional package is not installed; the message says how to install it."""
+
+
+class ModelWarning(UserWarning):
+    """A model that can be fitted, but may not be the one that was meant.
+
+    It has no observed site, its initial point cannot be started from, or its posterior seems
+    improper; the message says which.
+    """
+
+
+class DataWarning(UserWarning):
+    """Data that are unusual for a fit, or other than those that were fitted."""
+
+
+class ConversionWarning(UserWarning):
+    """A site or a group is missing in draws or in an ArviZ conversion; the message says why."""
+
+
+class EngineWarning(UserWarning):
+    """An engine gave other numbers than an eager step, and is not used."""

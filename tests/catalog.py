@@ -20,24 +20,22 @@ from pyro_nfvi.flows import (
     Elementwise,
     Flow,
     Householder,
-    Inverse,
     LowerTriangular,
     LowRankAffine,
     LULinear,
     MonotoneTransformer,
     Permute,
     Planar,
-    PlanarChain,
     Radial,
-    ReLUTransformer,
-    ShiftTransformer,
     SplineTransformer,
     Sylvester,
-    TailTransformer,
-    iaf,
-    maf,
     make_flow,
 )
+from pyro_nfvi.flows._autoregressive import iaf, maf
+from pyro_nfvi.flows._base import Inverse
+from pyro_nfvi.flows._planar import PlanarChain
+from pyro_nfvi.flows._tail_transform import TailTransformer
+from pyro_nfvi.flows._transformers import ReLUTransformer, ShiftTransformer
 
 __all__ = ["FLOWS", "Case"]
 

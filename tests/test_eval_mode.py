@@ -15,7 +15,8 @@ from torch import nn
 from pyro_nfvi import NFVI, AutoFlow, FlowDensity
 from pyro_nfvi._eval_mode import evaluation
 from pyro_nfvi.flows import Chain, Continuous, Coupling, Flow, make_flow
-from pyro_nfvi.vae import Posterior, training_pass
+from pyro_nfvi.vae import training_pass
+from pyro_nfvi.vae._posterior import Posterior
 
 DIM = 3
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from pyro.nn import PyroSample
 
+from pyro_nfvi import NFVI
 from pyro_nfvi._pyro_model.initial_values import prior_trace
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi.errors import ModelError, NoDataWarning
-from pyro_nfvi.infer import NFVI
+from pyro_nfvi.errors import ModelError, ModelWarning
 
 JITTER = 1e-6
 X = torch.linspace(0.0, 5.0, 20, dtype=torch.float64)
@@ -200,6 +200,6 @@ def test_data_that_look_at_no_latent_are_told(model):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         LogJoint(model, (), {}, latent)
-    told = [str(one.message) for one in caught if issubclass(one.category, NoDataWarning)]
+    told = [str(one.message) for one in caught if issubclass(one.category, ModelWarning)]
     assert len(told) == (model in (forgotten, trained))
     assert all("'y'" in text and "'x'" in text for text in told)

@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch.distributions import constraints
 
-from pyro_nfvi.errors import NFVIError, StartWarning
-from pyro_nfvi.guides import AutoFlow, AutoMixture
-from pyro_nfvi.infer import NFVI
+from pyro_nfvi import NFVI, AutoFlow, AutoMixture
+from pyro_nfvi.errors import ModelWarning, NFVIError
 
 ZERO = torch.tensor(0.0)
 
@@ -218,7 +217,7 @@ STARTS = {
 )
 def test_each_start_gives_the_same_message(model, words, start):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", StartWarning)
+        warnings.simplefilter("ignore", ModelWarning)
         with pytest.raises(NFVIError, match=words) as caught:
             AutoFlow(model, init_loc_fn=STARTS[start])()
     assert "Trace Shapes" not in str(caught.value)

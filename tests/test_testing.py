@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from pyro_nfvi import errors
 from pyro_nfvi.flows import DiagonalAffine, Flow, Permute, Planar
-from pyro_nfvi.testing import LAWS, FlowCase, check_flow, perturb
+from pyro_nfvi.testing import check_flow
+from pyro_nfvi.testing._case import FlowCase, perturb
+from pyro_nfvi.testing._check_flow import LAWS
 
 
 class Stretch(Flow):

@@ -26,7 +26,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, for benchmarks/
 
 from benchmarks._report import DOCS, ROOT, environment, in_words, table, write
-from pyro_nfvi.vae import Architecture, DenseDecoder, DenseEncoder, ELBOLoss
+from pyro_nfvi.vae import DenseDecoder, DenseEncoder, ELBOLoss
+from pyro_nfvi.vae._architecture import Architecture
 
 SHAPE, LATENT, WIDTH, BATCH = (28, 28), 64, 300, 100
 OURS = {

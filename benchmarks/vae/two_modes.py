@@ -18,7 +18,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, for benchmarks/
 
 from benchmarks._report import DOCS, ROOT, environment, in_words, table, write
-from pyro_nfvi.vae import DenseEncoder, ELBOLoss, FlowVAE, Gaussian, Tempered, plot_posterior
+from pyro_nfvi.objectives import Tempered
+from pyro_nfvi.vae import DenseEncoder, ELBOLoss, FlowVAE, Gaussian, plot_posterior
 
 NOISE = 0.3
 POINTS = ((1.0, 0.0), (0.5, 0.5), (2.0, -0.5), (0.0, 0.0))

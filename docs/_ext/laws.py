@@ -15,10 +15,10 @@ __all__ = ["setup"]
 
 
 class LawTable(Directive):
-    """``.. laws::`` lists ``pyro_nfvi.testing.LAWS``."""
+    """``.. laws::`` lists the laws of ``check_flow``."""
 
     def run(self) -> list[nodes.Node]:
-        from pyro_nfvi.testing import LAWS
+        from pyro_nfvi.testing._check_flow import LAWS
 
         lines = [".. list-table::", "   :header-rows: 1", "   :widths: 20 80", ""]
         lines += ["   * - law", "     - what it says"]

@@ -15,7 +15,7 @@ from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.model_run import ModelRun, is_observed
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._typing import TensorDict
-from pyro_nfvi.errors import ModelError, NoDataWarning
+from pyro_nfvi.errors import ModelError, ModelWarning
 
 #: Points, and half the width of the box in unconstrained space, at which data that looked at no
 #: latent near the start are scored again: a threshold far away is a dependence as well.
@@ -92,7 +92,7 @@ def check_dependence(
         f"({', '.join(map(repr, latent.sites))}), so the posterior is the prior. Use the latents "
         "in the arguments of the observed sites. If that is meant, "
         "pyro.factor('no_data', torch.zeros(())) says so.",
-        NoDataWarning,
+        ModelWarning,
         stacklevel=5,
     )
 

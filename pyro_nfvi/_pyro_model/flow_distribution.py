@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_nfvi.distributions._flow_density import FlowDensity
-from pyro_nfvi.errors import ContextError
+from pyro_nfvi.errors import ShapeError
 
 
 class FlowDistribution(TorchDistribution):
     """The distribution of a :class:`pyro_nfvi.FlowDensity` at a context, for ``pyro.sample``.
 
     Made by ``density.distribution(context)``. A value that it drew itself is scored without an
-    inversion: :class:`pyro_nfvi.flows.FlowTransform`, which lives as long, remembers the last pair.
+    inversion: its ``FlowTransform``, which lives as long, remembers the last pair.
 
     Args:
         density: The density.
@@ -28,7 +28,7 @@ class FlowDistribution(TorchDistribution):
         Draws are ``(*sample, *batch, D)``, log densities ``(*sample, *batch)``, in nats.
 
     Raises:
-        ContextError: The context does not expand to the batch shape.
+        ShapeError: The context does not expand to the batch shape.
 
     Example:
         >>> import torch
@@ -57,7 +57,7 @@ class FlowDistribution(TorchDistribution):
             try:
                 context = context.expand(*batch, context.shape[-1])
             except RuntimeError as error:
-                raise ContextError(
+                raise ShapeError(
                     f"A context of shape {tuple(context.shape)} does not expand to the batch "
                     f"shape {tuple(batch)}."
                 ) from error

@@ -18,7 +18,7 @@ from pyro_nfvi._pyro_model.constraints import support_of, support_spec
 from pyro_nfvi._pyro_model.latent_space import LatentSpace, is_point_mass
 from pyro_nfvi._pyro_model.missing_data import mask_of
 from pyro_nfvi._pyro_model.model_run import ModelRun, is_deterministic, is_observed
-from pyro_nfvi.errors import ModelError, NoDataWarning, OptionError
+from pyro_nfvi.errors import ModelError, ModelWarning, OptionError
 
 #: Most discrete sites whose dependents are looked at, a run of the model each.
 _MOST_DISCRETE = 50
@@ -131,7 +131,7 @@ def check_data(
             f"{names}. If that is not meant, pass the data: run(data), with "
             "pyro.sample(..., obs=data) in the model (obs=None makes a site latent). If the "
             "density is meant as it stands, pyro.factor('no_data', torch.zeros(())) says so.",
-            NoDataWarning,
+            ModelWarning,
             stacklevel=4,
         )
 

@@ -1,14 +1,11 @@
-"""``to_arviz``: the result of a fit as ArviZ sees it."""
+"""Fits in ArviZ, beside ``pyro_nfvi.to_arviz``: leave-one-out cross-validation and files."""
 
 from __future__ import annotations
 
-from pyro_nfvi.arviz._loo import LOO, loo_approximate
+from pyro_nfvi.arviz._loo import loo_approximate
 from pyro_nfvi.arviz._netcdf import save_netcdf
-from pyro_nfvi.arviz._to_arviz import to_arviz
 
 __all__ = [
-    "LOO",
     "loo_approximate",
     "save_netcdf",
-    "to_arviz",
 ]

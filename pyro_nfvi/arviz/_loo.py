@@ -24,7 +24,7 @@ class LOO(NamedTuple):
     #: The terms of the sum, one per observation (N,).
     pointwise: np.ndarray
     #: Shape of the tail of each observation's weights (N,), to be read against
-    #: :func:`pyro_nfvi.diagnostics.khat_threshold`.
+    #: ``khat_threshold``.
     pareto_k: np.ndarray
     #: Number of draws.
     num_draws: int = 10_000

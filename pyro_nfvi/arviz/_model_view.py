@@ -21,7 +21,7 @@ from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.model_run import Evaluation, SetSubsample, is_deterministic, is_observed
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.arviz._recipe import RECIPE
-from pyro_nfvi.errors import NoDataWarning, OptionError
+from pyro_nfvi.errors import ModelWarning, OptionError
 
 
 class ModelView:
@@ -54,7 +54,7 @@ class ModelView:
             poutine.block(),
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter("ignore", NoDataWarning)
+            warnings.simplefilter("ignore", ModelWarning)
             prototype = poutine.trace(start).get_trace(*args, **kwargs)
             if unmarked(prototype):  # as NUTS and NFVI do by themselves
                 model = config_enumerate(model)

@@ -26,7 +26,8 @@ def save_netcdf(data: Any, path: str | os.PathLike[str], *, engine: str = "h5net
 
     Example:
         >>> import os, tempfile, torch
-        >>> from pyro_nfvi.arviz import save_netcdf, to_arviz
+        >>> from pyro_nfvi import to_arviz
+        >>> from pyro_nfvi.arviz import save_netcdf
         >>> path = os.path.join(tempfile.mkdtemp(), "draws.nc")
         >>> save_netcdf(to_arviz({"x": torch.zeros(10)}), path)
         >>> os.listdir(os.path.dirname(path))

@@ -91,7 +91,7 @@ def to_arviz(
         >>> import pyro, torch
         >>> import pyro.distributions as dist
         >>> from pyro_nfvi import AutoIAF
-        >>> from pyro_nfvi.arviz import to_arviz
+        >>> from pyro_nfvi import to_arviz
         >>> def model(y):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
         ...     with pyro.plate("data", len(y)):

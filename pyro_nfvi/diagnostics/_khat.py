@@ -92,7 +92,7 @@ def read_tail(log_w: Tensor, khat: float | None = None) -> TailReading:
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi.diagnostics import read_tail
+        >>> from pyro_nfvi.diagnostics._khat import read_tail
         >>> normal = torch.distributions.Normal(0.0, 1.0)
         >>> log_w = normal.icdf((torch.arange(2000.0, dtype=torch.float64) + 0.5) / 2000)
         >>> str(read_tail(log_w)), read_tail(log_w).reliable

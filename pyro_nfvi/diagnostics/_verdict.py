@@ -42,7 +42,7 @@ class Verdict(str):
     Compare it as a string; ``reasons`` says what was found, and ``next_step`` what to do.
 
     Example:
-        >>> from pyro_nfvi.diagnostics import Verdict
+        >>> from pyro_nfvi.diagnostics._verdict import Verdict
         >>> verdict = Verdict("good", ["k-hat 0.2"], "Nothing.")
         >>> verdict == "good", verdict.reasons
         (True, ('k-hat 0.2',))

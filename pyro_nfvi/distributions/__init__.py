@@ -12,13 +12,11 @@ from pyro_nfvi.distributions._bases import (
 )
 from pyro_nfvi.distributions._dequantization import FlowDequantize, UniformDequantize
 from pyro_nfvi.distributions._flow_density import FlowDensity
-from pyro_nfvi.distributions._maximum_likelihood import DensityFit, fit_density
 from pyro_nfvi.distributions._mixture import MixtureDensity
-from pyro_nfvi.distributions._stochastic_flow import Langevin, Metropolis, PathLayer, PathSampler
+from pyro_nfvi.distributions._stochastic_flow import Langevin, Metropolis, PathSampler
 
 __all__ = [
     "Base",
-    "DensityFit",
     "DiagonalNormal",
     "FlowDensity",
     "FlowDequantize",
@@ -28,9 +26,7 @@ __all__ = [
     "Logistic",
     "Metropolis",
     "MixtureDensity",
-    "PathLayer",
     "PathSampler",
     "StudentT",
     "UniformDequantize",
-    "fit_density",
 ]

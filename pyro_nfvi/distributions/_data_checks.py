@@ -9,7 +9,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from pyro_nfvi.errors import ContextError, DataError, DataWarning, OptionError
+from pyro_nfvi.errors import DataError, DataWarning, OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._normalization import ActNorm, BatchNorm
 
@@ -48,7 +48,7 @@ def split_rows(
         whole: Whether the data are integers, for a dequantiser.
 
     Raises:
-        DataError, ContextError: Data that cannot be fitted; the message says why.
+        DataError, ShapeError: Data that cannot be fitted; the message says why.
         OptionError: ``valid`` is no share.
     """
     rows = _check(x, context, flow, like, whole=whole)
@@ -113,20 +113,20 @@ def _check(x: Tensor, context: Tensor | None, flow: Flow, like: Tensor, *, whole
     if (context is None) != (context_dim == 0):
         shape = tuple(getattr(context, "shape", ()))
         came = "None" if context is None else f"one of shape {shape}"
-        raise ContextError(f"The flow has context_dim={context_dim}; got the context {came}.")
+        raise ShapeError(f"The flow has context_dim={context_dim}; got the context {came}.")
     if context is not None:
         if not isinstance(context, Tensor):
-            raise ContextError(
+            raise ShapeError(
                 f"fit needs a context of shape ({len(x)}, {context_dim}), a tensor; got "
                 f"{_as_tensor('context', context)}."
             )
         if context.shape != (len(x), context_dim):
-            raise ContextError(
+            raise ShapeError(
                 f"fit needs a context of shape ({len(x)}, {context_dim}), a row for each row of "
                 f"the data; got {tuple(context.shape)}."
             )
         if context.is_complex():
-            raise ContextError(f"fit needs a context of real numbers; got {context.dtype}.")
+            raise ShapeError(f"fit needs a context of real numbers; got {context.dtype}.")
         context = context.detach().to(like.device)
         _check_finite(context, "the context")
         context = _convert(context, like, "the context")

@@ -18,7 +18,7 @@ from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi._validation import sizes, whole
 from pyro_nfvi.distributions._bases import Base
 from pyro_nfvi.distributions._dequantization import Dequantizer, check_dequantizer
-from pyro_nfvi.errors import ContextError, OptionError, ShapeError
+from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class FlowDensity(nn.Module):
     def _check_context(self, context: object) -> None:
         """Raise for a context that has no shape to draw for; the flow checks the rest."""
         if not (context is None or isinstance(context, Tensor)):
-            raise ContextError(
+            raise ShapeError(
                 f"FlowDensity needs a tensor as context, (*b, {self.flow.context_dim}); got "
                 f"{type(context).__name__}: torch.as_tensor(context)."
             )
@@ -231,7 +231,7 @@ class FlowDensity(nn.Module):
     ) -> DensityFit:
         """Fit the parameters to data ``(n, D)`` by maximum likelihood, in place.
 
-        The options and what is returned: :func:`pyro_nfvi.distributions.fit_density`.
+        Options, report: :func:`~pyro_nfvi.distributions._maximum_likelihood.fit_density`.
         """
         from pyro_nfvi.distributions._maximum_likelihood import fit_density
 

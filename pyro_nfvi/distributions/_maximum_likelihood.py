@@ -116,9 +116,9 @@ def fit_density(
     Raises:
         DataError: Data that are empty, not finite, constant in a column, not of the right shape,
             of integer type (without ``dequantize``) or of half precision.
-        ContextError: A context is missing, superfluous or of another length.
+        ShapeError: A context is missing, superfluous or of another length.
         DivergedError: Gradients were not finite again and again, or the density of rounded data
-            grows without bound (:func:`pyro_nfvi.distributions._data_checks.log_density_ceiling`).
+            grows without bound (:func:`~pyro_nfvi.distributions._data_checks.log_density_ceiling`).
 
     Source: Papamakarios et al. 2021, arXiv:1912.02762, section 2.3.2; Papamakarios et al. 2017,
     arXiv:1705.07057, appendix D (early stopping).

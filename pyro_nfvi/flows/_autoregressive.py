@@ -12,12 +12,8 @@ from pyro_nfvi._nn.made import MADE, Activation, hidden_widths
 from pyro_nfvi._typing import Hidden, TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._base import Flow, InverseKind
-from pyro_nfvi.flows._transformers import (
-    AffineTransformer,
-    GatedTransformer,
-    Transformer,
-    check_transformer,
-)
+from pyro_nfvi.flows._transformer_names import TransformerLike, make_transformer
+from pyro_nfvi.flows._transformers import AffineTransformer, GatedTransformer, Transformer
 
 Gate = Literal["affine", "sigmoid"]
 
@@ -41,7 +37,8 @@ class Autoregressive(Flow):
     Args:
         dim: Event size D.
         context_dim: Size of the context, which every coordinate sees; 0 for none.
-        transformer: The univariate map. Default: an affine one with a bounded log-scale.
+        transformer: The univariate map, or its name (``"spline"``). Default: an affine one with a
+            bounded log-scale.
         hidden_dim: Hidden width, or several. Default max(32, 2D), at most 512.
         reverse: Take the coordinates from the last to the first (inside the masks).
         activation: Of the masked net: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``. ReLU learns
@@ -60,7 +57,7 @@ class Autoregressive(Flow):
     Raises:
         OptionError: ``hidden_dim`` is not a positive integer or a sequence of them, or too small
             to do without the skip; an unknown activation.
-        ShapeError, ContextError: A point or context of the wrong size.
+        ShapeError: A point or context of the wrong size.
 
     Source: Kingma et al. 2016, arXiv:1606.04934, algorithm 1; Papamakarios et al. 2017,
     arXiv:1705.07057 (the inverse direction).
@@ -81,14 +78,14 @@ class Autoregressive(Flow):
         dim: int,
         context_dim: int = 0,
         *,
-        transformer: Transformer | None = None,
+        transformer: TransformerLike = None,
         hidden_dim: Hidden = None,
         reverse: bool = False,
         activation: Activation = "tanh",
         skip_connections: bool = True,
     ) -> None:
         super().__init__(dim, context_dim)
-        self.transformer = check_transformer(transformer)
+        self.transformer = make_transformer(transformer)
         if self.transformer.inverse_kind == "numeric":
             self.inverse_kind = "numeric"
         self.reverse = reverse
@@ -179,7 +176,7 @@ def iaf(
     Source: Kingma et al. 2016, arXiv:1606.04934.
 
     Example:
-        >>> from pyro_nfvi.flows import iaf
+        >>> from pyro_nfvi.flows._autoregressive import iaf
         >>> iaf(3, gate="sigmoid").inverse_kind
         'sequential'
     """
@@ -218,7 +215,7 @@ def maf(
     Source: Papamakarios et al. 2017, arXiv:1705.07057.
 
     Example:
-        >>> from pyro_nfvi.flows import maf
+        >>> from pyro_nfvi.flows._autoregressive import maf
         >>> type(maf(3)).__name__
         'Inverse'
     """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_nfvi._autocast import full_precision, in_full_precision
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi._validation import whole
-from pyro_nfvi.errors import ContextError, OptionError, ShapeError
+from pyro_nfvi.errors import OptionError, ShapeError
 
 if TYPE_CHECKING:
     from pyro_nfvi.flows._torch_transform import FlowTransform
@@ -60,7 +60,7 @@ class Flow(nn.Module, ABC):
 
     Raises:
         ShapeError: The last axis is not D, or the point is not floating.
-        ContextError: A context is missing, superfluous or of another size.
+        ShapeError: A context is missing, superfluous or of another size.
     """
 
     dim: int
@@ -158,36 +158,36 @@ class Flow(nn.Module, ABC):
                 "point with .to(dtype), or the flow with .double() or .float()."
             )
         if not (context is None or isinstance(context, Tensor)):
-            raise ContextError(
+            raise ShapeError(
                 f"{name} needs a tensor as context; got {type(context).__name__}. Convert it with "
                 "torch.as_tensor."
             )
         if self.context_dim == 0:
             if context is not None:
-                raise ContextError(
+                raise ShapeError(
                     f"{name} takes no context; got one of shape {tuple(context.shape)}. "
                     f"Build it with context_dim={context.shape[-1] if context.dim() else 1}."
                 )
             return x, None
         if context is None:
-            raise ContextError(
+            raise ShapeError(
                 f"{name} needs a context of shape (*b, {self.context_dim}); got None. "
                 "Pass context=..., or build it with context_dim=0."
             )
         if context.dim() == 0 or context.shape[-1] != self.context_dim:
-            raise ContextError(
+            raise ShapeError(
                 f"{name} needs a context of shape (*b, {self.context_dim}); "
                 f"got {tuple(context.shape)}."
             )
         if context.dtype != x.dtype:
-            raise ContextError(
+            raise ShapeError(
                 f"{name} needs a context of {x.dtype}, as the point; got {context.dtype}. Convert "
                 "it with .to(dtype)."
             )
         try:
             batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
         except RuntimeError as error:
-            raise ContextError(
+            raise ShapeError(
                 f"{name}: the batch shapes of the point {tuple(x.shape)} and of the context "
                 f"{tuple(context.shape)} do not broadcast."
             ) from error

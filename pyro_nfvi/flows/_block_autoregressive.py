@@ -45,7 +45,7 @@ class BlockAutoregressive(Flow):
 
     Raises:
         OptionError: ``hidden_factor`` or ``num_hidden`` is below 1.
-        ShapeError, ContextError: A point or context of the wrong size.
+        ShapeError: A point or context of the wrong size.
 
     Source: De Cao et al. 2019, arXiv:1904.04676, equations 6-9. Differs: the skip, its bound and
     the identity at the start.

@@ -94,7 +94,7 @@ class Continuous(Flow):
     Raises:
         OptionError: An unknown solver or trace, or numbers out of range.
         MissingPackageError: ``"dopri5"`` without torchdiffeq.
-        ShapeError, ContextError: A point or context of the wrong size.
+        ShapeError: A point or context of the wrong size.
 
     Source: Grathwohl et al. 2019, arXiv:1810.01367, equation 3 and section 3.1; Chen et al. 2018,
     arXiv:1806.07366, theorem 1.

@@ -14,7 +14,7 @@ from pyro_nfvi._typing import Hidden, TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._coupling_masks import make_mask
-from pyro_nfvi.flows._transformers import Transformer, check_transformer
+from pyro_nfvi.flows._transformer_names import TransformerLike, make_transformer
 
 #: Builds a conditioner from its input and output sizes.
 Conditioner = Callable[[int, int], nn.Module]
@@ -33,7 +33,7 @@ class Coupling(Flow):
         transformer: The univariate map: affine by default (RealNVP); ``ShiftTransformer`` (NICE),
             ``SplineTransformer`` (NSF), or one of your own.
         mask: ``"halves"``, ``"alternating"``, ``"random"``, or D booleans, True where the
-            coordinates move; see :mod:`pyro_nfvi.flows._coupling_masks`.
+            coordinates move.
         reverse: Take the complement of the mask.
         hidden_dim: Hidden width of the conditioner, or several. Default 32 up to D = 40, 64 up
             to 200, 128 above.
@@ -51,7 +51,7 @@ class Coupling(Flow):
 
     Raises:
         OptionError: D = 1, or a mask that does not fit.
-        ShapeError, ContextError: A point or context of the wrong size.
+        ShapeError: A point or context of the wrong size.
 
     Source: Dinh et al. 2015, arXiv:1410.8516, section 3.2; Dinh et al. 2017, arXiv:1605.08803,
     equations 4-8.
@@ -69,7 +69,7 @@ class Coupling(Flow):
         dim: int,
         context_dim: int = 0,
         *,
-        transformer: Transformer | None = None,
+        transformer: TransformerLike = None,
         mask: str | Tensor | Sequence[bool] = "halves",
         reverse: bool = False,
         hidden_dim: Hidden = None,
@@ -78,7 +78,7 @@ class Coupling(Flow):
         skip_connections: bool = True,
     ) -> None:
         super().__init__(dim, context_dim)
-        self.transformer = check_transformer(transformer)
+        self.transformer = make_transformer(transformer)
         self.inverse_kind = self.transformer.inverse_kind
         moved = make_mask(mask, dim)
         if reverse:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.flows._conditioning import ParamFlow
-from pyro_nfvi.flows._transformers import Transformer, check_transformer
+from pyro_nfvi.flows._transformer_names import TransformerLike, make_transformer
 
 
 @final
@@ -19,7 +19,7 @@ class Elementwise(ParamFlow):
     Args:
         dim: Event size D.
         context_dim: Size of the context; 0 for free parameters.
-        transformer: The univariate map; an affine one by default.
+        transformer: The univariate map, or its name (``"spline"``); an affine one by default.
         hidden_dim: Width of the hyper-net (with a context only).
 
     Shape:
@@ -44,10 +44,10 @@ class Elementwise(ParamFlow):
         dim: int,
         context_dim: int = 0,
         *,
-        transformer: Transformer | None = None,
+        transformer: TransformerLike = None,
         hidden_dim: int = 32,
     ) -> None:
-        self.transformer = check_transformer(transformer)
+        self.transformer = make_transformer(transformer)
         super().__init__(dim, context_dim, hidden_dim=hidden_dim)
         self.inverse_kind = self.transformer.inverse_kind
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
 from pyro_nfvi._typing import TensorPair
-from pyro_nfvi.errors import ContextError, OptionError, ShapeError
+from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow, check_dim
 
 #: Transforms known to be wrong or without inverse, and what to take instead.
@@ -120,7 +120,7 @@ def adapt(source: Any, dim: int, context_dim: int = 0) -> Flow:
         OptionError: Not a transform, not a bijection of all reals, of another size, or one that
             is known to be wrong or does not come back from two points that are tried; the reason
             is named.
-        ContextError: A conditional transform without ``context_dim``.
+        ShapeError: A conditional transform without ``context_dim``.
 
     Example:
         >>> import pyro.distributions.transforms as T
@@ -157,9 +157,7 @@ def adapt(source: Any, dim: int, context_dim: int = 0) -> Flow:
             f"lazy transform; got {type(source).__name__}."
         )
     if conditional and not is_transform and context_dim == 0:
-        raise ContextError(
-            f"{type(source).__name__} is conditional: pass adapt(..., context_dim=C)."
-        )
+        raise ShapeError(f"{type(source).__name__} is conditional: pass adapt(..., context_dim=C).")
     if is_transform:
         _check_reals(source)
     flow = Adapted(source, dim, context_dim)

@@ -81,7 +81,7 @@ class Planar(ParamFlow):
         O(D) per row both ways; the inverse solves one scalar equation.
 
     Raises:
-        ShapeError, ContextError: A point or context of the wrong size.
+        ShapeError: A point or context of the wrong size.
 
     Source: Rezende and Mohamed 2015, arXiv:1505.05770, equations 10-13 and appendix A.1.
     Differs: w has a free norm and direction, so that it is never 0, and a zero ``u`` is exactly
@@ -190,13 +190,13 @@ class PlanarChain(ParamFlow):
 
     Raises:
         OptionError: ``num_layers`` is below 1.
-        ShapeError, ContextError: A point or context of the wrong size.
+        ShapeError: A point or context of the wrong size.
 
     Source: Rezende and Mohamed 2015, arXiv:1505.05770, equation 14; the Gram form is ours.
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi.flows import PlanarChain
+        >>> from pyro_nfvi.flows._planar import PlanarChain
         >>> y, ladj = PlanarChain(3, num_layers=16)(torch.zeros(5, 3))
         >>> y.shape, ladj.shape
         (torch.Size([5, 3]), torch.Size([5]))

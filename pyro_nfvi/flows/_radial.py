@@ -43,7 +43,7 @@ class Radial(ParamFlow):
         O(D) per row both ways; the inverse is a closed form.
 
     Raises:
-        ShapeError, ContextError: A point or context of the wrong size.
+        ShapeError: A point or context of the wrong size.
 
     Source: Rezende and Mohamed 2015, arXiv:1505.05770, equations 14-15 and appendix A.2.
 

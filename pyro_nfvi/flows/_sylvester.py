@@ -55,7 +55,7 @@ class Sylvester(ParamFlow):
 
     Raises:
         OptionError: An unknown kind, or a rank that does not fit.
-        ShapeError, ContextError: A point or context of the wrong size.
+        ShapeError: A point or context of the wrong size.
 
     Source: van den Berg et al. 2018, arXiv:1803.05649, equations 8-13 and section 3. Differs:
     ``R_ii S_ii > -1`` is all that is imposed on the diagonals, instead of tanh on both, and the

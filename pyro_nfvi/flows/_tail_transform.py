@@ -50,7 +50,8 @@ class TailTransformer(Transformer):
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi.flows import Elementwise, TailTransformer
+        >>> from pyro_nfvi.flows import Elementwise
+        >>> from pyro_nfvi.flows._tail_transform import TailTransformer
         >>> y, ladj = Elementwise(3, transformer=TailTransformer())(torch.ones(2, 3))
         >>> bool((y == 1).all()), bool((ladj == 0).all())
         (True, True)

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from pyro_nfvi._math import soft_clamp, soft_clamp_slope
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi._validation import number
-from pyro_nfvi.errors import OptionError
 
 #: Bound of the log-scale of a layer: a funnel's scale e^(v/2) needs about 4.5.
 LOG_SCALE_BOUND = 5.0
@@ -108,18 +107,6 @@ class AffineTransformer(Transformer):
         dparams = torch.stack([torch.ones_like(x), x * scale * inner], -1)
         dladj = torch.stack([torch.zeros_like(x), inner], -1)
         return scale, dparams, torch.zeros_like(x), dladj
-
-
-def check_transformer(transformer: Transformer | None) -> Transformer:
-    """Return a transformer, the affine one for None; raise for anything else."""
-    if transformer is None:
-        return AffineTransformer()
-    if not isinstance(transformer, Transformer):
-        raise OptionError(
-            f"transformer needs to be a Transformer, such as SplineTransformer(bins=8); got "
-            f"{transformer!r}."
-        )
-    return transformer
 
 
 @dataclass(frozen=True)

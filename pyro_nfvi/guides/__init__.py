@@ -1,25 +1,9 @@
-"""Flow guides: drop-in Pyro autoguides."""
+"""The base class of guides; the guides themselves are at the top: ``pyro_nfvi.AutoFlow``."""
 
 from __future__ import annotations
 
-from pyro_nfvi.guides._auto_flow import AutoFlow
-from pyro_nfvi.guides._auto_mixture import AutoMixture
-from pyro_nfvi.guides._named import (
-    AutoCoupling,
-    AutoIAF,
-    AutoPlanar,
-    AutoRadial,
-    AutoSpline,
-    AutoSylvester,
-)
+from pyro_nfvi.guides._vector_guide import VectorGuide
 
 __all__ = [
-    "AutoCoupling",
-    "AutoFlow",
-    "AutoIAF",
-    "AutoMixture",
-    "AutoPlanar",
-    "AutoRadial",
-    "AutoSpline",
-    "AutoSylvester",
+    "VectorGuide",
 ]

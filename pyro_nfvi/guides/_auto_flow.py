@@ -283,9 +283,10 @@ class AutoFlow(VectorGuide):
         return (owned[0] if owned else self.latent.init_loc).new_zeros(self.latent_dim)
 
     def _levels(self, levels: Tensor) -> TensorPair:
-        transport, points = self.transport(), base_points(self._like(), self._noise())
         if self._outer_kind not in ("diagonal", "full"):
-            return torch.zeros_like(points[0]), pushed_quantiles(points, None, transport, levels)
+            return super()._levels(levels)
+        self._sync()
+        points = base_points(self._like(), self._noise())
         loc: Tensor = self.loc
         centred, flow = self._affine(torch.zeros_like(loc)), self._inner()
         return loc, pushed_quantiles(points, flow, centred, levels)

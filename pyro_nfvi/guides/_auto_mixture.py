@@ -76,7 +76,7 @@ class AutoMixture(VectorGuide):
         >>> import pyro, torch
         >>> import pyro.distributions as dist
         >>> from pyro.infer import SVI, Trace_ELBO
-        >>> from pyro_nfvi.guides import AutoMixture
+        >>> from pyro_nfvi import AutoMixture
         >>> def model():
         ...     x = pyro.sample("x", dist.Normal(torch.tensor(0.0), 3.0))
         ...     pyro.sample("y", dist.Normal(x.abs(), 0.5), obs=torch.tensor(4.0))

@@ -17,7 +17,7 @@ def _formula(name: str, num_flows: int) -> str | None:
 
 
 class AutoPlanar(AutoFlow):
-    """A chain of planar layers, run as one; see :class:`pyro_nfvi.flows.PlanarChain`.
+    """A chain of planar layers, run as one; see :class:`~pyro_nfvi.flows._planar.PlanarChain`.
 
     Cheap in D, and good at splitting mass along a few directions. Layers bend along one
     direction each: take 16 or more where the posterior is far from Gaussian.

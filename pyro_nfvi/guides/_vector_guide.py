@@ -32,14 +32,14 @@ from pyro_nfvi._pyro_model.start_fault import StartFault, start_fault
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.distributions._bases import Base
 from pyro_nfvi.distributions._flow_density import FlowDensity
-from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError, ParamStoreError, StartWarning
+from pyro_nfvi.errors import ModelError, ModelWarning, NotSetUpError, OptionError, ParamStoreError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.guides import _conditional  # noqa: F401  lets Pyro condition flows
 from pyro_nfvi.guides._flow_posterior import BaseNoise, FlowPosterior
 from pyro_nfvi.guides._gradient_check import watch_gradient
 from pyro_nfvi.guides._guide_draws import chunk_rows, deterministic_sites, draws_shape
 from pyro_nfvi.guides._param_guard import ParamGuard
-from pyro_nfvi.guides._quantiles import ONE_SD, base_points
+from pyro_nfvi.guides._quantiles import ONE_SD, base_points, pushed_quantiles
 from pyro_nfvi.guides._structure_watch import StructureWatch
 
 
@@ -51,15 +51,39 @@ def _is_enumerated(site: Mapping[str, Any]) -> bool:
 class VectorGuide(AutoContinuous):
     """Set-up, drawing, scoring and summaries of a guide that maps base noise to a vector.
 
-    A subclass says how the map is built (``_build``), what it is (``transport``), and where its
-    coordinates' quantiles lie (``_levels``).
+    A guide of your own makes its parameters in ``_build``, when ``self.latent`` is known, and
+    returns the map from base noise to the unconstrained vector in ``transport``.
+
+    Args:
+        model: A Pyro model.
+        init_loc_fn: Pyro's per-site initialisation.
+        base: Distribution of the noise over vectors; the standard normal if None.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro_nfvi.flows import LowerTriangular
+        >>> from pyro_nfvi.guides import VectorGuide
+        >>> class AutoTriangular(VectorGuide):
+        ...     def _build(self):
+        ...         self.flow = LowerTriangular(self.latent.dim)
+        ...     def transport(self):
+        ...         return self.flow
+        >>> def model():
+        ...     z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...     pyro.sample("y", dist.Normal(z.sum(), 1.0), obs=torch.tensor(1.0))
+        >>> guide = AutoTriangular(model)
+        >>> loss = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step()
+        >>> guide.sample_posterior(5)["z"].shape
+        torch.Size([5, 2])
     """
 
     def __init__(
         self,
         model: Callable[..., Any],
-        init_loc_fn: Callable[..., Any],
-        base: Distribution | None,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        base: Distribution | None = None,
     ) -> None:
         # AutoContinuous would wrap the model to initialise it; the user's own is kept, and
         # wrapped only while the prototype is made.
@@ -85,7 +109,8 @@ class VectorGuide(AutoContinuous):
 
     def _like(self) -> Tensor:
         """Return a vector of size D with the parameters' dtype and device."""
-        raise NotImplementedError
+        own = next((p for p in self.parameters() if p.is_floating_point()), self.latent.init_loc)
+        return own.new_zeros(self.latent_dim)
 
     def _noise(self) -> Distribution | Base | None:
         """Return where the noise comes from; None is the standard normal."""
@@ -94,9 +119,11 @@ class VectorGuide(AutoContinuous):
     def _levels(self, levels: Tensor) -> TensorPair:
         """Return quantiles of the unconstrained coordinates: ``(D,)`` plus ``(q, D)``.
 
-        In two parts, so that a spread far below the location keeps its digits.
+        In two parts, so that a spread far below the location keeps its digits; here the first
+        part is 0.
         """
-        raise NotImplementedError
+        points = base_points(self._like(), self._noise())
+        return torch.zeros_like(points[0]), pushed_quantiles(points, None, self.transport(), levels)
 
     # ------------------------------------------------------------------------------- set-up
 
@@ -155,7 +182,7 @@ class VectorGuide(AutoContinuous):
             warnings.warn(
                 f"{type(self).__name__} cannot start at the point of init_loc_fn: {fault}. It "
                 f"starts at a point of another kind: {kind}.",
-                StartWarning,
+                ModelWarning,
                 stacklevel=2,
             )
         self._unconstrained_shapes = {

@@ -24,7 +24,7 @@ from pyro_nfvi.diagnostics._importance import log_evidence, resample
 from pyro_nfvi.diagnostics._khat import TailReading
 from pyro_nfvi.diagnostics._verdict import Verdict
 from pyro_nfvi.distributions._bases import Base
-from pyro_nfvi.errors import MissingSiteWarning, ModelError, NotSetUpError
+from pyro_nfvi.errors import ConversionWarning, ModelError, NotSetUpError
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
 from pyro_nfvi.infer._findings import Finding, ModeSearch, find
@@ -142,7 +142,7 @@ class Fit:
 
     @property
     def tail(self) -> TailReading:
-        """What k-hat says, by the one rule for it (:class:`pyro_nfvi.diagnostics.TailReading`)."""
+        """Reading of k-hat: a :class:`~pyro_nfvi.diagnostics._khat.TailReading`."""
         return self.draws.tail()
 
     @property
@@ -233,7 +233,7 @@ class Fit:
             deterministic: Add the model's deterministic sites, at the data of the fit.
 
         Warns:
-            MissingSiteWarning: A replaced site is left out, since the fit was loaded without its
+            ConversionWarning: A replaced site is left out, since the fit was loaded without its
                 model, which computes it.
 
         Cost:
@@ -524,7 +524,7 @@ class Fit:
                 f"The draws are without {', '.join(map(repr, names))}, which a reparameteriser "
                 "replaced and the model computes from others. Load the fit with its model: "
                 "load(path, model=model, args=...).",
-                MissingSiteWarning,
+                ConversionWarning,
                 stacklevel=4,
             )
 

@@ -60,9 +60,8 @@ class NFVI:
             model to an :class:`AutoFlow` (such as ``AutoPlanar``), or an ``AutoFlow``, which is
             trained in place.
         objective: ``"path"`` (the ELBO with its path gradient), ``"total"``, ``"dreg"``, ``"iw"``,
-            ``"renyi"``, ``"tempered"`` (:func:`pyro_nfvi.objectives.make_objective`), or an
-            :class:`Objective`. ``fit.losses`` holds its bound; ``fit.elbo`` is the ELBO whatever
-            the objective.
+            ``"renyi"``, ``"tempered"``, or an :class:`~pyro_nfvi.objectives.Objective`.
+            ``fit.losses`` holds its bound; ``fit.elbo`` is the ELBO whatever the objective.
         optim: None (Adam), a learning rate, a callable from parameters to a torch optimiser, or
             one of ``pyro.optim``. The schedule multiplies its rate.
         num_particles: Draws in each step.
@@ -85,7 +84,7 @@ class NFVI:
             draws of the prior and wide draws around it, ``"tempered"`` from a Gaussian fitted to
             the tenth root of the density in place of the latter, ``"off"`` not beyond the
             Gaussian's own starts. With ``guide="auto"`` several modes become a mixture
-            (:class:`AutoMixture <pyro_nfvi.guides.AutoMixture>`), each with half of ``max_steps``
+            (:class:`AutoMixture <pyro_nfvi.AutoMixture>`), each with half of ``max_steps``
             (3000 by default); for another guide the verdict tells which it misses. A mode to which
             no start climbs is not found.
         stop: Whether to stop when the bound is flat; False takes exactly ``max_steps``.

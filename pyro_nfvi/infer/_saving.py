@@ -124,7 +124,7 @@ def load(
             numbers of another type; the message says what differs.
 
     Warns:
-        OtherDataWarning: The model gives the draws another density than the one that was fitted.
+        DataWarning: The model gives the draws another density than the one that was fitted.
 
     Cost:
         With the model one run for its draws, as at the end of a fit.
@@ -132,7 +132,7 @@ def load(
     Example:
         >>> import os, pyro, tempfile, torch
         >>> import pyro.distributions as dist
-        >>> from pyro_nfvi.infer import NFVI, load
+        >>> from pyro_nfvi import NFVI, load
         >>> def model(y):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
         ...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)

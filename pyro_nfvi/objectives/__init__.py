@@ -1,11 +1,10 @@
-"""Objectives: what a step differentiates and what it reports. Torch only."""
+"""Objectives: bounds on the log evidence, their gradients, and schedules of weights. Torch only."""
 
 from __future__ import annotations
 
 from pyro_nfvi.objectives._elbo import PathELBO, TotalELBO
 from pyro_nfvi.objectives._importance_weighted import ImportanceELBO, RenyiELBO
-from pyro_nfvi.objectives._make_objective import make_objective
-from pyro_nfvi.objectives._objective import Estimate, LogDensity, Objective
+from pyro_nfvi.objectives._objective import Estimate, Objective
 from pyro_nfvi.objectives._schedules import Constant, Cyclic, Linear, Schedule, Tempered
 from pyro_nfvi.objectives._tempered import TemperedELBO
 
@@ -15,7 +14,6 @@ __all__ = [
     "Estimate",
     "ImportanceELBO",
     "Linear",
-    "LogDensity",
     "Objective",
     "PathELBO",
     "RenyiELBO",
@@ -23,5 +21,4 @@ __all__ = [
     "Tempered",
     "TemperedELBO",
     "TotalELBO",
-    "make_objective",
 ]

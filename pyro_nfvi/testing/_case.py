@@ -46,7 +46,7 @@ class FlowCase:
 
     Example:
         >>> from pyro_nfvi.flows import DiagonalAffine
-        >>> from pyro_nfvi.testing import LAWS
+        >>> from pyro_nfvi.testing._check_flow import LAWS
         >>> case = FlowCase(DiagonalAffine, dim=2)
         >>> flow, x = case.build(far=1.0), case.points(7)
         >>> LAWS["ladj"](case)  # raises LawError where the law is broken

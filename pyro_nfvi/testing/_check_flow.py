@@ -49,8 +49,8 @@ def check_flow(
     """Examine a flow, your own too, under every law that flows of this library keep.
 
     The flow is built for each size, at initialisation and far from it. The first broken law
-    raises, and says what was found and what was allowed. ``LAWS`` lists the laws by name; each
-    can be examined alone: ``LAWS["ladj"](FlowCase(MyFlow, dim=2))``.
+    raises, and says what was found and what was allowed. Each law can be examined alone:
+    ``check_flow(MyFlow, laws=["ladj"])``.
 
     Args:
         factory: ``(dim, context_dim) -> Flow``; usually the class.

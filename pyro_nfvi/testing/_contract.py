@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorPair
-from pyro_nfvi.errors import ContextError, ShapeError
+from pyro_nfvi.errors import ShapeError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.testing._case import FlowCase, Scope, gap, law
 
@@ -62,7 +62,7 @@ def empty(case: FlowCase) -> None:
 
 @law("bad input", Scope(dtype=torch.float64))
 def bad_input(case: FlowCase) -> None:
-    """A wrong point raises ShapeError, a wrong context ContextError, in both directions."""
+    """A wrong point raises ShapeError, a wrong context ShapeError, in both directions."""
     flow = case.build()
     x, context = case.points(4), case.contexts(4)
     wide = torch.cat([x, x[:, :1]], -1)
@@ -73,12 +73,12 @@ def bad_input(case: FlowCase) -> None:
     ]
     if context is None:
         superfluous = x.new_zeros(4, 2)
-        trials += [("a superfluous context", x, superfluous, ContextError)]
+        trials += [("a superfluous context", x, superfluous, ShapeError)]
     else:
         trials += [
-            ("a missing context", x, None, ContextError),
-            ("a context of the wrong size", x, torch.cat([context, context], -1), ContextError),
-            ("a context of another batch", x, context[:3], ContextError),
+            ("a missing context", x, None, ShapeError),
+            ("a context of the wrong size", x, torch.cat([context, context], -1), ShapeError),
+            ("a context of another batch", x, context[:3], ShapeError),
         ]
     for name, call in _both(flow):
         for what, point, given, expected in trials:

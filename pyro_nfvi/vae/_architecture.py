@@ -39,7 +39,7 @@ class Architecture:
         amortize: As in :class:`FlowVAE`.
 
     Example:
-        >>> from pyro_nfvi.vae import Architecture
+        >>> from pyro_nfvi.vae._architecture import Architecture
         >>> vae = Architecture((8, 8), latent_dim=4, flow="planar*2", hidden=(16,)).build(seed=0)
         >>> vae.context_dim
         16

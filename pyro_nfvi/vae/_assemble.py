@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_nfvi._autocast import lift
 from pyro_nfvi.distributions._flow_density import FlowDensity
-from pyro_nfvi.errors import ContextError, DataError, OptionError, ShapeError
+from pyro_nfvi.errors import DataError, OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._registry import make_flow
 from pyro_nfvi.vae._bound_flow import amortize_linearly
@@ -98,7 +98,7 @@ def encoder_output(
         fits = fits and len(found) == 3 and shapes[2] == (rows, context_dim)
     if flow and not context_dim and context is not None:
         came = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
-        raise ContextError(
+        raise ShapeError(
             f"The encoder returns a context, {came}, and context_dim=0 is one flow for all images. "
             "Build FlowVAE(..., context_dim=...) with its size, or return None for it."
         )

@@ -18,7 +18,7 @@ from pyro_nfvi.flows._conditioning import HyperNet, ParamFlow
 class LinearParams(nn.Module):
     """Parameters of a layer that are a linear map of the context: the papers' amortisation.
 
-    Takes the place of a :class:`pyro_nfvi.flows.HyperNet`. The weight starts at zero and the bias
+    Takes the place of a ``HyperNet``. The weight starts at zero and the bias
     at the free initial values, so that the layer starts as the unconditional one.
 
     Shape:

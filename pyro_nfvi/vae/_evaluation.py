@@ -175,7 +175,8 @@ def evaluate(
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi.vae import Architecture, evaluate
+        >>> from pyro_nfvi.vae import evaluate
+        >>> from pyro_nfvi.vae._architecture import Architecture
         >>> vae = Architecture((4, 4), latent_dim=2, flow="planar*2", hidden=(8,)).build(seed=0)
         >>> x = torch.bernoulli(torch.full((20, 4, 4), 0.5))
         >>> result = evaluate(vae, x, nll_samples=50)
@@ -254,7 +255,8 @@ def active_units(
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi.vae import Architecture, active_units
+        >>> from pyro_nfvi.vae._architecture import Architecture
+        >>> from pyro_nfvi.vae._evaluation import active_units
         >>> vae = Architecture((4, 4), latent_dim=2, flow="none", hidden=(8,)).build(seed=0)
         >>> active_units(vae, torch.bernoulli(torch.full((20, 4, 4), 0.5))).shape
         torch.Size([2])

@@ -320,7 +320,7 @@ def make_likelihood(likelihood: str | Likelihood, **options: Any) -> Likelihood:
         OptionError: An unknown name or option.
 
     Example:
-        >>> from pyro_nfvi.vae import make_likelihood
+        >>> from pyro_nfvi.vae._likelihoods import make_likelihood
         >>> make_likelihood("categorical", levels=17)
         Categorical(levels=17)
     """

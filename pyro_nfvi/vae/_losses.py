@@ -91,7 +91,8 @@ class VAELoss(ABC):
         """Say which schedules do not end within so many steps; empty if all do.
 
         Example:
-            >>> from pyro_nfvi.vae import ELBOLoss, Linear
+            >>> from pyro_nfvi.objectives import Linear
+            >>> from pyro_nfvi.vae import ELBOLoss
             >>> ELBOLoss(beta=Linear(100)).unfinished(100)
             ''
             >>> ELBOLoss(beta=Linear(100)).unfinished(21)[:46]
@@ -147,7 +148,8 @@ class ELBOLoss(VAELoss):
     appendix C.8 (free bits); Rezende and Mohamed 2015, arXiv:1505.05770, equation 20 (joint).
 
     Example:
-        >>> from pyro_nfvi.vae import ELBOLoss, Linear
+        >>> from pyro_nfvi.objectives import Linear
+        >>> from pyro_nfvi.vae import ELBOLoss
         >>> loss = ELBOLoss(estimator="path", beta=Linear(steps=1000))
         >>> loss.settled
         1000

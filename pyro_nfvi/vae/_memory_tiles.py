@@ -34,7 +34,7 @@ def numbers_per_row(vae: FlowVAE, x: Tensor, c: Tensor | None = None) -> int:
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi.vae import Architecture
+        >>> from pyro_nfvi.vae._architecture import Architecture
         >>> from pyro_nfvi.vae._memory_tiles import numbers_per_row
         >>> vae = Architecture((4, 4), latent_dim=2, hidden=(8,)).build(seed=0)
         >>> numbers_per_row(vae, torch.zeros(1, 4, 4))
@@ -63,7 +63,7 @@ def rows_at_once(vae: FlowVAE, x: Tensor, c: Tensor | None = None, *, most: int 
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi.vae import Architecture
+        >>> from pyro_nfvi.vae._architecture import Architecture
         >>> from pyro_nfvi.vae._memory_tiles import rows_at_once
         >>> vae = Architecture((4, 4), latent_dim=2, hidden=(8,)).build(seed=0)
         >>> rows_at_once(vae, torch.zeros(1, 4, 4), most=100)

@@ -17,7 +17,7 @@ from pyro_nfvi._eval_mode import evaluation, recorded, scoring
 from pyro_nfvi._random import seeded
 from pyro_nfvi._validation import whole
 from pyro_nfvi.distributions._flow_density import FlowDensity
-from pyro_nfvi.errors import ContextError, DataError, OptionError, ShapeError
+from pyro_nfvi.errors import DataError, OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.guides._param_store import sync_module
 from pyro_nfvi.vae._assemble import call_net, encoder_output, plate, posterior_flow, prior_density
@@ -75,7 +75,7 @@ class FlowVAE(PyroModule):
 
     Raises:
         OptionError: Options that do not fit together.
-        DataError, ShapeError, ContextError: When called: images, outputs of encoder or decoder,
+        DataError, ShapeError: When called: images, outputs of encoder or decoder,
             or labels that do not fit; the message says what to do.
 
     Source: Rezende and Mohamed 2015, arXiv:1505.05770; Kingma et al. 2016, arXiv:1606.04934;
@@ -165,7 +165,7 @@ class FlowVAE(PyroModule):
         given = [flat.to(like.dtype) if half and like is not None else flat]
         if self.condition_dim:
             if c is None:
-                raise ContextError("This VAE is conditional: decode needs the labels c.")
+                raise ShapeError("This VAE is conditional: decode needs the labels c.")
             given.append(c.expand(*batch, self.condition_dim).reshape(-1, self.condition_dim))
         with scoring(self.decoder):
             params = call_net("decoder", self.decoder, *given)
@@ -197,21 +197,21 @@ class FlowVAE(PyroModule):
         size = self.condition_dim
         if not size:
             if y is not None:
-                raise ContextError("This VAE takes no labels; build it with condition_dim=...")
+                raise ShapeError("This VAE takes no labels; build it with condition_dim=...")
             return None
         if y is None:
-            raise ContextError(f"This VAE is conditional: pass labels y (condition_dim={size}).")
+            raise ShapeError(f"This VAE is conditional: pass labels y (condition_dim={size}).")
         like = next(self.parameters(), torch.empty(()))
         y = torch.as_tensor(y, device=like.device)
         if y.dim() == 1 and not y.is_floating_point():
             if len(y) != len(x) or bool(((y < 0) | (y >= size)).any()):
-                raise ContextError(
+                raise ShapeError(
                     f"Labels need to be {len(x)} integers from 0 to {size - 1}; got {len(y)} from "
                     f"{int(y.min())} to {int(y.max())}."
                 )
             return nn.functional.one_hot(y.long(), size).to(like)
         if y.shape != (len(x), size):
-            raise ContextError(
+            raise ShapeError(
                 f"Labels need shape ({len(x)},), integers, or ({len(x)}, {size}); got "
                 f"{tuple(y.shape)}."
             )

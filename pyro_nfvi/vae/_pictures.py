@@ -58,7 +58,7 @@ def span_of(vae: FlowVAE, x: Tensor) -> tuple[float, float]:
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi.vae import Architecture
+        >>> from pyro_nfvi.vae._architecture import Architecture
         >>> from pyro_nfvi.vae._pictures import span_of
         >>> vae = Architecture((4, 4), latent_dim=2, hidden=(8,)).build(seed=0)
         >>> span_of(vae, torch.full((1, 4, 4), 0.5))
@@ -123,7 +123,8 @@ def plot_reconstructions(
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi.vae import Architecture, plot_reconstructions
+        >>> from pyro_nfvi.vae import plot_reconstructions
+        >>> from pyro_nfvi.vae._architecture import Architecture
         >>> vae = Architecture((4, 4), latent_dim=2, hidden=(8,)).build(seed=0)
         >>> figure = plot_reconstructions(vae, torch.bernoulli(torch.full((6, 4, 4), 0.5)))
         >>> len(figure.axes)
@@ -165,7 +166,8 @@ def plot_samples(
         span: Values drawn black and white, such as ``span_of(vae, x)``; from the samples if None.
 
     Example:
-        >>> from pyro_nfvi.vae import Architecture, plot_samples
+        >>> from pyro_nfvi.vae import plot_samples
+        >>> from pyro_nfvi.vae._architecture import Architecture
         >>> vae = Architecture((4, 4), latent_dim=2, hidden=(8,)).build(seed=0)
         >>> len(plot_samples(vae, rows=2, columns=3).axes)
         1
@@ -194,7 +196,8 @@ def plot_interpolation(
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi.vae import Architecture, plot_interpolation
+        >>> from pyro_nfvi.vae import plot_interpolation
+        >>> from pyro_nfvi.vae._architecture import Architecture
         >>> vae = Architecture((4, 4), latent_dim=2, hidden=(8,)).build(seed=0)
         >>> figure = plot_interpolation(vae, torch.bernoulli(torch.full((6, 4, 4), 0.5)))
     """

@@ -80,7 +80,7 @@ class Posterior:
     Example:
         >>> import torch
         >>> from pyro_nfvi.flows import make_flow
-        >>> from pyro_nfvi.vae import Posterior
+        >>> from pyro_nfvi.vae._posterior import Posterior
         >>> flow = make_flow("planar*2", dim=3, context_dim=4)
         >>> posterior = Posterior(torch.zeros(5, 3), torch.ones(5, 3), flow, torch.ones(5, 4))
         >>> draws = posterior.draw(7)

@@ -120,7 +120,8 @@ def plot_posterior(
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi.vae import Architecture, plot_posterior
+        >>> from pyro_nfvi.vae import plot_posterior
+        >>> from pyro_nfvi.vae._architecture import Architecture
         >>> vae = Architecture((4, 4), latent_dim=2, flow="planar*2", hidden=(8,)).build(seed=0)
         >>> x = torch.bernoulli(torch.full((3, 4, 4), 0.5))
         >>> len(plot_posterior(vae, x, points=20).axes)

@@ -6,9 +6,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_nfvi.arviz import loo_approximate, to_arviz
+from pyro_nfvi import AutoFlow, to_arviz
+from pyro_nfvi.arviz import loo_approximate
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.guides import AutoFlow
 
 pytest.importorskip("arviz")
 

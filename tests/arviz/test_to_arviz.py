@@ -15,10 +15,8 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 
-from pyro_nfvi.arviz import to_arviz
+from pyro_nfvi import NFVI, AutoFlow, AutoIAF, to_arviz
 from pyro_nfvi.errors import ConversionWarning, MissingPackageError, OptionError
-from pyro_nfvi.guides import AutoFlow, AutoIAF
-from pyro_nfvi.infer import NFVI
 
 az = pytest.importorskip("arviz")
 

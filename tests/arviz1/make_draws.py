@@ -19,10 +19,10 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Trace_ELBO
 
+from pyro_nfvi import AutoIAF
 from pyro_nfvi.arviz import loo_approximate
 from pyro_nfvi.arviz._to_arviz import collect
 from pyro_nfvi.arviz._tree import build_tree
-from pyro_nfvi.guides import AutoIAF
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 SIGMA = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])

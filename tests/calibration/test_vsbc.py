@@ -15,10 +15,10 @@ import torch
 from pyro import poutine
 
 import pyro_nfvi as nfvi
+from pyro_nfvi import AutoFlow
 from pyro_nfvi.calibration._simulation import Simulator
 from pyro_nfvi.calibration._worker_processes import Died, Pool
 from pyro_nfvi.errors import ModelError, OptionError
-from pyro_nfvi.guides import AutoFlow
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = sys.modules["pyro_nfvi.calibration._vsbc"]

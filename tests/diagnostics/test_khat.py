@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import pyro_nfvi
-from pyro_nfvi.diagnostics import TailReading, judge_weights, khat_threshold, read_tail
+from pyro_nfvi.diagnostics import judge_weights
+from pyro_nfvi.diagnostics._khat import TailReading, read_tail
+from pyro_nfvi.diagnostics._psis import khat_threshold
 from pyro_nfvi.errors import WeightError
 
 PACKAGE = Path(pyro_nfvi.__file__).parent

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_nfvi.diagnostics import khat_threshold, psis
+from pyro_nfvi.diagnostics import psis
+from pyro_nfvi.diagnostics._psis import khat_threshold
 from pyro_nfvi.errors import OptionError, ShapeError, WeightError
 
 

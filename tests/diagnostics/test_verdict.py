@@ -5,7 +5,8 @@ import pickle
 import pytest
 import torch
 
-from pyro_nfvi.diagnostics import Verdict, judge_weights
+from pyro_nfvi.diagnostics import judge_weights
+from pyro_nfvi.diagnostics._verdict import Verdict
 
 S = 4000
 

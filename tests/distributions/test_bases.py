@@ -20,7 +20,7 @@ from pyro_nfvi.distributions import (
 )
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows import make_flow
-from pyro_nfvi.testing import perturb
+from pyro_nfvi.testing._case import perturb
 
 BASES = {
     "normal": DiagonalNormal,

@@ -11,7 +11,7 @@ from pyro_nfvi import FlowDensity
 from pyro_nfvi.distributions import FlowDequantize, UniformDequantize
 from pyro_nfvi.errors import DataError, DivergedError, OptionError
 from pyro_nfvi.flows import make_flow
-from pyro_nfvi.testing import perturb
+from pyro_nfvi.testing._case import perturb
 
 LEVELS = (2, 5, 3)
 

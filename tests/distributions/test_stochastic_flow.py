@@ -11,7 +11,7 @@ from pyro_nfvi import FlowDensity
 from pyro_nfvi.distributions import DiagonalNormal, Langevin, Metropolis, PathSampler
 from pyro_nfvi.errors import DivergedError, OptionError, ShapeError
 from pyro_nfvi.flows import DiagonalAffine, make_flow
-from pyro_nfvi.testing import perturb
+from pyro_nfvi.testing._case import perturb
 
 LOG_Z = 1.7
 

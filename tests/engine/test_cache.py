@@ -19,7 +19,7 @@ import pytest
 import torch
 from engine.native_function import NativeFunction
 
-from pyro_nfvi import clear_cache
+from pyro_nfvi import NFVI, clear_cache
 from pyro_nfvi._engine import cache as cache_module
 from pyro_nfvi._engine.cache import Cache, default_folder
 from pyro_nfvi._engine.native import compiler
@@ -29,8 +29,7 @@ from pyro_nfvi._engine.native.compiler import CompilerFault, find_compiler
 from pyro_nfvi._engine.native.subprocesses import run, work_folder
 from pyro_nfvi._engine.program import Unsupported
 from pyro_nfvi._engine.recorder import Recorder
-from pyro_nfvi.errors import FileError, NoDataWarning
-from pyro_nfvi.infer import NFVI
+from pyro_nfvi.errors import FileError, ModelWarning
 
 TRIFLE = 'extern "C" __attribute__((visibility("default"))) int answer() { return 42; }\n'
 KEY, OTHER = Cache.key("one"), Cache.key("other")
@@ -447,7 +446,7 @@ def test_a_fit_goes_on_with_the_next_engine(fresh, monkeypatch, fault):
 
     options = {"max_steps": 500, "stop": False, "precondition": False, "num_particles": 4}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NoDataWarning)
+        warnings.simplefilter("ignore", ModelWarning)
         fit = NFVI(model, "planar*2", seed=0, progress=False, **options).run()
     assert fit.engine in ("graph", "svi")  # the faster one, which on a busy machine is chance
     assert "not native" in fit.engine_reason

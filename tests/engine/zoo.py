@@ -11,7 +11,7 @@ from pyro_nfvi._engine.program import OptimizerSpec
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._train.step import CLIP, EagerStep
 from pyro_nfvi.infer._scopes import own_params
-from pyro_nfvi.objectives import make_objective
+from pyro_nfvi.objectives._make_objective import make_objective
 
 
 def schools():

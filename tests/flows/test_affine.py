@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal
 from pyro_nfvi import FlowDensity
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows import Affine, DiagonalAffine, LowerTriangular, Permute
-from pyro_nfvi.testing import perturb
+from pyro_nfvi.testing._case import perturb
 
 
 def double(*shape, seed=0):

@@ -9,8 +9,9 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.flows import iaf, maf, make_flow
-from pyro_nfvi.testing import perturb
+from pyro_nfvi.flows import make_flow
+from pyro_nfvi.flows._autoregressive import iaf, maf
+from pyro_nfvi.testing._case import perturb
 
 
 def seeded(seed=0):

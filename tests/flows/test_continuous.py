@@ -9,7 +9,7 @@ import torch
 
 from pyro_nfvi.errors import MissingPackageError, OptionError
 from pyro_nfvi.flows import Continuous
-from pyro_nfvi.testing import perturb
+from pyro_nfvi.testing._case import perturb
 
 
 def far(dim=2, context_dim=0, **options):

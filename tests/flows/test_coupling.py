@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.flows import Chain, Coupling, ShiftTransformer, make_flow
+from pyro_nfvi.flows import Chain, Coupling, make_flow
 from pyro_nfvi.flows._coupling_masks import (
     alternating,
     channel,
@@ -15,7 +15,8 @@ from pyro_nfvi.flows._coupling_masks import (
     halves,
     random_halves,
 )
-from pyro_nfvi.testing import perturb
+from pyro_nfvi.flows._transformers import ShiftTransformer
+from pyro_nfvi.testing._case import perturb
 
 MASKS = {
     "halves": halves(6),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from catalog import FLOWS
 
-from pyro_nfvi.testing import FlowCase
+from pyro_nfvi.testing._case import FlowCase
 
 #: Maps of several layers that stretch one way and shrink another by e^20: a round trip loses as
 #: many digits as the logarithm of that, whatever computes it.

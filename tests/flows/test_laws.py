@@ -12,8 +12,11 @@ from catalog import FLOWS
 
 import pyro_nfvi.flows
 from pyro_nfvi.errors import LawError
-from pyro_nfvi.flows import Adapted, Flow
-from pyro_nfvi.testing import LAWS, FlowCase, check_flow
+from pyro_nfvi.flows import Flow
+from pyro_nfvi.flows._interop import Adapted
+from pyro_nfvi.testing import check_flow
+from pyro_nfvi.testing._case import FlowCase
+from pyro_nfvi.testing._check_flow import LAWS
 from pyro_nfvi.testing._tracing import check_compiled
 
 #: Laws that trace the root finding of every layer: long, and inverses are rarely compiled.

@@ -7,7 +7,7 @@ import torch
 
 from pyro_nfvi.errors import ShapeError
 from pyro_nfvi.flows import ActNorm, BatchNorm, Householder, LULinear
-from pyro_nfvi.testing import perturb
+from pyro_nfvi.testing._case import perturb
 
 
 def far(flow):

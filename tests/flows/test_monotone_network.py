@@ -7,7 +7,7 @@ import torch
 
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows import BlockAutoregressive, MonotoneTransformer
-from pyro_nfvi.testing import perturb
+from pyro_nfvi.testing._case import perturb
 
 
 @pytest.mark.parametrize("size", [1.0, 10.0, 100.0])

@@ -7,8 +7,9 @@ import torch
 
 from pyro_nfvi._math import MIN_SLOPE
 from pyro_nfvi.errors import OptionError, ShapeError
-from pyro_nfvi.flows import Chain, Planar, PlanarChain
-from pyro_nfvi.testing import perturb
+from pyro_nfvi.flows import Chain, Planar
+from pyro_nfvi.flows._planar import PlanarChain
+from pyro_nfvi.testing._case import perturb
 
 
 def seeded(seed=0):

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.flows import FLOW_NAMES, Chain, PlanarChain, Sylvester, make_flow
+from pyro_nfvi.flows import Chain, Sylvester, make_flow
+from pyro_nfvi.flows._planar import PlanarChain
+from pyro_nfvi.flows._registry import FLOW_NAMES
 
 #: Families that split the coordinates need two.
 FROM_TWO = {"nice", "realnvp", "nsf", "glow"}

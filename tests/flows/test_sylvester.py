@@ -7,7 +7,7 @@ import torch
 
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows import Chain, Permute, Planar, Sylvester
-from pyro_nfvi.testing import perturb
+from pyro_nfvi.testing._case import perturb
 
 KINDS = ["qr", "householder"]
 

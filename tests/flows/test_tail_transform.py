@@ -2,7 +2,8 @@
 
 import torch
 
-from pyro_nfvi.flows import Elementwise, TailTransformer, make_flow
+from pyro_nfvi.flows import Elementwise, make_flow
+from pyro_nfvi.flows._tail_transform import TailTransformer
 
 
 def layer(left, right):

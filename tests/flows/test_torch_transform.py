@@ -12,8 +12,9 @@ import torch
 from pyro.distributions import ConditionalTransformedDistribution
 from torch.distributions import Independent, Normal, TransformedDistribution
 
-from pyro_nfvi.flows import Chain, Flow, Planar, iaf
-from pyro_nfvi.testing import perturb
+from pyro_nfvi.flows import Chain, Flow, Planar
+from pyro_nfvi.flows._autoregressive import iaf
+from pyro_nfvi.testing._case import perturb
 
 
 def base(dim=2):

@@ -13,11 +13,10 @@ import pytest
 import torch
 from pyro.infer import SVI, JitTrace_ELBO, Predictive, Trace_ELBO, TraceEnum_ELBO
 
-from pyro_nfvi import FlowDensity
+from pyro_nfvi import AutoMixture, FlowDensity
 from pyro_nfvi.distributions import MixtureDensity
 from pyro_nfvi.errors import OptionError, ParamStoreError, ShapeError
 from pyro_nfvi.flows import Affine, make_flow
-from pyro_nfvi.guides import AutoMixture
 from pyro_nfvi.objectives import PathELBO
 
 LOCS = torch.tensor([[-3.0, 0.0], [3.0, 1.0], [0.0, -4.0]])

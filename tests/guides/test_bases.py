@@ -23,7 +23,7 @@ from pyro_nfvi.distributions import (
 )
 from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.objectives import PathELBO, TotalELBO
-from pyro_nfvi.testing import perturb
+from pyro_nfvi.testing._case import perturb
 
 BASES = {
     "normal": DiagonalNormal,

@@ -11,7 +11,8 @@ from pyro.infer import RenyiELBO, Trace_ELBO
 
 from pyro_nfvi import AutoFlow
 from pyro_nfvi.errors import OptionError, ShapeError
-from pyro_nfvi.flows import Chain, DiagonalAffine, LowerTriangular, Permute, Planar, iaf
+from pyro_nfvi.flows import Chain, DiagonalAffine, LowerTriangular, Permute, Planar
+from pyro_nfvi.flows._autoregressive import iaf
 
 GUIDES = {
     **OURS,

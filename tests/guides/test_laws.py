@@ -27,8 +27,10 @@ from pyro.infer.autoguide import (
 )
 
 from pyro_nfvi import AutoFlow
-from pyro_nfvi.errors import OptionError, StartWarning
-from pyro_nfvi.flows import Chain, DiagonalAffine, Inverse, Permute, Planar, iaf
+from pyro_nfvi.errors import ModelWarning, OptionError
+from pyro_nfvi.flows import Chain, DiagonalAffine, Permute, Planar
+from pyro_nfvi.flows._autoregressive import iaf
+from pyro_nfvi.flows._base import Inverse
 
 
 def permuted(dim):
@@ -212,7 +214,7 @@ def test_no_start_at_infinity():
     def model():
         pyro.sample("tau", dist.HalfCauchy(torch.tensor(1.0)))
 
-    with pytest.warns(StartWarning, match="'tau' is not finite.*the unconstrained origin"):
+    with pytest.warns(ModelWarning, match="'tau' is not finite.*the unconstrained origin"):
         guide = AutoFlow(model, init_loc_fn=init_to_mean).setup()
     assert guide.latent.init_loc.tolist() == [0.0]
 

@@ -16,7 +16,8 @@ from pyro.infer import SVI, Trace_ELBO
 
 from pyro_nfvi import AutoFlow, AutoIAF, AutoPlanar
 from pyro_nfvi.errors import NotSetUpError, ParamStoreError
-from pyro_nfvi.flows import Chain, Permute, iaf
+from pyro_nfvi.flows import Chain, Permute
+from pyro_nfvi.flows._autoregressive import iaf
 
 each_guide = pytest.mark.parametrize("guide_class", OURS.values())
 Y = torch.tensor([[2.5, -0.5], [1.5, -1.5], [2.0, -1.0], [2.3, -0.7]])

@@ -42,7 +42,7 @@ from pyro_nfvi import NFVI, AutoIAF, load
 from pyro_nfvi._pyro_model.initial_values import prior_trace
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi.errors import MissingSiteWarning, ModelError
+from pyro_nfvi.errors import ConversionWarning, ModelError
 
 SIZE = 4
 
@@ -299,7 +299,7 @@ def test_a_replaced_site_is_a_latent_for_users(tmp_path):
     assert "y" in fit.predict(torch.zeros(5), num_samples=7)
 
     bare = load(tmp_path / "fit")
-    with pytest.warns(MissingSiteWarning, match="'drift'"):
+    with pytest.warns(ConversionWarning, match="'drift'"):
         assert set(bare.sample(7)) == latents - {"drift"}
     assert set(bare.resample(7)) == latents
 

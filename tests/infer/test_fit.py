@@ -16,10 +16,10 @@ import pytest
 import torch
 from infer.models import Y, conjugate, eight_schools, posterior
 
-from pyro_nfvi import AutoFlow
+from pyro_nfvi import NFVI, AutoFlow, load
 from pyro_nfvi.errors import FileError, ModelError, NotSetUpError, OptionError, ShapeError
 from pyro_nfvi.flows import make_flow
-from pyro_nfvi.infer import NFVI, Summary, load
+from pyro_nfvi.infer._summary import Summary
 
 ROOT = Path(__file__).resolve().parents[2]
 

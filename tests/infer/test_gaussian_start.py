@@ -10,7 +10,7 @@ from infer.models import Y, conjugate, evidence, posterior
 
 from pyro_nfvi import NFVI, AutoFlow, load
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi.errors import ImproperWarning
+from pyro_nfvi.errors import ModelWarning
 from pyro_nfvi.flows import LowRankAffine, make_flow
 from pyro_nfvi.guides._build import FULL_DIM
 from pyro_nfvi.infer._stages.gaussian_start import gaussian_stage
@@ -128,7 +128,7 @@ def test_no_gaussian_is_said():
         pyro.factor("wide", -0.5 * (a / 1e9) ** 2)
         pyro.sample("o", dist.Normal(torch.tensor(0.0), 1.0), obs=torch.tensor(0.0))
 
-    with pytest.warns(ImproperWarning):
+    with pytest.warns(ModelWarning):
         fit = quick(flat, guide="affine", max_steps=1000, optim=1e-3).run()
     assert "no Gaussian to start from" in fit.report
     assert "ran away along a" in fit.report

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import pyro_nfvi as nfvi
+from pyro_nfvi import AutoFlow
 from pyro_nfvi.distributions import GaussianMixture
 from pyro_nfvi.errors import FileError
-from pyro_nfvi.guides import AutoFlow
 
 Y = torch.tensor([1.0, 2.0, 4.0])
 HUGE = 10**9

@@ -8,8 +8,8 @@ import pytest
 import torch
 from infer.models import Y, eight_schools
 
-from pyro_nfvi.errors import DivergedError, ImproperWarning
-from pyro_nfvi.infer import NFVI
+from pyro_nfvi import NFVI
+from pyro_nfvi.errors import DivergedError, ModelWarning
 from pyro_nfvi.infer._checks.improper import find_runaway
 from pyro_nfvi.infer._findings import Improper, find
 
@@ -75,7 +75,7 @@ def test_a_density_that_grows_has_no_posterior(model, steps):
     ("model", "names"), [(flat, ["nowhere"]), (ridge, ["a", "b"]), (separated, ["slope"])]
 )
 def test_a_flat_direction_is_told(model, names):
-    with pytest.warns(ImproperWarning, match="does not fall"):
+    with pytest.warns(ModelWarning, match="does not fall"):
         fit = quick(model)
     assert sorted(find(fit.training.findings, Improper).names) == names
     assert all(repr(name) in fit.report for name in names)

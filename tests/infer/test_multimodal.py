@@ -16,9 +16,8 @@ import pytest
 import torch
 from infer.models import Y, conjugate
 
-from pyro_nfvi import NFVI, load, to_arviz
+from pyro_nfvi import NFVI, AutoFlow, AutoMixture, load, to_arviz
 from pyro_nfvi.errors import ModelError, OptionError
-from pyro_nfvi.guides import AutoFlow, AutoMixture
 from pyro_nfvi.infer._findings import ModeSearch, with_finding
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, for benchmarks/

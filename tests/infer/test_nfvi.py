@@ -12,10 +12,9 @@ from infer.models import NOISE_SD, PRIOR_SD, Y, conjugate, eight_schools, eviden
 from pyro.infer.autoguide import init_to_mean
 from torch import nn
 
-from pyro_nfvi import AutoFlow, AutoPlanar, load
-from pyro_nfvi.errors import ModelError, NoDataWarning, OptionError
+from pyro_nfvi import NFVI, AutoFlow, AutoPlanar, Fit, load
+from pyro_nfvi.errors import ModelError, ModelWarning, OptionError
 from pyro_nfvi.flows import make_flow
-from pyro_nfvi.infer import NFVI, Fit
 from pyro_nfvi.objectives import TotalELBO
 
 
@@ -162,7 +161,7 @@ def test_bad_models_are_named():
         quick(lambda: pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))).run()
     with pytest.raises(ModelError, match=r"'y' has 1 NaN of 5"):
         quick().run(torch.where(Y > 3.5, torch.nan, Y))
-    with pytest.warns(NoDataWarning, match="prior of mu"):
+    with pytest.warns(ModelWarning, match="prior of mu"):
         quick(lambda: pyro.sample("mu", dist.Normal(torch.tensor(0.0), 1.0)), max_steps=5).run()
 
     def forgetful(x, y=None):
@@ -174,7 +173,7 @@ def test_bad_models_are_named():
         quick(forgetful).run(Y)
     with pytest.raises(ModelError, match="argument 'y' is None"):
         quick(forgetful).run(Y, y=None)
-    with pytest.warns(NoDataWarning, match="prior of mu, y"):
+    with pytest.warns(ModelWarning, match="prior of mu, y"):
         quick(lambda: forgetful(Y), max_steps=5).run()
 
     def poisson():

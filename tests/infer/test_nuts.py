@@ -6,9 +6,8 @@ import pytest
 import torch
 from infer.models import Y, conjugate, posterior
 
-from pyro_nfvi import to_arviz
+from pyro_nfvi import NFVI, load, to_arviz
 from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError
-from pyro_nfvi.infer import NFVI, load
 
 
 def fitted(model, *args, **options):

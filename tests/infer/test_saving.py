@@ -21,9 +21,10 @@ from torch.distributions import biject_to, constraints, transforms
 import pyro_nfvi as nfvi
 from pyro_nfvi._files.atomic_files import whole_file
 from pyro_nfvi.arviz import save_netcdf
-from pyro_nfvi.errors import FileError, ModelError, OptionError, OtherDataWarning
+from pyro_nfvi.errors import DataWarning, FileError, ModelError, OptionError
 from pyro_nfvi.infer._findings import OtherData, find
-from pyro_nfvi.vae import Architecture, load_vae
+from pyro_nfvi.vae import load_vae
+from pyro_nfvi.vae._architecture import Architecture
 from pyro_nfvi.vae.train._run_folder import RunFolder
 
 Y = torch.tensor([1.0, 2.0, 3.0])
@@ -84,7 +85,7 @@ OTHERS = {
 @pytest.mark.parametrize("which", OTHERS)
 def test_other_data_or_priors_are_told_and_all_is_computed_anew(saved, which):
     args, kwargs = OTHERS[which]
-    with pytest.warns(OtherDataWarning, match="other data or another model"):
+    with pytest.warns(DataWarning, match="other data or another model"):
         again = nfvi.load(saved, model=normal, args=args, kwargs=kwargs)
     assert find(again.training.findings, OtherData) is not None
     assert str(again.verdict) != "good"
@@ -157,7 +158,7 @@ def test_mini_batches_are_told_apart_by_what_was_given(tmp_path, model, exact):
         assert again.draws.exact == exact
         if not exact:  # all data, where the fit saw mini-batches
             assert nfvi.load(tmp_path / "fit.nfvi", model=model, args=(y, 12)).draws.exact
-    with pytest.warns(OtherDataWarning):
+    with pytest.warns(DataWarning):
         nfvi.load(tmp_path / "fit.nfvi", model=model, args=(y + 1, 4))
 
 

@@ -18,8 +18,8 @@ from pyro.infer.autoguide import init_to_median
 from pyro.nn import PyroModule, PyroParam, PyroSample
 
 import pyro_nfvi as nfvi
+from pyro_nfvi import AutoPlanar
 from pyro_nfvi._model_lock import turn
-from pyro_nfvi.guides import AutoPlanar
 
 Y = torch.tensor([1.0, 2.0, 4.0])
 

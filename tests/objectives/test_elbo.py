@@ -8,7 +8,8 @@ import torch
 from pyro_nfvi import FlowDensity
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows import Chain, DiagonalAffine, LowerTriangular, make_flow
-from pyro_nfvi.objectives import Estimate, Objective, PathELBO, TotalELBO, make_objective
+from pyro_nfvi.objectives import Estimate, Objective, PathELBO, TotalELBO
+from pyro_nfvi.objectives._make_objective import make_objective
 
 DIM = 3
 both = pytest.mark.parametrize("objective", [PathELBO(), TotalELBO()], ids=["path", "total"])

@@ -8,7 +8,8 @@ import torch
 from pyro_nfvi import FlowDensity
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows import DiagonalAffine, make_flow
-from pyro_nfvi.objectives import ImportanceELBO, PathELBO, RenyiELBO, TotalELBO, make_objective
+from pyro_nfvi.objectives import ImportanceELBO, PathELBO, RenyiELBO, TotalELBO
+from pyro_nfvi.objectives._make_objective import make_objective
 
 DIM = 3
 ORDERS = [-1.0, 0.0, 0.5, 2.0]

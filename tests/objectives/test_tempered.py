@@ -6,7 +6,8 @@ from objectives.test_importance_weighted import DIM, draw, gaussian, gradient, n
 
 from pyro_nfvi import FlowDensity
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.objectives import Linear, PathELBO, Tempered, TemperedELBO, make_objective
+from pyro_nfvi.objectives import Linear, PathELBO, Tempered, TemperedELBO
+from pyro_nfvi.objectives._make_objective import make_objective
 
 NAME = "objective.beta"
 

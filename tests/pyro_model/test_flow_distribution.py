@@ -16,9 +16,9 @@ from torch.distributions import Normal
 
 from pyro_nfvi import FlowDensity
 from pyro_nfvi.distributions import GaussianMixture
-from pyro_nfvi.errors import ContextError
+from pyro_nfvi.errors import ShapeError
 from pyro_nfvi.flows import DiagonalAffine, make_flow
-from pyro_nfvi.testing import perturb
+from pyro_nfvi.testing._case import perturb
 
 
 def far(name="realnvp*2", dim=2, **options):
@@ -45,7 +45,7 @@ def test_expand_keeps_the_batch_shape_without_a_context():
 
 
 def test_context_that_does_not_expand_is_named():
-    with pytest.raises(ContextError, match="does not expand"):
+    with pytest.raises(ShapeError, match="does not expand"):
         far(context_dim=1).distribution(torch.zeros(4, 1)).expand((3,))
 
 

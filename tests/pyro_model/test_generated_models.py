@@ -29,7 +29,7 @@ from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.model_run import SetSubsample
 from pyro_nfvi._pyro_model.second_opinion import second_opinion
-from pyro_nfvi.errors import ModelError, NoDataWarning
+from pyro_nfvi.errors import ModelError, ModelWarning
 
 # Draws of a Wishart warn now and then; the data of a model are of no consequence here.
 pytestmark = pytest.mark.filterwarnings("ignore:Singular sample")
@@ -74,7 +74,7 @@ def check(spec: Spec) -> str:
     model, by_hand = model_of(spec), model_of(spec, by_hand=True)
     torch.manual_seed(0)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NoDataWarning)
+        warnings.simplefilter("ignore", ModelWarning)
         space = LatentSpace.from_trace(prior_trace(model, (), {}))
         assert space.init_loc.dtype == torch.float64
         z = space.init_loc + 0.5 * torch.randn(3, space.dim, dtype=torch.float64)

@@ -9,11 +9,10 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal, init_to_value
 
-from pyro_nfvi import NFVI, AutoFlow
+from pyro_nfvi import NFVI, AutoFlow, AutoMixture
 from pyro_nfvi._pyro_model.initial_point_search import MOST_STARTS
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi.errors import ModelError, StartWarning
-from pyro_nfvi.guides import AutoMixture
+from pyro_nfvi.errors import ModelError, ModelWarning
 
 Y = torch.tensor([1.0, 2.1, 2.9, 4.2, 5.0])
 
@@ -158,7 +157,7 @@ def test_the_users_point_comes_first_and_its_failure_is_said():
     right = init_to_value(values={"mu": torch.tensor(2.5)})
     assert float(AutoFlow(model, init_loc_fn=right).setup().latent.init_loc) == 2.5
     wrong = init_to_value(values={"mu": torch.tensor(70.0)})
-    with pytest.warns(StartWarning, match="log density of 'wall' is -inf.*unconstrained origin"):
+    with pytest.warns(ModelWarning, match="log density of 'wall' is -inf.*unconstrained origin"):
         guide = AutoFlow(model, init_loc_fn=wrong).setup()
     assert float(guide.latent.init_loc) == 0.0
 

@@ -11,7 +11,7 @@ from pyro.infer import config_enumerate
 
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi.errors import ModelError, NoDataWarning, OptionError, ShapeError
+from pyro_nfvi.errors import ModelError, ModelWarning, OptionError, ShapeError
 
 
 def space_of(model, *args, init=None):
@@ -417,7 +417,7 @@ def test_no_data_is_said():
         v = pyro.sample("v", dist.Normal(0.0, 3.0))
         pyro.sample("x", dist.Normal(torch.zeros(9), (v / 2).exp().unsqueeze(-1)).to_event(1))
 
-    with pytest.warns(NoDataWarning, match=r"prior of v, x.*obs="):
+    with pytest.warns(ModelWarning, match=r"prior of v, x.*obs="):
         log_joint = build(funnel)
     z = torch.randn(4, 10)
     torch.testing.assert_close(log_joint(z), direct(log_joint, z), rtol=1e-4, atol=1e-4)

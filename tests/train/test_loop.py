@@ -7,10 +7,10 @@ import pytest
 import torch
 from infer.models import BrokenAfter, Y, conjugate, evidence
 
-from pyro_nfvi._train.convergence import Plateau, outlook
+from pyro_nfvi import NFVI
+from pyro_nfvi._train.convergence import Plateau, StopReason, outlook
 from pyro_nfvi._train.learning_rate import Schedule, default_rate
 from pyro_nfvi.errors import DivergedError, FileError, OptionError
-from pyro_nfvi.infer import NFVI, StopReason
 
 
 def quick(model=conjugate, **options):

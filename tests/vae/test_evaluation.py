@@ -16,16 +16,15 @@ from benchmarks.vae.sweep.plots import depths
 from benchmarks.vae.sweep.table import Row, main, sweep, table, write_tables
 from pyro_nfvi.errors import DataError, OptionError
 from pyro_nfvi.vae import (
-    Architecture,
-    ImageData,
-    active_units,
-    collapse_warning,
     evaluate,
     plot_interpolation,
     plot_posterior,
     plot_reconstructions,
     plot_samples,
 )
+from pyro_nfvi.vae._architecture import Architecture
+from pyro_nfvi.vae._datasets import ImageData
+from pyro_nfvi.vae._evaluation import active_units, collapse_warning
 from pyro_nfvi.vae.train._run_folder import RunFolder
 
 STATIC = published_for((28, 28), "as-is", "bernoulli", "mnist_static.npz")

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from pyro_nfvi.errors import FileError
-from pyro_nfvi.vae import Architecture, load_vae
+from pyro_nfvi.vae import load_vae
+from pyro_nfvi.vae._architecture import Architecture
 from pyro_nfvi.vae._idx import read_idx
 from pyro_nfvi.vae._npz import read_npz
 from pyro_nfvi.vae.train._run_folder import RunFolder

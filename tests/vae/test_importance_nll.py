@@ -9,8 +9,9 @@ import torch
 from vae.cases import images, linear_gaussian, make, spread
 
 from pyro_nfvi.errors import OptionError, WeightError
-from pyro_nfvi.vae import Architecture, Categorical
+from pyro_nfvi.vae import Categorical
 from pyro_nfvi.vae import _memory_tiles as tiles
+from pyro_nfvi.vae._architecture import Architecture
 from pyro_nfvi.vae._memory_tiles import numbers_per_row
 
 

@@ -9,7 +9,8 @@ import torch
 from vae.cases import SHAPE, make
 
 from pyro_nfvi.errors import DataError, OptionError
-from pyro_nfvi.vae import Bernoulli, Categorical, Gaussian, LogitNormal, make_likelihood
+from pyro_nfvi.vae import Bernoulli, Categorical, Gaussian, LogitNormal
+from pyro_nfvi.vae._likelihoods import make_likelihood
 
 ALL = [Bernoulli(), Categorical(5), Gaussian(), Gaussian(0.3), LogitNormal(), LogitNormal(0.8)]
 

@@ -10,7 +10,9 @@ import torch
 from vae.cases import FLOWS, NAMES, images, linear_gaussian, make, spread
 
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.vae import Constant, Cyclic, ELBOLoss, IWAELoss, Linear, Tempered, schedule_from_spec
+from pyro_nfvi.objectives import Constant, Cyclic, Linear, Tempered
+from pyro_nfvi.objectives._schedules import schedule_from_spec
+from pyro_nfvi.vae import ELBOLoss, IWAELoss
 
 
 def gradients(vae, loss, x, eps, **options):

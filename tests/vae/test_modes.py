@@ -17,16 +17,10 @@ from vae.cases import images
 from pyro_nfvi import vae as package
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.plots._style import pyplot
-from pyro_nfvi.vae import (
-    ELBOLoss,
-    FlowVAE,
-    IWAELoss,
-    Preparation,
-    active_units,
-    evaluate,
-    training_pass,
-)
+from pyro_nfvi.vae import ELBOLoss, FlowVAE, IWAELoss, evaluate, training_pass
+from pyro_nfvi.vae._evaluation import active_units
 from pyro_nfvi.vae._memory_tiles import numbers_per_row
+from pyro_nfvi.vae._pixels import Preparation
 from pyro_nfvi.vae.train._trainer import Feed, Plan, Trainer
 
 DIM, SHAPE = 2, (3, 2)

@@ -14,19 +14,19 @@ from vae.test_training import options, silent
 from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.plots._style import pyplot
 from pyro_nfvi.vae import (
-    Architecture,
+    _memory_tiles as tiles,
+)
+from pyro_nfvi.vae import (
+    _posterior_picture as posterior_picture,
+)
+from pyro_nfvi.vae import (
     plot_curves,
     plot_interpolation,
     plot_posterior,
     plot_reconstructions,
     plot_samples,
 )
-from pyro_nfvi.vae import (
-    _memory_tiles as tiles,
-)
-from pyro_nfvi.vae import (
-    _posterior_picture as posterior_picture,
-)
+from pyro_nfvi.vae._architecture import Architecture
 from pyro_nfvi.vae._pictures import save_figure, span_of
 from pyro_nfvi.vae.train._command import train
 

@@ -25,8 +25,9 @@ from benchmarks.vae.sweep.table import main as sweep_main
 from benchmarks.vae.sweep.table import sweep, table, write_tables
 from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.infer._fit_files import read_file, write_file
+from pyro_nfvi.objectives import Linear, Tempered
 from pyro_nfvi.plots._style import pyplot
-from pyro_nfvi.vae import ELBOLoss, IWAELoss, Linear, Tempered, evaluate, plot_curves
+from pyro_nfvi.vae import ELBOLoss, IWAELoss, evaluate, plot_curves
 from pyro_nfvi.vae._evaluation import subset_of
 from pyro_nfvi.vae._losses import loss_from_spec
 from pyro_nfvi.vae._nll_summary import NLLSummary, doubt_of
@@ -551,7 +552,7 @@ def _member(rank, folder):
     from vae.test_modes import X
     from vae.test_modes import make as with_batch_norm
 
-    from pyro_nfvi.vae import Preparation
+    from pyro_nfvi.vae._pixels import Preparation
     from pyro_nfvi.vae.train._trainer import Feed, Plan, Trainer
 
     torch.set_num_threads(1)

@@ -17,7 +17,9 @@ from vae.cases import make, spread
 
 from benchmarks.vae.sweep.table import sweep
 from pyro_nfvi.errors import DataError, DivergedError, FileError, NFVIError, OptionError
-from pyro_nfvi.vae import ELBOLoss, Linear, Preparation, load_vae
+from pyro_nfvi.objectives import Linear
+from pyro_nfvi.vae import ELBOLoss, load_vae
+from pyro_nfvi.vae._pixels import Preparation
 from pyro_nfvi.vae.train._command import main, train
 from pyro_nfvi.vae.train._distributed import Team
 from pyro_nfvi.vae.train._options import Options, parse

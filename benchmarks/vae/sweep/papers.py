@@ -106,7 +106,7 @@ def published_for(
 
     Args:
         shape: Of an image.
-        preparation: Kind of the :class:`~pyro_nfvi.vae.Preparation`.
+        preparation: Kind of the :class:`~pyro_nfvi.vae._pixels.Preparation`.
         likelihood: Name of the likelihood.
         data: The images, or how a run describes them (``"mnist.npz, (28, 28), 50000/..."``).
 

@@ -18,7 +18,7 @@ from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.term_sizes import largest_terms
 from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorDict
-from pyro_nfvi.errors import DivergedError, ImproperWarning
+from pyro_nfvi.errors import DivergedError, ModelWarning
 from pyro_nfvi.infer._findings import Improper, with_finding
 from pyro_nfvi.infer._fit import Fit
 
@@ -104,7 +104,7 @@ def check_proper(fit: Fit, budget: Budget = UNLIMITED) -> Fit:
         error = DivergedError(f"{found} What the fit did until its end is this error's .fit.")
         error.fit = fit
         raise error
-    warnings.warn(str(found), ImproperWarning, stacklevel=3)
+    warnings.warn(str(found), ModelWarning, stacklevel=3)
     return fit
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_nfvi._random import stream
 from pyro_nfvi._train.checkpoint import fingerprint
-from pyro_nfvi.errors import OtherDataWarning
+from pyro_nfvi.errors import DataWarning
 from pyro_nfvi.infer._checks.improper import check_proper
 from pyro_nfvi.infer._checks.missed_mass import mass_outside
 from pyro_nfvi.infer._checks.pyro_density import opinion_of_pyro
@@ -37,7 +37,7 @@ def scored_again(fit: Fit, arguments: str | None) -> Fit:
         deterministic values, and with all that was found out about the old ones looked for again.
 
     Warns:
-        OtherDataWarning: The densities differ.
+        DataWarning: The densities differ.
     """
     log_joint, draws = fit.require_model(), fit.draws
     generator = stream(0, "rescoring", device=draws.z.device)
@@ -58,7 +58,7 @@ def scored_again(fit: Fit, arguments: str | None) -> Fit:
         "that is said of it was computed anew, for what was given; the guide is the old one. To "
         "have the fit as it was, give load the same arguments, or no model; for the new data, fit "
         "again.",
-        OtherDataWarning,
+        DataWarning,
         stacklevel=4,
     )
     findings = (ModeSearch(0), OtherData())

@@ -221,7 +221,8 @@ def load_vae(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> Flow
 
     Example:
         >>> import tempfile
-        >>> from pyro_nfvi.vae import Architecture, load_vae
+        >>> from pyro_nfvi.vae import load_vae
+        >>> from pyro_nfvi.vae._architecture import Architecture
         >>> from pyro_nfvi.vae.train._run_folder import RunFolder
         >>> architecture = Architecture((4, 4), latent_dim=2, flow="planar*2", hidden=(8,))
         >>> folder = RunFolder(tempfile.mkdtemp())
