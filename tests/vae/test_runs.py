@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -425,6 +426,16 @@ def test_no_option_is_known_by_its_beginning(run, words, capsys, monkeypatch, tm
         run(words)
     assert ended.value.code == 2
     assert f"unrecognized arguments: {words[0]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["pyro_nfvi.vae.train", "benchmarks.vae.sweep"])
+def test_an_error_is_told_to_the_shell(module, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", "--data", str(tmp_path / "no.npz"), "--out", "o"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 1
+    assert "no.npz" in capsys.readouterr().err
 
 
 def test_a_sweep_takes_the_configuration_of_a_run(grey, tmp_path):  # noqa: F811
