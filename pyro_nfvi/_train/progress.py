@@ -1,14 +1,17 @@
-"""What a running fit shows and tells: a bar for each stage, and a note to each callback."""
+"""Progress of a running fit: a bar, or a line, for each stage, and a note to each callback."""
 
 from __future__ import annotations
 
 import math
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -21,6 +24,8 @@ keep(lambda: lambda: tqdm.set_lock(threading.RLock()))
 
 #: Steps over which the shown bound is averaged.
 _SMOOTH = 50
+#: Units that are done when a stage ends well: it counts none of them itself.
+_WHOLE = ("look", "stage", "engine")
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,52 @@ class StepInfo:
     guide: AutoFlow
 
 
+class _Line:
+    """Stand-in for a bar where there is no terminal: one line of text, at its end.
+
+    Args:
+        what: The stage.
+        unit: Name of a unit of its work.
+        done: Units that were done before.
+    """
+
+    disable = False
+
+    def __init__(self, what: str, unit: str, done: int) -> None:
+        self.n, self.total = done, None
+        self._what, self._unit, self._told, self._begin = what, unit, "", time.monotonic()
+
+    def update(self, count: float = 1) -> None:
+        """Count units of work."""
+        self.n += int(count)
+
+    def set_postfix_str(self, told: str, *, refresh: bool = True) -> None:
+        """Note what is said behind the count."""
+        self._told = told
+
+    def close(self) -> None:
+        """Write the line."""
+        told = f", {self._told}" if self._told else ""
+        count = f"{self.n} {self._unit}{'' if self.n == 1 else 's'}"
+        seconds = time.monotonic() - self._begin
+        print(f"NFVI: {self._what}: {count}, {seconds:.1f} s{told}", file=sys.stderr, flush=True)
+
+
+def _open_bar(what: str, total: int | None, unit: str, *, show: bool, done: int = 0) -> Any:
+    """Open the bar of a stage, or its stand-in where standard error is no terminal or notebook."""
+    notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
+    if show and not notebook and not sys.stderr.isatty():
+        return _Line(what, unit, done)
+    return tqdm(
+        total=total, initial=done, disable=not show, desc=f"NFVI: {what}", unit=unit, leave=True
+    )
+
+
 @dataclass(frozen=True)
 class Progress:
-    """What the stages of one call show: each a bar that says what it does.
+    """Progress of the stages of one call: each has a bar that says what it does.
+
+    Where nobody sees bars move (a file, a pipe), each stage is one line of plain text at its end.
 
     Attributes:
         show: Whether anything is shown.
@@ -65,10 +113,13 @@ class Progress:
             total: Units of work, where that is known.
             unit: Name of such a unit.
         """
-        with tqdm(
-            total=total, disable=not self.show, desc=f"NFVI: {what}", unit=unit, leave=True
-        ) as bar:
+        bar = _open_bar(what, total, unit, show=self.show)
+        try:
             yield bar.update
+            if total is not None and bar.n < total and unit in _WHOLE:
+                bar.update(total - bar.n)
+        finally:
+            bar.close()
 
     def bar(self, what: str, total: int, done: int) -> Bar:
         """Return the bar of a training."""
@@ -84,14 +135,7 @@ class Bar:
 
     def __init__(self, total: int, done: int, *, show: bool, what: str = "training") -> None:
         self._recent: deque[float] = deque(maxlen=_SMOOTH)
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            disable=not show,
-            desc=f"NFVI: {what}",
-            unit="step",
-            leave=True,
-        )
+        self._bar = _open_bar(what, total, "step", show=show, done=done)
 
     def __enter__(self) -> Bar:
         return self

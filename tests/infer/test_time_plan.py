@@ -11,6 +11,8 @@ import torch
 
 from pyro_nfvi import NFVI
 from pyro_nfvi._budget import Budget
+from pyro_nfvi._train.learning_rate import Schedule
+from pyro_nfvi._train.progress import Progress
 from pyro_nfvi.infer._findings import (
     HeavyTails,
     Level,
@@ -170,11 +172,39 @@ def test_enough_time_changes_nothing():
 
 
 def test_every_stage_says_what_it_does():
+    """Where nobody sees a bar move, in a line of plain text, and nothing else."""
     shown = io.StringIO()
     with redirect_stderr(shown):
         NFVI(two_modes(Clock(0.0)), seed=0, max_steps=300, progress=True).run(torch.tensor(6.0))
-    stages = set(re.findall(r"NFVI: ([a-zA-Z ]+):", shown.getvalue()))
+    lines = shown.getvalue().splitlines()
+    line = re.compile(r"NFVI: ([a-zA-Z ]+): \d+ (evaluation|draw|look|step|engine)s?, [\d.]+ s")
+    assert all(line.fullmatch(one) for one in lines)
+    stages = {line.fullmatch(one)[1] for one in lines}
     assert {"fitting a Gaussian", "looking for modes", "scoring draws"} <= stages
     with redirect_stderr(io.StringIO()) as quiet:
         NFVI(slow(Clock(0.0)), seed=0, max_steps=20, progress=False).run(Y)
-    assert "NFVI" not in quiet.getvalue()
+    assert quiet.getvalue() == ""
+
+
+def test_a_bar_on_a_terminal_is_one_line_and_ends_full():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    with redirect_stderr(Terminal()) as shown:
+        with Progress().stage("looking", 1, unit="look"):
+            pass
+        with pytest.raises(ValueError, match="no"), Progress().stage("failing", 1, unit="look"):
+            raise ValueError("no")
+    first, second, rest = shown.getvalue().split("\n")
+    assert "NFVI: looking: 100%" in first.split("\r")[-1]
+    assert "NFVI: failing:   0%" in second.split("\r")[-1]
+    assert rest == ""
+
+
+def test_a_training_in_a_pipe_is_one_line():
+    with redirect_stderr(io.StringIO()) as shown, Progress().bar("training iaf*2", 300, 0) as bar:
+        for step in range(1, 4):
+            bar.update(100 * step, [1.5] * 100, Schedule(300))
+    told = r"NFVI: training iaf\*2: 300 steps, [\d.]+ s, bound -1.50 nats, searching\n"
+    assert re.fullmatch(told, shown.getvalue())

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from pyro_nfvi._engine.cache import Cache
 from pyro_nfvi._engine.native.compiler import find_compiler
 from pyro_nfvi._engine.program import Unsupported
 
-#: Seconds that a compiler takes at least, and characters of source that it compiles in each second.
-_FIRST, _SPEED = 1.0, 20_000.0
+
+@dataclass(frozen=True)
+class _CompileTime:
+    """Line by which the time of a compile is expected, from the length of its source.
+
+    Measured by ``benchmarks/compile_time.py`` with g++ on one core: ten sources of 73,000 to
+    166,000 characters took 0.81 to 1.21 times as long. On a slower machine a compile is ended when
+    its time is over.
+
+    Attributes:
+        offset: Seconds at length 0; negative, since a part of every source is declarations.
+        speed: Characters in each second beyond.
+        least: Seconds of the shortest.
+    """
+
+    offset: float = -0.63
+    speed: float = 54_000.0
+    least: float = 0.6
+
+    def expect(self, text: str) -> float:
+        """Return the seconds that a source is expected to take."""
+        return max(self.least, self.offset + len(text) / self.speed)
+
+
+_COMPILE_TIME = _CompileTime()
 
 
 def compile_text(
@@ -34,7 +58,7 @@ def compile_text(
     found = cache.find(key)
     if found is not None:
         return found, True
-    expected = _FIRST + len(text) / _SPEED
+    expected = _COMPILE_TIME.expect(text)
     if expected > patience:
         raise Unsupported(
             f"compiling takes about {expected:.0f} s, and the time left for it is {patience:.1f} s"
