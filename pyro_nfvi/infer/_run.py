@@ -102,6 +102,7 @@ WHOLE = 1000
 _DRAWN = 20
 #: Share of the time left that each look, or move, of the model's parameters may take at the end.
 _LOOK = 0.5
+_NO_STEP = StopReason("max_seconds", "There was no time for a step; the guide is where it starts.")
 _INTERRUPTED = StopReason(
     "interrupted", "Interrupted in the Gaussian stage; the guide is where it starts."
 )
@@ -467,7 +468,12 @@ class FitRun:
         loop.state.notes += notes
         started = self.time.whole.spent()
         try:
-            reason = _INTERRUPTED if self.interrupted else loop.run()
+            if self.interrupted:
+                reason = _INTERRUPTED
+            elif self.time.affords(count, "a step of training"):
+                reason = loop.run()
+            else:
+                reason = _NO_STEP
         except DivergedError as error:
             saved = None
             if loop.state.num_skipped < loop.state.step:

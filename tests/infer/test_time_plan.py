@@ -98,6 +98,7 @@ def fitted(make, each, limit, **options):
         (two_modes, 0.01, 2.0),
         (two_modes, 0.01, 12.0),
         (alone, 0.01, 2.0),
+        (alone, 0.1, 5.0),  # no step of training is begun that would not end in time
         (with_param, 0.01, 2.0),
     ],
 )
