@@ -40,7 +40,7 @@ STOREYS = {
         "_version",
         "errors",
     },
-    1: {"_nn"},
+    1: {"_nn", "_optim"},
     2: {"flows"},
     3: {"_gaussian_vi", "diagnostics", "distributions", "objectives", "testing"},
     4: {"_engine", "_pyro_model", "guides"},

@@ -1,59 +1,67 @@
-"""At the end of a fit: is the last state the best one?"""
+"""The choice among the states of a finished training: the last, the best, an average."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._random import stream
-from pyro_nfvi._train.loop import Loop
-from pyro_nfvi._train.snapshot import Snapshot
+from pyro_nfvi._train.recipe import TRAINING
+from pyro_nfvi._train.task import Task
 from pyro_nfvi.infer._weighted_draws import most_on_all_data, score
 
-#: Draws on which the last state and the best one are compared.
-_COMPARE = 512
 
+def keep_best_state(
+    task: Task, others: Sequence[Snapshot], seed: int, budget: Budget = UNLIMITED
+) -> bool:
+    """Leave the best of the last state and some others in place.
 
-def keep_better(loop: Loop, seed: int, budget: Budget = UNLIMITED) -> bool:
-    """Leave the best of the last state, the best one and the average in place.
+    The best one by the objective's own bound, beyond noise.
 
-    The best one by the objective's own bound, beyond what is noise. Returns whether it is the
-    last, which also stays where the budget is spent first.
+    Args:
+        task: The training, in its last state.
+        others: Earlier states, or averages of some.
+        seed: Of the draws on which they are compared.
+        budget: Once it is spent, no further state is compared.
+
+    Returns:
+        True if the last state was kept.
     """
-    best, state = loop.best, loop.state
-    others = [] if best is None or best.step == state.step else [best]
-    if loop.mean is not None:
-        others.append(loop.mean)
     if not others:
         return True
-    last = Snapshot.take(state.step, loop.params, loop.optimizer)
-    noise = None
-    if loop.generator is not None:
-        noise = stream(seed, "keep", device=loop.generator.device)
-    eps = loop.guide.density().sample_base(_COMPARE, generator=noise)
-    joint = loop.log_joint
+    last = Snapshot.take(0, task.params, task.optimizer)
+    noise, count = None, TRAINING.compared_draws
+    if task.generator is not None:
+        noise = stream(seed, "keep", device=task.generator.device)
+    density, joint = task.guide.density, task.log_joint
+    eps = density().sample_base(count, generator=noise)
     subsample = joint.draw_subsample(noise)
     # On all data where that is possible: what one batch likes best is not the best state.
-    whole = bool(joint.subsampled) and most_on_all_data(joint) >= _COMPARE
+    whole = bool(joint.subsampled) and most_on_all_data(joint) >= count
 
-    def log_p(z: torch.Tensor) -> torch.Tensor:
+    def log_p(z: Tensor) -> Tensor:
         return score(joint, z, noise)[0].log_p if whole else joint(z, subsample)
 
-    def log_w() -> torch.Tensor:
+    def terms() -> Tensor:
         with torch.no_grad():
-            z, log_q = loop.guide.density().push(eps)
-            found = log_p(z) - log_q
-        found = torch.where(torch.isfinite(found), found, torch.full_like(found, -1e10)).double()
-        return loop.objective.terms(found)
+            z, log_q = density().push(eps)
+            log_w = log_p(z) - log_q
+        # A finite number that no bound reaches: a state that is not finite somewhere is not best.
+        log_w = torch.where(torch.isfinite(log_w), log_w, torch.full_like(log_w, -1e10)).double()
+        return task.objective.terms(log_w)
 
-    kept, now = last, log_w()
+    kept, now = last, terms()
     for other in others:
         if budget.over():
             break
-        other.put_values(loop.params)
-        found = log_w()
+        other.put_values(task.params)
+        found = terms()
         rise = found - now  # on the same noise, so that little of it is noise
-        if rise.mean() > 2 * rise.std() / len(rise) ** 0.5:
+        if rise.mean() > TRAINING.compared_errors * rise.std() / len(rise) ** 0.5:
             kept, now = other, found
-    kept.put_values(loop.params)
+    kept.put_values(task.params)
     return kept is last

@@ -1,27 +1,22 @@
-"""Checkpoints: a fit goes on where it was, with the numbers it would have had."""
+"""Checkpoints: a training goes on where it was, with the numbers it would have had."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from pyro_nfvi._files.archives import Malformed
-from pyro_nfvi._train.snapshot import Snapshot
+from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi.errors import FileError
-from pyro_nfvi.infer._file_checks import check_optimizer
 from pyro_nfvi.infer._fit_files import read_file, write_file
-
-if TYPE_CHECKING:
-    from pyro_nfvi._train.loop import Loop
-
 
 _KIND = "checkpoint"
 
@@ -47,13 +42,32 @@ def fingerprint(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]
 
 
 @dataclass(frozen=True)
+class LoopState:
+    """All that a training needs to go on, as values.
+
+    Attributes:
+        state: Numbers and words by name, which JSON can hold.
+        counts: Whole numbers by name.
+        losses: Negative bound of every step ``(n,)``, float64.
+        rng: State of the source of noise.
+        snapshots: The states ``now`` and ``good``, and ``best`` and ``mean`` where there are any.
+    """
+
+    state: Mapping[str, Any]
+    counts: Mapping[str, int]
+    losses: Tensor
+    rng: Tensor
+    snapshots: Mapping[str, Snapshot] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """Where, how often, and of which fit.
+    """The file of a training's state.
 
     Attributes:
         path: The file.
         every: Steps between two writes.
-        resume: Whether to go on from the file if it is there.
+        resume: Go on from the file if it is there.
         identity: What has to be the same for a fit to go on: latent space, flow, options.
     """
 
@@ -63,47 +77,42 @@ class Checkpoint:
     identity: dict[str, Any]
 
     def due(self, step: int) -> bool:
-        """Whether it is time to write."""
+        """Tell whether a write is due after ``step``."""
         return step % self.every == 0
 
-    def save(self, loop: Loop) -> None:
-        """Write the state of a loop."""
-        state = dataclasses.asdict(loop.state)
-        losses = torch.tensor(state.pop("losses"), dtype=torch.float64)
-        rng, used = loop.noise.state()
-        names = ("now", "good", "best", "mean")
-        shots = (
-            Snapshot.take(loop.state.step, loop.params, loop.optimizer),
-            loop.good,
-            loop.best,
-            loop.mean,
-        )
+    def save(self, state: LoopState) -> None:
+        """Write the state of a training.
+
+        Raises:
+            FileError: The file cannot be written; an earlier one is as it was.
+        """
+        spec = {
+            "identity": self.identity,
+            "state": dict(state.state),
+            "counts": dict(state.counts),
+        }
         tensors = {
-            "losses": losses,
-            "rng": rng,
+            "losses": state.losses,
+            "rng": state.rng,
             "snapshots": {
                 name: {"step": s.step, "values": list(s.values), "optimizer": s.optimizer}
-                for name, s in zip(names, shots, strict=True)
-                if s is not None
+                for name, s in state.snapshots.items()
             },
         }
-        counts = {
-            "bad_in_a_row": loop._bad_in_a_row,
-            "since_kept": loop._since_kept,
-            "noise_used": used,
-        }
-        spec = {"identity": self.identity, "state": state, "counts": counts}
         write_file(self.path, _KIND, spec, tensors)
 
-    def load_into(self, loop: Loop) -> None:
-        """Put a loop into the state of the file; without a file, start from the beginning.
+    def load(self, params: Sequence[Tensor]) -> LoopState | None:
+        """Read the state of a training; None without a file, or where none is to be read.
+
+        Args:
+            params: The leaves that are trained, to compare with.
 
         Raises:
             FileError: The file is of another fit, or cannot be read.
         """
-        if not os.path.exists(self.path):
-            return
-        spec, tensors = read_file(self.path, _KIND, loop.params[0].device)
+        if not self.resume or not os.path.exists(self.path):
+            return None
+        spec, tensors = read_file(self.path, _KIND, params[0].device)
         theirs = spec.get("identity")
         theirs = theirs if isinstance(theirs, dict) else {}
         different = [key for key in self.identity if self.identity[key] != theirs.get(key)]
@@ -114,18 +123,24 @@ class Checkpoint:
                 f"{str(theirs.get(key))[:200]}, not {self.identity[key]}. Remove the file, or pass "
                 "resume=False."
             )
+        with self.reading():
+            return LoopState(
+                spec["state"],
+                {name: int(value) for name, value in spec["counts"].items()},
+                tensors["losses"],
+                tensors["rng"].cpu(),
+                _snapshots(tensors["snapshots"], params),
+            )
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Make one error of all that a damaged description can lead to.
+
+        Raises:
+            FileError: Anything else was raised, which is the cause.
+        """
         try:
-            shots = _snapshots(tensors["snapshots"], loop.params)
-            _put_state(loop, spec["state"], tensors["losses"])
-            shots["now"].put(loop.params, loop.optimizer)
-            check_optimizer(loop.optimizer)
-            loop.resume(shots["good"], shots.get("best"))
-            loop.mean = shots.get("mean")
-            counts = {name: int(value) for name, value in spec["counts"].items()}
-            loop._bad_in_a_row = counts["bad_in_a_row"]
-            loop._since_kept = counts["since_kept"]
-            # Files of earlier versions hold the state after the last step's own numbers.
-            loop.noise.restore(tensors["rng"].cpu(), counts.get("noise_used", 0))
+            yield
         except Exception as error:  # descriptions can be wrong in every way there is
             words = f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}"
             raise FileError(
@@ -149,21 +164,3 @@ def _snapshots(held: Mapping[str, Any], params: Sequence[Tensor]) -> dict[str, S
             raise Malformed(f"the values of {name!r} are not finite")
         shots[name] = Snapshot(int(one["step"]), values, one["optimizer"])
     return shots
-
-
-def _put_state(loop: Loop, described: Mapping[str, Any], losses: Tensor) -> None:
-    """Give a loop's state its values, each of the type that it has."""
-    state = loop.state
-    known = {one.name for one in dataclasses.fields(state)}
-    for key, value in described.items():
-        now = getattr(state, key, None)
-        numbers = isinstance(now, (int, float)) and isinstance(value, (int, float))
-        kept = now is None or value is None or numbers or type(value) is type(now)
-        if key not in known or not kept:
-            raise Malformed(f"its state has {key[:40]!r}, which is {str(value)[:40]!r}")
-        setattr(state, key, value)
-    if state.decay is not None:
-        begin, seconds, length = state.decay  # JSON has lists only
-        state.decay = (int(begin), float(seconds), int(length))
-    state.losses = [float(value) for value in losses.tolist()]
-    loop.schedule.decay = state.decay

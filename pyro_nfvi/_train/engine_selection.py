@@ -17,21 +17,17 @@ from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._engine.capture import capture
 from pyro_nfvi._engine.graph_runner import GraphRunner
 from pyro_nfvi._engine.program import NoRule, OptimizerSpec, Program, Runner, Unsupported
+from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._random import seeded, stream
-from pyro_nfvi._train.snapshot import Snapshot
-from pyro_nfvi._train.step import CLIP, EagerRunner, EagerStep
+from pyro_nfvi._train.recipe import ENGINE, TRAINING
+from pyro_nfvi._train.step import EagerRunner, EagerStep
 from pyro_nfvi._train.step_comparison import After, difference, rounded_anew, slack_of, tolerance_of
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import EngineWarning, OptionError
 
 #: What ``engine=`` takes.
 ENGINES = ("auto", "native", "hybrid", "inductor", "graph", "svi")
-#: Fewest steps of a fit for which capturing, and compiling, is worth its time.
-_CAPTURE, _COMPILE = 300, 500
 _ASKED = "asked for"
-#: Standard deviation of the noise on parameters at which they are compared: at its start a flow
-#: is the identity, and much of its gradient is zero.
-_AWAY = 0.02
 
 
 @dataclass(frozen=True)
@@ -179,13 +175,14 @@ def choose(
     """
     if engine == "svi":
         return Chosen("svi", _ASKED, EagerRunner(step), asked=True)
-    if engine == "auto" and max_steps < _CAPTURE:
-        reason = f"a fit of fewer than {_CAPTURE} steps is over before a capture is paid back"
+    if engine == "auto" and max_steps < ENGINE.capture_steps:
+        least = ENGINE.capture_steps
+        reason = f"a fit of fewer than {least} steps is over before a capture is paid back"
         return Chosen("svi", reason, EagerRunner(step))
     builder = _Builder(step, num_particles, budget)
     if engine == "auto" and budget.limit is not None:
         possible = int(budget.left() / builder.step_seconds())
-        if possible < _CAPTURE:
+        if possible < ENGINE.capture_steps:
             reason = (
                 f"the time left is enough for about {possible} steps, over before a capture is "
                 "paid back"
@@ -197,7 +194,7 @@ def choose(
         except Unsupported as error:
             raise _refused(engine, error) from error
     reasons = []
-    if max_steps >= _COMPILE:
+    if max_steps >= ENGINE.compile_steps:
         try:
             return builder.build("native", "the step is captured and compiled")
         except Unsupported as error:
@@ -210,7 +207,8 @@ def choose(
                 reasons.append(f"not hybrid: {error}")
     else:
         reasons.append(
-            f"not native: a fit of fewer than {_COMPILE} steps is over before a compiler has run"
+            f"not native: a fit of fewer than {ENGINE.compile_steps} steps is over before a "
+            "compiler has run"
         )
     try:
         return builder.build("graph", "; ".join(["the step is captured", *reasons]), faster=True)
@@ -244,7 +242,7 @@ class _Builder:
         begin = time.monotonic()
         try:
             with _stage("built"):
-                spec = OptimizerSpec.of(self.step.optimizer, program.params, CLIP)
+                spec = OptimizerSpec.of(self.step.optimizer, program.params, TRAINING.clip_norm)
                 # Half of the time is for the steps.
                 runner = _BUILD[name](program, spec, self.budget.left() / 2)
         except NoRule:
@@ -336,7 +334,7 @@ class _Builder:
                 noise = torch.randn(
                     param.shape, generator=away, dtype=param.dtype, device=param.device
                 )
-                param.add_(_AWAY * noise)
+                param.add_(ENGINE.perturbation * noise)
         moved = Snapshot.take(0, params, optimizer)
         try:
             seconds, after = [], []

@@ -13,9 +13,6 @@ from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.infer._findings import LeftOut
 
-#: Steps at the end of a training that count.
-LAST_STEPS = 200
-
 
 def left_out(
     guide: AutoFlow,

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._train.recipe import TRAINING
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.distributions._flow_density import FlowDensity
-
-#: Most steps drawn at once, and about how many numbers.
-_STEPS, _NUMBERS = 200, 2**20
 
 
 class Noise:
@@ -38,7 +36,7 @@ class Noise:
         per_step = num_particles * log_joint.latent.dim
         per_step += sum(count for _, count in log_joint.subsampled.values())
         #: Steps in a block.
-        self.length = max(1, min(_STEPS, _NUMBERS // per_step))
+        self.length = max(1, min(TRAINING.noise_steps, TRAINING.noise_numbers // per_step))
         self._used = self.length
         self._start: Tensor | None = None
         self._eps: Tensor
@@ -72,7 +70,7 @@ class Noise:
         return self.generator.get_state() if self.generator else torch.get_rng_state()
 
     def state(self) -> tuple[Tensor, int]:
-        """What is needed to go on from here: the state at the block's start, and steps used."""
+        """Return what restores this stream: the state at the block's start, and steps used."""
         if self._start is None or self._used >= self.length:
             return self._rng(), 0
         return self._start, self._used

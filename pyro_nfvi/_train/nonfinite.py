@@ -1,4 +1,4 @@
-"""Where a number stopped being finite: the site of the model, or the layer of the flow."""
+"""The source of a number that is not finite: a site of the model, or a layer of the flow."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def _layers(flow: Flow, prefix: str = "") -> Iterator[tuple[str, Flow]]:
         yield from _layers(member, f"{prefix}{index}: ")
 
 
-def blame(
+def locate_nonfinite(
     guide: AutoFlow, log_joint: LogJoint, eps: Tensor, subsample: Mapping[str, Tensor]
 ) -> str:
-    """Say in words where the pass of the noise ``eps (S, D)`` first is not finite."""
+    """Name, as a clause, the first place at which the pass of ``eps (S, D)`` is not finite."""
     bad = [
         name
         for name, param in guide.named_parameters()

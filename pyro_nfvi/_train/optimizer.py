@@ -1,4 +1,4 @@
-"""Whatever a user may pass as an optimiser, as a torch optimiser."""
+"""The optimiser of a fit, from all that a user may pass as one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from pyro_nfvi._train.recipe import TRAINING
 from pyro_nfvi.errors import OptionError
 
-#: Rate of the outer location and scale, relative to the rest.
-_OUTER = 5.0
 #: None, a rate, a callable of the parameters, or one of Pyro's optimisers.
 OptimSpec: TypeAlias = "float | Callable[[list[Tensor]], torch.optim.Optimizer] | PyroOptim | None"
 
@@ -76,7 +75,7 @@ def make_optimizer(
         rate = rate if optim is None else float(optim)
         groups = [
             {"params": [*inner, *(models if unit >= 1 else ())], "lr": rate},
-            {"params": list(outer), "lr": (_OUTER if travels else 1.0) * rate},
+            {"params": list(outer), "lr": (TRAINING.outer_rate if travels else 1.0) * rate},
             {"params": list(models) if unit < 1 else [], "lr": unit * rate},
         ]
         fused = all(leaf.is_floating_point() and leaf.device.type != "mps" for leaf in leaves)

@@ -1,4 +1,4 @@
-"""Progress of a running fit: a bar, or a line, for each stage, and a note to each callback."""
+"""Progress of a running fit: a bar, or a line, for each stage, and a record for each callback."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from pyro_nfvi._model_lock import keep
-from pyro_nfvi._train.learning_rate import Schedule
+from pyro_nfvi._optim.learning_rate import Schedule
+from pyro_nfvi._train.recipe import TRAINING
 from pyro_nfvi.guides._auto_flow import AutoFlow
 
 # The lock of all bars may be held by a thread that a fork leaves behind.
 keep(lambda: lambda: tqdm.set_lock(threading.RLock()))
 
-#: Steps over which the shown bound is averaged.
-_SMOOTH = 50
 #: Units that are done when a stage ends well: it counts none of them itself.
 _WHOLE = ("look", "stage", "engine")
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What a callback is told after each step. Return True to stop the fit.
+    """The record that a callback gets after each step. Return True to stop the fit.
 
     Attributes:
         step: Steps taken, from 1.
         loss: Negative bound of this step, in nats.
         lr: Learning rate of the first parameter group, the flow's if there is one.
         seconds: Time since the first step.
-        skipped: Whether this step was skipped because a gradient was not finite.
+        skipped: This step was skipped because a gradient was not finite.
         guide: The guide, with its present parameters.
     """
 
@@ -97,7 +96,7 @@ class Progress:
     Where nobody sees bars move (a file, a pipe), each stage is one line of plain text at its end.
 
     Attributes:
-        show: Whether anything is shown.
+        show: Show anything.
     """
 
     show: bool = True
@@ -134,7 +133,7 @@ class Bar:
     """A progress bar with the smoothed bound; silent if asked to be."""
 
     def __init__(self, total: int, done: int, *, show: bool, what: str = "training") -> None:
-        self._recent: deque[float] = deque(maxlen=_SMOOTH)
+        self._recent: deque[float] = deque(maxlen=TRAINING.shown_steps)
         self._bar = _open_bar(what, total, "step", show=show, done=done)
 
     def __enter__(self) -> Bar:

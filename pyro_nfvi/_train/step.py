@@ -11,13 +11,9 @@ from pyro_nfvi._engine.graph_runner import StepResult, one_by_one
 from pyro_nfvi._engine.program import BlockResult
 from pyro_nfvi._eval_mode import fit_pass
 from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._train.recipe import TRAINING
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.objectives._objective import Objective
-
-#: Numbers that one run of the model should hold at most, gradients not counted.
-_NUMBERS = 10_000_000
-#: Largest norm of the whole gradient.
-CLIP = 1.0
 
 
 class EagerStep:
@@ -53,7 +49,7 @@ class EagerStep:
         result = self.gradient(eps, streams)
         if not result.ok:
             return result
-        norm = torch.nn.utils.clip_grad_norm_(self.params, CLIP)
+        norm = torch.nn.utils.clip_grad_norm_(self.params, TRAINING.clip_norm)
         if not bool(torch.isfinite(norm)):
             return StepResult(result.bound, result.num_bad, ok=False)
         self.optimizer.step()
@@ -80,8 +76,10 @@ class EagerStep:
         return StepResult(bound, num_bad, ok=True)
 
     def rows(self, count: int) -> int:
-        """Particles that are run together: all of them, unless the model is very large."""
-        return max(1, _NUMBERS // max(1, self.log_joint.size)) if self.objective.additive else count
+        """Return how many particles are run together: all, unless the model is very large."""
+        if not self.objective.additive:
+            return count
+        return max(1, TRAINING.model_numbers // max(1, self.log_joint.size))
 
 
 class EagerRunner:

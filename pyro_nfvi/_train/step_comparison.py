@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pyro_nfvi._compat import DispatchMode
 from pyro_nfvi._engine.program import BlockResult
+from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._random import stream
-from pyro_nfvi._train.snapshot import Snapshot
 from pyro_nfvi._train.step import EagerStep
 
 _T = TypeVar("_T")
@@ -122,7 +122,7 @@ class _RandomRounding(DispatchMode):
 
 @dataclass(frozen=True)
 class After:
-    """Where one step led."""
+    """The state that one step led to."""
 
     result: BlockResult
     values: list[Tensor]

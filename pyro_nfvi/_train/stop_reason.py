@@ -1,64 +1,88 @@
-"""Why a fit stopped, in a sentence, and what more steps would have brought."""
+"""The reason why a fit stopped, in a sentence, with a forecast of more steps."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass
 
-from pyro_nfvi._train.convergence import Outlook, StopReason, outlook
+from pyro_nfvi._optim.convergence import Forecast, StopReason
+from pyro_nfvi._optim.recipe import CONVERGENCE, ConvergenceRecipe
 from pyro_nfvi.infer._findings import LeftOut, Level
 
-if TYPE_CHECKING:
-    from pyro_nfvi._train.loop import Loop
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of a training, in numbers.
+
+    Attributes:
+        steps: Steps taken.
+        max_steps: Most steps.
+        seconds: Time taken.
+        limit: Most time of this training, or None.
+        whole_limit: Most time of the whole call, or None.
+        converged: The bound was flat.
+        decay_step: Step at which the learning rate began to go down; None if it did not.
+        rise: Last rise of the bound that was measured, in nats; NaN if none was.
+        early: A flat bound would have ended the training.
+        forecast: What more steps would bring; None where too few were taken.
+        left_out: Particles that the last steps left out; None for none.
+        recipe: Numbers of the test for a flat bound.
+    """
+
+    steps: int
+    max_steps: int
+    seconds: float
+    limit: float | None = None
+    whole_limit: float | None = None
+    converged: bool = False
+    decay_step: int | None = None
+    rise: float = math.nan
+    early: bool = True
+    forecast: Forecast | None = None
+    left_out: LeftOut | None = None
+    recipe: ConvergenceRecipe = CONVERGENCE
 
 
-def reason_of(loop: Loop, word: str) -> StopReason:
-    """Say why a loop ended: ``word`` if something broke it off, else what its schedule says."""
-    state, schedule, plateau = loop.state, loop.schedule, loop.plateau
-    rise, steps = plateau.rise, f"after {state.step} steps"
+def broken_off(word: str, steps: int) -> StopReason:
+    """Return the reason of a training that the user ended: ``interrupted`` or ``callback``."""
     if word == "interrupted":
-        return StopReason(word, f"Interrupted {steps}; the best state until then is kept.")
-    if word == "callback":
-        return StopReason(word, f"A callback stopped the fit {steps}.")
-    left = loop.left_out()
-    if left is not None and left.level is Level.FAULT:
-        return stuck(left, state.step)
-    limit, ahead = schedule.max_seconds, _outlook(loop)
-    more = "" if ahead is None else f" {ahead}."
-    gains = ahead is not None and ahead.significant
-    if limit is not None and state.seconds >= limit:
-        whole = loop.budget.limit or limit
-        return StopReason("max_seconds", f"The time of {whole:g} s was over {steps}.{more}", gains)
-    if state.converged:
-        span = plateau.block * plateau.window
-        begin = state.decay[0] if state.decay else state.step
-        # A fit that was resumed after it had ended has not looked itself.
-        change = "hardly" if rise != rise else f"by {rise:+.3g} nats"
+        detail = f"Interrupted after {steps} steps; the best state until then is kept."
+        return StopReason(word, detail)
+    return StopReason(word, f"A callback stopped the fit after {steps} steps.")
+
+
+def reason_of(end: Ending) -> StopReason:
+    """Return the reason of a training that ended by itself.
+
+    Example:
+        >>> reason_of(Ending(steps=100, max_steps=100, seconds=1.0)).detail
+        'All 100 steps were taken.'
+    """
+    steps = f"after {end.steps} steps"
+    if end.left_out is not None and end.left_out.level is Level.FAULT:
+        return stuck(end.left_out, end.steps)
+    more = "" if end.forecast is None else f" {end.forecast}."
+    gains = end.forecast is not None and end.forecast.significant
+    if end.limit is not None and end.seconds >= end.limit:
+        limit = end.whole_limit or end.limit
+        return StopReason("max_seconds", f"The time of {limit:g} s was over {steps}.{more}", gains)
+    if end.converged:
+        begin = end.steps if end.decay_step is None else end.decay_step
+        # A fit that was resumed after it had ended has not tested it itself.
+        change = "hardly" if math.isnan(end.rise) else f"by {end.rise:+.3g} nats"
         return StopReason(
             "converged",
-            f"The bound changed {change} over the {span} steps before step {begin}: "
-            f"it rose by no more than {plateau.tolerance:g} or its standard error. The "
+            f"The bound changed {change} over the {end.recipe.span} steps before step {begin}: "
+            f"it rose by no more than {end.recipe.tolerance:g} or its standard error. The "
             f"learning rate then went down, to 1 % {steps}.{more}",
         )
-    rising = loop.stop and rise > 0
-    still = f"; the bound was still rising, by {rise:.3g} nats in 200 steps" if rising else ""
+    rising = end.early and end.rise > 0
+    still = f"; the bound was still rising, by {end.rise:.3g} nats in 200 steps" if rising else ""
     return StopReason(
-        "max_steps",
-        f"All {schedule.max_steps} steps were taken{still}.{more}",
-        rising or gains,
+        "max_steps", f"All {end.max_steps} steps were taken{still}.{more}", rising or gains
     )
 
 
 def stuck(left: LeftOut, steps: int) -> StopReason:
-    """Say that a training ended among particles that cannot be used."""
+    """Return the reason of a training that ended among particles that cannot be used."""
     return StopReason("not_finite", f"Stuck after {steps} steps: {left.sentence()}.")
-
-
-def _outlook(loop: Loop) -> Outlook | None:
-    """Extrapolate the bound of the constant phase to more steps."""
-    state = loop.state
-    if state.decay is None:
-        return None
-    # Before the target is cold, the bound rises for another reason; after a retreat it is as if
-    # the fit began there.
-    begin = max(0, loop.objective.settled - loop.first, *state.retreats)
-    return outlook(state.losses[begin : state.decay[0]], loop.plateau.block)

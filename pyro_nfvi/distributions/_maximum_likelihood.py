@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,33 +15,33 @@ from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
 from pyro_nfvi._eval_mode import evaluation, moving_buffers, training_pass
+from pyro_nfvi._optim.early_stopping import EarlyStopping
+from pyro_nfvi._optim.recipe import MAXIMUM_LIKELIHOOD as _RECIPE
+from pyro_nfvi._optim.recovery import Action, Recovery
+from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._validation import number, seed_number, whole
 from pyro_nfvi.distributions._data_checks import Rows, log_density_ceiling, split_rows
 from pyro_nfvi.distributions._dequantization import Dequantizer, check_dequantizer
 from pyro_nfvi.errors import DataWarning, DivergedError, OptionError
+from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._data_initialization import normalise
 from pyro_nfvi.flows._normalization import BatchNorm
 
-if TYPE_CHECKING:
-    from pyro_nfvi.distributions._flow_density import FlowDensity
 
+class TrainableDensity(Protocol):
+    """A density that can be fitted: a module with a flow and a base."""
 
-#: Steps between two looks at the validation set, at least; an epoch where that is longer.
-_LOOK_EVERY = 50
-#: Steps in a row without a finite gradient, after which an earlier state comes back.
-_MAX_BAD = 5
-#: Times that this may happen.
-_MAX_RESTORES = 5
-#: What the rate is multiplied by when validation stalls, and how often.
-_DECAY, _MAX_DECAYS = 0.3, 3
-#: Rows that an ActNorm is initialised from, at most.
-_INIT_ROWS = 10_000
+    flow: Flow
+    base: Any
+
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return log densities of rows."""
 
 
 @dataclass
 class DensityFit:
-    """What a fit by maximum likelihood did; the parameters are in the density.
+    """Report of a fit by maximum likelihood; the parameters are in the density.
 
     Attributes:
         train: Mean negative log density of the training rows between two looks, in nats.
@@ -65,7 +65,7 @@ class DensityFit:
 
 
 def fit_density(
-    density: FlowDensity,
+    density: TrainableDensity,
     x: Tensor,
     context: Tensor | None = None,
     *,
@@ -88,7 +88,8 @@ def fit_density(
     (at least every 50 steps). When they have not improved for ``patience`` looks, the best
     parameters come back and the rate falls to 0.3 of it; after the third time, or ``max_steps``,
     the fit ends with the best parameters. A step without a finite gradient is skipped; after
-    five in a row the best state comes back at half the rate; after five times of that it gives up.
+    five in a row the last good state comes back at half the rate; after five times of that it gives
+    up (the policy of all trainings, :class:`pyro_nfvi._optim.recovery.Recovery`).
     Ctrl-C ends the fit, the best parameters kept.
 
     Args:
@@ -142,7 +143,9 @@ def fit_density(
     if seed is None:
         seed = int(torch.randint(2**31, ()).item())
     check_dequantizer(dequantize)
-    module = nn.ModuleList([density] if dequantize is None else [density, dequantize])
+    trained = cast(nn.Module, density)
+    parts = [trained] if dequantize is None else [trained, dequantize]
+    module = nn.ModuleList(parts)
     params = [p for p in module.parameters() if p.requires_grad]
     if not params:
         raise OptionError("The density has no parameter that requires a gradient: nothing to fit.")
@@ -163,7 +166,7 @@ def fit_density(
     # Flows that draw noise, such as Hutchinson's, draw it from torch's own state.
     with seeded(seed, "maximum likelihood"):
         if initialize:
-            first, seen = (None if part is None else part[:_INIT_ROWS] for part in train)
+            first, seen = (None if part is None else part[: _RECIPE.init_rows] for part in train)
             assert first is not None
             with torch.no_grad(), evaluation(module):
                 if dequantize is not None:
@@ -188,7 +191,7 @@ class _Loop:
 
     def __init__(
         self,
-        density: FlowDensity,
+        density: TrainableDensity,
         dequantize: Dequantizer | None,
         train: Rows,
         held: Rows | None,
@@ -212,7 +215,7 @@ class _Loop:
         """Negative log densities of rows, or the bound."""
         if self.dequantize is None:
             return -self.density.log_prob(x, context)
-        return -self.dequantize.log_bound(self.density, x, context, generator=generator)
+        return -self.dequantize.log_bound(cast(Any, self.density), x, context, generator=generator)
 
     def look(self, batch_size: int) -> float:
         """Mean loss of the validation rows; infinite where it is not finite."""
@@ -221,7 +224,8 @@ class _Loop:
         x, context = self.held
         total = 0.0
         with torch.no_grad(), seeded(self.seed, "validation"), evaluation(self.module):
-            for rows in torch.arange(len(x), device=x.device).split(max(batch_size, 1000)):
+            size = max(batch_size, _RECIPE.valid_rows)
+            for rows in torch.arange(len(x), device=x.device).split(size):
                 part = self.loss(x[rows], None if context is None else context[rows], noise)
                 total += float(part.sum())
         mean = total / len(x)
@@ -237,7 +241,8 @@ class _Loop:
             for rows in order[: len(x) // size * size].split(size):
                 yield x[rows], None if context is None else context[rows]
 
-    def snapshot(self) -> dict[str, Tensor]:
+    def parameters(self) -> dict[str, Tensor]:
+        """Copy parameters and buffers."""
         return {name: value.clone() for name, value in self.module.state_dict().items()}
 
     def run(
@@ -253,16 +258,15 @@ class _Loop:
         report = DensityFit(reason="max_steps")
         began = time.perf_counter()
         optimizer = torch.optim.Adam(self.params, lr=lr)
-        every = max(_LOOK_EVERY, len(self.train[0]) // batch_size)
-        kept, best, stale, decays, bad = self.snapshot(), math.inf, 0, 0, 0
+        every = max(_RECIPE.look_every, len(self.train[0]) // batch_size)
+        recovery, stopping, decays = Recovery(), EarlyStopping(patience), 0
+        tensors = [*self.params, *self.moving]
+        good = Snapshot.take(0, tensors, optimizer)
+        kept = self.parameters()
         recent: list[float] = []
 
-        def back(factor: float) -> None:
-            """Return to the best state, with a fresh optimiser at a smaller rate."""
-            nonlocal optimizer
-            self.module.load_state_dict(kept)
-            rate = optimizer.param_groups[0]["lr"] * factor
-            optimizer = torch.optim.Adam(self.params, lr=rate)
+        def rate() -> float:
+            return lr * _RECIPE.decay**decays * recovery.rate
 
         batches = self.batches(batch_size)
         bar = tqdm(total=max_steps, disable=not progress, desc="density", unit="step")
@@ -271,18 +275,19 @@ class _Loop:
                 value = self.step(optimizer, next(batches), clip_norm)
                 report.steps += 1
                 bar.update()
-                if value is None:
-                    report.skipped += 1
-                    bad += 1
-                    if bad == _MAX_BAD:
-                        bad = 0
-                        report.restores += 1
-                        if report.restores > _MAX_RESTORES:
-                            raise _gave_up(report)
-                        back(0.5)
-                else:
-                    bad = 0
+                if value is not None:
                     recent.append(value)
+                action = recovery.after(1, ok=value is not None)
+                report.skipped = recovery.skipped
+                if action is Action.SNAPSHOT:
+                    good = Snapshot.take(report.steps, tensors, optimizer)
+                elif action is Action.RESTORE:
+                    good.put(tensors, optimizer)
+                    recovery.restored(report.steps)
+                    report.restores = len(recovery.restores)
+                    optimizer.param_groups[0]["lr"] = rate()
+                elif action is Action.GIVE_UP:
+                    raise _gave_up(report)
                 last = report.steps == max_steps
                 if not (report.steps % every == 0 or last) or not recent:
                     continue
@@ -294,32 +299,31 @@ class _Loop:
                     report.valid.append(self.look(batch_size))
                 now = report.train[-1] if self.held is None else report.valid[-1]
                 bar.set_postfix_str(f"{now:.3f} nats", refresh=False)
-                if now < best:
-                    kept, best, stale = self.snapshot(), now, 0
+                better, nothing = now < stopping.best, not math.isfinite(stopping.best)
+                if better or nothing:  # nothing to choose by yet: the newest is kept
+                    kept = self.parameters()
+                if not stopping.see(now, counts=not nothing):
                     continue
-                if not math.isfinite(best):  # nothing to choose by yet: the newest is kept
-                    kept = self.snapshot()
-                    continue
-                stale += 1
-                if stale >= patience:
-                    stale = 0
-                    decays += 1
-                    if decays > _MAX_DECAYS:
-                        report.reason = "converged"
-                        break
-                    back(_DECAY)
+                stopping.stale = 0
+                decays += 1
+                if decays > _RECIPE.decays:
+                    report.reason = "converged"
+                    break
+                self.module.load_state_dict(kept)
+                optimizer = torch.optim.Adam(self.params, lr=rate())
+                good = Snapshot.take(report.steps, tensors, optimizer)
         except KeyboardInterrupt:
             report.reason = "interrupted"
-            if not math.isfinite(best):
-                kept = self.snapshot()
+            if not math.isfinite(stopping.best):
+                kept = self.parameters()
         finally:
             bar.close()
-            if math.isfinite(best) or report.steps:
+            if report.steps:
                 self.module.load_state_dict(kept)
-            report.best, report.seconds = best, time.perf_counter() - began
+            report.best, report.seconds = stopping.best, time.perf_counter() - began
         if report.skipped == report.steps and report.reason == "max_steps":
             raise _gave_up(report)
-        if report.valid and not math.isfinite(best):
+        if report.valid and not math.isfinite(report.best):
             self._warn_of_held()
         return report
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pyro_nfvi._optim.convergence import StopReason
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.pyro_state import takes_turn, turn
 from pyro_nfvi._random import seeded, stream
-from pyro_nfvi._train.convergence import StopReason
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._validation import seed_number, whole
 from pyro_nfvi.diagnostics._importance import log_evidence, resample

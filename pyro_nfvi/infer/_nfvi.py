@@ -13,12 +13,12 @@ from pyro.poutine.util import site_is_subsample
 from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._budget import Budget
 from pyro_nfvi._error_text import describe_error, place_of
+from pyro_nfvi._optim.learning_rate import Schedule
 from pyro_nfvi._pyro_model.initial_point_search import any_trace
 from pyro_nfvi._pyro_model.latent_space import is_discrete, is_point_mass, no_latents
 from pyro_nfvi._pyro_model.model_checks import check_model
 from pyro_nfvi._random import fresh_seed, seeded
 from pyro_nfvi._train.engine_selection import ENGINES, check_engine
-from pyro_nfvi._train.learning_rate import Schedule
 from pyro_nfvi._train.optimizer import OptimSpec, check_optim
 from pyro_nfvi._train.progress import StepInfo
 from pyro_nfvi._validation import seed_number, whole

@@ -18,18 +18,20 @@ from pyro_nfvi._gaussian_vi.mode_search import Modes
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
 from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
 from pyro_nfvi._gaussian_vi.target import Target
+from pyro_nfvi._optim.convergence import StopReason
+from pyro_nfvi._optim.learning_rate import Schedule, default_rate
+from pyro_nfvi._optim.recipe import CONVERGENCE
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._random import stream
-from pyro_nfvi._train.best_state import keep_better
+from pyro_nfvi._train.best_state import keep_best_state
 from pyro_nfvi._train.checkpoint import Checkpoint, fingerprint
-from pyro_nfvi._train.convergence import StopReason
 from pyro_nfvi._train.engine_selection import Chosen, choose
-from pyro_nfvi._train.learning_rate import Schedule, default_rate
-from pyro_nfvi._train.loop import Loop
+from pyro_nfvi._train.loop import Loop, LoopOptions
 from pyro_nfvi._train.optimizer import make_optimizer
 from pyro_nfvi._train.progress import Progress
 from pyro_nfvi._train.step import EagerStep
 from pyro_nfvi._train.stop_reason import stuck
+from pyro_nfvi._train.task import Task
 from pyro_nfvi.errors import DivergedError, WeightError
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
@@ -463,9 +465,8 @@ class FitRun:
             early=options.stop and not log_joint.subsampled,  # noise hides that a bound rises
         )
         count = grow * options.num_particles
-        loop = self._loop(guide, log_joint, schedule, stage, count, travels=travels)
-        loop.plateau.window *= min(grow, 2)
-        loop.state.notes += notes
+        loop = self._loop(guide, log_joint, schedule, stage, count, grow, travels=travels)
+        loop.history.notes += notes
         started = self.time.whole.spent()
         try:
             if self.interrupted:
@@ -476,11 +477,11 @@ class FitRun:
                 reason = _NO_STEP
         except DivergedError as error:
             saved = None
-            if loop.state.num_skipped < loop.state.step:
-                gave_up = StopReason("diverged", f"Gave up after {loop.state.step} steps.")
+            if loop.recovery.skipped < loop.history.step:
+                gave_up = StopReason("diverged", f"Gave up after {loop.history.step} steps.")
                 left = loop.left_out()
                 if left is not None and left.level is Level.FAULT:
-                    gave_up = stuck(left, loop.state.step)
+                    gave_up = stuck(left, loop.history.step)
                 saved = self._finish(loop, gave_up, started)
             afford = self.time.affords(RUNAWAY_ROWS[log_joint.how])
             if not afford:
@@ -649,6 +650,7 @@ class FitRun:
         schedule: Schedule,
         stage: int,
         count: int,
+        grow: int,
         *,
         travels: bool,
     ) -> Loop:
@@ -673,27 +675,27 @@ class FitRun:
         # Another base draws from torch's own state, which is the fit's for this time.
         standard = guide.density().base is None
         asked = "svi" if self.interrupted else options.engine
+        generator = None
+        if standard:
+            generator = self._generator(guide.latent.init_loc, "training", stage)
         return Loop(
+            Task(guide, log_joint, options.objective, params, optimizer, count, generator),
             self._engine(asked, step, count, schedule.max_steps),
-            guide,
-            log_joint,
-            options.objective,
-            params,
-            optimizer,
             schedule,
-            num_particles=count,
-            generator=self._generator(guide.latent.init_loc, "training", stage)
-            if standard
-            else None,
-            stop=options.stop and not log_joint.subsampled,
-            callbacks=options.callbacks,
+            LoopOptions(
+                stop=options.stop and not log_joint.subsampled,
+                callbacks=options.callbacks,
+                what=f"training {flow_name(guide) or 'the Gaussian'}",
+                # What changes in the first training, such as a temperature, has changed for good.
+                first=0 if stage == 1 else options.objective.settled,
+                average=options.average or bool(log_joint.subsampled),
+                convergence=dataclasses.replace(
+                    CONVERGENCE, window=min(grow, 2) * CONVERGENCE.window
+                ),
+            ),
             checkpoint=self._checkpoint(guide, stage),
             progress=self.progress,
             budget=self.time.training,
-            what=f"training {flow_name(guide) or 'the Gaussian'}",
-            # What changes in the first training, such as a temperature, has changed for good.
-            first=0 if stage == 1 else options.objective.settled,
-            average=options.average or bool(log_joint.subsampled),
         )
 
     def _engine(self, asked: str, step: EagerStep, count: int, max_steps: int) -> Chosen:
@@ -718,16 +720,19 @@ class FitRun:
 
     def _finish(self, loop: Loop, reason: StopReason, started: float) -> Fit:
         """Keep the better of the last and the best state, judge it, and wrap it up."""
-        trained, state, engine = self.time.whole.spent(), loop.state, loop.engine
+        trained, state, engine = self.time.whole.spent(), loop.history, loop.engine
         notes = list(state.notes)
         left = loop.left_out()
-        if self.time.affords(_KEPT) and not keep_better(loop, self.seed, self.time.whole):
-            which = "the average of some, or " if loop.average else ""
+        others = loop.other_states()
+        if self.time.affords(_KEPT) and not keep_best_state(
+            loop.task, others, self.seed, self.time.whole
+        ):
+            which = "the average of some, or " if loop.options.average else ""
             notes.append(
                 f"{which}the state of an earlier step was better than the last one and is kept"
             )
-        if state.num_skipped:
-            words = f"{state.num_skipped} step{'s were' if state.num_skipped > 1 else ' was'}"
+        if skipped := loop.recovery.skipped:
+            words = f"{skipped} step{'s were' if skipped > 1 else ' was'}"
             notes.append(f"{words} skipped: gradients were not finite")
         if state.num_bad:
             notes.append(f"{state.num_bad} particles were left out: not finite")
@@ -747,8 +752,8 @@ class FitRun:
             engine.name,
             engine.reason,
             timing,
-            self.settings(loop.guide, loop.log_joint),
+            self.settings(loop.task.guide, loop.task.log_joint),
             tuple(notes),
             () if left is None else (left,),
         )
-        return self.judge(loop.guide, loop.log_joint, training)
+        return self.judge(loop.task.guide, loop.task.log_joint, training)

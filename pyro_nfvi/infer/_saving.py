@@ -18,6 +18,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_nfvi._files.archives import Malformed
 from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
+from pyro_nfvi._optim.convergence import StopReason
 from pyro_nfvi._pyro_model.constraints import support_of, support_spec
 from pyro_nfvi._pyro_model.enumeration import unmarked
 from pyro_nfvi._pyro_model.initial_point_search import any_trace
@@ -25,7 +26,6 @@ from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
 from pyro_nfvi._train.checkpoint import fingerprint
-from pyro_nfvi._train.convergence import StopReason
 from pyro_nfvi.distributions import _bases as bases
 from pyro_nfvi.errors import FileError, ModelError, OptionError, ParamStoreError
 from pyro_nfvi.flows._base import Flow

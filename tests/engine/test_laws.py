@@ -10,7 +10,7 @@ from engine.zoo import ZOO, Case
 from pyro.optim.clipped_adam import ClippedAdam
 
 from pyro_nfvi._engine.graph_runner import GraphRunner
-from pyro_nfvi._train.snapshot import Snapshot
+from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._train.step import EagerRunner
 from pyro_nfvi.objectives import ImportanceELBO, RenyiELBO, Tempered, TemperedELBO
 

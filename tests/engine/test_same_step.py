@@ -14,7 +14,7 @@ from engine.test_laws import largest, needs_compiler
 from engine.zoo import ZOO, Case
 
 from pyro_nfvi._engine.native.runner import build_native
-from pyro_nfvi._train.snapshot import Snapshot
+from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._train.step import EagerRunner
 from pyro_nfvi._train.step_comparison import After, difference, rounded_anew
 

@@ -9,7 +9,8 @@ from pyro_nfvi import AutoFlow
 from pyro_nfvi._engine.capture import capture
 from pyro_nfvi._engine.program import OptimizerSpec
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi._train.step import CLIP, EagerStep
+from pyro_nfvi._train.recipe import TRAINING
+from pyro_nfvi._train.step import EagerStep
 from pyro_nfvi.infer._scopes import own_params
 from pyro_nfvi.objectives._make_objective import make_objective
 
@@ -246,4 +247,4 @@ class Case:
         )  # fmt: skip
 
     def spec(self, program):
-        return OptimizerSpec.of(self.optimizer, program.params, CLIP)
+        return OptimizerSpec.of(self.optimizer, program.params, TRAINING.clip_norm)

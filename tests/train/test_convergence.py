@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_nfvi._train.convergence import outlook
+from pyro_nfvi._optim.convergence import forecast
 
 
 def losses(count, gap=200.0, noise=0.0):
@@ -15,7 +15,7 @@ def losses(count, gap=200.0, noise=0.0):
 
 
 def test_exact_on_its_own_curve():
-    found = outlook(losses(1000))
+    found = forecast(losses(1000))
     assert found.steps == 1000
     assert found.gain == pytest.approx(200 / 1000 - 200 / 2000, rel=0.02)
     assert found.error < 0.01
@@ -29,30 +29,30 @@ def test_noise_is_in_the_error():
         generator = torch.Generator().manual_seed(seed)
         t = torch.arange(1, 1001, dtype=torch.float64)
         noisy = 3.0 + 200 / t + torch.randn(1000, generator=generator, dtype=torch.float64)
-        found = outlook(noisy.tolist())
+        found = forecast(noisy.tolist())
         assert abs(found.gain - 0.1) < 5 * found.error + 0.002
 
 
 def test_a_flat_bound_has_nothing_to_come():
-    found = outlook(losses(1000, gap=0.0, noise=1.0))
+    found = forecast(losses(1000, gap=0.0, noise=1.0))
     assert found.gain < 4 * found.error
-    assert "next to nothing" in str(outlook([3.0] * 600))
+    assert "next to nothing" in str(forecast([3.0] * 600))
 
 
 def test_a_forecast_that_is_noise_names_no_nats():
     # Of a flat bound the forecast is within two errors in 39 of 40 seeds (one side).
-    told = [outlook(losses(800, gap=0.0, noise=n)) for n in (0.5, 5.0, 50.0, 500.0)]
+    told = [forecast(losses(800, gap=0.0, noise=n)) for n in (0.5, 5.0, 50.0, 500.0)]
     assert all("nats" not in str(found) for found in told if not found.significant)
     assert sum(not found.significant for found in told) >= 3
 
 
 def test_too_few_steps_or_numbers_say_nothing():
-    assert outlook(losses(200)) is None
-    assert outlook([math.nan] * 1000) is None
-    assert outlook([]) is None
+    assert forecast(losses(200)) is None
+    assert forecast([math.nan] * 1000) is None
+    assert forecast([]) is None
 
 
 def test_steps_without_a_bound_are_left_out():
     values = losses(1000)
     values[510] = math.nan
-    assert outlook(values).gain == pytest.approx(0.1, rel=0.05)
+    assert forecast(values).gain == pytest.approx(0.1, rel=0.05)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyro_nfvi._train.learning_rate import Schedule
+from pyro_nfvi._optim.learning_rate import Schedule
 
 
 @pytest.mark.parametrize("decay_at", [None, 0, 20, 700])

@@ -1,5 +1,6 @@
 """Stopping, Ctrl-C, NaN, checkpoints: what happens between the first and the last step."""
 
+import dataclasses
 import math
 import time
 
@@ -8,8 +9,9 @@ import torch
 from infer.models import BrokenAfter, Y, conjugate, evidence
 
 from pyro_nfvi import NFVI
-from pyro_nfvi._train.convergence import Plateau, StopReason, outlook
-from pyro_nfvi._train.learning_rate import Schedule, default_rate
+from pyro_nfvi._optim.convergence import Plateau, StopReason, forecast
+from pyro_nfvi._optim.learning_rate import Schedule, default_rate
+from pyro_nfvi._train.recipe import TRAINING
 from pyro_nfvi.errors import DivergedError, FileError, OptionError
 
 
@@ -121,7 +123,7 @@ def test_plateau():
     assert not plateau.flat(gone)
     huge = [*steep[:399], 1e200]  # whose square is not finite
     assert not plateau.flat(huge)
-    assert outlook(huge) is not None
+    assert forecast(huge) is not None
 
 
 def test_stop_reason_is_a_word_with_a_sentence():
@@ -218,7 +220,8 @@ def test_the_best_state_is_kept():
 
 def test_particles_of_a_very_large_model_are_run_in_parts(monkeypatch):
     whole = quick(max_steps=30, stop=False).run(Y)
-    monkeypatch.setattr("pyro_nfvi._train.step._NUMBERS", 7 * 10)  # the model holds 7 numbers
+    small = dataclasses.replace(TRAINING, model_numbers=7 * 10)  # the model holds 7 numbers
+    monkeypatch.setattr("pyro_nfvi._train.step.TRAINING", small)
     parts = quick(max_steps=30, stop=False).run(Y)
     torch.testing.assert_close(parts.losses, whole.losses, rtol=1e-4, atol=1e-4)
 

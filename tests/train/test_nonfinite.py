@@ -7,7 +7,7 @@ from infer.models import Y, conjugate
 
 from pyro_nfvi import AutoFlow
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi._train.nonfinite import blame
+from pyro_nfvi._train.nonfinite import locate_nonfinite
 from pyro_nfvi.flows import Flow
 
 
@@ -42,7 +42,7 @@ class Steep(Flow):
 
 def test_nothing_wrong_but_a_gradient_of_the_guide():
     guide, log_joint = set_up(conjugate, Y, flow=Steep(1))
-    found = blame(guide, log_joint, torch.randn(4, 1), {})
+    found = locate_nonfinite(guide, log_joint, torch.randn(4, 1), {})
     assert "the gradient of the guide's parameter 'flow." in found
     assert "steep" in found
 
@@ -56,7 +56,7 @@ class Strong(Steep):
 
 def test_a_gradient_whose_norm_overflows():
     guide, log_joint = set_up(conjugate, Y, flow=Strong(1))
-    found = blame(guide, log_joint, torch.ones(4, 1), {})
+    found = locate_nonfinite(guide, log_joint, torch.ones(4, 1), {})
     assert "steep" in found
     assert "beyond what its norm can hold" in found
 
@@ -65,12 +65,14 @@ def test_parameter():
     guide, log_joint = set_up(conjugate, Y)
     with torch.no_grad():
         next(guide.flow.parameters()).fill_(torch.nan)
-    assert "the guide's parameter 'flow." in blame(guide, log_joint, torch.randn(4, 1), {})
+    assert "the guide's parameter 'flow." in locate_nonfinite(
+        guide, log_joint, torch.randn(4, 1), {}
+    )
 
 
 def test_layer():
     guide, log_joint = set_up(conjugate, Y, flow=Exploding(1))
-    assert "layer 0: Exploding" in blame(guide, log_joint, torch.randn(4, 1), {})
+    assert "layer 0: Exploding" in locate_nonfinite(guide, log_joint, torch.randn(4, 1), {})
 
 
 def test_site():
@@ -81,7 +83,7 @@ def test_site():
     guide, log_joint = set_up(
         model, init_loc_fn=pyro.infer.autoguide.init_to_value(values={"x": torch.tensor(3.0)})
     )
-    text = blame(guide, log_joint, torch.tensor([[0.0], [-100.0]]), {})
+    text = locate_nonfinite(guide, log_joint, torch.tensor([[0.0], [-100.0]]), {})
     assert "site 'y' is not finite" in text
 
 
@@ -93,5 +95,5 @@ def test_latent_whose_gradient_is_not_finite():
         pyro.factor("f", (x[..., 2] - x[..., 2]).sqrt())
 
     guide, log_joint = set_up(model)
-    text = blame(guide, log_joint, torch.randn(2, 3), {})
+    text = locate_nonfinite(guide, log_joint, torch.randn(2, 3), {})
     assert "the gradient of site 'f' with respect to 'x[2]' is not finite: sqrt at 0" in text

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyro_nfvi import NFVI
-from pyro_nfvi._train.snapshot import averaged
+from pyro_nfvi._optim.snapshot import averaged
 
 Y = torch.tensor([1.0, 2.0, 3.0, 2.5])
 

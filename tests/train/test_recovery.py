@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_nfvi import NFVI
-from pyro_nfvi._train.loop_state import LoopState
+from pyro_nfvi._optim.convergence import BestBlock
 
 
 def ridge():
@@ -61,7 +61,7 @@ def test_a_fit_goes_on_across_a_retreat(tmp_path):
     ],
 )
 def test_how_far_and_for_how_long(bounds, steps, at):
-    state = LoopState(best_block=0.0, best_spread=2.0)
-    falls = [state.fallen(bound, steps) for bound in bounds]
+    best = BestBlock(bound=0.0, spread=2.0)
+    falls = [best.fallen(bound, steps) for bound in bounds]
     first = next((k + 1 for k, fall in enumerate(falls) if fall is not None), None)
     assert first == at

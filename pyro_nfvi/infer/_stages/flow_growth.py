@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
+from pyro_nfvi._optim.convergence import StopReason
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi._train.convergence import StopReason
 from pyro_nfvi.diagnostics._importance import iw_gap
 from pyro_nfvi.errors import DivergedError, WeightError
 from pyro_nfvi.flows._base import Chain, Flow

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pyro_nfvi.errors import OptionError
+import torch
+from torch import Tensor
 
-#: Steps of the linear warm-up.
-_WARM_UP = 50
-#: What the rate falls to at the end, relative to the constant phase.
-_END = 0.01
+from pyro_nfvi._optim.recipe import LEARNING_RATE as _RECIPE
+from pyro_nfvi.errors import OptionError
 
 
 def default_rate(dim: int) -> float:
@@ -20,7 +19,8 @@ def default_rate(dim: int) -> float:
         >>> default_rate(10), round(default_rate(80), 4)
         (0.01, 0.005)
     """
-    return max(2e-3, 1e-2 * min(1.0, math.sqrt(20 / dim)))
+    fall = min(1.0, math.sqrt(_RECIPE.adam_dim / dim))
+    return max(_RECIPE.least_adam, _RECIPE.adam * fall)
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Schedule:
 
     Args:
         max_steps: Steps in all.
-        early: Whether the decay may begin early; else it takes the last half.
+        early: Let the decay begin early; else it takes the last half.
         max_seconds: Time in all, or None.
     """
 
@@ -54,7 +54,8 @@ class Schedule:
     def latest(self) -> int:
         """Step at which the decay begins at the latest."""
         half = self.max_steps // 2
-        return max(half, min(2 * self.max_steps // 3, self.max_steps - 200)) if self.early else half
+        late = min(2 * self.max_steps // 3, self.max_steps - _RECIPE.shortest_decay)
+        return max(half, late) if self.early else half
 
     def begin_decay(self, step: int, seconds: float, *, to_the_end: bool = False) -> None:
         """End the constant phase.
@@ -62,22 +63,24 @@ class Schedule:
         The decay takes half as many steps as were taken, at least 200, or with ``to_the_end``
         all that are left, in steps and in time.
         """
-        left = max(1, self.max_steps - step)
+        left, shortest = max(1, self.max_steps - step), _RECIPE.shortest_decay
         # What is left is little more than that at the latest step: take it all.
         all_left = to_the_end or step >= self.latest
-        self.decay = (step, seconds, left if all_left else min(left, max(200, step // 2)))
+        self.decay = (step, seconds, left if all_left else min(left, max(shortest, step // 2)))
 
     def advance(self, step: int, seconds: float) -> float:
         """Return the factor for ``step``, beginning the decay where it is due."""
-        timed_out = self.max_seconds is not None and seconds >= 0.6 * self.max_seconds
+        timed_out = (
+            self.max_seconds is not None and seconds >= _RECIPE.latest_share * self.max_seconds
+        )
         if self.decay is None and (step >= self.latest or timed_out):
-            # Time is what ends this fit: 200 steps may be over long before it is.
+            # Time ends this fit: the shortest decay may be over long before.
             self.begin_decay(step, seconds, to_the_end=timed_out)
-        warm = min(1.0, (step + 1) / _WARM_UP)
+        warm = min(1.0, (step + 1) / _RECIPE.warm_up)
         if self.decay is None:
             return warm
         share = self._share(step, seconds)
-        return warm * (_END + (1 - _END) * 0.5 * (1 + math.cos(math.pi * share)))
+        return warm * (_RECIPE.end + (1 - _RECIPE.end) * 0.5 * (1 + math.cos(math.pi * share)))
 
     def block(self, step: int, count: int, seconds: float) -> list[float]:
         """Return the factors of ``count`` steps that are taken at once, from ``step`` on.
@@ -86,19 +89,19 @@ class Schedule:
         """
         first = self.advance(step, seconds)
         rest = range(step + 1, step + count)
-        end = min(step + count, _WARM_UP - 1)
-        warm = [(place + 1) / _WARM_UP for place in range(step + 1, end)]
+        end = min(step + count, _RECIPE.warm_up - 1)
+        warm = [(place + 1) / _RECIPE.warm_up for place in range(step + 1, end)]
         warm += [1.0] * (count - 1 - len(warm))
         if self.decay is None:
             return [first, *warm]
         begin, _, length = self.decay
         least = self._time_share(seconds)
         # The formula of advance, without its calls: a step may take a few microseconds.
-        cos, pi, half = math.cos, math.pi, (1 - _END) * 0.5
+        cos, pi, half = math.cos, math.pi, (1 - _RECIPE.end) * 0.5
         shares = [(place - begin) / length for place in rest]
         if least > 0 or (shares and shares[-1] > 1):
             shares = [min(1.0, max(share, least)) for share in shares]
-        decay = [_END + half * (1 + cos(pi * share)) for share in shares]
+        decay = [_RECIPE.end + half * (1 + cos(pi * share)) for share in shares]
         if not warm or warm[0] == 1:
             return [first, *decay]
         return [first, *(one * other for one, other in zip(warm, decay))]
@@ -109,7 +112,7 @@ class Schedule:
         return max(1, end - step)
 
     def finished(self, step: int, seconds: float) -> bool:
-        """Whether no step is left: ``step`` is the number of steps taken."""
+        """Tell whether no step is left: ``step`` is the number of steps taken."""
         timed_out = self.max_seconds is not None and seconds >= self.max_seconds
         return timed_out or step >= self.last
 
@@ -119,15 +122,41 @@ class Schedule:
         return self.max_steps if self.decay is None else self.decay[0] + self.decay[2]
 
     def _share(self, step: int, seconds: float) -> float:
-        """How much of the decay is over, by steps or by time, whichever is further."""
+        """Return the share of the decay that is over, by steps or by time, whichever is further."""
         assert self.decay is not None
         begin, _, length = self.decay
         return min(1.0, max((step - begin) / length, self._time_share(seconds)))
 
     def _time_share(self, seconds: float) -> float:
-        """How much of the decay is over by time."""
+        """Return the share of the decay that is over by time."""
         assert self.decay is not None
         _, began, _ = self.decay
         if self.max_seconds is None or self.max_seconds <= began:
             return 0.0
         return (seconds - began) / (self.max_seconds - began)
+
+
+class GroupRates:
+    """Learning rates of an optimiser's groups, as they are at the start.
+
+    Args:
+        optimizer: The optimiser.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        groups = optimizer.param_groups
+        self._rates = torch.tensor([float(one["lr"]) for one in groups], dtype=torch.float64)
+        # Pyro's ClippedAdam lowers its rate by itself, once in each step.
+        decays = [float(one.get("lrd", 1.0)) for one in groups]
+        self._decays = torch.tensor(decays, dtype=torch.float64)
+
+    def __len__(self) -> int:
+        return len(self._rates)
+
+    def block(self, factors: list[float], step: int) -> Tensor:
+        """Return the rates ``(n, groups)`` of n steps from ``step`` on, float64."""
+        rates = torch.tensor(factors, dtype=torch.float64).unsqueeze(-1) * self._rates
+        if bool((self._decays != 1).any()):
+            taken = torch.arange(step, step + len(factors), dtype=torch.float64)
+            rates = rates * self._decays ** taken.unsqueeze(-1)
+        return rates

@@ -1,4 +1,4 @@
-"""Copies of everything that a fit trains, to go back to and to write down."""
+"""Copies of the state of a training: to go back to, to average, and to write to a file."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-#: How much more later states count in an average; 0 would be equal weights.
-_LATER = 3
 
 
 @dataclass(frozen=True)
@@ -50,10 +47,11 @@ def averaged(mean: Snapshot | None, params: Sequence[Tensor]) -> Snapshot:
     Source: Shamir and Zhang 2013, arXiv:1212.1824, section 4 (polynomial-decay averaging).
     """
     count = 1 if mean is None else mean.step + 1
+    power = 3  # of the paper's weights: 0 would be equal ones
     now = tuple(param.detach().clone() for param in params)
     if mean is None:
         return Snapshot(1, now, {})
-    share = (_LATER + 1) / (count + _LATER)
+    share = (power + 1) / (count + power)
     values = tuple(old + share * (new - old) for old, new in zip(mean.values, now, strict=True))
     return Snapshot(count, values, {})
 
@@ -67,11 +65,3 @@ def _copied(tree: Any) -> Any:
     if type(tree) in (list, tuple):
         return type(tree)(_copied(value) for value in tree)
     return tree if isinstance(tree, (int, float, str, bool, type(None))) else copy.deepcopy(tree)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The state of a runner at one step, in a form of its own."""
-
-    step: int
-    state: Any

@@ -1,26 +1,17 @@
-"""When to stop: the smoothed bound has stopped rising."""
+"""Convergence: a test for a flat bound, a forecast of more steps, and a bound that has fallen."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-#: Fewest blocks through which a line is laid.
-_FEWEST = 4
-#: Steps up to which a fit looks back after each block, and blocks between two looks later on.
-_EARLY, _RARER = 1000, 4
-#: Nats that are next to nothing.
-_LITTLE = 0.05
-#: A bound from here on says nothing, in nats.
-_HUGE = 1e100
-#: Median absolute deviations beyond which a bound is drawn in: far, since a start may be steep.
-_FAR = 100.0
+from pyro_nfvi._optim.recipe import CONVERGENCE, RETREAT, ConvergenceRecipe, RetreatRecipe
 
 
 class StopReason(str):
-    """Why a fit stopped: one word, with the whole sentence in ``detail``.
+    """The reason why a fit stopped: one word, with the whole sentence in ``detail``.
 
     One of ``converged``, ``max_steps``, ``max_seconds``, ``interrupted``, ``callback``,
     ``diverged`` (of an error's fit), and ``not_finite``: more than a tenth of the last particles
@@ -53,24 +44,18 @@ class Plateau:
     itself. A wild bound counts as a merely far one: else it would be noise that hides any rise.
 
     Args:
-        block: Steps in a block.
-        window: Blocks on each side of the comparison.
-        tolerance: Rise in nats that is not worth more steps.
-        min_steps: Steps before which nothing is flat.
+        recipe: The numbers of the test.
     """
 
-    def __init__(
-        self, block: int = 50, window: int = 4, tolerance: float = 0.01, min_steps: int = 400
-    ) -> None:
-        self.block, self.window = block, window
-        self.tolerance, self.min_steps = tolerance, min_steps
+    def __init__(self, recipe: ConvergenceRecipe = CONVERGENCE) -> None:
+        self.recipe = recipe
         #: The last rise in nats, for reports.
         self.rise = math.nan
 
     def span(self, step: int, *, often: bool = False) -> int:
-        """Steps between two looks back, of which the latter is at ``step`` or next after it.
+        """Return the steps between two tests, of which the latter is at ``step`` or next after it.
 
-        A step may take a few microseconds, a look a hundred: later on, looks are rarer.
+        A step may take a few microseconds, a test a hundred: later on, tests are rarer.
 
         Args:
             step: Number of a step, from 1.
@@ -80,32 +65,34 @@ class Plateau:
             >>> Plateau().span(1000), Plateau().span(1001), Plateau().span(5000, often=True)
             (50, 200, 50)
         """
-        return self.block if step <= _EARLY or often else _RARER * self.block
+        early = step <= self.recipe.early or often
+        return self.recipe.block * (1 if early else self.recipe.later_blocks)
 
     def flat(self, losses: Sequence[float]) -> bool:
-        """Whether the bound is flat after these losses; looked at once per block.
+        """Tell whether the bound is flat after these losses; tested once per block.
 
         Example:
             >>> Plateau().flat([5.0] * 400), Plateau().flat([-0.1 * i for i in range(400)])
             (True, False)
         """
         count = len(losses)
-        span = self.block * self.window
-        if count < max(self.min_steps, 2 * span) or count % self.block:
+        recipe, span = self.recipe, self.recipe.span
+        if count < max(recipe.min_steps, 2 * span) or count % recipe.block:
             return False
-        before, after = _counting(losses[-2 * span : -span]), _counting(losses[-span:])
+        before = _usable(losses[-2 * span : -span], recipe)
+        after = _usable(losses[-span:], recipe)
         if min(len(before), len(after)) < span // 2:
             return False
-        before, after = _drawn_in(before), _drawn_in(after)
+        before, after = _winsorised(before, recipe), _winsorised(after, recipe)
         (mean_before, var_before), (mean_after, var_after) = _moments(before), _moments(after)
         self.rise = mean_before - mean_after
         error = math.sqrt(var_before / len(before) + var_after / len(after))
-        return self.rise < max(self.tolerance, error)
+        return self.rise < max(recipe.tolerance, error)
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What more steps would bring, as the constant phase of the learning rate lets one expect.
+class Forecast:
+    """The rise of the bound that more steps would bring, extrapolated from the constant phase.
 
     Attributes:
         steps: How many more: as many as the constant phase had.
@@ -119,13 +106,13 @@ class Outlook:
 
     @property
     def significant(self) -> bool:
-        """Whether the gain is beyond its noise."""
+        """Tell whether the gain is beyond its noise."""
         return self.gain > 2 * self.error
 
     def __str__(self) -> str:
         if not self.significant:
             # A number that is noise would be read as one: none is given.
-            if max(self.gain, 0.0) + 2 * self.error < _LITTLE:
+            if max(self.gain, 0.0) + 2 * self.error < CONVERGENCE.negligible:
                 return f"{self.steps} steps more would bring next to nothing"
             return f"What {self.steps} steps more would bring is lost in the noise of the bound"
         return (
@@ -134,7 +121,7 @@ class Outlook:
         )
 
 
-def outlook(losses: Sequence[float], block: int = 50) -> Outlook | None:
+def forecast(losses: Sequence[float], recipe: ConvergenceRecipe = CONVERGENCE) -> Forecast | None:
     r"""Extrapolate the losses of a constant phase: :math:`a + b/t`, to twice as many steps.
 
     A straight line in :math:`1/t` through the means of blocks of steps, the first third left out.
@@ -144,23 +131,24 @@ def outlook(losses: Sequence[float], block: int = 50) -> Outlook | None:
 
     Args:
         losses: Negative bounds at a constant rate, in nats.
-        block: Steps in a block.
+        recipe: The numbers of the test.
 
     Returns:
         None where there are too few.
 
     Example:
-        >>> found = outlook([10.0 + 100.0 / (t + 1) for t in range(1000)])
+        >>> found = forecast([10.0 + 100.0 / (t + 1) for t in range(1000)])
         >>> found.steps, round(found.gain, 3)
         (1000, 0.05)
     """
+    block = recipe.block
     count = len(losses) // block
     points: list[tuple[float, float]] = []
     for k in range(count // 3, count):
-        found = _counting(losses[k * block : (k + 1) * block])
+        found = _usable(losses[k * block : (k + 1) * block], recipe)
         if 2 * len(found) >= block:
             points.append((1 / ((k + 0.5) * block), math.fsum(found) / len(found)))
-    if len(points) < _FEWEST:
+    if len(points) < recipe.fewest_blocks:
         return None
     centre, level = (math.fsum(axis) / len(points) for axis in zip(*points))
     spread = math.fsum((x - centre) ** 2 for x, _ in points)
@@ -168,18 +156,18 @@ def outlook(losses: Sequence[float], block: int = 50) -> Outlook | None:
     rest = math.fsum((y - level - slope * (x - centre)) ** 2 for x, y in points)
     error = math.sqrt(rest / (len(points) - 2) / spread)
     steps = count * block
-    return Outlook(steps, slope / (2 * steps), error / (2 * steps))
+    return Forecast(steps, slope / (2 * steps), error / (2 * steps))
 
 
-def _counting(losses: Sequence[float]) -> list[float]:
-    """The losses that say something: a bound may be finite, and its square not."""
-    return [x for x in losses if abs(x) < _HUGE]
+def _usable(losses: Sequence[float], recipe: ConvergenceRecipe) -> list[float]:
+    """Return the losses that say something: a bound may be finite, and its square not."""
+    return [x for x in losses if abs(x) < recipe.huge]
 
 
-def _drawn_in(values: list[float]) -> list[float]:
-    """Put values far from the median at the edge of what is near."""
+def _winsorised(values: list[float], recipe: ConvergenceRecipe) -> list[float]:
+    """Put values far from the median at the edge of the range that counts as near."""
     middle = statistics.median(values)
-    reach = _FAR * statistics.median(abs(x - middle) for x in values)
+    reach = recipe.far * statistics.median(abs(x - middle) for x in values)
     if not reach:
         return values
     return [min(max(x, middle - reach), middle + reach) for x in values]
@@ -188,3 +176,52 @@ def _drawn_in(values: list[float]) -> list[float]:
 def _moments(values: list[float]) -> tuple[float, float]:
     mean = math.fsum(values) / len(values)
     return mean, math.fsum((x - mean) ** 2 for x in values) / max(1, len(values) - 1)
+
+
+@dataclass
+class BestBlock:
+    """The best block of steps until now, and how long the bound has been far below it.
+
+    Attributes:
+        recipe: Numbers by which a fall is told from noise.
+        bound: Mean bound of the block, in nats.
+        spread: Range of its losses.
+        low_steps: Steps in a row whose bound lies far below it.
+        retreats: Numbers of the steps after which the fit went back to it.
+    """
+
+    recipe: RetreatRecipe = RETREAT
+    bound: float = -math.inf
+    spread: float = math.inf
+    low_steps: int = 0
+    retreats: list[int] = field(default_factory=list)
+
+    def improve(self, losses: Sequence[float]) -> bool:
+        """Take a block of finite losses as the best one if its mean bound is; return that."""
+        mean = -math.fsum(losses) / len(losses)
+        if mean < self.bound:
+            return False
+        self.bound, self.spread = mean, max(losses) - min(losses)
+        self.low_steps = 0
+        return True
+
+    def fallen(self, bound: float, steps: int) -> float | None:
+        """Return by how many nats the bound has fallen, once it has stayed low for long.
+
+        Args:
+            bound: Median of the last bounds, which one wild estimate does not move.
+            steps: Number of them.
+
+        Returns:
+            None where it has not fallen, not for long, or the fit went back often enough.
+        """
+        fall = self.bound - bound
+        low = fall >= max(self.recipe.fall, self.recipe.ranges * self.spread)
+        self.low_steps = self.low_steps + steps if low else 0
+        long = self.low_steps >= self.recipe.low_steps
+        return fall if long and len(self.retreats) < self.recipe.most else None
+
+    def retreated(self, step: int) -> None:
+        """Note that the fit went back to the best block after ``step``."""
+        self.retreats.append(step)
+        self.low_steps = 0

@@ -1,0 +1,1 @@
+"""Parts of every training loop, which know tensors and optimisers only."""
