@@ -16,6 +16,7 @@ from pyro_nfvi import flows as flows
 from pyro_nfvi import objectives as objectives
 from pyro_nfvi import testing as testing
 from pyro_nfvi._engine.cache import clear_cache
+from pyro_nfvi._show_versions import show_versions
 from pyro_nfvi._version import __version__
 from pyro_nfvi.arviz._to_arviz import to_arviz
 from pyro_nfvi.calibration._vsbc import vsbc
@@ -52,6 +53,7 @@ __all__ = [
     "__version__",
     "clear_cache",
     "load",
+    "show_versions",
     "to_arviz",
     "vsbc",
 ]

@@ -45,7 +45,7 @@ STOREYS = {
     3: {"_gaussian_vi", "diagnostics", "distributions", "objectives", "testing"},
     4: {"_engine", "_pyro_model", "guides"},
     5: {"_train", "infer"},
-    6: {"arviz", "calibration", "plots", "vae"},
+    6: {"_show_versions", "arviz", "calibration", "plots", "vae"},
     7: {"__init__"},
 }
 STOREY_OF = {name: storey for storey, names in STOREYS.items() for name in names}
@@ -59,11 +59,15 @@ DOORS = {("infer", "arviz"), ("infer", "plots"), ("distributions", "_pyro_model"
 RUNTIME = {"torch", "numpy", "tqdm", "pyro"}
 #: What Pyro itself depends on, for sums over enumerated sites as Pyro does them.
 WITH_PYRO = {"opt_einsum"}
-#: Optional packages, and the only module that may import them (inside functions).
+#: Packages that are optional or used seldom, and the only folders that may import them (inside
+#: functions, so that ``import pyro_nfvi`` does not wait for them).
 OPTIONAL = {
     "arviz": {"arviz"},
     "arviz_stats": {"arviz"},  # ArviZ 1 has its tables of LOO there
+    "cloudpickle": {"calibration"},
+    "loky": {"calibration"},
     "matplotlib": {"plots", "vae"},
+    "platformdirs": {"_engine"},
     "sklearn": {"vae"},
     "torchdiffeq": {"flows"},
     "xarray": {"arviz"},

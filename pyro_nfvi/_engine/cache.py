@@ -46,10 +46,17 @@ LIMITS = CacheLimits()
 
 
 def default_folder() -> Path:
-    """Return the folder: ``pyro_nfvi`` under ``XDG_CACHE_HOME``, or else under ``~/.cache``."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(named) if os.path.isabs(named) else Path("~/.cache").expanduser()
-    return root / "pyro_nfvi"
+    """Return the folder ``pyro_nfvi`` in the place that this system has for caches.
+
+    Below ``XDG_CACHE_HOME`` if that is an absolute path, or else in ``~/.cache`` (Linux) or
+    ``~/Library/Caches`` (macOS).
+    """
+    import platformdirs
+
+    found = platformdirs.user_cache_path("pyro_nfvi", appauthor=False)
+    if not found.is_absolute():  # the standard has a relative XDG_CACHE_HOME ignored
+        found = Path("~/.cache/pyro_nfvi").expanduser()
+    return found
 
 
 class Cache:

@@ -79,10 +79,10 @@ def vsbc(
             sites among them.
         reweighted: Take p under smoothed importance weights: whether they repair the fits.
         level: Largest chance of a false alarm over all numbers and both tests (Bonferroni).
-        num_workers: Processes; as many as there are cores by default. They are started afresh, so
-            a script calls this below ``if __name__ == "__main__":``, and the model stands at the
-            top of a module or script. Where it does not (notebooks), the fits run in this process,
-            which ``.note`` says.
+        num_workers: Processes; as many as there are cores by default. The model may stand anywhere:
+            in a module, a script, a notebook or a function. Where it cannot be sent to other
+            processes (it holds an open file or a lock), the fits run in this one, which ``.note``
+            says.
         seed: Same seed, same result, however many workers there are; None draws one.
         progress: Show a bar.
         options: How to fit, as for :class:`NFVI`: ``guide``, ``max_steps``, ``max_seconds``, ...
@@ -95,7 +95,7 @@ def vsbc(
     Raises:
         ModelError: No data can be simulated from the model (improper prior, ``pyro.factor``, a
             site whose ``obs`` stays fixed, subsampling, trained parameters), a simulation is not
-            finite, or every fit failed.
+            finite, or every fit failed. Also where a model that is being calibrated calls this.
         OptionError: An option that cannot be used.
 
     Cost:

@@ -2,48 +2,46 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import functools
 import os
 import pickle
+import re
 import signal
-import sys
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-_NAME = "nfvi-worker"
+from pyro_nfvi.errors import ModelError
 
 
 @dataclass(frozen=True)
 class Died:
-    """What stands for the result of a task whose process ended: killed, or out of memory."""
+    """Result of a task whose process ended: killed, or out of memory.
+
+    Attributes:
+        code: Exit code of the process; minus a signal's number.
+    """
 
     code: int | None
-
-
-@dataclass
-class _Worker:
-    process: Any
-    connection: Connection
-    told: bool = False
-    ready: bool = False
-    task: int | None = None
 
 
 @dataclass
 class Pool:
     """Runs ``function(shared, task)`` for every task, over processes that are started afresh.
 
-    They are spawned and not forked, for torch's threads do not survive a fork. What is shared is
-    pickled once for each. Where it cannot be pickled, or where no worker comes up, the tasks run
+    The processes are those of ``loky``: started and not forked, since torch's threads do not
+    survive a fork. What is shared is pickled once, by ``cloudpickle``, which also takes functions
+    of notebooks and closures. Where it cannot be pickled, or no process comes up, the tasks run
     here, one after the other, and ``note`` says why.
 
     Args:
-        function: A function at the top of a module.
+        function: Applied to what is shared and to each task.
         shared: What every task needs.
         num_workers: Processes; 1 is this one.
     """
@@ -52,7 +50,6 @@ class Pool:
     shared: Any
     num_workers: int
     note: str = ""
-    _workers: list[_Worker] = field(default_factory=list)
 
     def run(self, tasks: Sequence[Any]) -> Generator[tuple[int, Any], None, None]:
         """Yield ``(number of the task, result)`` as they come.
@@ -62,11 +59,8 @@ class Pool:
         """
         left = list(range(len(tasks)))[::-1]
         payload = self._payload()
-        try:
-            if payload is not None:
-                yield from self._spread(payload, tasks, left)
-        finally:
-            self._end()
+        if payload is not None:
+            yield from self._spread(payload, tasks, left)
         with one_thread():
             while left:
                 number = left.pop()
@@ -75,20 +69,16 @@ class Pool:
     def _payload(self) -> bytes | None:
         if self.num_workers < 2:
             return None
+        import cloudpickle
+
         state = (torch.get_default_dtype(), torch.distributions.Distribution._validate_args)
         try:
-            payload = pickle.dumps((self.function, self.shared, state))
+            payload: bytes = cloudpickle.dumps((self.function, self.shared, state))
             pickle.loads(payload)
         except Exception as error:
             self._here(
-                f"the model cannot be sent to other processes ({type(error).__name__}: {error}); "
-                "define it at the top of a module"
-            )
-            return None
-        if b"__main__" in payload and not _main_can_be_imported():
-            self._here(
-                "the model is defined in a notebook or at the prompt, which other processes cannot "
-                "import; put it into a .py file"
+                f"the model cannot be sent to other processes ({type(error).__name__}: {error}). "
+                "Keep open files, locks and generators out of it."
             )
             return None
         return payload
@@ -100,104 +90,105 @@ class Pool:
     def _spread(
         self, payload: bytes, tasks: Sequence[Any], left: list[int]
     ) -> Generator[tuple[int, Any], None, None]:
-        self._workers = [self._start() for _ in range(min(self.num_workers, len(left)))]
-        while self._workers and (left or any(w.task is not None for w in self._workers)):
-            by_connection = {worker.connection: worker for worker in self._workers}
-            for connection in wait(list(by_connection)):
-                worker = by_connection[connection]  # type: ignore[index]
-                try:
-                    answer = pickle.loads(worker.connection.recv_bytes())
-                except (EOFError, OSError):
-                    yield from self._lost(worker, left)
-                    continue
-                if worker.ready and worker.task is not None:
-                    number, worker.task = worker.task, None
-                    yield number, answer
-                self._next(worker, payload, tasks, left)
+        """Run tasks over processes until none is left, or no process comes up.
 
-    @staticmethod
-    def _next(worker: _Worker, payload: bytes, tasks: Sequence[Any], left: list[int]) -> None:
-        """Give a worker that waits what it needs next."""
-        with suppress(OSError):  # it has ended, as will be seen when its answer is read
-            if not worker.told:
-                # Not before it is up: a long message would keep the others from starting.
-                worker.told = True
-                worker.connection.send_bytes(payload)
-                return
-            worker.ready = True
-            if left:
-                worker.task = left.pop()
-                worker.connection.send_bytes(pickle.dumps(tasks[worker.task]))
+        One executor for each process: if one ends, the others go on, and it is known which task it
+        had.
+        """
+        import cloudpickle
+        from loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
-    def _lost(self, worker: _Worker, left: list[int]) -> Generator[tuple[int, Any], None, None]:
-        worker.process.join(5)
-        worker.connection.close()
-        self._workers.remove(worker)
-        if not worker.ready:
-            # One that never came up: another would not either.
-            if not self._workers:
-                self._here(
-                    "the processes for the others ended at their start; in a script, the call "
-                    'belongs below `if __name__ == "__main__":`, since each of them imports it'
+        running: dict[Future[Any], tuple[Any, int | None]] = {}
+        with tempfile.TemporaryDirectory(prefix="nfvi-") as folder:
+            # A file: sent through the pipe by which a process is started, a large payload would
+            # keep the next one from starting.
+            shared = Path(folder) / "shared"
+            shared.write_bytes(payload)
+
+            def start() -> None:
+                # Ctrl-C at the terminal reaches every process; this one answers it.
+                executor = ProcessPoolExecutor(
+                    1, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
                 )
-            return
-        if worker.task is not None:
-            yield worker.task, Died(worker.process.exitcode)
-        if left:
-            self._workers.append(self._start())
+                running[executor.submit(_prepare, str(shared))] = executor, None
 
-    def _start(self) -> _Worker:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs,), name=_NAME, daemon=True)
-        process.start()
-        theirs.close()
-        return _Worker(process, ours)
+            try:
+                for _ in range(min(self.num_workers, len(left))):
+                    start()
+                while running:
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        executor, number = running[future]
+                        try:
+                            answer = future.result()
+                        except BrokenProcessPool as error:
+                            del running[future]
+                            if number is not None:
+                                code = re.search(r"\((-?\d+)\)", str(error))
+                                yield number, Died(int(code[1]) if code else None)
+                                if left:
+                                    start()
+                            elif not running and left:
+                                self._here(f"no other process could be started ({error})")
+                            continue
+                        except Exception as error:
+                            if number is not None:
+                                raise
+                            del running[future]  # the model's module is not found there
+                            executor.shutdown()
+                            if not running and left:
+                                self._here(
+                                    "the model cannot be read in other processes "
+                                    f"({type(error).__name__}: {error})"
+                                )
+                            continue
+                        del running[future]
+                        if left:
+                            following = left.pop()
+                            task = cloudpickle.dumps(tasks[following])
+                            running[executor.submit(_apply, str(shared), task)] = (
+                                executor,
+                                following,
+                            )
+                        else:
+                            executor.shutdown(wait=False)
+                        if number is not None:
+                            yield number, pickle.loads(answer)
+            finally:
+                for executor, _ in running.values():
+                    executor.shutdown(kill_workers=True)
 
-    def _end(self) -> None:
-        for worker in self._workers:
-            if worker.task is not None or not worker.ready:
-                worker.process.terminate()
-            worker.connection.close()  # at which one that waits goes home
-        for worker in self._workers:
-            worker.process.join(5)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-        self._workers = []
+
+@functools.lru_cache(maxsize=1)
+def _prepared(path: str) -> tuple[Callable[[Any, Any], Any], Any]:
+    """Read what is shared, and take over the state of the process that started this one."""
+    function, shared, (dtype, validation) = pickle.loads(Path(path).read_bytes())
+    torch.set_num_threads(1)
+    torch.set_default_dtype(dtype)
+    torch.distributions.Distribution.set_default_validate_args(validation)
+    return function, shared
 
 
-def _serve(connection: Connection) -> None:
-    """What a worker does: take what is shared, then one task after the other."""
-    # Ctrl-C at the terminal reaches every process; the one that started this one answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # leave by the door
-    try:
-        connection.send_bytes(pickle.dumps(None))
-        function, shared, (dtype, validation) = pickle.loads(connection.recv_bytes())
-        torch.set_num_threads(1)
-        torch.set_default_dtype(dtype)
-        torch.distributions.Distribution.set_default_validate_args(validation)
-        connection.send_bytes(pickle.dumps(None))
-        while True:
-            task = pickle.loads(connection.recv_bytes())
-            connection.send_bytes(pickle.dumps(function(shared, task)))
-    except (EOFError, OSError):
-        return  # the other end is gone
+def _prepare(path: str) -> None:
+    """Prepare a worker for its first task."""
+    _prepared(path)
+
+
+def _apply(path: str, task: bytes) -> bytes:
+    """Do one task in a worker."""
+    function, shared = _prepared(path)
+    return pickle.dumps(function(shared, pickle.loads(task)))
 
 
 def refuse_in_worker() -> None:
-    """End a worker that runs an unguarded script while it imports it, before it starts others."""
-    if multiprocessing.current_process().name.startswith(_NAME):
-        raise SystemExit(1)
+    """Refuse to start processes from a worker.
 
-
-def _main_can_be_imported() -> bool:
-    main = sys.modules.get("__main__")
-    if getattr(getattr(main, "__spec__", None), "name", None):
-        return True
-    file = getattr(main, "__file__", None)
-    return file is not None and os.path.isfile(file)
+    Raises:
+        ModelError: This process is a worker.
+    """
+    if _prepared.cache_info().currsize:
+        raise ModelError(
+            "vsbc was called by a model that another vsbc fits. Call it outside of the model."
+        )
 
 
 def cores() -> int:

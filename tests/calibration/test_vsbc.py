@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
+import signal
 import subprocess
 import sys
-import textwrap
+import threading
+import time
 from pathlib import Path
 
 import pyro
@@ -16,6 +19,7 @@ from pyro import poutine
 
 import pyro_nfvi as nfvi
 from pyro_nfvi import AutoFlow
+from pyro_nfvi.calibration import _worker_processes as worker_processes
 from pyro_nfvi.calibration._simulation import Simulator
 from pyro_nfvi.calibration._worker_processes import Died, Pool
 from pyro_nfvi.errors import ModelError, OptionError
@@ -132,10 +136,15 @@ def test_a_simulation_depends_on_seed_and_number_alone():
 
 
 def test_a_model_that_cannot_be_sent_runs_here_and_says_so():
+    lock = threading.Lock()
+
+    def locked(y):
+        with lock:
+            conjugate(y)
+
     found = nfvi.vsbc(
-        lambda y: conjugate(y), (Y,), num_simulations=2, num_workers=2, seed=0, progress=False,
-        **FAST,
-    )  # fmt: skip
+        locked, (Y,), num_simulations=2, num_workers=2, seed=0, progress=False, **FAST
+    )
     assert found.num_workers == 1
     assert "cannot be sent to other processes" in found.note
     assert found.note in str(found.summary())
@@ -193,36 +202,95 @@ def test_a_worker_that_is_killed_is_told_and_replaced():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guarded", [True, False])
-def test_scripts(tmp_path, guarded):
+def test_closures_run_in_workers_on_one_thread_each():
+    factor = 3
+    pool = Pool(lambda shared, n: (shared * factor * n, os.getpid(), torch.get_num_threads()), 2, 2)
+    found = dict(pool.run([0, 1, 2]))
+    assert [found[n][0] for n in range(3)] == [0, 6, 12]
+    assert {one[2] for one in found.values()} == {1}
+    assert os.getpid() not in {one[1] for one in found.values()}
+    assert pool.note == ""
+
+
+def test_a_model_that_calls_vsbc_itself_is_refused(monkeypatch, tmp_path):
+    state = (torch.float32, True)
+    path = tmp_path / "shared"
+    path.write_bytes(pickle.dumps((conjugate, None, state)))
+    threads = torch.get_num_threads()
+    worker_processes._prepare(str(path))  # as a worker does
+    try:
+        with pytest.raises(ModelError, match="another vsbc fits. Call it outside"):
+            run()
+    finally:
+        worker_processes._prepared.cache_clear()
+        torch.set_num_threads(threads)
+
+
+SCRIPT = """
+import os, time
+import pyro, pyro.distributions as dist, torch
+import pyro_nfvi as nfvi
+
+STARTED, PARENT = os.environ.get("STARTED"), os.getpid()
+
+def model(y):
+    if STARTED and os.getpid() != PARENT:
+        open(STARTED, "w").close()
+        time.sleep(60)
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+torch.set_default_dtype(torch.float64)
+found = nfvi.vsbc(model, (torch.zeros(5),), num_simulations=3, num_workers=2, seed=0,
+                  progress=False, guide="affine", max_steps=20, engine="svi")
+dtype = found.truth["mu"].dtype if found.truth else None
+print(found.num_workers, len(found.fits), dtype, found.interrupted, found.note)
+"""
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["script", "prompt"])
+def test_models_of_scripts_and_notebooks_run_in_workers(tmp_path, how):
+    # No guard by __name__; the prompt, as a notebook, has no file that could be imported.
     script = tmp_path / "script.py"
-    guard = 'if __name__ == "__main__":' if guarded else "if True:"
-    script.write_text(
-        textwrap.dedent(f"""
-        import pyro, pyro.distributions as dist, torch
-        import pyro_nfvi as nfvi
-
-        def model(y):
-            mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
-            with pyro.plate("data", len(y)):
-                pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-
-        {guard}
-            torch.set_default_dtype(torch.float64)
-            found = nfvi.vsbc(model, (torch.zeros(5),), num_simulations=3, num_workers=2, seed=0,
-                              progress=False, guide="affine", max_steps=20, engine="svi")
-            print(found.num_workers, len(found.fits), found.truth["mu"].dtype, found.note)
-        """)
-    )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env)  # noqa: PLW1510
+    script.write_text(SCRIPT)
+    arguments = [str(script)] if how == "script" else ["-c", SCRIPT]
+    ran = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=ENV)  # noqa: PLW1510
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr == ""
-    if guarded:
-        assert ran.stdout.startswith("2 3 torch.float64")
-    else:
-        assert ran.stdout.startswith("1 3 torch.float64")
-        assert "__main__" in ran.stdout
+    assert ran.stdout.split() == ["2", "3", "torch.float64", "False"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_workers(tmp_path):
+    started = tmp_path / "started"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**ENV, "STARTED": str(started)}, start_new_session=True,
+    )  # fmt: skip
+    wait_until(started.exists)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert output.split() == ["2", "0", "None", "True"]
+    wait_until(lambda: not group_lives(process.pid))
+
+
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def group_lives(number):
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 # --------------------------------------------------------------------- how data come in
