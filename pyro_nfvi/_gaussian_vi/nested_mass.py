@@ -14,6 +14,7 @@ from pyro_nfvi._gaussian_vi.mode_ascent import ascend
 from pyro_nfvi._gaussian_vi.mode_proposals import Proposals
 from pyro_nfvi._gaussian_vi.mode_search import Align, Modes
 from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
+from pyro_nfvi._gaussian_vi.random_search import RandomSearch
 from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH, NESTED_MASS
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi.diagnostics._psis import psis
@@ -55,6 +56,7 @@ def add_nested(
     modes: Modes,
     proposals: Proposals,
     *,
+    searched: RandomSearch | None = None,
     align: Align | None = None,
     effort: float = 1.0,
     generator: torch.Generator | None = None,
@@ -72,6 +74,7 @@ def add_nested(
         target: The density.
         modes: What :func:`search_modes` found.
         proposals: Where to look.
+        searched: Narrow modes that a random search came upon, tried first.
         align: Moves points to their images nearest to another, as in :func:`search_modes`.
         effort: Factor on all numbers of steps.
         generator: Source of the noise.
@@ -89,6 +92,17 @@ def add_nested(
     """
     known, weights, hits = modes.normals, modes.weights, modes.hits
     count = modes.num_starts
+    if searched is not None:
+        count += searched.num_climbs
+        for place, climbs in enumerate(searched.hits.tolist()):
+            if target.budget.over() or len(known) >= MODE_SEARCH.most_modes:
+                break
+            needle = searched.normals.take(place)
+            joined = _joined(target, known, needle, generator, NESTED_MASS.between_found)
+            if joined is not None:
+                known, weights = joined
+                hits = torch.cat([hits, hits.new_tensor([climbs])])
+                proposals = proposals + Proposals.of(needle)
     for _ in range(NESTED_MASS.rounds):
         if target.budget.over() or len(known) >= MODE_SEARCH.most_modes:
             break
@@ -196,7 +210,11 @@ def _unseen(
 
 
 def _joined(
-    target: Target, known: Normals, new: Normals, generator: torch.Generator | None
+    target: Target,
+    known: Normals,
+    new: Normals,
+    generator: torch.Generator | None,
+    most_between: float = NESTED_MASS.between,
 ) -> tuple[Normals, Tensor] | None:
     """Add a Gaussian, and learn the weights; None where it is no mode of its own."""
     volume = new.scales.log().sum(-1)
@@ -229,7 +247,7 @@ def _joined(
     between = float(
         (weight * ((claim > NESTED_MASS.claim) & (claim < 1 - NESTED_MASS.claim))).sum()
     )
-    if between > NESTED_MASS.between:
+    if between > most_between:
         return None
     held = weight * (1 - claim)
     shift, stretch = _moved(z, weight, held / held.sum())

@@ -220,6 +220,9 @@ class NestedMassRecipe:
     claim: float = 0.05
     #: Share of the mass that may lie between two modes: a funnel's neck passes into its mouth.
     between: float = 0.15
+    #: The same for a mode that a random search came upon: a needle touches nothing, and what does
+    #: is left to the proposals.
+    between_found: float = 0.03
     #: Widths of the proposals at the highest point, relative to the heaviest mode's.
     narrow_widths: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
     #: Steps of an ascent from a point that is heavy by itself.
@@ -228,6 +231,53 @@ class NestedMassRecipe:
     weight_draws: int = 500
     #: Gain of the bound in nats, by the weight alone, from which on a component is kept.
     least_gain: float = 0.01
+
+
+@dataclass(frozen=True)
+class RandomSearchRecipe:
+    """Narrow modes, found by evaluating the density at many points."""
+
+    #: Of eight chunks, how many come from the modes as wide as they are, 1.5 times as wide, and
+    #: from the wide Gaussians: needles matter where the known mass is, and a proposal of twice the
+    #: width reaches those with 2^-D of the draws.
+    shares: tuple[int, ...] = (6, 1, 1)
+    wider: float = 1.5
+    #: Shells of equal width around a mode, between the 5 % and the 95 % quantile of the radius, so
+    #: that tails, where a Gaussian is too low everywhere, do not hide a point that stands out
+    #: farther in; points of each chunk that are kept besides the best of each shell.
+    shells: int = 8
+    inner: tuple[float, float] = (0.05, 0.95)
+    best: int = 4
+    #: Climbs, half of them from the best of all and half from the best of each shell; they evaluate
+    #: at most a quarter as many points as the search itself.
+    climbs: int = 96
+    climbing: float = 0.25
+    #: Iterations of a climb, and step sizes that each tries, by halves from 1 sd of the mode.
+    iterations: int = 12
+    #: Rounds of climbs, the later ones with what the earlier ones found as known.
+    rounds: int = 3
+    sizes: int = 18
+    #: Nats by which the known density is too low at a top, or under a Gaussian, that is new.
+    apart: float = 3.0
+    #: Places at which a Gaussian is fitted, widths relative to the heaviest mode's from which it
+    #: starts, draws on which widths are compared, and steps and draws of its fit.
+    places: int = 6
+    widths: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+    compared: int = 64
+    steps: int = 80
+    rows: int = 24
+    judged: int = 256
+    #: Nats that the bound of a Gaussian may lie below the evidence before it is fitted, and after:
+    #: a mode of less than a hundredth of the mass is none.
+    hopeless: float = 15.0
+    light: float = 4.6
+    #: A Gaussian that is wider by this factor sees no more mass than this, in nats, around a mode
+    #: that stands alone; and draws of which both are weighed (in 12 dimensions one in nine counts).
+    halo: float = 1.5
+    more: float = 0.15
+    around: int = 2000
+    #: Depth of the valley between two places, in nats.
+    dip: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -283,4 +333,5 @@ PATHS = PathRecipe()
 MODE_SEARCH = ModeSearchRecipe()
 PROPOSALS = ProposalRecipe()
 NESTED_MASS = NestedMassRecipe()
+RANDOM_SEARCH = RandomSearchRecipe()
 TAILS = TailRecipe()

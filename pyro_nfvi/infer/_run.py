@@ -143,6 +143,8 @@ class FitRun:
         #: Gaussians on these, or on modes of the first starts where no more were looked for.
         self.others: Normals | None = None
         self.num_starts = 0
+        #: Points at which the density was evaluated in search of narrow modes.
+        self.num_points = 0
         #: Where mass outside of the guide is looked for, beside wide draws around its own.
         self.proposals: Proposals | None = None
         #: How the model's parameters started; None where they were left alone.
@@ -379,7 +381,7 @@ class FitRun:
             if budget.over():
                 self.time.leave_out("the end of the search for modes")
             return
-        self.modes, self.proposals = looked
+        self.modes, self.proposals, self.num_points = looked
         if not self.modes.finished:
             self.time.leave_out("the end of the search for modes")
         self.others = self.modes.normals
@@ -388,7 +390,7 @@ class FitRun:
         where = f"{len(hits)} modes" if len(hits) > 1 else "this one mode"
         self.notes.append(
             f"{sum(hits)} of {self.num_starts} starts ended in {where}; one to which no start came "
-            "is not seen"
+            f"is not seen ({self.num_points} points were scored in search of narrow ones)"
         )
         if self.modes.left_out:
             self.notes.append(
@@ -580,7 +582,9 @@ class FitRun:
         count = len(fit.modes)
         findings: list[Finding] = [
             *fit.training.findings,
-            ModeSearch(self.num_starts, count, alone, count >= MODE_SEARCH.most_modes),
+            ModeSearch(
+                self.num_starts, count, alone, count >= MODE_SEARCH.most_modes, self.num_points
+            ),
             MassOutside.of(outside, unseen=not self.num_starts),
         ]
         if self.time.affords(TAIL_ROWS[log_joint.how], "the look at tails"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,8 +18,10 @@ from pyro_nfvi._gaussian_vi.modes_of_starts import other_modes
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
 from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
 from pyro_nfvi._gaussian_vi.nested_mass import add_nested, narrow
+from pyro_nfvi._gaussian_vi.random_search import random_search
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._pyro_model.work_count import work_of_rows
 from pyro_nfvi._random import stream
 from pyro_nfvi._train.progress import SILENT, Progress
 from pyro_nfvi.infer._checks.relabelling import Relabelling, Scored
@@ -42,6 +45,24 @@ _COMPARED = 1024
 MODE_ROWS, _SHORT = 64, 3.0
 #: Share of the mass below which a missed mode is not worth a word, in nats.
 _NEGLIGIBLE = 5.0
+
+
+@dataclass(frozen=True)
+class _SearchWork:
+    """How much the random search may cost, in numbers computed (0.3 to 1.2 ns each)."""
+
+    #: All of it, about 0.4 s on one core, and most points.
+    work: float = 6e8
+    most: int = 2_000_000
+    #: Numbers of the model, and rows, that one call holds at most: they stay in the cache.
+    cache: int = 400_000
+    rows: int = 16_384
+    #: Work of the search itself for a point, and for each of its numbers.
+    own: float = 50.0
+    own_dim: float = 10.0
+
+
+_SEARCH = _SearchWork()
 
 
 def modes_of_starts(
@@ -68,10 +89,11 @@ def look_for_modes(
     relabelling: Relabelling | None = None,
     budget: Budget = UNLIMITED,
     progress: Progress = SILENT,
-) -> tuple[Modes, Proposals] | None:
+) -> tuple[Modes, Proposals, int] | None:
     """Look for modes from draws of the prior, uniform ones and wide ones around the best Gaussian.
 
-    Modes of other widths, inside of these or around them, are looked for by their mass.
+    Modes of other widths, inside of these or around them, are looked for by their mass, and narrow
+    ones by a random search.
 
     Args:
         log_joint: The model.
@@ -86,8 +108,8 @@ def look_for_modes(
         progress: Shows a bar.
 
     Returns:
-        The modes, and where mass may be looked for later; None where one run of the model is too
-        large for so many points.
+        The modes, where mass may be looked for later, and the number of points of the random
+        search; None where one run of the model is too large for so many starts.
     """
     count = min(_POINTS, _NUMBERS // max(1, log_joint.size))
     if count < _FEWEST or log_joint.how == "loop" or log_joint.subsampled:
@@ -114,7 +136,44 @@ def look_for_modes(
             target, found, points, more=more, align=align, effort=effort, generator=generator
         )
         where = proposals(target, found, modes, drawn, generator)
-        return add_nested(target, modes, where, align=align, effort=effort, generator=generator)
+        num_points, rows = _num_searched(log_joint, like, effort)
+        narrow_ones = random_search(
+            target,
+            modes.normals,
+            modes.weights,
+            num_points,
+            wide=prior_width(found, drawn),
+            chunk=rows,
+            align=align,
+            generator=generator,
+        )
+        modes, where = add_nested(
+            target,
+            modes,
+            where,
+            searched=narrow_ones,
+            align=align,
+            effort=effort,
+            generator=generator,
+        )
+        return modes, where, narrow_ones.num_points
+
+
+def _num_searched(log_joint: LogJoint, like: Tensor, effort: float) -> tuple[int, int]:
+    """Points of the random search that cost as much as it may, and how many at once.
+
+    By counted work, since a number that rests on measured time would make fits irreproducible.
+    """
+    given = _SEARCH
+    dim = log_joint.latent.dim
+    rows = max(1, min(given.rows, given.cache // max(1, log_joint.size)))
+    try:
+        z = log_joint.latent.init_loc.expand(rows, -1)
+        work = work_of_rows(lambda rows: log_joint(rows, {}), z.to(like)) / rows
+    except (RuntimeError, ValueError, ArithmeticError):  # no such mode, or no such model in it
+        return 0, rows
+    work += given.own + given.own_dim * dim
+    return int(min(effort * given.work / work, given.most)), rows
 
 
 def proposals(
@@ -162,16 +221,21 @@ def proposals(
         return where
     for reach in _REACHES:
         where = where + Proposals.of(Normals(known.loc, reach * known.factor), _FREEDOM)
-    spots = [(torch.zeros_like(found.loc), torch.ones_like(found.loc))]
-    if len(drawn) > 1:
-        level = drawn.median(0).values
-        # Half of the distance between the quartiles, of a prior of whatever tails.
-        upper, lower = drawn.quantile(0.75, 0), drawn.quantile(0.25, 0)
-        spots.append((level, (0.741 * (upper - lower)).clamp_min(1e-10)))
-    for loc, scale in spots:
-        factor = torch.diag(scale) if best.is_full else scale
-        where = where + Proposals.of(Normals(loc[None], factor[None]), _FREEDOM)
-    return where
+    origin = Normals.around(torch.zeros_like(best.loc), 1.0, diagonal=not best.is_full)
+    where = where + Proposals.of(origin, _FREEDOM)
+    prior = prior_width(found, drawn)
+    return where if prior is None else where + Proposals.of(prior, _FREEDOM)
+
+
+def prior_width(found: GaussianFit, drawn: Tensor) -> Normals | None:
+    """Return a Gaussian of the width of draws from the prior ``(N, D)``; None without any."""
+    if len(drawn) < 2:
+        return None
+    # Half of the distance between the quartiles, of a prior of whatever tails.
+    upper, lower = drawn.quantile(0.75, 0), drawn.quantile(0.25, 0)
+    scale = (0.741 * (upper - lower)).clamp_min(1e-10)
+    factor = torch.diag(scale) if found.factor.dim() == 2 else scale
+    return Normals(drawn.median(0).values[None].to(found.loc), factor[None].to(found.loc))
 
 
 def _joined(one: Normals, other: Normals) -> Normals:
