@@ -32,8 +32,8 @@ from pyro_nfvi.guides._named import (
     AutoSylvester,
 )
 from pyro_nfvi.infer._fit import Fit
+from pyro_nfvi.infer._loading import load
 from pyro_nfvi.infer._nfvi import NFVI
-from pyro_nfvi.infer._saving import load
 
 if TYPE_CHECKING:
     from pyro_nfvi import vae as vae

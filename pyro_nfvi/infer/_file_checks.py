@@ -16,18 +16,8 @@ from pyro_nfvi._files.archives import Malformed
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.distributions._mixture import MixtureDensity
+from pyro_nfvi.infer._recipe import FILES
 from pyro_nfvi.infer._weighted_draws import WeighedDraws
-
-#: Bytes of one tensor that any flow may need while it is built, and operations of its building;
-#: beyond that, as many as the file's own numbers and parameters explain.
-_BYTES, _OPERATIONS = 64 * 1024 * 1024, 2_000
-_TIMES, _EACH = 16, 200
-#: Numbers that go back through the flow for a tie: at most so many rows, fewer where each is long.
-_ROWS, _FEWEST, _NUMBERS = 256, 16, 20_000
-#: Difference of two passes through one inverse, in units of the last place, beside the size of the
-#: log density; of the pass back and the pass forth where nothing is known of them (version 0.1).
-_ROUNDING, _OLD = 1e4, 0.05
-
 
 # ------------------------------------------------------------------------------- descriptions
 
@@ -153,7 +143,10 @@ def bounded(tensors: Any) -> Iterator[None]:
     """
     leaves = list(_leaves(tensors))
     size = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
-    with _Bounded(max(_BYTES, _TIMES * size), _OPERATIONS + _EACH * len(leaves)):
+    with _Bounded(
+        max(FILES.bytes, FILES.bytes_per_byte * size),
+        FILES.operations + FILES.operations_per_tensor * len(leaves),
+    ):
         yield
 
 
@@ -247,14 +240,14 @@ def check_tie(
     log_q = draws.log_q[index].double()
     apart = _largest(found - log_q)
     if told is None:
-        if not apart <= _OLD * (1 + float(log_q.abs().max())):
+        if not apart <= FILES.tie_unknown * (1 + float(log_q.abs().max())):
             raise Malformed("its guide is not the one of its draws")
         return
     expected = torch.tensor([float(one) for one in told["inverse"]], dtype=torch.float64)
     if told["rows"] != len(index) or len(expected) != len(index):
         raise Malformed("its draws are not as many as it says")
     expected = expected.to(found.device)
-    slack = _ROUNDING * torch.finfo(draws.z.dtype).eps * (1 + expected.abs())
+    slack = FILES.tie_rounding * torch.finfo(draws.z.dtype).eps * (1 + expected.abs())
     slack = slack + 0.1 * (expected - log_q).abs()
     same = (found - expected).abs() <= slack
     if not bool((same | (found.isnan() & expected.isnan()) | (found == expected)).all()):
@@ -271,7 +264,7 @@ def check_tie(
 
 def _some(z: Tensor) -> Tensor:
     count, dim = z.shape
-    rows = min(count, _ROWS, max(_FEWEST, _NUMBERS // max(1, dim)))
+    rows = min(count, FILES.tie_rows, max(FILES.tie_fewest_rows, FILES.tie_numbers // max(1, dim)))
     return torch.linspace(0, count - 1, rows, device=z.device).long()
 
 

@@ -1,4 +1,4 @@
-"""Findings about a fit beyond its weights: typed values, each with its weight and its sentence.
+"""Findings about a fit beyond its weights: typed values, each with its level and its sentence.
 
 Stages of a fit add them to ``Training.findings``; the verdict reads their values and levels, never
 their words.
@@ -14,14 +14,7 @@ from enum import IntEnum
 from typing import Any, ClassVar, TypeVar
 
 from pyro_nfvi.infer._checks.missed_mass import Outside, too_much
-
-#: Tail indices below which there is no mean and no variance: 1 and 2, and the error of the index.
-NO_MEAN, NO_VARIANCE = 1.05, 2.1
-#: Numbers that a sentence names at most.
-_NAMED = 3
-
-#: Nats of evidence that parameters may leave in a fit that is good.
-PARAMS_LEFT = 0.1
+from pyro_nfvi.infer._recipe import GAPS, TAIL_CHECK, WORDS
 
 _F = TypeVar("_F", bound="Finding")
 
@@ -39,7 +32,7 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found out about a fit.
+    """One fact about a fit beyond its weights.
 
     A subclass holds values of JSON's types (tuples for lists), so that a saved fit keeps them.
     """
@@ -346,11 +339,11 @@ class HeavyTails(Finding):
     def without_variance(self) -> tuple[str, ...]:
         """The numbers that have none."""
         both = zip(self.names, self.indices)
-        return tuple(name for name, index in both if index < NO_VARIANCE)
+        return tuple(name for name, index in both if index < TAIL_CHECK.no_variance)
 
     @property
     def level(self) -> Level:
-        heavy = self.indices and min(self.indices) < NO_VARIANCE
+        heavy = self.indices and min(self.indices) < TAIL_CHECK.no_variance
         return Level.DOUBT if heavy else Level.REMARK
 
     def sentence(self) -> str:
@@ -358,10 +351,10 @@ class HeavyTails(Finding):
             return "tails were not followed (a model that runs draw by draw, or on mini-batches)"
         told = [
             f"{name} falls as a power, of index {index:.2g}: {_moments(index)}"
-            for name, index in zip(self.names[:_NAMED], self.indices)
+            for name, index in zip(self.names[: WORDS.named], self.indices)
         ]
-        if len(self.names) > _NAMED:
-            told.append(f"so do {len(self.names) - _NAMED} more")
+        if len(self.names) > WORDS.named:
+            told.append(f"so do {len(self.names) - WORDS.named} more")
         if self.unknown:
             told.append(f"{self.unknown} tails were not followed, or not far enough")
         return "; ".join(told)
@@ -387,10 +380,10 @@ class ShortTails(Finding):
         told = [
             f"draws of {name} stop short of its tails: with these its sd is {ratio:.2f} times as "
             "large"
-            for name, ratio in zip(self.names[:_NAMED], self.stretches)
+            for name, ratio in zip(self.names[: WORDS.named], self.stretches)
         ]
-        if len(self.names) > _NAMED:
-            told.append(f"so do those of {len(self.names) - _NAMED} more")
+        if len(self.names) > WORDS.named:
+            told.append(f"so do those of {len(self.names) - WORDS.named} more")
         return "; ".join(told)
 
 
@@ -416,18 +409,18 @@ class MovedMoments(Finding):
         told = [
             f"of many draws {name} has a mean that is {shift:.2f} sd off and an sd that is "
             f"{stretch:.2f} times the weighted one"
-            for name, shift, stretch in zip(self.names[:_NAMED], self.shifts, self.stretches)
+            for name, shift, stretch in zip(self.names[: WORDS.named], self.shifts, self.stretches)
         ]
-        if len(self.names) > _NAMED:
-            told.append(f"{len(self.names) - _NAMED} more numbers are off")
+        if len(self.names) > WORDS.named:
+            told.append(f"{len(self.names) - WORDS.named} more numbers are off")
         return "; ".join(told)
 
 
 def _moments(index: float) -> str:
     """Say which moments a tail index leaves."""
-    if index < NO_MEAN:
+    if index < TAIL_CHECK.no_mean:
         return "it has neither mean nor variance; use medians and intervals up to 95 %"
-    if index < NO_VARIANCE:
+    if index < TAIL_CHECK.no_variance:
         return "it has a mean, and no variance: an sd says nothing; use intervals up to 95 %"
     return "means and sds exist, and an sd of draws converges slowly"
 
@@ -466,7 +459,7 @@ class ParamsLeft(Finding):
     def level(self) -> Level:
         if self.nats is None:
             return Level.DOUBT
-        return Level.FAULT if self.nats > PARAMS_LEFT else Level.REMARK
+        return Level.FAULT if self.nats > GAPS.good else Level.REMARK
 
     def sentence(self) -> str:
         named = ", ".join(map(repr, self.names[:3])) + (", ..." if len(self.names) > 3 else "")

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -27,42 +27,17 @@ from pyro_nfvi.distributions._bases import Base
 from pyro_nfvi.errors import ConversionWarning, ModelError, NotSetUpError
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
-from pyro_nfvi.infer._findings import Finding, ModeSearch, find
+from pyro_nfvi.infer._findings import Finding, ModeSearch, find, with_finding
 from pyro_nfvi.infer._model_parameters import ModelParams
 from pyro_nfvi.infer._predict import Predictions, predict_from
 from pyro_nfvi.infer._summary import Summary
+from pyro_nfvi.infer._training import Training
 from pyro_nfvi.infer._weighted_draws import WeighedDraws, push_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyro_nfvi.infer._nuts import NutsRun
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a fit came about; plain numbers and words, kept in its file.
-
-    Attributes:
-        losses: Negative bound of each step, in nats: of the objective that was trained (for a
-            tempered one, the ELBO).
-        why_stopped: Why training ended.
-        engine: What ran the steps.
-        engine_reason: Why that engine.
-        timing: Seconds of ``setup``, ``fit``, ``evaluate`` and ``total``, and ``steps_per_s``.
-        settings: Options of the fit, by name.
-        notes: What happened on the way, a line each.
-        findings: What was found out about the fit beyond its weights, for the verdict.
-    """
-
-    losses: Tensor
-    why_stopped: StopReason
-    engine: str
-    engine_reason: str
-    timing: dict[str, float]
-    settings: dict[str, Any]
-    notes: tuple[str, ...] = ()
-    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -168,13 +143,13 @@ class Fit:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """Whether to trust the fit: a word, with ``.reasons`` and ``.next_step``.
+        """Trust in the fit: a word, with ``.reasons`` and ``.next_step``.
 
         ``"good"``, ``"usable with reweighting"`` or ``"do not trust"``, from the importance
-        weights (:func:`pyro_nfvi.diagnostics.judge_weights`), from modes that a start came upon
+        weights (:func:`pyro_nfvi.diagnostics.judge_weights`), from modes that the search found
         and the guide does not reach, from draws far outside of the guide's own (up to 30
-        latents), and from directions without a posterior. A mode that nothing came upon stays
-        unseen.
+        latents), and from directions without a posterior. A mode that the search does
+        not find stays unseen.
         """
         from pyro_nfvi.infer._fit_verdict import verdict
 
@@ -182,12 +157,12 @@ class Fit:
 
     @property
     def engine(self) -> str:
-        """What ran the steps; ``"svi"`` is ordinary PyTorch."""
+        """Name of the engine that ran the steps; ``"svi"`` is ordinary PyTorch."""
         return self.training.engine
 
     @property
     def engine_reason(self) -> str:
-        """Why that engine ran them."""
+        """Reason for the choice of that engine."""
         return self.training.engine_reason
 
     @property
@@ -197,12 +172,12 @@ class Fit:
 
     @property
     def why_stopped(self) -> StopReason:
-        """Why training ended: one word, with the sentence in ``.detail``."""
+        """Reason for which training ended: one word, with the sentence in ``.detail``."""
         return self.training.why_stopped
 
     @property
     def report(self) -> str:
-        """What was fitted, how, and how well, in lines to read."""
+        """Account of the fit in lines to read: the guide, its training, and its quality."""
         from pyro_nfvi.infer._report import report
 
         return report(self)
@@ -553,3 +528,9 @@ class Fit:
                 "This fit was loaded without its model: load(path, model=model, args=...)."
             )
         return self.log_joint
+
+
+def add_finding(fit: Fit, finding: Finding) -> Fit:
+    """Return a fit with one more finding, in place of an earlier one of its kind."""
+    findings = with_finding(fit.training.findings, finding)
+    return replace(fit, training=replace(fit.training, findings=findings))

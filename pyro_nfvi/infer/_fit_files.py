@@ -16,9 +16,7 @@ from pyro_nfvi._files.archives import Malformed, check_archive, check_contents, 
 from pyro_nfvi._files.atomic_files import whole_file
 from pyro_nfvi._version import __version__
 from pyro_nfvi.errors import FileError
-
-#: Version of the layout; a reader refuses what is newer.
-_LAYOUT = 1
+from pyro_nfvi.infer._recipe import FILES
 
 
 def write_file(path: str | os.PathLike[str], kind: str, spec: Any, tensors: Any) -> None:
@@ -32,7 +30,13 @@ def write_file(path: str | os.PathLike[str], kind: str, spec: Any, tensors: Any)
     """
     versions = {"pyro_nfvi": __version__, "torch": torch.__version__, "pyro": pyro.__version__}
     sums = writes_checksums()
-    header = {"layout": _LAYOUT, "kind": kind, "versions": versions, "sums": sums, "spec": spec}
+    header = {
+        "layout": FILES.layout,
+        "kind": kind,
+        "versions": versions,
+        "sums": sums,
+        "spec": spec,
+    }
     with whole_file(path, kind) as draft, open(draft, "xb") as file:
         try:
             torch.save({"pyro_nfvi": json.dumps(header), "tensors": tensors}, file)
@@ -96,7 +100,7 @@ def _read(file: BinaryIO, target: Path, kind: str, map_location: Any) -> tuple[A
     try:
         header = json.loads(held["pyro_nfvi"])
         found = header["kind"], header["spec"], held["tensors"]
-        too_new = header["layout"] > _LAYOUT
+        too_new = header["layout"] > FILES.layout
         sums = header.get("sums", True)
         writer = str(header.get("versions", {}).get("pyro_nfvi", "another version"))[:40]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -131,7 +135,7 @@ def _beside(target: Path) -> str:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file looks like one of ours: a zip archive with our header near its start."""
+    """Tell whether a file looks like one of ours: a zip archive with our header near its start."""
     try:
         if not path.is_file():
             return False
@@ -143,7 +147,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _unharmed(file: BinaryIO) -> bool:
-    """Whether the bytes are those that were written; torch itself does not look."""
+    """Tell whether the bytes are those that were written; torch itself does not look."""
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None

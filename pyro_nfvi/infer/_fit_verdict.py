@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -11,12 +9,10 @@ from pyro_nfvi.diagnostics._verdict import Verdict, judge_weights
 from pyro_nfvi.distributions._mixture import MixtureDensity
 from pyro_nfvi.infer._checks.tails import seen
 from pyro_nfvi.infer._findings import Level
-
-if TYPE_CHECKING:
-    from pyro_nfvi.infer._fit import Fit
+from pyro_nfvi.infer._fitted import FittedPosterior
 
 
-def verdict(fit: Fit) -> Verdict:
+def verdict(fit: FittedPosterior) -> Verdict:
     """See :attr:`Fit.verdict`."""
     told: dict[Level, list[str]] = {level: [] for level in Level}
     for found in fit.training.findings:
@@ -49,7 +45,7 @@ def verdict(fit: Fit) -> Verdict:
     return Verdict(word, [*word.reasons, *remarks], word.next_step)
 
 
-def _modes(fit: Fit) -> Tensor | None:
+def _modes(fit: FittedPosterior) -> Tensor | None:
     """Number of the component that each draw most likely comes from; None without several."""
     density = fit.guide.density()
     if not isinstance(density, MixtureDensity):

@@ -1,4 +1,4 @@
-"""What ``NFVI(guide=...)`` may be, checked, and made into a guide."""
+"""The option ``guide`` of ``NFVI``: its kinds, its check, and the guide that is made of it."""
 
 from __future__ import annotations
 
@@ -45,12 +45,14 @@ def check_guide(guide: Any) -> None:
         )
 
 
-def make_guide(guide: GuideSpec, model: Callable[..., Any], outer: str) -> AutoFlow:
-    """Make the guide for a model; ``outer`` is for those that do not bring one.
+def make_guide(guide: GuideSpec | None, model: Callable[..., Any], outer: str) -> AutoFlow:
+    """Make the guide for a model, a Gaussian for None; ``outer`` is for those that bring none.
 
     Raises:
         OptionError: A callable returned something else.
     """
+    if guide is None:
+        return AutoFlow(model, None, outer=outer)
     if isinstance(guide, AutoFlow):
         return guide
     if isinstance(guide, str):
@@ -69,7 +71,7 @@ def make_guide(guide: GuideSpec, model: Callable[..., Any], outer: str) -> AutoF
 
 
 def flow_name(guide: AutoFlow | AutoMixture) -> str:
-    """What a report calls the guide's flow."""
+    """Return the name of the guide's flow, for reports."""
     if isinstance(guide, AutoMixture):
         return " + ".join(str(recipe.flow or "Gaussian") for recipe in guide._recipes)
     flow = None if guide._recipe is None else guide._recipe.flow

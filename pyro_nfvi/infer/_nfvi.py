@@ -20,19 +20,23 @@ from pyro_nfvi._pyro_model.model_checks import check_model
 from pyro_nfvi._random import fresh_seed, seeded
 from pyro_nfvi._train.engine_selection import ENGINES, check_engine
 from pyro_nfvi._train.optimizer import OptimSpec, check_optim
-from pyro_nfvi._train.progress import StepInfo
+from pyro_nfvi._train.progress import Progress, StepInfo
 from pyro_nfvi._validation import seed_number, whole
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
 from pyro_nfvi.infer._fit import Fit
-from pyro_nfvi.infer._guide_spec import GuideSpec, check_guide
-from pyro_nfvi.infer._run import FitRun
+from pyro_nfvi.infer._guide_spec import GuideSpec, check_guide, make_guide
+from pyro_nfvi.infer._options import Options
+from pyro_nfvi.infer._recipe import FLOW_GROWTH
 from pyro_nfvi.infer._scopes import own_params, own_random_state
-from pyro_nfvi.infer._stages.model_selection import climb
+from pyro_nfvi.infer._stages.examination import examine
+from pyro_nfvi.infer._stages.model_selection import select_model
+from pyro_nfvi.infer._stages.parameter_settling import settle_parameters
+from pyro_nfvi.infer._stages.set_up import set_up
+from pyro_nfvi.infer._stages.training import TrainingPlan, train
+from pyro_nfvi.infer._stages.warm_start import WarmStart, warm_start
+from pyro_nfvi.infer._time_plan import TimePlan
 from pyro_nfvi.objectives._make_objective import make_objective
 from pyro_nfvi.objectives._objective import Objective
-
-#: Most steps where the caller does not say.
-_STEPS = 3000
 
 
 class NFVI:
@@ -69,25 +73,19 @@ class NFVI:
             the particles, where a fit in up to 100 latents is not good enough by then. A number
             is for both together.
         max_seconds: Seconds that the whole call may take, all stages together, or None. There is
-            a result in any case: what was not done for lack of time is told by ``fit.report`` and
-            by the verdict, which is not "good" then. What has to be done takes what it takes: some
-            ten runs of the model, and a few dozen draws from the guide. With a limit, a fit is
-            repeatable only as far as the machine's speed is.
-        average: Whether to average the parameters over the decay of the rate, and to keep the
-            average where its bound is higher, beyond noise. Off: in none of eight fits of four
-            posteriors was it, since a rate that falls to 1 % does the same. It costs a copy of
-            the parameters every 50 steps.
-        precondition: Whether a Gaussian is fitted first, for the flow to start from. An
-            ``AutoFlow`` that was trained before, or has an outer flow or a base of your own, is
-            left where it is.
-        explore: How other modes are looked for after the first Gaussian: ``"starts"`` climbs from
-            draws of the prior and wide draws around it, ``"tempered"`` from a Gaussian fitted to
-            the tenth root of the density in place of the latter, ``"off"`` not beyond the
-            Gaussian's own starts. With ``guide="auto"`` several modes become a mixture
+            a result in any case: ``fit.report`` and the verdict, which is not "good" then, name
+            what was left out for lack of time. Some ten runs of the model and a few dozen draws
+            from the guide are not left out. With a limit, a fit is repeatable only as far as the
+            machine's speed is.
+        precondition: Fit a Gaussian first, for the flow to start from. An ``AutoFlow`` that was
+            trained before, or has an outer flow or a base of your own, is left where it is.
+        explore: Search for other modes after the first Gaussian: ``"starts"`` from draws of the
+            prior and wide draws around the Gaussian, ``"off"`` not beyond the Gaussian's own
+            starts. With ``guide="auto"`` several modes become a mixture
             (:class:`AutoMixture <pyro_nfvi.AutoMixture>`), each with half of ``max_steps``
             (3000 by default); for another guide the verdict tells which it misses. A mode to which
-            no start climbs is not found.
-        stop: Whether to stop when the bound is flat; False takes exactly ``max_steps``.
+            no start ascends is not found.
+        stop: Stop when the bound is flat; False takes exactly ``max_steps``.
         engine: What runs the steps: ``"auto"``, which falls back by itself and says why
             (``fit.engine``, ``fit.engine_reason``), or one by name: ``"native"``,
             ``"hybrid"`` (PyTorch computes what native code cannot), ``"inductor"``, ``"graph"``,
@@ -132,7 +130,6 @@ class NFVI:
         max_steps: int | None = None,
         max_seconds: float | None = None,
         stop: bool = True,
-        average: bool = False,
         precondition: bool = True,
         explore: str = "starts",
         engine: str = "auto",
@@ -148,8 +145,8 @@ class NFVI:
         check_optim(optim)
         num_particles = whole("num_particles", num_particles)
         checkpoint_every = whole("checkpoint_every", checkpoint_every)
-        if explore not in ("starts", "tempered", "off"):
-            raise OptionError(f"explore is 'starts', 'tempered' or 'off'; got {explore!r}.")
+        if explore not in ("starts", "off"):
+            raise OptionError(f"explore is 'starts' or 'off'; got {explore!r}.")
         if engine not in ENGINES:
             raise OptionError(f"engine is one of {', '.join(ENGINES)}; got {engine!r}.")
         seed = seed_number(seed)
@@ -158,14 +155,15 @@ class NFVI:
         if resume and checkpoint is None:
             raise OptionError("resume=True needs checkpoint=path.")
         #: Steps that ``guide="auto"`` may add with more particles.
-        self.more_steps = _STEPS if max_steps is None else 0
-        max_steps = _STEPS if max_steps is None else max_steps
+        most = FLOW_GROWTH.max_steps
+        self.more_steps = most if max_steps is None else 0
+        max_steps = most if max_steps is None else max_steps
         Schedule(max_steps, early=stop)  # checks its own options
         Budget.start(max_seconds)
         self.model, self.guide, self.optim = model, guide, optim
         self.objective = make_objective("path" if objective is None else objective)
         self.objective.check(num_particles)
-        # The first flow of the ladder leaves a third of the steps to the next.
+        # The first candidate leaves a third of the steps to the next.
         share = 2 * max_steps // 3 if isinstance(guide, str) and guide == "auto" else max_steps
         if self.objective.settled > Schedule(max(1, share), early=stop).latest:
             raise OptionError(
@@ -175,7 +173,6 @@ class NFVI:
                 "shorter schedule, such as TemperedELBO(Tempered(steps=500))."
             )
         self.num_particles, self.max_steps = num_particles, max_steps
-        self.average = average
         self.max_seconds, self.stop, self.seed = max_seconds, stop, seed
         self.engine = engine
         self.precondition, self.explore = precondition, explore
@@ -204,11 +201,43 @@ class NFVI:
                 names = stack.enter_context(own_params(self.model, args, kwargs))
                 model = _enumerated(self.model, args, kwargs)
             check_engine(self.engine)
-            run = FitRun(self, model, args, kwargs, names, seed, budget)
-            climbs = self.guide == "auto" and self.precondition and self.stop
-            fit = climb(run) if climbs else run.whole()
+            options, time = self._options(), TimePlan(budget)
+            asked = None if options.automatic else options.guide
+            guide = make_guide(asked, model, options.outer)
+            fresh = not guide.is_set_up
+            problem = set_up(model, args, kwargs, names, seed, guide, time)
+            start = WarmStart(notes=problem.notes)
+            if fresh:
+                start = warm_start(problem, options, time, guide)
+            if options.automatic:
+                fit = select_model(problem, options, time, guide, start)
+            else:
+                plan = TrainingPlan.after(start, options.max_steps)
+                fit = train(problem, options, time, guide, plan)
+            fit = settle_parameters(problem, options, time, fit)
+            fit = examine(problem, options, time, start.search, fit)
         fit.guide.param_guard = fit._params.guard()
         return fit
+
+    def _options(self) -> Options:
+        return Options(
+            guide=self.guide,
+            objective=self.objective,
+            optim=self.optim,
+            num_particles=self.num_particles,
+            max_steps=self.max_steps,
+            more_steps=self.more_steps,
+            stop=self.stop,
+            precondition=self.precondition,
+            explore=self.explore,
+            engine=self.engine,
+            seed=self.seed,
+            callbacks=self.callbacks,
+            checkpoint=self.checkpoint,
+            checkpoint_every=self.checkpoint_every,
+            resume=self.resume,
+            progress=Progress(self.progress),
+        )
 
 
 def _cure(words: str) -> str:

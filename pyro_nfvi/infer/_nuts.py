@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
@@ -24,17 +24,15 @@ from pyro_nfvi._validation import seed_number, whole
 from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.errors import ModelError, WeightError
 from pyro_nfvi.guides._auto_mixture import AutoMixture
+from pyro_nfvi.infer._fitted import FittedPosterior
 from pyro_nfvi.infer._predict import Predictions, predict_from
 from pyro_nfvi.infer._scopes import own_random_state
 from pyro_nfvi.infer._summary import Summary
 
-if TYPE_CHECKING:
-    from pyro_nfvi.infer._fit import Fit
-
 
 @dataclass(frozen=True)
 class _Kernel:
-    """What ``to_arviz`` asks of a kernel."""
+    """The part of a kernel that ``to_arviz`` reads."""
 
     model: Callable[..., Any]
 
@@ -139,7 +137,7 @@ class NutsRun:
 
 
 def to_nuts(
-    fit: Fit,
+    fit: FittedPosterior,
     *,
     num_samples: int = 500,
     warmup_steps: int = 300,

@@ -17,9 +17,7 @@ from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.model_run import is_deterministic, is_observed
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import DataWarning, ModelError, OptionError
-
-#: Numbers that the runs of one chunk hold together.
-_CHUNK = 10_000_000
+from pyro_nfvi.infer._recipe import WORDS
 
 
 class Predictions(dict[str, Tensor]):
@@ -143,7 +141,9 @@ def _gathered(
     """Make the wanted sites' values ``(count, *shape)``, chunk by chunk, each number once."""
     whole: TensorDict = {}
     begin = 0
-    for part in forward.run(count, values, wanted, max(1, _CHUNK // max(1, forward.size))):
+    for part in forward.run(
+        count, values, wanted, max(1, WORDS.prediction_numbers // max(1, forward.size))
+    ):
         length = len(next(iter(part.values())))
         for name, value in part.items():
             if name not in whole:

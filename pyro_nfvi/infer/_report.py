@@ -1,16 +1,14 @@
-"""A fit in words."""
+"""The report of a fit."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pyro_nfvi.infer._fit import Fit
+from pyro_nfvi.infer._fitted import FittedPosterior
 
 
-def report(fit: Fit) -> str:
-    """What was fitted, how, and how well, a line each."""
+def report(fit: FittedPosterior) -> str:
+    """Describe the guide, its training, and its quality, a line each."""
     training, draws, latent = fit.training, fit.draws, fit.latent
     settings, timing = training.settings, training.timing
     sites = ", ".join(latent.sites)

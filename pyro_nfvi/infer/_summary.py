@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pyro_nfvi.diagnostics._importance import weighted_mean, weighted_quantile, weighted_sd
+from pyro_nfvi.infer._recipe import WORDS
 
-_LEVELS = (0.05, 0.5, 0.95)
-#: Names that an error lists at most.
-_LISTED = 10
 _HEAD = ("mean", "sd", "5%", "50%", "95%")
 
 
 def _listed(names: Sequence[str]) -> str:
     """Join names, leaving out the middle of a long list."""
-    if len(names) > _LISTED:
-        names = [*names[: _LISTED - 2], "...", names[-1]]
+    if len(names) > WORDS.listed:
+        names = [*names[: WORDS.listed - 2], "...", names[-1]]
     return ", ".join(names)
 
 
@@ -60,7 +58,7 @@ class Summary(Mapping[str, Row]):
         for name, value in draws.items():
             value = value.detach().double()
             mean, sd = weighted_mean(value, log_weights), weighted_sd(value, log_weights)
-            quantiles = weighted_quantile(value, log_weights, _LEVELS)
+            quantiles = weighted_quantile(value, log_weights, WORDS.levels)
             for index in itertools.product(*map(range, value.shape[1:])):
                 label = f"{name}[{', '.join(map(str, index))}]" if index else name
                 levels = [float(level[index]) for level in quantiles]

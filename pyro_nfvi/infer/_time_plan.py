@@ -1,4 +1,4 @@
-"""``TimePlan``: how the time of one call is divided, and what there was none for."""
+"""``TimePlan``: the clock of one call, and what was left out for lack of time."""
 
 from __future__ import annotations
 
@@ -6,18 +6,7 @@ import torch
 
 from pyro_nfvi._budget import Budget
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-
-#: Shares of the time for training that the Gaussian may take, and of the rest the search for modes.
-GAUSSIAN, SEARCH = 0.5, 0.5
-#: Draws with which the pace of a model is measured, by one call and by runs of their own, and
-#: numbers that such a call may hold.
-_PACE, _PACE_LOOP, _CALL = 200, 3, 2_000_000
-#: Draws that are run at the end, by the evaluation and all checks (with all draws in one call, and
-#: where each is a run of its own), and the smallest and the largest share of the time that is kept
-#: for them.
-_AT_THE_END, _AT_THE_END_LOOP, _LEAST, _MOST = 40_000, 1200, 0.1, 0.3
-#: Draws that the look for directions without a posterior takes.
-RUNAWAY_ROWS = {"plate": 4000, "vmap": 4000, "loop": 400}
+from pyro_nfvi.infer._recipe import CALL_SIZES, TIME
 
 
 class TimePlan:
@@ -42,16 +31,19 @@ class TimePlan:
         if limit is None or self.pace:
             return
         alone = log_joint.how == "loop"
-        rows = _PACE_LOOP if alone else max(1, min(_PACE, _CALL // max(1, log_joint.size)))
+        together = max(1, min(TIME.pace_draws, CALL_SIZES.search // max(1, log_joint.size)))
+        rows = TIME.pace_loop_draws if alone else together
         begin = self.whole.clock()
         with torch.no_grad():
             log_joint(log_joint.latent.init_loc.expand(rows, -1), log_joint.draw_subsample())
         self.pace = (self.whole.clock() - begin) / rows
-        needed = self.pace * (_AT_THE_END_LOOP if alone else _AT_THE_END)
-        self.training = self.whole.reserving(min(max(needed, _LEAST * limit), _MOST * limit))
+        needed = self.pace * (TIME.final_loop_draws if alone else TIME.final_draws)
+        self.training = self.whole.reserving(
+            min(max(needed, TIME.least_final * limit), TIME.most_final * limit)
+        )
 
     def affords(self, rows: int, what: str = "", *, of: Budget | None = None) -> bool:
-        """Whether there is time to run the model for so many draws; else ``what`` is noted.
+        """Tell whether there is time to run the model for so many draws; else note ``what``.
 
         Args:
             rows: Number of draws.

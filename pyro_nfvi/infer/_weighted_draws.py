@@ -22,22 +22,10 @@ from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.distributions._mixture import MixtureDensity
 from pyro_nfvi.errors import WeightError
+from pyro_nfvi.infer._recipe import CALL_SIZES, WEIGHTED_DRAWS
 
 if TYPE_CHECKING:
     from pyro_nfvi.diagnostics._psis import PSIS
-
-
-#: Rows pushed through the flow at once.
-_ROWS = 4096
-
-
-#: Most batches in which all data is scored, and numbers that take part.
-_BATCHES, _NUMBERS = 2000, 1_000_000_000
-#: Fewest draws that are scored on all data, or else all of them on one batch.
-_FEWEST = 200
-#: Fewest draws that are scored at once where time is limited, enough for a look at their weights,
-#: and seconds that such a piece takes at most.
-_TIMED, _PIECE = 25, 2.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +84,7 @@ class WeighedDraws:
         return smoothed.khat, ess(smoothed.log_weights)
 
     def tail(self) -> TailReading:
-        """What the tail of the weights says; unknown, and of no use, where weights say nothing."""
+        """Return the reading of the tail of the weights; unknown where weights say nothing."""
         smoothed = self.smoothed()
         if smoothed is None:
             return TailReading(math.nan, len(self.z))
@@ -109,8 +97,8 @@ def push_chunks(
     """Draw ``num`` points with their log density, in chunks: ``(S, D)`` and ``(S,)``."""
     parts = []
     with torch.no_grad():
-        for start in range(0, num, _ROWS):
-            parts.append(density.push(draw(min(_ROWS, num - start))))
+        for start in range(0, num, WEIGHTED_DRAWS.rows):
+            parts.append(density.push(draw(min(WEIGHTED_DRAWS.rows, num - start))))
     return torch.cat([z for z, _ in parts]), torch.cat([log_q for _, log_q in parts])
 
 
@@ -129,7 +117,7 @@ def weigh(
     is spent; some 20 in any case.
     """
     affordable = most_on_all_data(log_joint)
-    num = num if affordable < _FEWEST else min(num, affordable)
+    num = num if affordable < WEIGHTED_DRAWS.fewest_draws else min(num, affordable)
     z, log_q = push_chunks(
         density, num, lambda rows: density.sample_base(rows, generator=generator)
     )
@@ -141,12 +129,16 @@ def weigh(
 def most_on_all_data(log_joint: LogJoint) -> int:
     """Return how many draws can be scored on all data; 0 if none can."""
     if not log_joint.subsampled:
-        return _NUMBERS
+        return CALL_SIZES.all_data
     if len(log_joint.subsampled) > 1:
         return 0  # crossed plates would need all pairs of batches
     ((size, count),) = log_joint.subsampled.values()
     batches = len(cover(size, count)[0])
-    return 0 if batches > _BATCHES else _NUMBERS // (batches * max(1, log_joint.size))
+    return (
+        0
+        if batches > WEIGHTED_DRAWS.batches
+        else CALL_SIZES.all_data // (batches * max(1, log_joint.size))
+    )
 
 
 def whole_density(log_joint: LogJoint, num: int) -> Callable[[Tensor], Tensor] | None:
@@ -158,7 +150,9 @@ def whole_density(log_joint: LogJoint, num: int) -> Callable[[Tensor], Tensor] |
     """
     if not log_joint.subsampled:
         return log_joint
-    if most_on_all_data(log_joint) < 100 * num:  # it is called some hundred times
+    if (
+        most_on_all_data(log_joint) < WEIGHTED_DRAWS.gradient_calls * num
+    ):  # it is called some hundred times
         return None
     ((name, (size, count)),) = log_joint.subsampled.items()
     index, weights = cover(size, count)
@@ -196,14 +190,17 @@ def score(
         return found, not log_joint.subsampled
     # Few at first: how long they take is not known.
     parts: list[Evaluation] = []
-    done, rows = 0, _TIMED
+    done, rows = 0, WEIGHTED_DRAWS.piece_draws
     while done < len(z) and not (parts and budget.over()):
         begin = budget.clock()
         parts.append(log_joint.evaluate(z[done : done + rows], {}, generator=generator))
         pace = max(1e-9, budget.clock() - begin) / rows
         tick(len(parts[-1].log_p))
         done += rows
-        rows = max(_TIMED, min(len(z), int(0.5 * min(budget.left(), _PIECE) / pace)))
+        rows = max(
+            WEIGHTED_DRAWS.piece_draws,
+            min(len(z), int(0.5 * min(budget.left(), WEIGHTED_DRAWS.piece_seconds) / pace)),
+        )
     log_p = torch.cat([part.log_p for part in parts])
     names = parts[0].deterministic
     fixed = {name: torch.cat([part.deterministic[name] for part in parts]) for name in names}

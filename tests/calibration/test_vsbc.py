@@ -170,7 +170,7 @@ def test_ctrl_c_inside_of_a_fit_drops_that_one(monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyro_nfvi.infer._run.gaussian_stage", interrupt)
+    monkeypatch.setattr("pyro_nfvi.infer._stages.warm_start.gaussian_stage", interrupt)
     found = run(num_simulations=3)
     assert found.interrupted
     assert found.fits == ()

@@ -11,7 +11,7 @@ import torch
 from infer.models import Y, conjugate, eight_schools, evidence, posterior
 
 from pyro_nfvi import NFVI, AutoFlow, load
-from pyro_nfvi.infer._stages.flow_growth import adopt, good_enough, rungs
+from pyro_nfvi.infer._stages.flow_growth import candidate_flows, copy_layers, good_enough
 
 
 def auto(model, **options):
@@ -83,11 +83,11 @@ def test_a_longer_flow_starts_where_the_shorter_one_ended(dim):
         pyro.sample("z", dist.Normal(torch.zeros(dim), 1.0).to_event(1))
 
     guides = []
-    for formula in (None, *rungs(dim)):
+    for formula in (None, *candidate_flows(dim)):
         with pyro.get_param_store().scope():
             guide = AutoFlow(model, formula, outer="whitened").setup()
         if guides:
-            adopt(guides[-1], guide)
+            copy_layers(guides[-1], guide)
         else:
             guide.start_at(torch.ones(dim), 0.5 * torch.eye(dim))
         points = {"z": torch.randn(3, dim)}

@@ -8,10 +8,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_nfvi._train.learning_rate import Schedule
 
 from pyro_nfvi import NFVI
 from pyro_nfvi._budget import Budget
+from pyro_nfvi._optim.learning_rate import Schedule
 from pyro_nfvi._train.progress import Progress
 from pyro_nfvi.infer._findings import (
     HeavyTails,

@@ -139,7 +139,9 @@ def test_a_fit_is_not_trusted_where_pyro_refuses_its_draws(monkeypatch):
     with pytest.raises(ModelError, match="'x'.*support"):
         NFVI(wide, **options).run()
     # Passed over before training, it is found after it, and the fit is kept.
-    monkeypatch.setattr("pyro_nfvi.infer._run.check_by_pyro", lambda *args: SecondOpinion(8))
+    monkeypatch.setattr(
+        "pyro_nfvi.infer._stages.set_up.check_by_pyro", lambda *args: SecondOpinion(8)
+    )
     fit = NFVI(wide, **options).run()
     found = find(fit.training.findings, SecondOpinion)
     assert found.wrong > 0

@@ -1,4 +1,4 @@
-"""Is there a posterior at all? Looks for directions in which the density never falls."""
+"""Improper posteriors: directions in which the density never falls."""
 
 from __future__ import annotations
 
@@ -21,31 +21,12 @@ from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import DivergedError, ModelWarning
 from pyro_nfvi.infer._findings import Improper, with_finding
 from pyro_nfvi.infer._fit import Fit
+from pyro_nfvi.infer._recipe import CALL_SIZES, IMPROPER
 
-#: A fit of fewer steps has not looked around yet.
-_FEWEST_STEPS = 100
-
-#: Distances from a draw, in spreads of the draws (at least 1, or the size of the start).
-_DISTANCES = (10.0, 30.0, 80.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
-#: Nearer than this there may be another mode, which is no fault.
-_FAR = 30.0
 #: Directions that mix coordinates are known up to rounding, and are followed less far.
 _MIXED_REACH = {torch.float32: 1e5, torch.float64: 1e9}
-#: Where the logarithm of a positive number is beyond this, it has run away already.
-_BEYOND = 25.0
-#: Draws that are spread further than this say little of where lines should be straight.
-_WIDE = 1e3
-#: A density that can be integrated falls by more than a nat per e-fold of the distance (half of
-#: that, to be sure), and its shells hold less and less; this one holds e^2 times the middle.
-_FALL, _SHELL = 0.5, 2.0
-#: Draws from which a line has to run away, and runs of the model that may be spent.
-_CENTRES, _RUNS, _LOOP_RUNS = 4, 4000, 400
-#: Numbers that one run of the model should hold.
-_NUMBERS = 20_000_000
-#: Latents up to which directions without curvature are looked for.
-_CURVED = 100
-#: Rows of one call of the model where time is limited.
-_PIECE = 256
+#: The runs by how particles are evaluated.
+RUNAWAY_ROWS = {"plate": IMPROPER.runs, "vmap": IMPROPER.runs, "loop": IMPROPER.loop_runs}
 
 
 class _TimeOver(Exception):
@@ -93,7 +74,7 @@ def check_proper(fit: Fit, budget: Budget = UNLIMITED) -> Fit:
     Raises:
         DivergedError: The density grows without limit; the error's ``fit`` is the fit.
     """
-    if fit.log_joint is None or len(fit.losses) < _FEWEST_STEPS:
+    if fit.log_joint is None or len(fit.losses) < IMPROPER.fewest_steps:
         return fit
     subsample = fit.log_joint.draw_subsample()
     found = find_runaway(fit.latent, fit.log_joint, fit.draws.z, subsample, budget)
@@ -176,11 +157,11 @@ def _find(
     latent: LatentSpace, log_joint: LogJoint, z: Tensor, subsample: TensorDict, budget: Budget
 ) -> Runaway | None:
     z = _usable(latent, z.detach())
-    centres = z[:: max(1, len(z) // _CENTRES)][:_CENTRES]
+    centres = z[:: max(1, len(z) // IMPROPER.centres)][: IMPROPER.centres]
     lines = _lines(latent, log_joint, z, centres[0], subsample, budget)
-    runs = _LOOP_RUNS if log_joint.how == "loop" else _RUNS
-    runs = min(runs, _NUMBERS // max(1, log_joint.size))
-    lines = lines[: max(4, runs // (2 * len(_DISTANCES)))]
+    runs = IMPROPER.loop_runs if log_joint.how == "loop" else IMPROPER.runs
+    runs = min(runs, CALL_SIZES.check // max(1, log_joint.size))
+    lines = lines[: max(4, runs // (2 * len(IMPROPER.distances)))]
     found = _escapes(latent, log_joint, centres[0], lines, subsample, budget)
     for centre in centres[1:]:
         if not found:
@@ -201,9 +182,9 @@ def _usable(latent: LatentSpace, z: Tensor) -> Tensor:
     """Draws that numbers can still hold; where there are few, points about the start."""
     z = z[torch.isfinite(z).all(1)]
     bent = _bent(latent)
-    if len(z) and not bool((z[:, bent].median(0).values.abs() > _BEYOND).any()):
+    if len(z) and not bool((z[:, bent].median(0).values.abs() > IMPROPER.beyond).any()):
         held = z[_held(latent, z, 1.0)]
-        if len(held) >= max(10, len(z) // 2) and float(held.std(0).max()) < _WIDE:
+        if len(held) >= max(10, len(z) // 2) and float(held.std(0).max()) < IMPROPER.wide:
             return held
     start = latent.init_loc.detach()
     noise = torch.randn(100, len(start), generator=stream(0, "runaway"))
@@ -237,7 +218,7 @@ def _lines(
     mixed = [((z.mean(0) - latent.init_loc) / spread)[None]]
     try:
         mixed.append(torch.linalg.svd((centred / spread)[:512], full_matrices=False)[2][:1])
-        if dim <= _CURVED and log_joint.how != "loop":
+        if dim <= IMPROPER.curved_dim and log_joint.how != "loop":
             mixed.append(_flat_ways(log_joint, centre, spread, subsample, budget))
     except (torch.linalg.LinAlgError, RuntimeError):
         pass  # a model without finite gradients there; the other lines remain
@@ -291,16 +272,16 @@ def _escapes(
     subsample: TensorDict,
     budget: Budget,
 ) -> dict[tuple[int, int], bool]:
-    """Which lines, and which of their ends, do not fall; whether they rise."""
-    distances = torch.tensor(_DISTANCES).to(centre)
+    """Find lines, and their ends, along which the density does not fall; True where it rises."""
+    distances = torch.tensor(IMPROPER.distances).to(centre)
     ends = torch.stack([lines.ways, -lines.ways], 1)  # (L, 2, D)
     points = centre + distances[:, None] * ends[:, :, None]  # (L, 2, T, D)
     flat = points.reshape(-1, points.shape[-1])
-    rows = max(1, _NUMBERS // max(1, log_joint.size))
+    rows = max(1, CALL_SIZES.check // max(1, log_joint.size))
     with torch.no_grad():
         middle = float(log_joint(centre[None], subsample))
         parts = []
-        for part in flat.split(rows if budget.limit is None else min(rows, _PIECE)):
+        for part in flat.split(rows if budget.limit is None else min(rows, IMPROPER.piece)):
             _ask(budget)
             parts.append(log_joint(part, subsample))
         log_p = torch.cat(parts)
@@ -319,7 +300,7 @@ def _escapes(
                 terms = largest_terms(log_joint, points[place, end], subsample).double()
                 doubt = rounding * terms
                 sure = doubt <= torch.maximum(
-                    torch.full_like(doubt, _FALL), 1e-3 * (log_p[place, end] - middle).abs()
+                    torch.full_like(doubt, IMPROPER.fall), 1e-3 * (log_p[place, end] - middle).abs()
                 )
                 rises = _rises(log_p[place, end] - middle, held[place, end] & sure, rounding)
             # Where a mixture of coordinates rises, the fit may just be far from the mode.
@@ -329,7 +310,7 @@ def _escapes(
 
 
 def _held(latent: LatentSpace, z: Tensor, distance: Tensor | float) -> Tensor:
-    """Whether rows of z survive the way through the constrained space, or end at its border."""
+    """Mark rows of z that survive the way through the constrained space, and end at no border."""
     with torch.no_grad():
         values, _ = latent.constrain(z)
         parts = [
@@ -342,7 +323,7 @@ def _held(latent: LatentSpace, z: Tensor, distance: Tensor | float) -> Tensor:
 def _rises(log_p: Tensor, held: Tensor, rounding: float) -> bool | None:
     """Read one end of one line, relative to its centre; None: it falls, or nothing can be said."""
     usable = held.nonzero().reshape(-1).tolist()
-    if len(usable) < 2 or _DISTANCES[usable[-1]] < _FAR:
+    if len(usable) < 2 or IMPROPER.distances[usable[-1]] < IMPROPER.far:
         return None
     far = usable[-1]
     last, before = float(log_p[far]), float(log_p[usable[-2]])
@@ -355,11 +336,14 @@ def _rises(log_p: Tensor, held: Tensor, rounding: float) -> bool | None:
         if not (math.isfinite(first) and math.isfinite(second)):
             return None
         doubt = rounding * max(abs(first), abs(second))
-        slope = (second - first) / math.log(_DISTANCES[place] / _DISTANCES[near])
-        if slope <= doubt - _FALL or second + math.log(_DISTANCES[place]) < _SHELL + doubt:
+        slope = (second - first) / math.log(IMPROPER.distances[place] / IMPROPER.distances[near])
+        if (
+            slope <= doubt - IMPROPER.fall
+            or second + math.log(IMPROPER.distances[place]) < IMPROPER.shell + doubt
+        ):
             return None
         slopes.append(slope - doubt)
-    return min(slopes) > _FALL
+    return min(slopes) > IMPROPER.fall
 
 
 def _described(latent: LatentSpace, centre: Tensor, line: Tensor, *, rises: bool) -> Runaway:

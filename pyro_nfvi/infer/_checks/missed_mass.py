@@ -1,4 +1,4 @@
-"""Is there posterior mass where the guide has none? Asked with draws of its own, from elsewhere."""
+"""Posterior mass where a guide has none, by importance sampling from elsewhere."""
 
 from __future__ import annotations
 
@@ -19,31 +19,16 @@ from pyro_nfvi.diagnostics._khat import read_tail
 from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.infer._checks.relabelling import Scored
+from pyro_nfvi.infer._recipe import MASS_OUTSIDE, MODE_CHECK, MOMENTS
 from pyro_nfvi.infer._weighted_draws import WeighedDraws, most_on_all_data, score
 
-#: Degrees of freedom of the wide proposals, their scales relative to the draws.
-_FREEDOM, _SCALES = 3.0, (1.0, 3.0, 10.0)
-#: Rows of all proposals together, where particles are evaluated together and one by one; at least
-#: so many of each.
-_ROWS, _LOOP_ROWS, _EACH = 2400, 250, 20
 #: Rows of the model that it takes, by how particles are evaluated.
-WIDE_ROWS = {"plate": _ROWS, "vmap": _ROWS, "loop": _LOOP_ROWS}
-#: How many proposals around the draws count as one elsewhere, so that their rows are enough.
-_SHARES = 6
-#: Most latents with wide draws around the guide's: with more, these say nothing.
-_DIM = 30
-#: Fewest effective draws from which anything is concluded.
-_FEWEST = 60
-#: Share of the posterior's mass that a guide may leave out and still be trusted.
-_OUTSIDE = 0.02
-#: How far what lies outside may move a mean, in sds, and an sd, as a factor, and how many points
-#: have to say so.
-_MEAN, _SD, _POINTS = 0.1, 1.15, 5.0
+WIDE_ROWS = {"plate": MASS_OUTSIDE.rows, "vmap": MASS_OUTSIDE.rows, "loop": MASS_OUTSIDE.loop_rows}
 
 
 @dataclass(frozen=True)
 class Outside:
-    """What lies outside of a guide, by importance sampling from elsewhere.
+    """Posterior mass outside of a guide, by importance sampling from elsewhere.
 
     Attributes:
         share: Share of the posterior's mass where the guide's density is e^3 times too low.
@@ -90,8 +75,12 @@ def mass_outside(
     if not draws.exact:
         return None
     noise = stream(seed, "outside", device=z.device)
-    rows = _LOOP_ROWS if log_joint.how == "loop" else min(_ROWS, most_on_all_data(log_joint))
-    wide = _around(z) if dim <= _DIM else None
+    rows = (
+        MASS_OUTSIDE.loop_rows
+        if log_joint.how == "loop"
+        else min(MASS_OUTSIDE.rows, most_on_all_data(log_joint))
+    )
+    wide = _around(z) if dim <= MODE_CHECK.wide_dim else None
     parts = _parts(wide, proposals, rows)
     if not parts:
         return None
@@ -132,14 +121,14 @@ def mass_outside(
     places = sum(len(one) for one, _ in parts)
     # Where much lies outside, that is told however uneven the weights are.
     told = Outside(share, error, places)
-    if effective < _FEWEST or not read_tail(log_w, smoothed.khat).reliable:
-        return told if too_much(told) and effective > _POINTS else None
+    if effective < MASS_OUTSIDE.fewest_effective or not read_tail(log_w, smoothed.khat).reliable:
+        return told if too_much(told) and effective > MASS_OUTSIDE.fewest_points else None
     return _with_moved(told, log_joint, every, weight, outside)
 
 
 def too_much(outside: Outside | None) -> bool:
-    """Whether a share of the mass, with its standard error, is more than a guide may leave out."""
-    return outside is not None and outside.share - 2 * outside.error > _OUTSIDE
+    """Tell whether a share of the mass, with its standard error, is too much to be left out."""
+    return outside is not None and outside.share - 2 * outside.error > MASS_OUTSIDE.most_outside
 
 
 def _around(z: Tensor) -> Proposals | None:
@@ -149,19 +138,19 @@ def _around(z: Tensor) -> Proposals | None:
     tril, failed = torch.linalg.cholesky_ex(torch.cov(z.T).reshape(dim, dim))
     if int(failed) or not bool(torch.isfinite(tril).all()):
         return None
-    factor = torch.stack([scale * tril for scale in _SCALES])
-    return Proposals.of(Normals(z.mean(0).expand(len(factor), -1), factor), _FREEDOM)
+    factor = torch.stack([scale * tril for scale in MASS_OUTSIDE.scales])
+    return Proposals.of(Normals(z.mean(0).expand(len(factor), -1), factor), MODE_CHECK.freedom)
 
 
 def _parts(
     wide: Proposals | None, others: Proposals | None, rows: int
 ) -> list[tuple[Proposals, int]]:
     """Both kinds, and how many draws each of their proposals gives."""
-    few = rows < _ROWS
-    both = ((wide, 1 if few else _SHARES), (others, 1))
+    few = rows < MASS_OUTSIDE.rows
+    both = ((wide, 1 if few else MASS_OUTSIDE.own_share), (others, 1))
     kinds = [(one, n * len(one)) for one, n in both if one is not None]
     total = sum(n for _, n in kinds)
-    least = 2 if few else _EACH
+    least = 2 if few else MASS_OUTSIDE.proposal_rows
     return [(one, max(least, round(rows * n / total / len(one)))) for one, n in kinds]
 
 
@@ -178,7 +167,7 @@ def _with_moved(
     """Say which latent the mass outside moves most, where enough points say so."""
     beyond = weight * outside
     total = float(beyond.sum())
-    if total < 1e-100 or total**2 / float(beyond.square().sum()) < _POINTS:
+    if total < 1e-100 or total**2 / float(beyond.square().sum()) < MASS_OUTSIDE.fewest_points:
         return told
     inside = weight * ~outside
     if not bool(inside.any()):
@@ -186,7 +175,7 @@ def _with_moved(
     mean, sd = _moments(z, weight)
     other, spread = _moments(z, inside / inside.sum())
     shift, stretch = (mean - other).abs() / sd, (sd / spread.clamp_min(1e-300)).log().abs()
-    worst = torch.maximum(shift / _MEAN, stretch / math.log(_SD))
+    worst = torch.maximum(shift / MOMENTS.mean, stretch / math.log(MOMENTS.sd))
     index = int(worst.argmax())
     if not float(worst[index]) > 1:
         return told

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from dataclasses import dataclass
 
@@ -16,7 +15,6 @@ from pyro_nfvi._gaussian_vi.mode_proposals import Proposals
 from pyro_nfvi._gaussian_vi.mode_search import Modes, search_modes
 from pyro_nfvi._gaussian_vi.modes_of_starts import other_modes
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
-from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
 from pyro_nfvi._gaussian_vi.nested_mass import add_nested, narrow
 from pyro_nfvi._gaussian_vi.random_search import random_search
 from pyro_nfvi._gaussian_vi.target import Target
@@ -37,8 +35,6 @@ _REACHES = (3.0, 10.0)
 _CAST, _CLIMBED, _CLIMB = 4, 6, 40
 #: Degrees of freedom of wide proposals, and most latents for them.
 _FREEDOM, _WIDE_DIM = 3.0, 30
-#: Power of the density for a tempered start, and steps of its Gaussian.
-_HOT, _HOT_STEPS = 0.1, 150
 #: Draws on which the Gaussians of modes are compared with the best one.
 _COMPARED = 1024
 #: Draws from each mode, and how many nats the guide's density may be too low there.
@@ -83,7 +79,6 @@ def look_for_modes(
     like: Tensor,
     found: GaussianFit,
     *,
-    tempered: bool,
     effort: float,
     generator: torch.Generator,
     relabelling: Relabelling | None = None,
@@ -99,8 +94,6 @@ def look_for_modes(
         log_joint: The model.
         like: A tensor of the guide's dtype and device.
         found: The best Gaussian.
-        tempered: Take the wide draws from a Gaussian that is fitted to the tenth root of the
-            density, which crosses valleys.
         effort: 1 for all steps; a fraction for a fit of few steps.
         generator: Source of the noise.
         relabelling: Relabellings up to which modes count once.
@@ -123,14 +116,12 @@ def look_for_modes(
         def more(num: int) -> Tensor:
             return prior_points(log_joint, target, num).to(found.loc)
 
-        wide = _hot(target, frame, effort, generator) if tempered else frame
-        eps = wide.noise(count - half, generator)
-        if not tempered:
-            reach = torch.tensor(_REACHES).repeat(len(eps[0]))[: len(eps[0])]
-            eps = eps * reach.to(eps)[:, None]
+        eps = frame.noise(count - half, generator)
+        reach = torch.tensor(_REACHES).repeat(len(eps[0]))[: len(eps[0])]
+        eps = eps * reach.to(eps)[:, None]
         drawn = more(half - half // 4)
         cast = uniform_points(target, found.loc, half // 4, generator)
-        points = torch.cat([drawn, cast, wide.points(eps)[0]])
+        points = torch.cat([drawn, cast, frame.points(eps)[0]])
         align = None if relabelling is None else relabelling.align
         modes = search_modes(
             target, found, points, more=more, align=align, effort=effort, generator=generator
@@ -265,15 +256,6 @@ def best_of(
         bound=float(bounds[best]),
         bound_se=float(errors[best]),
     )
-
-
-def _hot(target: Target, frame: Normals, effort: float, generator: torch.Generator) -> Normals:
-    """Fit a Gaussian to the density's tenth root, from three times the width of the best one."""
-    hot = copy.copy(target)
-    hot.log_density = lambda z: _HOT * target.log_density(z)
-    start = Normals(frame.loc, 3.0 * frame.factor)
-    steps = max(1, round(_HOT_STEPS * effort))
-    return natural_gradient_ascent(hot, start, num_steps=steps, generator=generator)[0]
 
 
 def missed_modes(

@@ -20,19 +20,11 @@ from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.distributions._mixture import MixtureDensity
 from pyro_nfvi.errors import WeightError
+from pyro_nfvi.infer._recipe import CALL_SIZES, MOMENTS
 from pyro_nfvi.infer._weighted_draws import WeighedDraws, push_chunks, score
 
-#: Draws that are scored by the model, and numbers of the model that they may hold.
-_ROWS, _NUMBERS = 10_000, 20_000_000
 #: The draws by how particles are evaluated: one by one, they would take too long.
-MOMENT_ROWS = {"plate": _ROWS, "vmap": _ROWS, "loop": 0}
-#: Scales of one coordinate of the base noise in a quarter of the draws each.
-_WIDE = (2.0, 4.0)
-#: How far a mean may be off, in sds, and an sd, as a logarithm (15 %), and standard errors that it
-#: has to be off as well.
-_MEAN, _SD, _ERRORS = 0.1, 0.14, 3.0
-#: Fewest effective draws from which anything is concluded.
-_FEWEST = 100
+MOMENT_ROWS = {"plate": MOMENTS.rows, "vmap": MOMENTS.rows, "loop": 0}
 
 
 @dataclass(frozen=True)
@@ -85,9 +77,9 @@ def moved_moments(
     Source: importance sampling from a defensive mixture, Hesterberg 1995, Technometrics 37,
     section 2.
     """
-    rows = min(_ROWS, _NUMBERS // max(1, log_joint.size))
+    rows = min(MOMENTS.rows, CALL_SIZES.check // max(1, log_joint.size))
     alone = density.base is not None or log_joint.subsampled or log_joint.how == "loop"
-    if not draws.exact or alone or rows < _FEWEST:
+    if not draws.exact or alone or rows < MOMENTS.fewest_effective:
         return ()
     noise = stream(seed, "moments", device=draws.z.device)
     if isinstance(density, MixtureDensity):
@@ -104,17 +96,19 @@ def moved_moments(
         weight = psis(log_w).log_weights.double().softmax(0)
     except WeightError:
         return ()
-    if 1 / float(weight.square().sum()) < _FEWEST:
+    if 1 / float(weight.square().sum()) < MOMENTS.fewest_effective:
         return ()
     names, x = _names(log_joint.latent), _values(log_joint.latent, z)
     mean, sd, mean_error, sd_error = _moments(x, weight)
     ours, width, own_error, width_error = _moments(x, log_width.softmax(0))
     shift, stretch = (ours - mean).abs() / sd, (width / sd).log()
     # The same draws on both sides: what is noise is noise of both, and this errs towards silence.
-    far = shift > (_ERRORS * torch.hypot(mean_error, own_error) / sd).clamp_min(_MEAN)
-    wide = stretch.abs() > (_ERRORS * torch.hypot(sd_error, width_error)).clamp_min(_SD)
+    far = shift > (MOMENTS.errors * torch.hypot(mean_error, own_error) / sd).clamp_min(MOMENTS.mean)
+    wide = stretch.abs() > (MOMENTS.errors * torch.hypot(sd_error, width_error)).clamp_min(
+        math.log(MOMENTS.sd)
+    )
     off = (far | wide) & torch.isfinite(sd) & (sd > 0)
-    worst = torch.maximum(shift / _MEAN, stretch.abs() / _SD)
+    worst = torch.maximum(shift / MOMENTS.mean, stretch.abs() / math.log(MOMENTS.sd))
     places = off.nonzero().squeeze(-1)
     order = worst[places].nan_to_num(torch.inf).argsort(descending=True)
     return tuple(
@@ -137,11 +131,11 @@ def _reaching(
     eps = torch.randn(rows, dim, generator=noise, dtype=torch.float64, device=like.device)
     place = torch.randint(dim, (rows, 1), generator=noise, device=like.device)
     scale = torch.ones(rows, 1, dtype=torch.float64, device=like.device)
-    for number, wide in enumerate(_WIDE):
+    for number, wide in enumerate(MOMENTS.widths):
         scale[number * rows // 4 : (number + 1) * rows // 4] = wide
     eps = eps.scatter(-1, place, scale * eps.gather(-1, place))
     ratio = torch.full_like(eps[:, 0], 0.5)
-    for wide in _WIDE:
+    for wide in MOMENTS.widths:
         exponent = 0.5 * eps.square() * (1 - 1 / wide**2) - math.log(wide * dim)
         ratio = ratio + 0.25 * torch.logsumexp(exponent, -1).exp()
     with torch.no_grad():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from pyro_nfvi._budget import UNLIMITED, Budget
@@ -12,20 +10,8 @@ from pyro_nfvi._pyro_model.second_opinion import second_opinion
 from pyro_nfvi._random import stream
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.infer._findings import SecondOpinion
-
-if TYPE_CHECKING:
-    from pyro_nfvi.infer._fit import Fit
-
-
-#: Points near the start, and as many around the origin, before training; draws after it. A share p
-#: of wrong draws is missed by n draws with probability (1 - p)^n: 10 % by 32 once in thirty.
-_POINTS, _DRAWS = 8, 32
-#: Half the width of the points around the origin, as for starts.
-_RADIUS = 2.0
-#: Seconds after which no further point or draw is begun; for most models all takes a tenth of it.
-_SECONDS = 2.0
-#: Share of a limited time that a check may take.
-_SHARE = 0.03
+from pyro_nfvi.infer._fitted import FittedPosterior
+from pyro_nfvi.infer._recipe import GAUSSIAN_START, PYRO_CHECK
 
 
 def check_by_pyro(log_joint: LogJoint, budget: Budget = UNLIMITED) -> SecondOpinion:
@@ -40,10 +26,10 @@ def check_by_pyro(log_joint: LogJoint, budget: Budget = UNLIMITED) -> SecondOpin
     Raises:
         ModelError: Names the site.
     """
-    near = log_joint.points(_POINTS)
+    near = log_joint.points(PYRO_CHECK.points)
     # Around the origin of the unconstrained space as well, where supports have their middle.
     wide = torch.rand(near.shape, generator=stream(0, "second opinion")).to(near)
-    points = torch.cat([near, _RADIUS * (2 * wide - 1)])
+    points = torch.cat([near, GAUSSIAN_START.radius * (2 * wide - 1)])
     opinion = second_opinion(log_joint, points, budget=_short(budget))
     grave = [one for one in opinion.objections if one.kind != "raised"]
     if len(opinion.objections) == opinion.draws:
@@ -72,9 +58,11 @@ def check_by_pyro(log_joint: LogJoint, budget: Budget = UNLIMITED) -> SecondOpin
     )
 
 
-def opinion_of_pyro(fit: Fit, budget: Budget = UNLIMITED) -> SecondOpinion:
+def opinion_of_pyro(fit: FittedPosterior, budget: Budget = UNLIMITED) -> SecondOpinion:
     """Let Pyro score some of a fit's draws, and tell what it says of them."""
-    opinion = second_opinion(fit.require_model(), fit.draws.z[:_DRAWS], budget=_short(budget))
+    opinion = second_opinion(
+        fit.require_model(), fit.draws.z[: PYRO_CHECK.draws], budget=_short(budget)
+    )
     found = opinion.objections
     site, reason = (found[0].site, found[0].reason) if found else ("", "")
     return SecondOpinion(opinion.draws, len(found), site, reason, opinion.left_out)
@@ -83,5 +71,7 @@ def opinion_of_pyro(fit: Fit, budget: Budget = UNLIMITED) -> SecondOpinion:
 def _short(budget: Budget) -> Budget:
     """The time of one check: two seconds, or a small share of a limited time."""
     return budget.at_most(
-        _SECONDS if budget.limit is None else min(_SECONDS, _SHARE * budget.limit)
+        PYRO_CHECK.seconds
+        if budget.limit is None
+        else min(PYRO_CHECK.seconds, PYRO_CHECK.time_share * budget.limit)
     )

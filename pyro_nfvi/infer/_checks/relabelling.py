@@ -15,28 +15,20 @@ from torch.distributions import constraints
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._gaussian_vi.density_paths import valleys
 from pyro_nfvi._gaussian_vi.mode_assignment import assign
+from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.constraints import bijection
 from pyro_nfvi._pyro_model.latent_space import LatentSite, LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi.infer._recipe import RELABELLING
 
-#: Points at which a density is compared with itself, and how far apart their numbers may be,
-#: relative to their size (in float64 data and parts of a model may still be in single precision).
-_POINTS, _TOLERANCE = 6, {torch.float32: 2e-5, torch.float64: 1e-7}
-#: How far beside the points some more lie, in units of how far these reach.
-_ASIDE = (3.0, -3.0, 10.0, -10.0)
-#: Axes of one length of which every subset is tried, and sites of which every choice of signs is.
-_AXES, _SIGNED = 6, 5
-#: Longest axis that is looked at: beyond, an axis stands for data, and not for labels.
-_LONGEST = 32
-#: How deep the valley between two modes is at least, in nats below the lower of them.
-_DIP = 3.0
-#: Images of a mode that are looked at together.
-_IMAGES = 16
+#: How far apart the densities of a point and its image may be, relative to their size (in float64
+#: data and parts of a model may still be in single precision).
+_TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-7}
 
 
 class Scored(Protocol):
-    """What scores points of the latent space."""
+    """A density of points of the latent space."""
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Score points ``(*b, D)``: ``(*b,)`` in nats."""
@@ -187,10 +179,10 @@ def distinct(
     Images for which there is no time left are not looked at.
     """
     target = Target(log_joint, log_joint.latent.init_loc, budget=budget)
-    for images in relabelling.generators(loc).split(_IMAGES):
+    for images in relabelling.generators(loc).split(RELABELLING.images):
         if budget.over():
             break
-        if bool(valleys(target, loc, images, _DIP).any()):
+        if bool(valleys(target, loc, images, MODE_SEARCH.valley).any()):
             return True
     return False
 
@@ -207,7 +199,7 @@ def count_once(
     while len(left):
         if budget.over():
             return count + len(left)
-        apart = valleys(target, left[0], relabelling.align(left[0], left), _DIP)
+        apart = valleys(target, left[0], relabelling.align(left[0], left), MODE_SEARCH.valley)
         apart[0] = False
         left, count = left[apart], count + 1
     return count
@@ -242,7 +234,7 @@ def find_relabelling(
     points = points.detach().double()
     with torch.no_grad():
         ok = torch.isfinite(log_joint(points.to(latent.init_loc), {}))
-    points = points[ok][:_POINTS]
+    points = points[ok][: RELABELLING.points]
     if len(points) < 2:
         return None
     points = _with_far_points(log_joint, points)
@@ -266,10 +258,10 @@ def find_relabelling(
 def _choices(sites: dict[str, LatentSite]) -> Iterator[Family]:
     """Axes that may change places together: of each length, few before many."""
     for size in sorted({size for site in sites.values() for size in site.shape}):
-        if not 2 <= size <= _LONGEST:
+        if not 2 <= size <= RELABELLING.longest_axis:
             continue
         axes = [(n, i) for n, s in sites.items() for i, k in enumerate(s.shape) if k == size]
-        for count in range(1, len(axes) + 1 if len(axes) <= _AXES else 2):
+        for count in range(1, len(axes) + 1 if len(axes) <= RELABELLING.axes else 2):
             for chosen in itertools.combinations(axes, count):
                 yield Family(size, chosen)
 
@@ -280,18 +272,20 @@ def _with_far_points(log_joint: LogJoint, points: Tensor) -> Tensor:
     Where components sit among the data, those of exactly equal size let their weights change places
     alone. From one side of the data, one component is the nearest to all of them.
     """
-    far = points[torch.arange(len(_ASIDE), device=points.device) % len(points)].clone()
+    far = points[torch.arange(len(RELABELLING.aside), device=points.device) % len(points)].clone()
     for site in log_joint.latent.records:
         if site.shape and site.shape == site.unconstrained_shape and _is_real(site):
             part = points[:, site.start : site.stop]
             reach = 1 + float(part.abs().max())
-            far[:, site.start : site.stop] += reach * part.new_tensor(_ASIDE).unsqueeze(-1)
+            far[:, site.start : site.stop] += reach * part.new_tensor(RELABELLING.aside).unsqueeze(
+                -1
+            )
     ok = [_heights(log_joint, one[None]) is not None for one in far]
     return torch.cat([points, far[torch.tensor(ok, device=far.device)]])
 
 
 def _exchanges(log_joint: LogJoint, family: Family, points: Tensor, heights: Tensor) -> bool:
-    """Whether neighbouring entries may change places; the first two are tried alone."""
+    """Tell whether neighbouring entries may change places; the first two are tried alone."""
     group = Relabelling(log_joint.latent, (family,))
     for first, last in ((0, 1), (1, family.length - 1)):
         moved = []
@@ -314,7 +308,9 @@ def _signed(
 ) -> Family:
     """Return the family with the most sites that may change signs together, if any may."""
     real = [n for n in family.names if _is_real(sites[n])]
-    real = [n for n in real if sum(name == n for name, _ in family.axes) == 1][:_SIGNED]
+    real = [n for n in real if sum(name == n for name, _ in family.axes) == 1][
+        : RELABELLING.signed_sites
+    ]
     first = (torch.arange(family.length) == 0)[None]
     plain = torch.arange(family.length)[None]
     for count in range(len(real), 0, -1):
@@ -355,7 +351,7 @@ def _heights(log_joint: LogJoint, z: Tensor) -> Tensor | None:
 
 
 def _fits(site: LatentSite) -> bool:
-    """Whether entries of a site can be exchanged: it has axes, and they are free or a simplex."""
+    """Tell whether entries of a site can be exchanged: it has axes, free or of a simplex."""
     return bool(site.shape) and (site.shape == site.unconstrained_shape or _is_simplex(site))
 
 
@@ -374,7 +370,7 @@ def _is_real(site: LatentSite) -> bool:
 
 
 def _values(site: LatentSite, z: Tensor) -> Tensor:
-    """What is exchanged ``(N, *shape)``: unconstrained numbers, or the weights of a simplex."""
+    """Return the exchanged numbers ``(N, *shape)``: unconstrained, or the weights of a simplex."""
     part = z[:, site.start : site.stop]
     if site.shape == site.unconstrained_shape:
         return part.reshape(len(z), *site.shape)

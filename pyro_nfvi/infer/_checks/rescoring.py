@@ -17,11 +17,8 @@ from pyro_nfvi.infer._checks.pyro_density import opinion_of_pyro
 from pyro_nfvi.infer._checks.tails import follow_tails
 from pyro_nfvi.infer._findings import MassOutside, ModeSearch, OtherData
 from pyro_nfvi.infer._fit import Fit
+from pyro_nfvi.infer._recipe import RESCORING
 from pyro_nfvi.infer._weighted_draws import WeighedDraws, score
-
-#: Difference of two runs of one model: nats, and units of the last place of the log joint, which
-#: is a sum of many terms.
-_NATS, _ROUNDING = 1e-3, 100.0
 
 
 def scored_again(fit: Fit, arguments: str | None) -> Fit:
@@ -87,6 +84,6 @@ def _apart(before: Tensor, after: Tensor) -> float:
     if not bool(both.any()):
         return 0.0
     size = float(was[both].abs().max())
-    slack = _NATS + _ROUNDING * torch.finfo(before.dtype).eps * size
+    slack = RESCORING.nats + RESCORING.rounding * torch.finfo(before.dtype).eps * size
     apart = float((was - now)[both].abs().max())
     return apart if apart > slack else 0.0

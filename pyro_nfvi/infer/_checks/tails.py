@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -15,28 +13,14 @@ from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.errors import NFVIError
 from pyro_nfvi.infer._findings import HeavyTails, ShortTails
-
-if TYPE_CHECKING:
-    from pyro_nfvi.infer._fit import Fit
-    from pyro_nfvi.infer._weighted_draws import WeighedDraws
-
+from pyro_nfvi.infer._fitted import FittedPosterior
+from pyro_nfvi.infer._recipe import CALL_SIZES, TAIL_CHECK
+from pyro_nfvi.infer._weighted_draws import WeighedDraws
 
 #: The layer that is put at the output of a flow.
 TAIL = "tail"
-#: Fourth moment of a coordinate, in units of its variance squared (3 for a normal one), from which
-#: on it is the tails that the guide lacks.
-_KURTOSIS = 4.2
-#: Rows of the model's numbers that one call may hold, and rows at most.
-_NUMBERS, _ROWS = 4_000_000, 8000
 #: Rows of the model that following all tails takes, as a rule, by how particles are evaluated.
-TAIL_ROWS = {"plate": 20_000, "vmap": 20_000, "loop": 0}
-#: Tail index up to which a tail is worth a word: below 4 the error of an sd has no variance.
-_TOLD = 4.0
-#: Ratio of sds from which on draws stop short: that of a right fit is within 3 %.
-_SHORT = 1.12
-#: Most latents for which that is asked. In 90 latents of a non-centred hierarchy Laplace's method
-#: is far off, since the scale that all share moves with each of them.
-_SHORT_DIM = 30
+TAIL_ROWS = {"plate": TAIL_CHECK.rows, "vmap": TAIL_CHECK.rows, "loop": 0}
 
 
 def follow_tails(
@@ -55,10 +39,10 @@ def follow_tails(
         Target(log_joint, latent.init_loc, budget=budget),
         draws.z,
         lambda z: seen(latent, z),
-        most_rows=max(100, min(_ROWS, _NUMBERS // max(1, log_joint.size))),
+        most_rows=max(100, min(TAIL_CHECK.most_rows, CALL_SIZES.ascent // max(1, log_joint.size))),
     )
     heaviest = indices.nan_to_num(torch.inf).amin(1)
-    heavy = (heaviest < _TOLD).nonzero().squeeze(-1)
+    heavy = (heaviest < TAIL_CHECK.reported).nonzero().squeeze(-1)
     order = heavy[heaviest[heavy].argsort()].tolist()
     return HeavyTails(
         tuple(latent.at(i) for i in order),
@@ -86,15 +70,15 @@ def short_tails(
     Cost:
         Some tens of calls of the model, of up to 8000 rows.
     """
-    if log_joint.how == "loop" or log_joint.subsampled or latent.dim > _SHORT_DIM:
+    if log_joint.how == "loop" or log_joint.subsampled or latent.dim > TAIL_CHECK.short_dim:
         return ShortTails()
     ratio = tail_moments(
         Target(log_joint, latent.init_loc, budget=budget),
         draws.z,
         lambda z: seen(latent, z),
-        most_rows=max(100, min(_ROWS, _NUMBERS // max(1, log_joint.size))),
+        most_rows=max(100, min(TAIL_CHECK.most_rows, CALL_SIZES.ascent // max(1, log_joint.size))),
     )
-    short = (ratio > _SHORT).nonzero().squeeze(-1)
+    short = (ratio > TAIL_CHECK.short).nonzero().squeeze(-1)
     order = short[ratio[short].argsort(descending=True)].tolist()
     found = [(latent.at(i), float(ratio[i])) for i in order if latent.at(i) not in heavy]
     return ShortTails(tuple(name for name, _ in found), tuple(size for _, size in found))
@@ -110,7 +94,7 @@ def seen(latent: LatentSpace, z: Tensor) -> Tensor:
     return points
 
 
-def heavy_tails(fit: Fit) -> bool:
+def heavy_tails(fit: FittedPosterior) -> bool:
     r"""Tell whether the posterior has heavier tails than the guide.
 
     Its weighted draws are asked: they are taken back to the guide's base noise, and reweighted
@@ -134,7 +118,7 @@ def heavy_tails(fit: Fit) -> bool:
     apart = eps - (weights * eps).sum(0)
     square = (weights * apart.square()).sum(0)
     fourth = (weights * apart.pow(4)).sum(0) / square.square().clamp_min(1e-300)
-    return bool((fourth > _KURTOSIS).any())
+    return bool((fourth > TAIL_CHECK.kurtosis).any())
 
 
 def with_tail(formula: str) -> str:

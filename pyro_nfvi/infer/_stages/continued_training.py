@@ -1,87 +1,66 @@
-"""More particles, and steps, for a flow of ``guide="auto"`` that is not good enough yet."""
+"""Continued training: more particles and steps for a flow that is not good enough yet."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.errors import DivergedError
 from pyro_nfvi.infer._fit import Fit
-from pyro_nfvi.infer._run import FitRun
+from pyro_nfvi.infer._options import Options
+from pyro_nfvi.infer._problem import Problem
+from pyro_nfvi.infer._recipe import CONTINUED_TRAINING, FLOW_GROWTH
 from pyro_nfvi.infer._stages.flow_growth import (
     ENDS,
-    FEWEST,
-    Rung,
+    Growth,
+    candidate,
     gain,
     joined,
-    rung_of,
     train_from,
 )
-
-#: Times as many particles. With them the bound rises where noise had hidden that it does: on six
-#: posteriors that brought more than as many numbers in more steps of few particles.
-_GROW = 4
-#: Largest dimension: beyond, a step of so many particles takes tens of milliseconds.
-_DIM = 100
+from pyro_nfvi.infer._stages.training import TrainingPlan
+from pyro_nfvi.infer._time_plan import TimePlan
 
 
-def train_longer(
-    run: FitRun,
-    log_joint: LogJoint,
+def continue_training(
+    problem: Problem,
+    options: Options,
+    time: TimePlan,
     best: Fit,
-    tried: list[Rung],
-    notes: list[str],
+    plan: TrainingPlan,
     *,
-    max_steps: int,
-    stage: int,
     enough: Callable[[Fit], bool],
-) -> Fit:
+) -> Growth:
     """Train a flow again from where it is, with four times the particles, unless it is good enough.
 
     What comes of it is kept where its bound is no lower. Not done for a Gaussian, for more than 100
     latents, for mini-batches, and for a model that runs for one particle at a time.
 
     Args:
-        run: The call that this belongs to.
-        log_joint: The model's log joint.
+        problem: The posterior.
+        options: Options of the fit.
+        time: Clock of the call.
         best: The fit so far.
-        tried: What was tried; a rung is added.
-        notes: Lines for the report.
-        max_steps: Most steps.
-        stage: Number of the training, after which its checkpoint is named.
-        enough: Whether a fit is good enough.
-
-    Returns:
-        The better fit.
+        plan: Most steps, and the number of the training.
+        enough: Tells whether a fit is good enough.
     """
-    formula = best.training.settings["flow"]
-    dear = log_joint.how == "loop" or log_joint.subsampled or best.latent.dim > _DIM
-    over = run.interrupted or best.why_stopped in ENDS or max_steps < FEWEST
-    if not formula or dear or over or enough(best):
-        return best
-    if run.time.training.over():
-        run.time.leave_out("more steps with more particles")
-        return best
-    begun, name = run.time.whole.spent(), f"{formula} with {_GROW} times the particles"
+    formula, recipe = best.training.settings["flow"], CONTINUED_TRAINING
+    too_dear = problem.on_parts or best.latent.dim > recipe.most_dim
+    over = plan.interrupted or best.why_stopped in ENDS
+    if not formula or too_dear or over or plan.max_steps < FLOW_GROWTH.fewest_steps or enough(best):
+        return Growth(best)
+    if time.training.over():
+        time.leave_out("more steps with more particles")
+        return Growth(best)
+    begun = time.whole.spent()
+    name = f"{formula} with {recipe.particle_factor} times the particles"
+    plan = replace(plan, warm=True, particle_factor=recipe.particle_factor, notes=())
     try:
-        fit = train_from(
-            best.guide,
-            formula,
-            run,
-            log_joint,
-            travels=False,
-            notes=[],
-            max_steps=max_steps,
-            stage=stage,
-            grow=_GROW,
-        )
+        fit = train_from(problem, options, time, best.guide, formula, plan)
     except KeyboardInterrupt:  # while the engine was built; training returns its fit
-        notes.append(f"interrupted before {name} was trained")
-        run.interrupted = True
-        return best
+        return Growth(best, (), (f"interrupted before {name} was trained",), interrupted=True)
     except DivergedError as error:
-        notes.append(f"{name} diverged: {error}")
-        return best
-    kept = gain(fit, best, run.options.objective) > 0
-    tried.append(rung_of(name, fit, run.time.whole.spent() - begun, kept=kept))
-    return joined(best, fit) if kept else best
+        return Growth(best, (), (f"{name} diverged: {error}",))
+    kept = gain(fit, best, options.objective) > 0
+    tried = (candidate(name, fit, time.whole.spent() - begun, kept=kept),)
+    return Growth(joined(best, fit) if kept else best, tried)

@@ -1,18 +1,16 @@
-"""``guide="auto"``: a Gaussian, then flows, for as long as more of them gain."""
+"""Flow growth: candidate flows with more and more layers, for as long as the bound rises."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
 from pyro_nfvi._optim.convergence import StopReason
-from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.diagnostics._importance import iw_gap
 from pyro_nfvi.errors import DivergedError, WeightError
 from pyro_nfvi.flows._base import Chain, Flow
@@ -20,24 +18,24 @@ from pyro_nfvi.flows._elementwise import Elementwise
 from pyro_nfvi.flows._tail_transform import TailTransformer
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.infer._checks.tails import heavy_tails, with_tail
-from pyro_nfvi.infer._fit import Fit, Training
-from pyro_nfvi.infer._run import WHOLE, FitRun
+from pyro_nfvi.infer._fit import Fit
+from pyro_nfvi.infer._options import Options
+from pyro_nfvi.infer._problem import Problem
+from pyro_nfvi.infer._recipe import FLOW_GROWTH, GAPS, GAUSSIAN_START
+from pyro_nfvi.infer._stages.scoring import scored, settings_of
+from pyro_nfvi.infer._stages.training import TrainingPlan, train
+from pyro_nfvi.infer._stages.warm_start import WarmStart
+from pyro_nfvi.infer._time_plan import TimePlan
+from pyro_nfvi.infer._training import Training
 from pyro_nfvi.objectives._objective import Objective
 
-#: Largest dimension for autoregressive layers, whose path gradient costs O(D^2) a particle.
-_IAF_DIM = 40
-#: A flow is good where the tail of its weights is light and the gap this small, or where the gap
-#: is so small and the weights so even that the tail does not matter.
-_GAP, _SMALL_GAP, _ESS = 0.1, 0.02, 0.9
 #: Ways in which a training ends after which no other begins.
 ENDS = ("interrupted", "callback", "max_seconds")
-#: Fewest steps with which one more flow is begun.
-FEWEST = 300
 
 
 @dataclass(frozen=True)
-class Rung:
-    """What one stage of the ladder came to.
+class Candidate:
+    """Result of the training of one candidate.
 
     Attributes:
         flow: Its formula; empty for the Gaussian.
@@ -46,8 +44,8 @@ class Rung:
         ess: Effective share of its draws.
         steps: Steps that it took.
         seconds: Time that it took.
-        kept: Whether it was better than the one before.
-        tail: What ``khat`` says, in words.
+        kept: True if it was better than the one before.
+        tail: Reading of ``khat``, in words.
     """
 
     flow: str
@@ -69,33 +67,33 @@ class Rung:
         )
 
 
-def rungs(dim: int) -> tuple[str, ...]:
+def candidate_flows(dim: int) -> tuple[str, ...]:
     """Formulas of the flows to try, each the one before with layers in front of it.
 
     Example:
-        >>> rungs(10)
+        >>> candidate_flows(10)
         ('iaf*2', 'nsf*2|iaf*2')
     """
     if dim == 1:
         return ("nsf-ar", "nsf-ar|nsf-ar")
-    if dim <= _IAF_DIM:
+    if dim <= FLOW_GROWTH.iaf_dim:
         return ("iaf*2", "nsf*2|iaf*2")
     return ("realnvp*6", "realnvp*6|realnvp*6")
 
 
 def good_enough(fit: Fit) -> bool:
-    """Whether more layers have little left to gain.
+    """Tell whether more layers have little left to gain.
 
     Nothing that is computed from a fit's own draws sees a mode that it lost.
     """
     gap, even = _gap_and_even(fit)
-    return (fit.tail.close and gap < _GAP) or (gap < _SMALL_GAP and even)
+    return (fit.tail.close and gap < GAPS.good) or (gap < GAPS.small and even)
 
 
 def nearly_exact(fit: Fit) -> bool:
-    """The same for one mode of several, whose gaps and tails add up in the mixture."""
+    """Tell whether one mode of several is exact: their gaps and tails add up in the mixture."""
     gap, even = _gap_and_even(fit)
-    return gap < _SMALL_GAP and (even or fit.tail.close)
+    return gap < GAPS.small and (even or fit.tail.close)
 
 
 def _gap_and_even(fit: Fit) -> tuple[float, bool]:
@@ -104,109 +102,124 @@ def _gap_and_even(fit: Fit) -> tuple[float, bool]:
     if not draws.exact:
         return math.inf, False
     try:
-        return iw_gap(draws.log_w), fit.ess > _ESS * len(draws.z)
+        return iw_gap(draws.log_w), fit.ess > GAPS.even_share * len(draws.z)
     except WeightError:
         return math.inf, False
 
 
-def add_flows(
-    run: FitRun,
-    log_joint: LogJoint,
+@dataclass(frozen=True, eq=False)
+class Growth:
+    """Result of a stage that trains candidates.
+
+    Attributes:
+        best: The best fit.
+        tried: The candidates that were trained.
+        notes: Lines for the report about what happened on the way.
+        interrupted: True if Ctrl-C came while an engine was built.
+    """
+
+    best: Fit
+    tried: tuple[Candidate, ...] = ()
+    notes: tuple[str, ...] = ()
+    interrupted: bool = False
+
+
+def grow_flow(
+    problem: Problem,
+    options: Options,
+    time: TimePlan,
     guide: AutoFlow,
     best: Fit | None,
+    plan: TrainingPlan,
     *,
-    travels: bool,
-    notes: list[str],
-    max_steps: int,
-    first: int = 1,
     enough: Callable[[Fit], bool] = good_enough,
     tail: bool = False,
-) -> tuple[Fit, list[Rung]]:
+) -> Growth:
     """Put a flow inside a Gaussian, and more layers in front of that, for as long as they gain.
 
-    A stage is left out when the one before is good enough, and its result is not kept when its
-    bound is lower. All share ``max_steps``, and the seconds of the options. What happened on the
-    way is added to ``notes``.
+    A candidate is left out when the one before is good enough, and is not kept when its bound is
+    lower. All share the steps of the plan, and the time.
 
     Args:
-        run: The call that this belongs to.
-        log_joint: The model's log joint.
+        problem: The posterior.
+        options: Options of the fit.
+        time: Clock of the call.
         guide: The Gaussian, set up.
         best: Its fit; None where it cannot stand for one.
-        travels: Whether its map has a way to go.
-        notes: Lines for the report.
-        max_steps: Most steps of all stages together.
-        first: Number of the first training, after which its checkpoint is named.
-        enough: When no more is added.
+        plan: Steps of all candidates together, and the number of the first training.
+        enough: Tells whether a fit is good enough.
         tail: Put a tail layer at the output from the first flow on; else where the weighted draws
             ask for one.
     """
-    tried: list[Rung] = []
-    before, steps = list(notes), max_steps
-    flows = rungs(guide.latent.dim)
-    for stage, formula in enumerate(flows, start=1):
-        over = run.interrupted or steps < FEWEST
+    tried: tuple[Candidate, ...] = ()
+    steps = plan.max_steps
+    flows = candidate_flows(problem.latent.dim)
+    for place, formula in enumerate(flows):
+        over = plan.interrupted or steps < FLOW_GROWTH.fewest_steps
         if best is not None and (over or enough(best)):
             break
-        if best is not None and run.time.training.over():
-            run.time.leave_out("a flow, or more layers of it")
+        if best is not None and time.training.over():
+            time.leave_out("a flow, or more layers of it")
             break
-        begun = run.time.whole.spent()
+        begun = time.whole.spent()
         tail = tail or (best is not None and heavy_tails(best))
         if tail:
             formula = with_tail(formula)
         # The first flow leaves a third of the steps to the next, if there will be one.
-        share = steps if stage == len(flows) else max(min(steps, FEWEST), 2 * steps // 3)
+        fewest = min(steps, FLOW_GROWTH.fewest_steps)
+        share = steps if place == len(flows) - 1 else max(fewest, 2 * steps // 3)
+        one = dataclasses.replace(
+            plan,
+            max_steps=share,
+            number=plan.number + place,
+            notes=plan.notes if place == 0 else (),
+        )
         try:
-            fit = train_from(
-                guide if best is None else best.guide,
-                formula,
-                run,
-                log_joint,
-                travels=travels,
-                notes=before if stage == 1 else [],
-                max_steps=share,
-                stage=first + stage - 1,
-            )
+            start = guide if best is None else best.guide
+            fit = train_from(problem, options, time, start, formula, one)
         except KeyboardInterrupt:  # while the engine was built; training returns its fit
             if best is None:
                 raise
-            notes.append(f"interrupted before {formula} was trained")
-            run.interrupted = True
-            break
+            told = f"interrupted before {formula} was trained"
+            return Growth(best, tried, (told,), interrupted=True)
         except DivergedError as error:
             if best is None:
                 raise
-            notes.append(f"{formula} diverged: {error}")
-            break
+            return Growth(best, tried, (f"{formula} diverged: {error}",))
         steps -= len(fit.losses)
-        gained = best is None or gain(fit, best, run.options.objective) > 0
-        tried.append(rung_of(formula, fit, run.time.whole.spent() - begun, kept=gained))
+        gained = best is None or gain(fit, best, options.objective) > 0
+        tried += (candidate(formula, fit, time.whole.spent() - begun, kept=gained),)
         if not gained:
             break
-        best = fit if best is None or not best.training.settings["flow"] else joined(best, fit)
+        grown = best is not None and best.training.settings["flow"]
+        best = joined(best, fit) if best is not None and grown else fit
         if fit.why_stopped in ENDS:
             break
     assert best is not None
-    return best, tried
+    return Growth(best, tried)
 
 
 def gaussian_fit(
-    run: FitRun, guide: AutoFlow, log_joint: LogJoint, gaussian: GaussianFit, notes: list[str]
+    problem: Problem,
+    options: Options,
+    time: TimePlan,
+    guide: AutoFlow,
+    gaussian: GaussianFit,
+    start: WarmStart,
 ) -> Fit:
-    """Judge the Gaussian alone, and wrap it up as a fit."""
-    seconds = run.time.whole.spent()
+    """Score the Gaussian alone, and wrap it up as a fit."""
+    seconds = time.whole.spent()
     timing = dict.fromkeys(("fit", "evaluate", "total", "capture", "compile"), 0.0)
     timing |= {
         "setup": seconds,
         "step": 0.0,
         "steps_per_s": len(gaussian.losses) / max(1e-9, seconds),
     }
-    last, most = len(gaussian.losses), run.options.max_steps
-    if run.interrupted:
+    last, most = len(gaussian.losses), options.max_steps
+    if start.interrupted:
         text = "Interrupted while other modes were looked for: there may be more."
         reason = StopReason("interrupted", text)
-    elif most < WHOLE:
+    elif most < GAUSSIAN_START.whole_steps:
         text = f"max_steps={most} left {last} last steps to the Gaussian stage."
         reason = StopReason("max_steps", text)
     else:
@@ -218,30 +231,37 @@ def gaussian_fit(
         "svi",
         "the Gaussian stage runs in PyTorch",
         timing,
-        run.settings(guide, log_joint),
-        tuple(notes),
+        settings_of(problem, options, guide),
+        start.notes,
     )
-    return run.judge(guide, log_joint, training)
+    return scored(problem, options, time, guide, training)
 
 
-def train_from(start: AutoFlow, formula: str, run: FitRun, log_joint: LogJoint, **how: Any) -> Fit:
-    """Train a guide of a formula that takes over all of another's layers, and judge it.
+def train_from(
+    problem: Problem,
+    options: Options,
+    time: TimePlan,
+    start: AutoFlow,
+    formula: str,
+    plan: TrainingPlan,
+) -> Fit:
+    """Train a guide of a formula that takes over all of another's layers, and score it.
 
     Args:
+        problem: The posterior.
+        options: Options of the fit.
+        time: Clock of the call.
         start: The guide to start from; it stays as it is.
         formula: The flow, whose last layers are those of the other.
-        run: The call that this belongs to.
-        log_joint: The model's log joint.
-        **how: As :meth:`FitRun.train` has it.
+        plan: Steps and particles.
     """
-    with run.own_names():
-        guide = AutoFlow(run.model, formula, outer="whitened")
-        guide.setup(*run.args, **run.kwargs)
-        adopt(start, guide)
-        return run.train(guide, log_joint, **how)
+    with problem.own_names():
+        guide = problem.guide(formula)
+        copy_layers(start, guide)
+        return train(problem, options, time, guide, plan)
 
 
-def adopt(old: AutoFlow, new: AutoFlow) -> None:
+def copy_layers(old: AutoFlow, new: AutoFlow) -> None:
     """Copy all of the old guide into the last layers of the new one, which starts where it is."""
     new_outer, old_outer = new._modules["outer"], old._modules["outer"]
     assert new_outer is not None
@@ -255,7 +275,7 @@ def adopt(old: AutoFlow, new: AutoFlow) -> None:
 
 
 def _is_tail(layers: list[Flow]) -> bool:
-    """Whether a tail layer, which is the identity at first, stands at the output."""
+    """Tell whether a tail layer, which is the identity at first, stands at the output."""
     last = layers[-1] if layers else None
     return isinstance(last, Elementwise) and isinstance(last.transformer, TailTransformer)
 
@@ -297,15 +317,16 @@ def _bound(fit: Fit, objective: Objective) -> tuple[float, float]:
     return float(terms.mean()), float(terms.std()) / math.sqrt(len(terms))
 
 
-def rung_of(flow: str, fit: Fit, seconds: float, *, kept: bool) -> Rung:
-    """Sum up a fit as a stage of the ladder."""
+def candidate(flow: str, fit: Fit, seconds: float, *, kept: bool) -> Candidate:
+    """Sum up the fit of a candidate."""
     share = fit.ess / max(1, len(fit.draws.z))
     steps = len(fit.losses)
-    return Rung(flow, fit.elbo, fit.elbo_se, fit.khat, share, steps, seconds, kept, str(fit.tail))
+    tail = str(fit.tail)
+    return Candidate(flow, fit.elbo, fit.elbo_se, fit.khat, share, steps, seconds, kept, tail)
 
 
 def joined(before: Fit, after: Fit) -> Fit:
-    """The later fit, with the losses of both trainings."""
+    """Return the later fit, with the losses of both trainings."""
     losses = torch.cat([before.training.losses, after.training.losses])
     notes = (*before.training.notes, *after.training.notes)
     timing = dict(after.training.timing)
@@ -322,19 +343,21 @@ def joined(before: Fit, after: Fit) -> Fit:
     return dataclasses.replace(after, training=training)
 
 
-def told(fit: Fit, tried: list[Rung], notes: list[str], total: float) -> Fit:
-    """Write down what was tried, and what of it was kept."""
+def reported(fit: Fit, tried: Sequence[Candidate], notes: Sequence[str], total: float) -> Fit:
+    """Add to a fit's record what was tried, and what of it was kept."""
     kept = fit.training.settings["flow"] or "the Gaussian alone"
     lines = [*dict.fromkeys([*notes, *fit.training.notes])]
-    lines += [f"auto: {rung}" for rung in tried]
+    lines += [f"auto: {one}" for one in tried]
     why = "good enough" if good_enough(fit) else "the best of what was tried"
     lines.append(f"auto: {kept} is kept, {why}")
     timing = {**fit.training.timing, "total": total}
     reason = fit.why_stopped
-    if sum(rung.steps > 0 for rung in tried if rung.flow) > 1:
-        told = f"{len(fit.losses)} steps in all that is kept; of the last training: {reason.detail}"
-        reason = StopReason(str(reason), told, reason.unfinished)
-    settings = {**fit.training.settings, "tried": [dataclasses.asdict(rung) for rung in tried]}
+    if sum(one.steps > 0 for one in tried if one.flow) > 1:
+        detail = (
+            f"{len(fit.losses)} steps in all that is kept; of the last training: {reason.detail}"
+        )
+        reason = StopReason(str(reason), detail, reason.unfinished)
+    settings = {**fit.training.settings, "tried": [dataclasses.asdict(one) for one in tried]}
     training = dataclasses.replace(
         fit.training,
         notes=tuple(lines),

@@ -24,23 +24,7 @@ from pyro_nfvi._train.progress import SILENT, Progress
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._build import FULL_DIM
-
-#: Most starts, and rows of the model's numbers that one call of the model may hold.
-_STARTS, _NUMBERS = 12, 2_000_000
-#: Most steps of each climb to a mode, and how much of the rise a start on the way has.
-_CLIMB, _SHARE = 80, 0.9
-#: A Gaussian this far out or this wide, in units of the start and of draws from the prior (at least
-#: 1), has run away along a direction without a posterior.
-_RUN_AWAY = 1e7
-#: Where draws from the prior are larger than this, or smaller than one over it, their size is tried
-#: as the unit.
-_EXTREME = 1e5
-#: Draws from the prior that are tried for each start.
-_TRIES = 20
-#: Half the width of uniform draws around the unconstrained origin, as in Stan.
-_RADIUS = 2.0
-#: The initial point is the origin where it is no farther away than this, in root mean square.
-_SAME = 0.3
+from pyro_nfvi.infer._recipe import CALL_SIZES, GAUSSIAN_START
 
 
 class _TimeOver(Exception):
@@ -82,10 +66,12 @@ def gaussian_stage(
     init = log_joint.latent.init_loc.detach().double()
     unit = size.maximum(init.abs()).clamp(min=1.0)
     far = torch.maximum(found.scale, (found.loc - init).abs()) / unit
-    if not bool((far < _RUN_AWAY).all()):
+    if not bool((far < GAUSSIAN_START.diverged).all()):
         # Whether there is a posterior at all is told after the fit, from where it can be seen.
         name = log_joint.latent.at(int(far.argmax()))
-        raise WeightError(f"the Gaussian ran away along {name}, beyond {_RUN_AWAY:g}.")
+        raise WeightError(
+            f"the Gaussian ran away along {name}, beyond {GAUSSIAN_START.diverged:g}."
+        )
     return found
 
 
@@ -97,13 +83,16 @@ def _best_in_units(
     Returns:
         The Gaussian with the higher bound, and how large numbers are.
     """
-    most = max(1, min(_STARTS, _NUMBERS // (16 * max(1, log_joint.size))))
+    numbers = GAUSSIAN_START.start_particles * max(1, log_joint.size)
+    most = max(1, min(GAUSSIAN_START.starts, CALL_SIZES.search // numbers))
     if log_joint.how == "loop" or log_joint.subsampled:
         most = 1  # many runs cost too much, and bounds on other data cannot be compared
     drawn = prior_points(log_joint, target, 3) if most > 1 else None
     size = _size(log_joint.latent.init_loc, drawn)
     units = [torch.ones_like(size)]
-    if not bool(((size > 1 / _EXTREME) & (size < _EXTREME)).all()):
+    if not bool(
+        ((size > 1 / GAUSSIAN_START.extreme_units) & (size < GAUSSIAN_START.extreme_units)).all()
+    ):
         units.append(size)
     tried: list[GaussianFit] = []
     for one in units:
@@ -114,7 +103,7 @@ def _best_in_units(
 
 
 def _size(init: Tensor, drawn: Tensor | None) -> Tensor:
-    """How large numbers are, by draws from the prior: dollars may come in billions."""
+    """Return the sizes of the latents, by draws from the prior: dollars may come in billions."""
     if drawn is None or not len(drawn):
         return torch.ones_like(init, dtype=torch.float64)
     return drawn.abs().amax(0).clamp(min=torch.finfo(init.dtype).tiny)
@@ -193,10 +182,10 @@ def _starts(
 ) -> Normals:
     """Starts of all kinds, and points on climbs from them; twelve at most."""
     origin = torch.zeros_like(init)
-    apart = bool((init - origin).norm() > _SAME * math.sqrt(len(init)))
+    apart = bool((init - origin).norm() > GAUSSIAN_START.origin_distance * math.sqrt(len(init)))
     roots = [init, *([origin] if apart else [])]
     cast = uniform_points(target, init, 2, generator)
-    steps = max(1, round(_CLIMB * effort))
+    steps = max(1, round(GAUSSIAN_START.ascent_steps * effort))
     first, *later = (_climb(target, row, steps) for row in [*roots, *drawn[:2], *cast[:1]])
     climbed = [*first, *(point for pair in later for point in pair)]
     rows = [*roots, init, *climbed, *drawn[:2], *cast[1:], *drawn[2:]]
@@ -227,9 +216,9 @@ def uniform_points(target: Target, like: Tensor, num: int, generator: torch.Gene
     """
     shape = (max(num, 1), len(like))
     found = like.new_zeros(0, len(like)).double()
-    for _ in range(_TRIES):
+    for _ in range(GAUSSIAN_START.tries):
         rows = torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
-        rows = _RADIUS * (2 * rows - 1)
+        rows = GAUSSIAN_START.radius * (2 * rows - 1)
         found = torch.cat([found, rows[target(rows)[2]]])
         if len(found) >= num or target.budget.over():
             break
@@ -243,7 +232,7 @@ def prior_points(log_joint: LogJoint, target: Target, num: int) -> Tensor:
     """
     latent = log_joint.latent
     found: list[Tensor] = []
-    for _ in range(_TRIES):
+    for _ in range(GAUSSIAN_START.tries):
         missing = num - len(found)
         if missing == 0 or target.budget.over():
             break
@@ -293,7 +282,7 @@ def _climb(target: Target, start: Tensor, steps: int) -> list[Tensor]:
     if not path:
         return []
     top = max(height for height, _ in path)
-    enough = path[0][0] + _SHARE * (top - path[0][0])
+    enough = path[0][0] + GAUSSIAN_START.rise_share * (top - path[0][0])
     return [
         next(here for height, here in path if height == top),
         next(here for height, here in path if height >= enough),

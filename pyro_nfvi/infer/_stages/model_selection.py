@@ -1,91 +1,109 @@
-"""``guide="auto"``: a Gaussian, or one on each mode, and flows inside for as long as they gain."""
+"""Model selection: a Gaussian, flows inside it, or a mixture of these on several modes."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.infer._checks.moments import MOMENT_ROWS
 from pyro_nfvi.infer._checks.tails import TAIL_ROWS, follow_tails, short_tails
+from pyro_nfvi.infer._findings import HeavyTails
 from pyro_nfvi.infer._fit import Fit
-from pyro_nfvi.infer._run import FitRun
-from pyro_nfvi.infer._stages.continued_training import train_longer
+from pyro_nfvi.infer._options import Options
+from pyro_nfvi.infer._problem import Problem
+from pyro_nfvi.infer._recipe import TIME
+from pyro_nfvi.infer._stages.continued_training import continue_training
+from pyro_nfvi.infer._stages.examination import compared_moments, leaves_mass_out
 from pyro_nfvi.infer._stages.flow_growth import (
-    Rung,
-    add_flows,
+    Candidate,
+    candidate,
+    candidate_flows,
     gaussian_fit,
     good_enough,
-    rung_of,
-    rungs,
-    told,
+    grow_flow,
+    reported,
 )
+from pyro_nfvi.infer._stages.mode_search import SearchedModes
 from pyro_nfvi.infer._stages.multimodal import fit_modes
+from pyro_nfvi.infer._stages.training import TrainingPlan
+from pyro_nfvi.infer._stages.warm_start import WarmStart
+from pyro_nfvi.infer._time_plan import TimePlan
 
-#: Share of the time for training that one look at tails may take.
-_LOOK = 0.25
 
+def select_model(
+    problem: Problem, options: Options, time: TimePlan, guide: AutoFlow, start: WarmStart
+) -> Fit:
+    """Fit a Gaussian; put a flow inside it, more layers in front; train on with more particles.
 
-def climb(run: FitRun) -> Fit:
-    """Fit a Gaussian; put a flow inside it, more layers in front; train that with more particles.
+    Where the mode search came upon several modes, that is done for each of them, and the result is
+    their mixture (:func:`fit_modes`), unless its bound is lower.
 
-    Where the Gaussian stage came upon several modes, that is done for each of them, and the
-    result is their mixture (:func:`fit_modes`), unless its bound is lower.
+    Args:
+        problem: The posterior.
+        options: Options of the fit.
+        time: Clock of the call.
+        guide: The Gaussian, where it starts.
+        start: Result of the stages before.
     """
-    guide = AutoFlow(run.model, None, outer="whitened")
-    log_joint = run.set_up(guide)
-    gaussian = run.precondition(guide, log_joint)
-    notes = run.notes
     best: Fit | None = None
-    tried: list[Rung] = []
+    tried: tuple[Candidate, ...] = ()
     # With parameters of the model that are not at rest the Gaussian cannot stand for a fit.
-    settled = not log_joint.parameters() or (
-        run.param_start is not None and run.param_start.converged
+    at_rest = not problem.log_joint.parameters() or (
+        start.params is not None and start.params.converged
     )
-    if gaussian is not None and settled:
-        best = gaussian_fit(run, guide, log_joint, gaussian, notes)
-        tried.append(rung_of("", best, run.time.whole.spent(), kept=True))
-        if run.modes is not None and len(run.modes) > 1:
-            run.hold_params = True  # each mode would train them its own way
-            mixture = fit_modes(run, log_joint, best, run.modes, tried)
-            run.hold_params = False
+    if start.gaussian is not None and at_rest:
+        best = gaussian_fit(problem, options, time, guide, start.gaussian, start)
+        tried = (candidate("", best, time.whole.spent(), kept=True),)
+        if start.search.modes is not None and len(start.search.modes) > 1:
+            mixture, components = fit_modes(
+                problem, options, time, best, start, start.search.modes, tried
+            )
             if mixture is not None:
-                return run.complete(mixture)
+                return mixture
+            tried = components
 
     # Beyond the 95 % quantile a power law is out of a Gaussian's reach, and costs it few nats.
-    tails = None
-    if best is not None and run.time.affords(TAIL_ROWS[log_joint.how], of=run.time.training):
-        tails = follow_tails(best.latent, log_joint, best.draws, run.time.training.part(_LOOK))
+    tails: HeavyTails | None = None
+    look = time.affords(TAIL_ROWS[problem.log_joint.how], of=time.training)
+    if best is not None and look:
+        budget = time.training.part(TIME.candidate_check)
+        tails = follow_tails(best.latent, problem.log_joint, best.draws, budget)
     heavy = tails is not None and bool(tails.indices)
 
     def enough(fit: Fit) -> bool:
-        """Tell whether it is good: its own draws do not show that a guide is too narrow."""
-        reaches = not heavy or bool(fit.training.settings["flow"])
-        if not (reaches and good_enough(fit)) or run.leaves_out(fit):
+        if heavy and not fit.training.settings["flow"]:
             return False
-        without = () if tails is None else tails.without_variance
-        # Where there is no time to look, there is none to mend anything either.
-        time = run.time.training
-        if run.time.affords(TAIL_ROWS[log_joint.how], of=time):
-            some = time.part(_LOOK)
-            if short_tails(fit.latent, log_joint, fit.draws, without, some).names:
-                return False
-        if not run.time.affords(MOMENT_ROWS[log_joint.how], of=time):
-            return True
-        moved = run.moments(fit, tails, time.part(_LOOK))
-        return moved is None or not moved.names
+        return good_enough(fit) and not _too_narrow(problem, time, start.search, tails, fit)
 
-    best, more = add_flows(
-        run,
-        log_joint,
-        guide,
-        best,
-        travels=gaussian is None,
-        notes=notes,
-        max_steps=run.options.max_steps,
-        enough=enough,
-        tail=heavy,
+    plan = TrainingPlan.after(start, options.max_steps)
+    grown = grow_flow(problem, options, time, guide, best, plan, enough=enough, tail=heavy)
+    left = options.max_steps + options.more_steps - sum(one.steps for one in grown.tried)
+    last = replace(
+        plan,
+        max_steps=left,
+        number=1 + len(candidate_flows(problem.latent.dim)),
+        interrupted=plan.interrupted or grown.interrupted,
     )
-    left = run.options.max_steps + run.options.more_steps - sum(rung.steps for rung in more)
-    last = 1 + len(rungs(guide.latent.dim))
-    best = train_longer(
-        run, log_joint, best, more, notes, max_steps=left, stage=last, enough=enough
-    )
-    return run.complete(told(best, [*tried, *more], notes, run.time.whole.spent()))
+    longer = continue_training(problem, options, time, grown.best, last, enough=enough)
+    tried += grown.tried + longer.tried
+    notes = (*start.notes, *grown.notes, *longer.notes)
+    return reported(longer.best, tried, notes, time.whole.spent())
+
+
+def _too_narrow(
+    problem: Problem, time: TimePlan, search: SearchedModes, tails: HeavyTails | None, fit: Fit
+) -> bool:
+    """Tell whether checks see posterior mass beyond a candidate's own draws."""
+    if leaves_mass_out(problem, time, search, fit):
+        return True
+    log_joint, how = problem.log_joint, problem.log_joint.how
+    # Where there is no time to look, there is none to mend anything either.
+    if time.affords(TAIL_ROWS[how], of=time.training):
+        without = () if tails is None else tails.without_variance
+        budget = time.training.part(TIME.candidate_check)
+        if short_tails(fit.latent, log_joint, fit.draws, without, budget).names:
+            return True
+    if not time.affords(MOMENT_ROWS[how], of=time.training):
+        return False
+    moved = compared_moments(problem, fit, tails, time.training.part(TIME.candidate_check))
+    return moved is not None and bool(moved.names)

@@ -1,4 +1,4 @@
-"""Several modes: a fit of each, and the weights with which they make the posterior."""
+"""Multimodal fits: a guide on each mode, and the weights with which they make the posterior."""
 
 from __future__ import annotations
 
@@ -11,37 +11,41 @@ from torch import Tensor
 
 from pyro_nfvi._gaussian_vi.mixture_weights import mixture_weights
 from pyro_nfvi._gaussian_vi.mode_search import Modes
-from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.diagnostics._importance import iw_gap
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
 from pyro_nfvi.infer._findings import LeftOut, find
-from pyro_nfvi.infer._fit import Fit, Training
-from pyro_nfvi.infer._run import FitRun
+from pyro_nfvi.infer._fit import Fit
+from pyro_nfvi.infer._options import Options
+from pyro_nfvi.infer._problem import Problem
+from pyro_nfvi.infer._recipe import FLOW_GROWTH, GAPS, MULTIMODAL
 from pyro_nfvi.infer._stages.flow_growth import (
     ENDS,
-    FEWEST,
-    Rung,
-    add_flows,
+    Candidate,
+    candidate,
     gain,
     good_enough,
+    grow_flow,
     nearly_exact,
-    rung_of,
-    told,
+    reported,
 )
-
-#: Draws of each component from which the weights are learnt.
-_WEIGH = 1000
-#: A component whose gap costs the mixture less than this, in nats, takes no flow.
-_COSTS = 0.005
-#: Numbers by which a line of the report says where a mode is.
-_NAMED = 6
+from pyro_nfvi.infer._stages.scoring import scored, settings_of
+from pyro_nfvi.infer._stages.training import TrainingPlan
+from pyro_nfvi.infer._stages.warm_start import WarmStart
+from pyro_nfvi.infer._time_plan import TimePlan
+from pyro_nfvi.infer._training import Training
 
 
 def fit_modes(
-    run: FitRun, log_joint: LogJoint, single: Fit, modes: Modes, tried: list[Rung]
-) -> Fit | None:
+    problem: Problem,
+    options: Options,
+    time: TimePlan,
+    single: Fit,
+    start: WarmStart,
+    modes: Modes,
+    tried: tuple[Candidate, ...],
+) -> tuple[Fit | None, tuple[Candidate, ...]]:
     """Fit a Gaussian, and flows inside it where it is not good enough, to every mode.
 
     Each component is trained for itself: a reverse-KL fit that starts in a mode stays there. The
@@ -50,55 +54,56 @@ def fit_modes(
     three times as many at most; the seconds are shared.
 
     Args:
-        run: The call that this belongs to.
-        log_joint: The model's log joint.
+        problem: The posterior.
+        options: Options of the fit.
+        time: Clock of the call.
         single: The fit of the one best Gaussian.
+        start: Result of the stages before.
         modes: A Gaussian on each mode.
-        tried: What was tried so far; rungs are added.
+        tried: Candidates that were tried so far.
 
     Returns:
-        The mixture's fit, not yet complete; None where one Gaussian has a higher bound.
+        The mixture's fit, None where one Gaussian has a higher bound; and all candidates.
     """
     # The components and the mixture are scored on as many draws each.
-    draws = _WEIGH * (len(modes) + 2)
-    if not run.time.affords(draws, "a mixture of the modes"):
-        return None
-    guides = [_gaussian(run, modes, place) for place in range(len(modes))]
-    training = _empty(single.training)
-    parts = [run.judge(guide, log_joint, _copied(training)) for guide in guides]
-    best, errors = _mixed(run, log_joint, parts, training)
-    tried.append(rung_of(f"{len(parts)} Gaussians", best, run.time.whole.spent(), kept=True))
-    if gain(best, single, run.options.objective) <= 0:
-        tried[-1] = dataclasses.replace(tried[-1], kept=False)
-        return None
-    notes = list(run.notes)
+    draws = MULTIMODAL.weight_draws * (len(modes) + 2)
+    if not time.affords(draws, "a mixture of the modes"):
+        return None, tried
+    guides = [_gaussian(problem, modes, place) for place in range(len(modes))]
+    training = dataclasses.replace(single.training, notes=())
+    parts = [scored(problem, options, time, guide, training) for guide in guides]
+    best, errors = _mixed(problem, options, time, parts, training)
+    kept = gain(best, single, options.objective) > 0
+    tried += (candidate(f"{len(parts)} Gaussians", best, time.whole.spent(), kept=kept),)
+    if not kept:
+        return None, tried
+    notes, interrupted = start.notes, start.interrupted
     # Half of the steps for each mode, and three times as many together at most.
-    whole = run.options.max_steps + run.options.more_steps
-    most, steps = max(FEWEST, whole // 2), 3 * whole
-    stage, begun = 1, run.time.whole.spent()
+    whole = options.max_steps + options.more_steps
+    most, steps = max(FLOW_GROWTH.fewest_steps, whole // 2), 3 * whole
+    number, begun = 1, time.whole.spent()
     order = [place for place in _by_cost(best, parts) if not nearly_exact(parts[place])]
     losses: list[Tensor] = []
     for place in order:
-        if good_enough(best) or run.interrupted or steps < FEWEST:
+        if good_enough(best) or interrupted or steps < FLOW_GROWTH.fewest_steps:
             break
-        if run.time.training.over():
-            run.time.leave_out("flows on some of the modes")
+        if time.training.over():
+            time.leave_out("flows on some of the modes")
             break
-        share = min(steps, most)
-        fit, rungs = add_flows(
-            run,
-            log_joint,
-            guides[place],
-            parts[place],
-            travels=False,
+        plan = dataclasses.replace(
+            TrainingPlan.after(start, min(steps, most)),
+            number=number,
             notes=notes,
-            max_steps=share,
-            first=stage,
-            enough=nearly_exact,
+            train_params=False,  # each mode would train them its own way
         )
-        stage += len(rungs)
-        steps -= sum(rung.steps for rung in rungs)
-        tried += [dataclasses.replace(r, flow=f"mode {place + 1}, {r.flow}") for r in rungs]
+        grown = grow_flow(
+            problem, options, time, guides[place], parts[place], plan, enough=nearly_exact
+        )
+        fit, notes, interrupted = grown.best, (*notes, *grown.notes), grown.interrupted
+        number += len(grown.tried)
+        steps -= sum(one.steps for one in grown.tried)
+        named = (dataclasses.replace(c, flow=f"mode {place + 1}, {c.flow}") for c in grown.tried)
+        tried += tuple(named)
         if fit is not parts[place]:
             parts[place] = fit
             losses.append(fit.losses)
@@ -106,41 +111,42 @@ def fit_modes(
             break
     if losses:
         training = _joined(training, [part for part in parts if len(part.losses)], losses)
-        deep, new_errors = _mixed(run, log_joint, parts, training)
-        kept = gain(deep, best, run.options.objective) > 0
-        tried.append(rung_of("mixture of these", deep, run.time.whole.spent() - begun, kept=kept))
+        deep, new_errors = _mixed(problem, options, time, parts, training)
+        kept = gain(deep, best, options.objective) > 0
+        tried += (candidate("mixture of these", deep, time.whole.spent() - begun, kept=kept),)
         if kept:
             best, errors = deep, new_errors
-    return _described(told(best, tried, notes, run.time.whole.spent()), modes, errors)
+    fit = reported(best, tried, notes, time.whole.spent())
+    return _described(fit, modes, errors), tried
 
 
-def _gaussian(run: FitRun, modes: Modes, place: int) -> AutoFlow:
-    with run.own_names():
-        guide = AutoFlow(run.model, None, outer="whitened")
-        guide.setup(*run.args, **run.kwargs)
+def _gaussian(problem: Problem, modes: Modes, place: int) -> AutoFlow:
+    with problem.own_names():
+        guide = problem.guide(None)
     guide.start_at(modes.normals.loc[place], modes.normals.factor[place])
     return guide
 
 
 def _mixed(
-    run: FitRun, log_joint: LogJoint, parts: list[Fit], training: Training
+    problem: Problem, options: Options, time: TimePlan, parts: list[Fit], training: Training
 ) -> tuple[Fit, Tensor]:
-    """Put fits of the modes together, learn the weights, and judge the whole."""
-    with run.own_names():
-        guide = AutoMixture(run.model, len(parts), [_formula(part) for part in parts])
-        guide.setup(*run.args, **run.kwargs)
+    """Put fits of the modes together, learn the weights, and score the whole."""
+    with problem.own_names():
+        guide = AutoMixture(problem.model, len(parts), [_formula(part) for part in parts])
+        guide.setup(*problem.log_joint.args, **problem.log_joint.kwargs)
         guide.adopt([part.guide for part in parts])
     density = guide.density()
-    count = min(_WEIGH, *(len(part.draws.z) for part in parts))
+    most = MULTIMODAL.weight_draws
+    count = min(most, *(len(part.draws.z) for part in parts))
     with torch.no_grad():
         z = torch.cat([part.draws.z[:count] for part in parts])
         log_p = torch.cat([part.draws.log_p[:count] for part in parts])
-        each = torch.cat([density.components(rows) for rows in z.split(_WEIGH)])
+        each = torch.cat([density.components(rows) for rows in z.split(most)])
     weights, errors = mixture_weights(log_p, each)
     guide.set_weights(weights)
-    settings = {**training.settings, **run.settings(guide, log_joint)}
-    made = dataclasses.replace(_copied(training), settings=settings)
-    return run.judge(guide, log_joint, made), errors
+    settings = {**training.settings, **settings_of(problem, options, guide)}
+    made = dataclasses.replace(training, settings=settings)
+    return scored(problem, options, time, guide, made), errors
 
 
 def _formula(part: Fit) -> str | None:
@@ -148,7 +154,7 @@ def _formula(part: Fit) -> str | None:
 
 
 def _by_cost(mixture: Fit, parts: list[Fit]) -> list[int]:
-    """Components in the order of what their gaps cost the mixture; cheap ones left out."""
+    """Order components by what their gaps cost the mixture; leave out cheap ones."""
     costs = []
     for weight, part in zip(mixture.guide.weights.tolist(), parts, strict=True):
         try:
@@ -156,19 +162,11 @@ def _by_cost(mixture: Fit, parts: list[Fit]) -> list[int]:
         except WeightError:
             costs.append(math.inf)
     order = sorted(range(len(parts)), key=lambda place: -costs[place])
-    return [place for place in order if costs[place] > _COSTS]
-
-
-def _empty(training: Training) -> Training:
-    return dataclasses.replace(training, notes=())
-
-
-def _copied(training: Training) -> Training:
-    return dataclasses.replace(training, timing=dict(training.timing))
+    return [place for place in order if costs[place] > GAPS.mode_cost]
 
 
 def _joined(first: Training, parts: list[Fit], losses: list[Tensor]) -> Training:
-    """One account of all trainings."""
+    """Make one record of all trainings."""
     trained = [part.training for part in parts if part.training.settings["flow"]]
     timing: dict[str, float] = dict(trained[-1].timing)
     for name in ("fit", "capture", "compile"):
@@ -218,15 +216,15 @@ def _described(fit: Fit, modes: Modes, errors: Tensor) -> Fit:
 
 
 def _line(place: int, mode: dict[str, Any], num_starts: int) -> str:
-    """One mode in words, with where it is in the first numbers."""
+    """Describe a mode, with where it is in the first numbers."""
     numbers = []
     for name, value in mode["at"].items():
         flat = torch.tensor(value).flatten().tolist()
         labels = [f"{name}[{i}]" for i in range(len(flat))] if isinstance(value, list) else [name]
         numbers += [f"{label} {number:.3g}" for label, number in zip(labels, flat)]
     error = "" if mode["weight_se"] is None else f" ± {mode['weight_se']:.3f}"
-    more = ", ..." if len(numbers) > _NAMED else ""
+    more = ", ..." if len(numbers) > MULTIMODAL.named else ""
     return (
         f"mode {place}: weight {mode['weight']:.3f}{error}, {mode['starts']} of {num_starts} "
-        f"starts ended there, around {', '.join(numbers[:_NAMED])}{more}"
+        f"starts ended there, around {', '.join(numbers[: MULTIMODAL.named])}{more}"
     )

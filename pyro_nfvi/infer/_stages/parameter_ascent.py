@@ -11,26 +11,7 @@ from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._random import stream
-
-#: Most parameters for exact second derivatives: each costs one backward pass in each step.
-_NEWTON = 40
-#: Most steps, and the gain in nats below which a step ends them.
-_STEPS, _TINY = 40, 1e-3
-#: Share of the effective draws that a step has to leave: beyond, weights say little.
-_ESS_SHARE = 0.3
-#: Effective draws below which weights say nothing, and draws count evenly (a step of EM).
-_FEWEST = 10.0
-#: Pairs that the quasi-Newton method remembers, vectors of signs from which it takes its units, and
-#: how often a step is halved.
-_MEMORY, _SIGNS, _HALVINGS = 10, 8, 20
-#: Damping at first, and beyond which no step helps.
-_DAMPING, _MOST_DAMPING = 1e-3, 1e6
-#: Curvature in units of its own above which the evidence counts as curved upward.
-_UPWARD = 1e-3
-#: Shifts of flat parameters, in sizes of their own.
-_SHIFTS = (1.0, -1.0)
-#: Parts of the way at which the draws that were held out look.
-_PARTS = (1.0, 0.5, 0.25, 0.1, 0.03)
+from pyro_nfvi.infer._recipe import PARAMETERS
 
 
 class Evidence:
@@ -60,7 +41,7 @@ class Evidence:
         self.log_density, self.z, self.log_q = log_density, z, log_q.double()
         self.leaves = list(leaves)
         with torch.no_grad():
-            self.even = not self.effective(self.log_weights()) >= _FEWEST
+            self.even = not self.effective(self.log_weights()) >= PARAMETERS.fewest_effective
 
     @property
     def count(self) -> int:
@@ -130,13 +111,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Ascent:
-    """What an ascent came to.
+    """Result of an ascent.
 
     Attributes:
         gain: Nats that it gained, on its own draws.
         units: How far each parameter moves the evidence by half a nat, ``(P,)``; None where no
             second derivatives were taken.
-        limited: Whether the weights, not the top, ended it.
+        limited: True if the weights, not the maximum, ended it.
     """
 
     gain: float
@@ -145,7 +126,7 @@ class Ascent:
 
 
 def raise_evidence(
-    evidence: Evidence, *, steps: int = _STEPS, budget: Budget = UNLIMITED
+    evidence: Evidence, *, steps: int = PARAMETERS.steps, budget: Budget = UNLIMITED
 ) -> Ascent:
     r"""Move the parameters to where the estimated evidence is highest, in place.
 
@@ -160,7 +141,7 @@ def raise_evidence(
     """
     if not evidence.leaves:
         return Ascent(0.0)
-    if evidence.count <= _NEWTON:
+    if evidence.count <= PARAMETERS.newton_params:
         try:
             return _newton(evidence, steps, budget)
         except RuntimeError:  # an operation of the model without a second derivative
@@ -169,7 +150,7 @@ def raise_evidence(
 
 
 def _newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
-    start, damping, limited = None, _DAMPING, False
+    start, damping, limited = None, PARAMETERS.damping, False
     units: Tensor | None = None
     value = 0.0
     for step in range(steps):
@@ -191,17 +172,17 @@ def _newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
         turned = vectors.mT @ (units * gradient)
         # Where the evidence curves upward a small gradient is no rest: at least one unit is gone.
         least = values.abs().sqrt().copysign(turned)
-        saddle = (values < -_UPWARD) & (turned.abs() < least.abs())
+        saddle = (values < -PARAMETERS.upward) & (turned.abs() < least.abs())
         turned = torch.where(saddle, least, turned)
         moved = False
-        while damping <= _MOST_DAMPING:
+        while damping <= PARAMETERS.most_damping:
             curvature = values.abs() + damping
-            if float(0.5 * (turned.square() / curvature).sum()) < _TINY:
+            if float(0.5 * (turned.square() / curvature).sum()) < PARAMETERS.least_gain:
                 return Ascent(value - start, units, limited)
             evidence.put(here + units * (vectors @ (turned / curvature)))
             after, left = evidence.look()
             gained = math.isfinite(after) and after > value
-            if gained and left >= min(_ESS_SHARE * effective, effective):
+            if gained and left >= min(PARAMETERS.ess_share * effective, effective):
                 moved, damping = True, max(damping / 10, 1e-9)
                 break
             limited = limited or gained
@@ -226,7 +207,7 @@ def _own_units(evidence: Evidence) -> Tensor | None:
         _, gradient, _ = evidence.gradient(graph=True)
         signs = stream(0, "signs of the units")
         total = torch.zeros_like(gradient.detach())
-        for _ in range(_SIGNS):
+        for _ in range(PARAMETERS.sign_vectors):
             v = torch.randint(0, 2, gradient.shape, generator=signs).to(total) * 2 - 1
             found = torch.autograd.grad(
                 gradient @ v, evidence.leaves, retain_graph=True, allow_unused=True
@@ -234,7 +215,7 @@ def _own_units(evidence: Evidence) -> Tensor | None:
             total += _flat(found, evidence.leaves).square()
     except RuntimeError:  # an operation of the model without a second derivative
         return None
-    scale = (total / _SIGNS).pow(0.25)
+    scale = (total / PARAMETERS.sign_vectors).pow(0.25)
     if not bool(torch.isfinite(scale).all()):
         return None
     return torch.where(scale > 1e-8, 1 / scale.clamp_min(1e-8), torch.ones_like(scale))
@@ -242,7 +223,7 @@ def _own_units(evidence: Evidence) -> Tensor | None:
 
 def _quasi_newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
     value, gradient, effective = evidence.gradient()
-    start, floor = value, _ESS_SHARE * effective
+    start, floor = value, PARAMETERS.ess_share * effective
     if not (math.isfinite(value) and bool(torch.isfinite(gradient).all())):
         return Ascent(0.0)
     found = _own_units(evidence)
@@ -262,7 +243,7 @@ def _quasi_newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
         # Without units the first step promises one nat; later ones are in those that were learnt.
         unknown = found is None and not pairs
         length = min(1.0, 1.0 / max(slope, 1e-30)) if unknown else 1.0
-        for _ in range(_HALVINGS):
+        for _ in range(PARAMETERS.halvings):
             evidence.put(here + length * units * direction)
             after, left = evidence.look()
             gained = math.isfinite(after) and after >= value + 1e-4 * length * slope
@@ -277,8 +258,8 @@ def _quasi_newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
         new = units * new
         change, turn = (evidence.get() - here) / units, gradient - new
         if float(change @ turn) > 1e-12 * float(turn @ turn):
-            pairs = [*pairs[-_MEMORY + 1 :], (change, turn)]
-        small = now - value < _TINY and step >= 3
+            pairs = [*pairs[-PARAMETERS.memory + 1 :], (change, turn)]
+        small = now - value < PARAMETERS.least_gain and step >= 3
         value, gradient = now, new
         if small:
             break
@@ -340,7 +321,7 @@ def nats_left(
                 climbing.put(begin)
                 raise_evidence(climbing, budget=budget)
                 end = climbing.get()
-                for part in _PARTS:
+                for part in PARAMETERS.parts:
                     looking.put(start + part * (end - start))
                     with torch.no_grad():
                         after = looking.log_weights()
@@ -356,14 +337,14 @@ def nats_left(
 def _places(evidence: Evidence, start: Tensor, gradient: Tensor) -> list[Tensor]:
     """Points from which to climb: the parameters themselves, and others where those may mislead."""
     places = [start]
-    if evidence.count > _NEWTON:  # whose steps leave a saddle by themselves
+    if evidence.count > PARAMETERS.newton_params:  # whose steps leave a saddle by themselves
         units = _own_units(evidence)
         away = torch.randint(0, 2, start.shape, generator=stream(0, "away")).to(start) * 2 - 1
         places.append(start + 0.3 * away * (torch.ones_like(start) if units is None else units))
     flat = gradient == 0
     if bool(flat.any()):
         size = 1 + start.abs()
-        places += [torch.where(flat, start + shift * size, start) for shift in _SHIFTS]
+        places += [torch.where(flat, start + shift * size, start) for shift in PARAMETERS.shifts]
     return places
 
 

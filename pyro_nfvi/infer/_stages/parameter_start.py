@@ -1,4 +1,4 @@
-"""Where a model's parameters start: evidence and a Gaussian posterior raised in turn."""
+"""Parameter start: evidence and a Gaussian posterior raised in turn, before training."""
 
 from __future__ import annotations
 
@@ -14,48 +14,18 @@ from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.guides._build import FULL_DIM
+from pyro_nfvi.infer._recipe import CALL_SIZES, GAPS, PARAMETER_START, PARAMETER_START_LOOP
 from pyro_nfvi.infer._stages.parameter_ascent import Evidence, raise_evidence
-
-#: The gain in nats below which two rounds in a row end it.
-_ENOUGH = 0.02
-#: Numbers that one run of the model may hold.
-_NUMBERS = 3_000_000
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """How much is done.
-
-    Attributes:
-        rounds: Most rounds.
-        first: Steps of the Gaussian in the first round.
-        later: Its steps in later ones.
-        particles: Its draws in each step.
-        draws: Draws on which parameters climb.
-        fewest: The fewest of these, where one run of the model is large.
-    """
-
-    rounds: int
-    first: int
-    later: int
-    particles: int
-    draws: int
-    fewest: int
-
-
-#: Where all draws take one run of the model, and where each takes its own: there some 5,000 runs
-#: at most, as many as 600 steps of training take.
-_TOGETHER, _ALONE = _Sizes(30, 200, 60, 32, 256, 64), _Sizes(15, 60, 20, 8, 64, 64)
 
 
 @dataclass(frozen=True)
 class ParamStart:
-    """What came of it.
+    """Result of the rounds.
 
     Attributes:
         gain: Nats of evidence gained.
         rounds: Rounds that it took.
-        converged: Whether rounds gained nothing in the end.
+        converged: True if rounds gained nothing in the end.
         unit: The smallest of the parameters' own units; None where they are unknown.
     """
 
@@ -76,7 +46,7 @@ def start_params(
     r"""Move the model's parameters to where the evidence is highest, as a Gaussian sees it.
 
     In turn: whitened natural-gradient ascent fits a Gaussian to the posterior under the present
-    parameters; the parameters climb the importance-weighted evidence of its draws by second-order
+    parameters; the parameters ascend the importance-weighted evidence of its draws by second-order
     steps (:func:`raise_evidence`), as far as the weights reach. Unlike EM, whose steps shrink with
     the share of what is known of the latents, the evidence counts how the posterior moves.
 
@@ -97,8 +67,8 @@ def start_params(
     target = Target(density, like, budget=budget)
     init = log_joint.latent.init_loc.detach()
     now = Normals.around(init[None], 0.1, diagonal=len(init) > FULL_DIM)
-    sizes = _ALONE if log_joint.how == "loop" else _TOGETHER
-    count = max(sizes.fewest, min(sizes.draws, _NUMBERS // max(1, log_joint.size)))
+    sizes = PARAMETER_START_LOOP if log_joint.how == "loop" else PARAMETER_START
+    count = max(sizes.fewest_draws, min(sizes.draws, CALL_SIZES.ascent // max(1, log_joint.size)))
     total, idle, unit, rounds = 0.0, 0, None, 0
     for rounds in range(1, sizes.rounds + 1):
         if idle >= 2 or budget.over():
@@ -107,7 +77,7 @@ def start_params(
         now, _ = natural_gradient_ascent(
             target,
             now,
-            num_steps=sizes.first if rounds == 1 else sizes.later,
+            num_steps=sizes.first_steps if rounds == 1 else sizes.later_steps,
             num_particles=sizes.particles,
             generator=generator,
         )
@@ -117,5 +87,5 @@ def start_params(
         total += climbed.gain
         if climbed.units is not None:
             unit = float(climbed.units.min())
-        idle = idle + 1 if climbed.gain < _ENOUGH else 0
+        idle = idle + 1 if climbed.gain < GAPS.small else 0
     return ParamStart(total, rounds, idle >= 2, unit)

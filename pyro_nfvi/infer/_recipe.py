@@ -1,0 +1,436 @@
+"""The recipe of a fit: every number of the method, once, with its unit and its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CallSizes:
+    """Numbers of the model, particles times numbers of one run, that a stage may hold at once."""
+
+    #: In searches that call the model some hundred times: 16 MB in double precision.
+    search: int = 2_000_000
+    #: In what calls it some tens of times, with gradients.
+    ascent: int = 4_000_000
+    #: In checks that call it a few times.
+    check: int = 20_000_000
+    #: In all draws on which a fit is judged.
+    evaluation: int = 300_000_000
+    #: In all batches of all draws where mini-batches are put together to all data.
+    all_data: int = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class GapRecipe:
+    """Nats between the evidence and its bound that matter, and that do not."""
+
+    #: A guide is good where the tail of its weights is light and the gap below this.
+    good: float = 0.1
+    #: A gap, or a gain, that nobody sees in any number: rounds that gain less have converged, and a
+    #: guide of even weights is good whatever their tail.
+    small: float = 0.02
+    #: Share of effective draws from which on weights are even.
+    even_share: float = 0.9
+    #: Gap of a mode, times its weight, from which on it gets a flow of its own.
+    mode_cost: float = 0.005
+
+
+@dataclass(frozen=True)
+class TimeRecipe:
+    """Shares of ``max_seconds``."""
+
+    #: Of the time for training, for the Gaussian.
+    gaussian: float = 0.5
+    #: Of what is left then, for each part of the search for modes.
+    search: float = 0.5
+    #: Of what is left, for each check and each move of the model's parameters at the end.
+    check: float = 0.5
+    #: Of the time for training, for each look at tails and moments between two candidates.
+    candidate_check: float = 0.25
+    #: Draws with which the pace of a model is measured, in one call and in runs of their own.
+    pace_draws: int = 200
+    pace_loop_draws: int = 3
+    #: Draws that the evaluation and all checks take, in one call and in runs of their own.
+    final_draws: int = 40_000
+    final_loop_draws: int = 1200
+    #: Smallest and largest share of the whole that is kept for these.
+    least_final: float = 0.1
+    most_final: float = 0.3
+
+
+@dataclass(frozen=True)
+class ScoringRecipe:
+    """Draws on which a fit is judged."""
+
+    #: Draws where particles are evaluated together: k-hat is known to 0.05 then.
+    draws: int = 2000
+    #: Draws where each is a run of the model of its own.
+    loop_draws: int = 500
+    #: Fewest draws, however large a run of the model is.
+    fewest_draws: int = 200
+    #: Draws that the choice between the last and the best state takes.
+    kept_draws: int = 1536
+
+
+@dataclass(frozen=True)
+class GaussianStartRecipe:
+    """The Gaussian from which a guide starts."""
+
+    #: Most starts side by side.
+    starts: int = 12
+    #: Particles of each start, by which calls are sized.
+    start_particles: int = 16
+    #: Most steps of the L-BFGS ascent to a mode.
+    ascent_steps: int = 80
+    #: Share of the rise that a start on the way has: singular tops are no place to start from.
+    rise_share: float = 0.9
+    #: Distance, and width, in units of the start and of the prior's draws, beyond which a Gaussian
+    #: has diverged along a direction without a posterior.
+    diverged: float = 1e7
+    #: Size of draws from the prior, or one over it, from which on they are tried as units.
+    extreme_units: float = 1e5
+    #: Draws from the prior that are tried for each start.
+    tries: int = 20
+    #: Half the width of uniform draws around the unconstrained origin, as in Stan.
+    radius: float = 2.0
+    #: Root mean square up to which the initial point is the origin.
+    origin_distance: float = 0.3
+    #: ``max_steps`` from which on the stage takes all of its steps.
+    whole_steps: int = 1000
+    #: Condition number from which on the report warns of single precision.
+    condition: float = 1e6
+    #: Draws from the prior around which mass is looked for where no modes were searched.
+    prior_draws: int = 20
+    #: Draws on which the Gaussians of modes are compared.
+    compared_draws: int = 1024
+
+
+@dataclass(frozen=True)
+class FlowGrowthRecipe:
+    """Candidate flows of ``guide="auto"``."""
+
+    #: Most steps of all candidates together, by default.
+    max_steps: int = 3000
+    #: Largest dimension for autoregressive layers, whose path gradient costs O(D^2) a particle.
+    iaf_dim: int = 40
+    #: Fewest steps with which one more candidate is begun.
+    fewest_steps: int = 300
+
+
+@dataclass(frozen=True)
+class ContinuedTrainingRecipe:
+    """More steps for the best candidate."""
+
+    #: Times as many particles: the bound rises where noise had hidden that it does. On six
+    #: posteriors that brought more than as many numbers in more steps of few particles.
+    particle_factor: int = 4
+    #: Largest dimension: beyond, a step of so many particles takes tens of milliseconds.
+    most_dim: int = 100
+    #: Factor on the steps over which a bound counts as flat.
+    window_factor: int = 2
+
+
+@dataclass(frozen=True)
+class MultimodalRecipe:
+    """Mixtures of guides on several modes."""
+
+    #: Draws of each component from which the weights are learnt.
+    weight_draws: int = 1000
+    #: Numbers by which a line of the report says where a mode is.
+    named: int = 6
+
+
+@dataclass(frozen=True)
+class ParameterRecipe:
+    """Ascent of the evidence in the model's own parameters."""
+
+    #: Draws for which all data have to be affordable before parameters are started.
+    start_draws: int = 1000
+    #: Runs of the model for each draw that judging the parameters takes, at a guess.
+    runs_per_draw: int = 40
+    #: Most moves after training.
+    settling_moves: int = 4
+    #: Most parameters for exact second derivatives: each costs a backward pass in each step.
+    newton_params: int = 40
+    #: Most steps of an ascent.
+    steps: int = 40
+    #: Gain of a step, in nats, below which it ends.
+    least_gain: float = 1e-3
+    #: Share of the effective draws that a step has to leave: beyond, weights say little.
+    ess_share: float = 0.3
+    #: Effective draws below which weights say nothing, and draws count evenly (a step of EM).
+    fewest_effective: float = 10.0
+    #: Pairs that the quasi-Newton method remembers.
+    memory: int = 10
+    #: Vectors of signs from which it takes its units (Hutchinson's estimator).
+    sign_vectors: int = 8
+    #: Halvings of a step.
+    halvings: int = 20
+    #: Damping at first, relative to the curvature, and beyond which no step helps.
+    damping: float = 1e-3
+    most_damping: float = 1e6
+    #: Curvature in units of its own above which the evidence counts as curved upward.
+    upward: float = 1e-3
+    #: Shifts of parameters without a gradient, in sizes of their own.
+    shifts: tuple[float, ...] = (1.0, -1.0)
+    #: Parts of the way at which the draws that were held out look.
+    parts: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.03)
+
+
+@dataclass(frozen=True)
+class ParameterStartRecipe:
+    """Rounds of a Gaussian and of parameters before training."""
+
+    #: Most rounds.
+    rounds: int
+    #: Steps of the Gaussian in the first round.
+    first_steps: int
+    #: Its steps in later ones.
+    later_steps: int
+    #: Its draws in each step.
+    particles: int
+    #: Draws on which parameters ascend.
+    draws: int
+    #: The fewest of these, where one run of the model is large.
+    fewest_draws: int
+
+
+@dataclass(frozen=True)
+class WeightedDrawsRecipe:
+    """Draws with both densities."""
+
+    #: Rows that are pushed through the flow at once.
+    rows: int = 4096
+    #: Most mini-batches that are put together to all data.
+    batches: int = 2000
+    #: Fewest draws that are scored on all data; where there would be fewer, one batch is used.
+    fewest_draws: int = 200
+    #: Fewest draws that are scored at once where time is limited: enough to look at their weights.
+    piece_draws: int = 25
+    #: Seconds that such a piece takes at most.
+    piece_seconds: float = 2.0
+    #: Calls of the density on all data, at a guess, where parameters are moved.
+    gradient_calls: int = 100
+
+
+@dataclass(frozen=True)
+class ModeCheckRecipe:
+    """Places from which modes are searched, and modes that a guide misses."""
+
+    #: Points from which modes are searched, and the fewest that are worth it.
+    points: int = 192
+    fewest_points: int = 8
+    #: Widths of draws around the best Gaussian, relative to it.
+    reaches: tuple[float, ...] = (3.0, 10.0)
+    #: Where no modes are searched: ascents from uniform draws, from the prior, and their steps.
+    uniform_ascents: int = 4
+    prior_ascents: int = 6
+    ascent_steps: int = 40
+    #: Degrees of freedom of wide proposals: heavier tails than nearly all posteriors have.
+    freedom: float = 3.0
+    #: Most latents for wide proposals: with more, hardly any of their draws has a weight.
+    wide_dim: int = 30
+    #: Draws of each mode on which the guide's density is compared.
+    draws: int = 64
+    #: Nats of the bound of a missed mode below the ELBO from which on it has no mass.
+    negligible: float = 5.0
+
+
+@dataclass(frozen=True)
+class MassOutsideRecipe:
+    """Posterior mass where a guide has none."""
+
+    #: Scales of the proposals around the draws, relative to these.
+    scales: tuple[float, ...] = (1.0, 3.0, 10.0)
+    #: Rows of all proposals together, where particles are evaluated together and one by one.
+    rows: int = 2400
+    loop_rows: int = 250
+    #: Fewest rows of each proposal.
+    proposal_rows: int = 20
+    #: Proposals elsewhere as which one around the draws counts, so that its rows are enough.
+    own_share: int = 6
+    #: Fewest effective draws from which anything is concluded.
+    fewest_effective: float = 60.0
+    #: Share of the posterior's mass that a guide may leave out and still be trusted.
+    most_outside: float = 0.02
+    #: Effective points outside that have to say so before a moment counts as moved.
+    fewest_points: float = 5.0
+
+
+@dataclass(frozen=True)
+class MomentRecipe:
+    """Means and sds of a guide against weighted ones."""
+
+    #: Shift of a mean, in sds, that a user sees.
+    mean: float = 0.1
+    #: Factor on an sd that a user sees.
+    sd: float = 1.15
+    #: Standard errors that a moment has to be off as well.
+    errors: float = 3.0
+    #: Draws that are scored by the model: what one in a thousand of them does is seen.
+    rows: int = 10_000
+    #: Scales of one coordinate of the base noise, in a quarter of the draws each.
+    widths: tuple[float, ...] = (2.0, 4.0)
+    #: Fewest effective draws from which anything is concluded.
+    fewest_effective: int = 100
+
+
+@dataclass(frozen=True)
+class TailCheckRecipe:
+    """Tails of a fit."""
+
+    #: Fourth moment of a coordinate of the base noise, in units of its variance squared (3 for a
+    #: normal one), from which on the guide lacks the weight of its tails.
+    kurtosis: float = 4.2
+    #: Rows of one call of the model, at most.
+    most_rows: int = 8000
+    #: Rows that following all tails takes, as a rule.
+    rows: int = 20_000
+    #: Tail index up to which a tail is reported: below 4 the error of an sd has no variance.
+    reported: float = 4.0
+    #: Tail indices below which there is no mean and no variance: 1 and 2, and the index's error.
+    no_mean: float = 1.05
+    no_variance: float = 2.1
+    #: Ratio of sds from which on draws stop short: that of a right fit is within 3 %.
+    short: float = 1.12
+    #: Most latents for which that is asked. In 90 latents of a non-centred hierarchy Laplace's
+    #: method is far off, since the scale that all share moves with each of them.
+    short_dim: int = 30
+
+
+@dataclass(frozen=True)
+class ImproperRecipe:
+    """Directions in which a density never falls."""
+
+    #: Steps of a fit below which it has not left its start.
+    fewest_steps: int = 100
+    #: Distances from a draw, in spreads of the draws (at least 1, or the size of the start).
+    distances: tuple[float, ...] = (10.0, 30.0, 80.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
+    #: Distance below which a rise may be another mode, which is no fault.
+    far: float = 30.0
+    #: Logarithm of a positive number, or a logit, beyond which it has diverged already.
+    beyond: float = 25.0
+    #: Spread of draws that say little of where lines should be straight.
+    wide: float = 1e3
+    #: Nats per e-fold of the distance by which a density that can be integrated falls, at least:
+    #: half of what it has to.
+    fall: float = 0.5
+    #: Logarithm of the mass of a shell, relative to the middle, that does not count as falling.
+    shell: float = 2.0
+    #: Draws from each of which a line has to lead outwards.
+    centres: int = 4
+    #: Runs of the model, together and one by one.
+    runs: int = 4000
+    loop_runs: int = 400
+    #: Latents up to which directions without curvature are looked for.
+    curved_dim: int = 100
+    #: Rows of one call of the model where time is limited.
+    piece: int = 256
+
+
+@dataclass(frozen=True)
+class PyroCheckRecipe:
+    """Pyro's own scores beside the log joint's."""
+
+    #: Points near the start, and as many around the origin, before training.
+    points: int = 8
+    #: Draws after training. A share p of wrong draws is missed by n draws with probability
+    #: (1 - p)^n: 10 % by 32 once in thirty.
+    draws: int = 32
+    #: Seconds after which no further one is begun; for most models all takes a tenth of it.
+    seconds: float = 2.0
+    #: Share of a limited time that a check may take.
+    time_share: float = 0.03
+
+
+@dataclass(frozen=True)
+class RelabellingRecipe:
+    """Exchangeable latents."""
+
+    #: Points at which a density is compared with itself.
+    points: int = 6
+    #: How far beside the points some more lie, in units of how far these reach.
+    aside: tuple[float, ...] = (3.0, -3.0, 10.0, -10.0)
+    #: Axes of one length of which every subset is tried.
+    axes: int = 6
+    #: Sites of which every choice of signs is tried.
+    signed_sites: int = 5
+    #: Longest axis that is looked at: beyond, an axis stands for data, and not for labels.
+    longest_axis: int = 32
+    #: Images of a mode that are looked at together.
+    images: int = 16
+
+
+@dataclass(frozen=True)
+class RescoringRecipe:
+    """A loaded fit scored again."""
+
+    #: Difference of two runs of one model, in nats.
+    nats: float = 1e-3
+    #: The same in units of the last place of the log joint, which is a sum of many terms.
+    rounding: float = 100.0
+
+
+@dataclass(frozen=True)
+class FileRecipe:
+    """Layout of a fit's file, and limits of what is made of one."""
+
+    #: Number of the layout; a file of a higher one is refused.
+    layout: int = 1
+    #: Bytes of one tensor that any flow may need while it is built.
+    bytes: int = 64 * 1024 * 1024
+    #: Operations of its building.
+    operations: int = 2_000
+    #: Beyond these: bytes of a tensor for each byte of the file, and operations for each of its
+    #: tensors.
+    bytes_per_byte: int = 16
+    operations_per_tensor: int = 200
+    #: Rows that go back through the flow to tie guide and draws, fewer where each is long.
+    tie_rows: int = 256
+    tie_fewest_rows: int = 16
+    tie_numbers: int = 20_000
+    #: Difference of two passes through one inverse, in units of the last place.
+    tie_rounding: float = 1e4
+    #: Difference of the pass back and the pass forth where no file tells it (version 0.1).
+    tie_unknown: float = 0.05
+
+
+@dataclass(frozen=True)
+class WordsRecipe:
+    """Lengths of what a user reads."""
+
+    #: Numbers that a sentence of the verdict names at most.
+    named: int = 3
+    #: Names that an error lists at most.
+    listed: int = 10
+    #: Quantiles of a summary.
+    levels: tuple[float, ...] = (0.05, 0.5, 0.95)
+    #: Numbers that the runs of one chunk of predictions hold together.
+    prediction_numbers: int = 10_000_000
+
+
+CALL_SIZES = CallSizes()
+GAPS = GapRecipe()
+TIME = TimeRecipe()
+SCORING = ScoringRecipe()
+GAUSSIAN_START = GaussianStartRecipe()
+FLOW_GROWTH = FlowGrowthRecipe()
+CONTINUED_TRAINING = ContinuedTrainingRecipe()
+MULTIMODAL = MultimodalRecipe()
+PARAMETERS = ParameterRecipe()
+#: Where all draws take one run of the model.
+PARAMETER_START = ParameterStartRecipe(30, 200, 60, 32, 256, 64)
+#: Where each takes its own: some 5,000 runs at most, as many as 600 steps of training take.
+PARAMETER_START_LOOP = ParameterStartRecipe(15, 60, 20, 8, 64, 64)
+WEIGHTED_DRAWS = WeightedDrawsRecipe()
+MODE_CHECK = ModeCheckRecipe()
+MASS_OUTSIDE = MassOutsideRecipe()
+MOMENTS = MomentRecipe()
+TAIL_CHECK = TailCheckRecipe()
+IMPROPER = ImproperRecipe()
+PYRO_CHECK = PyroCheckRecipe()
+RELABELLING = RelabellingRecipe()
+RESCORING = RescoringRecipe()
+FILES = FileRecipe()
+WORDS = WordsRecipe()

@@ -1,0 +1,195 @@
+"""Examination: what a fit's own draws cannot show, and the existence of the posterior."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pyro_nfvi._budget import Budget
+from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
+from pyro_nfvi.infer._checks.improper import RUNAWAY_ROWS, check_proper
+from pyro_nfvi.infer._checks.missed_mass import WIDE_ROWS, mass_outside, too_much
+from pyro_nfvi.infer._checks.missed_modes import MODE_ROWS, missed_modes
+from pyro_nfvi.infer._checks.moments import MOMENT_ROWS, moved_moments
+from pyro_nfvi.infer._checks.pyro_density import opinion_of_pyro
+from pyro_nfvi.infer._checks.relabelling import count_once
+from pyro_nfvi.infer._checks.tails import TAIL_ROWS, follow_tails, short_tails
+from pyro_nfvi.infer._findings import (
+    Finding,
+    HeavyTails,
+    MassOutside,
+    MissedModes,
+    ModeSearch,
+    MovedMoments,
+    Relabelled,
+    TimeOver,
+)
+from pyro_nfvi.infer._fit import Fit, add_finding
+from pyro_nfvi.infer._options import Options
+from pyro_nfvi.infer._problem import Problem
+from pyro_nfvi.infer._recipe import TIME
+from pyro_nfvi.infer._stages.mode_search import SearchedModes
+from pyro_nfvi.infer._time_plan import TimePlan
+
+
+def examine(
+    problem: Problem, options: Options, time: TimePlan, search: SearchedModes, fit: Fit
+) -> Fit:
+    """Add to a fit's findings what its own draws cannot show.
+
+    Modes that it misses, mass where it has next to none, tails, means and sds of many draws,
+    Pyro's own scores, and directions without a posterior. A check for which there is no time is
+    left out, and named in a finding.
+
+    Args:
+        problem: The posterior.
+        options: Options of the fit.
+        time: Clock of the call.
+        search: What the mode search came upon.
+        fit: The fit.
+
+    Raises:
+        DivergedError: The density grows without limit.
+    """
+    log_joint, how = problem.log_joint, problem.log_joint.how
+    missed = _missed_modes(problem, time, search, fit)
+    mass = _mass_outside(problem, options, time, search, fit)
+    proper = time.affords(RUNAWAY_ROWS[how], "the look for directions without a posterior")
+    alone, count = sum(mode["starts"] <= 1 for mode in fit.modes), len(fit.modes)
+    findings: list[Finding] = [
+        *fit.training.findings,
+        ModeSearch(
+            search.num_starts,
+            count,
+            alone,
+            count >= MODE_SEARCH.most_modes,
+            search.num_points,
+        ),
+        mass,
+    ]
+    tails: HeavyTails | None = None
+    if time.affords(TAIL_ROWS[how], "the look at tails"):
+        with options.progress.stage("following tails", 1, unit="look"):
+            budget = time.whole.part(TIME.check)
+            tails = follow_tails(fit.latent, log_joint, fit.draws, budget)
+            heavy = tails.without_variance
+            findings += [tails, short_tails(fit.latent, log_joint, fit.draws, heavy, budget)]
+            if budget.over():
+                time.leave_out("the end of the look at tails")
+    if time.affords(MOMENT_ROWS[how], "the look at means and sds of more draws"):
+        with options.progress.stage("comparing means and sds", 1, unit="look"):
+            moved = compared_moments(problem, fit, tails, time.whole.part(TIME.check))
+        if moved is None:
+            time.leave_out("the look at means and sds of more draws")
+        else:
+            findings.append(moved)
+    if time.affords(1, "a second opinion by Pyro's own trace"):
+        findings.append(opinion_of_pyro(fit, time.whole))
+    if missed:
+        findings.append(MissedModes(len(missed)))
+    if relabelled := _relabelled(problem, time, search, count):
+        findings.append(relabelled)
+    training = replace(fit.training, findings=tuple(findings), notes=(*fit.training.notes, *missed))
+    fit = _with_undone(replace(fit, training=training), time)
+    if not proper:
+        return fit
+    with options.progress.stage("looking whether there is a posterior", 1, unit="look"):
+        budget = time.whole.part(1.0)
+        fit = check_proper(fit, budget)
+        if budget.over():
+            time.leave_out("the look for directions without a posterior")
+    return _with_undone(fit, time)
+
+
+def leaves_mass_out(problem: Problem, time: TimePlan, search: SearchedModes, fit: Fit) -> bool:
+    """Tell whether posterior mass lies where the guide has next to nothing, as far as is seen.
+
+    No where it could not be mended: for lack of time, or in a model that is run row by row.
+    """
+    affordable = time.affords(WIDE_ROWS[problem.log_joint.how], of=time.training)
+    if not affordable or problem.on_parts:
+        return False
+    density = search.up_to_labels(fit.guide.density())
+    budget = time.training.part(TIME.check)
+    return too_much(
+        mass_outside(density, problem.log_joint, fit.draws, problem.seed, search.proposals, budget)
+    )
+
+
+def compared_moments(
+    problem: Problem, fit: Fit, tails: HeavyTails | None, budget: Budget
+) -> MovedMoments | None:
+    """Compare means and sds of many of the guide's draws with weighted ones.
+
+    None where there was no time for it.
+    """
+    moved = moved_moments(
+        fit.guide.density(),
+        problem.log_joint,
+        fit.draws,
+        problem.seed,
+        heavy=() if tails is None else tails.without_variance,
+        budget=budget,
+    )
+    if moved is None:
+        return None
+    return MovedMoments(
+        tuple(one.name for one in moved),
+        tuple(one.shift for one in moved),
+        tuple(one.stretch for one in moved),
+    )
+
+
+def _missed_modes(
+    problem: Problem, time: TimePlan, search: SearchedModes, fit: Fit
+) -> tuple[str, ...]:
+    """Describe modes of the search that the guide misses, a line each."""
+    others = 0 if search.others is None else len(search.others)
+    if not others or not time.affords(MODE_ROWS * others, "the look at modes that are missed"):
+        return ()
+    density, budget = search.up_to_labels(fit.guide.density()), time.whole.part(TIME.check)
+    missed = missed_modes(density, problem.log_joint, search.others, fit.draws, budget)
+    if budget.over():
+        time.leave_out("the end of the look at modes that are missed")
+    return tuple(missed)
+
+
+def _mass_outside(
+    problem: Problem, options: Options, time: TimePlan, search: SearchedModes, fit: Fit
+) -> MassOutside:
+    outside, what = None, "the look for mass outside of the guide"
+    if time.affords(WIDE_ROWS[problem.log_joint.how], what):
+        density = search.up_to_labels(fit.guide.density())
+        with options.progress.stage("looking for mass outside of the guide", 1, unit="look"):
+            budget = time.whole.part(TIME.check)
+            outside = mass_outside(
+                density, problem.log_joint, fit.draws, problem.seed, search.proposals, budget
+            )
+            if budget.over():
+                time.leave_out(what)
+    return MassOutside.of(outside, unseen=not search.num_starts)
+
+
+def _relabelled(
+    problem: Problem, time: TimePlan, search: SearchedModes, count: int
+) -> Relabelled | None:
+    """Say what relabellings make of the modes in a fit, of which there are ``count``."""
+    if search.symmetry is None:
+        return None
+    group = search.symmetry.group
+    if search.symmetry.one_image:
+        return Relabelled(group.names, group.order, max(1, count), images=False)
+    if count < 2 or search.modes is None:
+        return None
+    budget = time.whole.part(TIME.check)
+    once = count_once(problem.log_joint, group, search.modes.normals.loc, budget)
+    if budget.over():
+        time.leave_out("the end of the count of modes up to labels")
+    return Relabelled(group.names, group.order, once, images=True)
+
+
+def _with_undone(fit: Fit, time: TimePlan) -> Fit:
+    """Add a finding of what was left out for lack of time."""
+    if not time.undone:
+        return fit
+    assert time.whole.limit is not None
+    return add_finding(fit, TimeOver(time.whole.limit, tuple(time.undone)))

@@ -1,0 +1,186 @@
+"""Mode search: modes beside that of the best Gaussian, up to relabellings of latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi._gaussian_vi.gaussians import Normals
+from pyro_nfvi._gaussian_vi.mode_proposals import Proposals
+from pyro_nfvi._gaussian_vi.mode_search import Modes
+from pyro_nfvi._gaussian_vi.multistart import GaussianFit
+from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
+from pyro_nfvi._gaussian_vi.target import Target
+from pyro_nfvi.infer._checks.missed_modes import look_for_modes, modes_of_starts, proposals
+from pyro_nfvi.infer._checks.relabelling import (
+    Relabelling,
+    Scored,
+    UpToLabels,
+    distinct,
+    find_relabelling,
+)
+from pyro_nfvi.infer._options import Options
+from pyro_nfvi.infer._problem import Problem
+from pyro_nfvi.infer._recipe import GAUSSIAN_START, TIME
+from pyro_nfvi.infer._stages.gaussian_start import prior_points
+from pyro_nfvi.infer._time_plan import TimePlan
+
+_END = "the end of the search for modes"
+
+
+@dataclass(frozen=True, eq=False)
+class LabelSymmetry:
+    """Relabellings of latents that leave the posterior as it is, where modes have images.
+
+    Attributes:
+        group: The relabellings.
+        anchor: A point ``(D,)`` of the image in which the fit is.
+    """
+
+    group: Relabelling
+    anchor: Tensor
+
+    @property
+    def one_image(self) -> bool:
+        """True where there are more images than modes that are kept: the fit holds one of them."""
+        return self.group.order > MODE_SEARCH.most_modes
+
+
+@dataclass(frozen=True, eq=False)
+class SearchedModes:
+    """Result of the mode search.
+
+    Attributes:
+        modes: Modes that were found, and from how many starts; None where none were searched.
+        others: Gaussians on these, or on modes of the first starts where no more were searched.
+        num_starts: Starts that were compared; 0 for none.
+        num_points: Points at which the density was evaluated in search of narrow modes.
+        proposals: Where mass outside of a guide is looked for, beside wide draws around its own.
+        symmetry: Relabellings, where modes have images under them.
+        notes: Lines for the report.
+        interrupted: True if Ctrl-C ended the search.
+    """
+
+    modes: Modes | None = None
+    others: Normals | None = None
+    num_starts: int = 0
+    num_points: int = 0
+    proposals: Proposals | None = None
+    symmetry: LabelSymmetry | None = None
+    notes: tuple[str, ...] = ()
+    interrupted: bool = False
+
+    def up_to_labels(self, density: Scored) -> Scored:
+        """Return a density of points at the image in which the fit is."""
+        if self.symmetry is None or not self.symmetry.one_image:
+            return density
+        return UpToLabels(density, self.symmetry.group, self.symmetry.anchor)
+
+
+def search_modes(
+    problem: Problem, options: Options, time: TimePlan, found: GaussianFit
+) -> SearchedModes:
+    """Search for modes beside that of the best Gaussian, from more points than its own starts.
+
+    Args:
+        problem: The posterior.
+        options: Options of the fit.
+        time: Clock of the call.
+        found: The best Gaussian, with its starts.
+    """
+    searched = SearchedModes()
+    if len(found.starts) > 1:
+        searched = _searched(problem, options, time, found)
+    if searched.proposals is not None:
+        return searched
+    like = problem.latent.init_loc
+    target = Target(problem.log_joint, like, budget=time.training.part(TIME.search))
+    drawn = prior_points(problem.log_joint, target, GAUSSIAN_START.prior_draws)
+    where = proposals(target, found, None, drawn, problem.stream("places"))
+    return replace(searched, proposals=where)
+
+
+def _searched(
+    problem: Problem, options: Options, time: TimePlan, found: GaussianFit
+) -> SearchedModes:
+    searched = SearchedModes(num_starts=len(found.starts))
+    if time.training.over():
+        time.leave_out("the search for modes")
+        return searched
+    symmetry = _find_symmetry(problem, options, time, found)
+    searched = replace(searched, symmetry=symmetry)
+    once = symmetry.group if symmetry is not None and symmetry.one_image else None
+    like, budget = problem.latent.init_loc, time.training.part(TIME.search)
+    looked = None
+    if options.explore != "off":
+        try:
+            looked = look_for_modes(
+                problem.log_joint,
+                like,
+                found,
+                effort=options.effort,
+                generator=problem.stream("modes"),
+                relabelling=once,
+                budget=budget,
+                progress=options.progress,
+            )
+        except KeyboardInterrupt:
+            return replace(searched, interrupted=True)
+    if looked is None:
+        others = modes_of_starts(problem.log_joint, like, found, once, budget)
+        if budget.over():
+            time.leave_out(_END)
+        return replace(searched, others=others)
+    modes, where, num_points = looked
+    if not modes.finished:
+        time.leave_out(_END)
+    return replace(
+        searched,
+        modes=modes,
+        others=modes.normals,
+        num_starts=modes.num_starts,
+        num_points=num_points,
+        proposals=where,
+        notes=_notes(modes, num_points),
+    )
+
+
+def _notes(modes: Modes, num_points: int) -> tuple[str, ...]:
+    hits = modes.hits.tolist()
+    where = f"{len(hits)} modes" if len(hits) > 1 else "this one mode"
+    told = (
+        f"{sum(hits)} of {modes.num_starts} starts ended in {where}; one to which no start came "
+        f"is not seen ({num_points} points were scored in search of narrow ones)"
+    )
+    if not modes.left_out:
+        return (told,)
+    return told, (
+        f"{modes.left_out} more were left out as places with next to no mass, such as "
+        "the neck of a funnel"
+    )
+
+
+def _find_symmetry(
+    problem: Problem, options: Options, time: TimePlan, found: GaussianFit
+) -> LabelSymmetry | None:
+    """Find relabellings of exchangeable latents under which the mode has images.
+
+    Where these are no more than the modes that a mixture holds, all images are fitted.
+    """
+    if problem.on_parts:
+        return None
+    log_joint, like = problem.log_joint, problem.latent.init_loc
+    # Draws of the prior; where it has none, points about the origin.
+    budget = time.training.part(TIME.search)
+    target = Target(log_joint, like, budget=budget)
+    generator = problem.stream("relabelling")
+    noise = torch.randn(8, len(like), generator=generator, device=like.device).to(found.loc)
+    points = torch.cat([prior_points(log_joint, target, 3).to(noise), noise])
+    with options.progress.stage("looking for exchangeable latents", 1, unit="look"):
+        group = find_relabelling(log_joint, points, budget)
+        apart = group is not None and distinct(log_joint, group, found.loc, budget)
+    if budget.over():
+        time.leave_out("the end of the look for exchangeable latents")
+    return LabelSymmetry(group, found.loc.to(like)) if group is not None and apart else None

@@ -1,0 +1,72 @@
+"""Scoring: draws of a guide with both densities, wrapped up as a fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.guides._auto_mixture import AutoMixture
+from pyro_nfvi.infer._fit import Fit
+from pyro_nfvi.infer._guide_spec import flow_name
+from pyro_nfvi.infer._model_parameters import ModelParams
+from pyro_nfvi.infer._options import Options
+from pyro_nfvi.infer._problem import Problem
+from pyro_nfvi.infer._recipe import CALL_SIZES, SCORING
+from pyro_nfvi.infer._time_plan import TimePlan
+from pyro_nfvi.infer._training import Training
+from pyro_nfvi.infer._weighted_draws import most_on_all_data, weigh
+
+
+def scored(
+    problem: Problem,
+    options: Options,
+    time: TimePlan,
+    guide: AutoFlow | AutoMixture,
+    training: Training,
+) -> Fit:
+    """Score draws of a guide by itself and by the model.
+
+    Args:
+        problem: The posterior.
+        options: Options of the fit.
+        time: Clock of the call.
+        guide: The guide.
+        training: How it came about; the times of the evaluation are added.
+    """
+    log_joint = problem.log_joint
+    most = SCORING.loop_draws if log_joint.how == "loop" else SCORING.draws
+    most = min(most, CALL_SIZES.evaluation // max(1, log_joint.size))
+    count = max(SCORING.fewest_draws, most)
+    density = guide.density()
+    noise = problem.stream("judge") if density.base is None else None
+    begin = time.whole.spent()
+    with torch.no_grad(), options.progress.stage("scoring draws", count, unit="draw") as tick:
+        draws = weigh(density, log_joint, count, noise, budget=time.whole, tick=tick)
+    end = time.whole.spent()
+    whole = most_on_all_data(log_joint)
+    if len(draws.z) < min(count, whole):
+        time.leave_out("some of the draws on which a fit is judged")
+    if not draws.exact and len(draws.z) <= whole:
+        time.leave_out("a look at all data")
+    timing = {**training.timing, "evaluate": end - begin, "total": end}
+    params = ModelParams.of(log_joint.param_leaves(), log_joint.param_constraints)
+    made = replace(training, timing=timing)
+    return Fit(guide, draws, made, params.constrained(), log_joint, params)
+
+
+def settings_of(
+    problem: Problem, options: Options, guide: AutoFlow | AutoMixture
+) -> dict[str, Any]:
+    """Return the options of a fit by name, for its report and file."""
+    return {
+        "flow": flow_name(guide),
+        "objective": options.objective.name,
+        "num_particles": options.num_particles,
+        "max_steps": options.max_steps,
+        "seed": problem.seed,
+        "particles_by": problem.log_joint.how,
+        "particles_why": problem.log_joint.why,
+    }

@@ -1,0 +1,37 @@
+"""``Training``: the record of a training, as a fit keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pyro_nfvi._optim.convergence import StopReason
+from pyro_nfvi.infer._findings import Finding
+
+
+@dataclass(frozen=True)
+class Training:
+    """Record of the training of a fit; plain numbers and words, kept in its file.
+
+    Attributes:
+        losses: Negative bound of each step, in nats: of the objective that was trained (for a
+            tempered one, the ELBO).
+        why_stopped: Reason for which training ended.
+        engine: Name of the engine that ran the steps.
+        engine_reason: Reason for its choice.
+        timing: Seconds of ``setup``, ``fit``, ``evaluate`` and ``total``, and ``steps_per_s``.
+        settings: Options of the fit, by name.
+        notes: Events on the way, a line each.
+        findings: Findings about the fit beyond its weights, for the verdict.
+    """
+
+    losses: Tensor
+    why_stopped: StopReason
+    engine: str
+    engine_reason: str
+    timing: dict[str, float]
+    settings: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
