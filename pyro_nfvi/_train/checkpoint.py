@@ -94,10 +94,7 @@ class Checkpoint:
         tensors = {
             "losses": state.losses,
             "rng": state.rng,
-            "snapshots": {
-                name: {"step": s.step, "values": list(s.values), "optimizer": s.optimizer}
-                for name, s in state.snapshots.items()
-            },
+            "snapshots": {name: packed(one) for name, one in state.snapshots.items()},
         }
         write_file(self.path, _KIND, spec, tensors)
 
@@ -129,7 +126,7 @@ class Checkpoint:
                 {name: int(value) for name, value in spec["counts"].items()},
                 tensors["losses"],
                 tensors["rng"].cpu(),
-                _snapshots(tensors["snapshots"], params),
+                unpacked(tensors["snapshots"], params),
             )
 
     @contextmanager
@@ -149,7 +146,12 @@ class Checkpoint:
             ) from error
 
 
-def _snapshots(held: Mapping[str, Any], params: Sequence[Tensor]) -> dict[str, Snapshot]:
+def packed(state: Snapshot) -> dict[str, Any]:
+    """Return a snapshot as what a file can hold; :func:`unpacked` reads it."""
+    return {"step": state.step, "values": list(state.values), "optimizer": state.optimizer}
+
+
+def unpacked(held: Mapping[str, Any], params: Sequence[Tensor]) -> dict[str, Snapshot]:
     """Read snapshots, and compare their values with the parameters, which would be broadcast.
 
     Raises:

@@ -14,10 +14,10 @@ from pyro_nfvi.vae._conv_networks import ConvDecoder, ConvEncoder
 from pyro_nfvi.vae._dense_networks import DenseDecoder, DenseEncoder
 from pyro_nfvi.vae._likelihoods import make_likelihood
 from pyro_nfvi.vae._model import FlowVAE
+from pyro_nfvi.vae._recipe import NETWORKS
 
 #: Names of the shipped encoders and decoders.
 ARCHITECTURES = ("gated", "mlp", "conv")
-_CONV_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Architecture:
             return 0
         if self.context_dim is not None:
             return self.context_dim
-        return _CONV_WIDTH if self.nets == "conv" else self.hidden[-1]
+        return NETWORKS.conv_width if self.nets == "conv" else self.hidden[-1]
 
     def build(self, *, seed: int) -> FlowVAE:
         """Build the VAE; torch's global random state is left as it was.

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-#: More classes than this are no labels to condition on, but numbers of something.
-_MOST = 10_000
+from pyro_nfvi.vae._recipe import DATA
+
 _SAVE = "save np.unique(y, return_inverse=True)[1], made of all parts together"
 
 
 def why_unusable(arrays: Mapping[str, np.ndarray | None]) -> str:
-    """Why the labels of a data set cannot be used; nothing if they can, or if there are none.
+    """Say why the labels of a data set cannot be used; nothing if they can, or if there are none.
 
     Args:
         arrays: Images under the name of their part, labels as ``y_...`` (``y`` beside ``x``).
@@ -32,7 +32,7 @@ def why_unusable(arrays: Mapping[str, np.ndarray | None]) -> str:
 
 
 def _problem(y: np.ndarray, x: np.ndarray, name: str) -> str:
-    """Why an array is no labels of these images, and what to do."""
+    """Say why an array is no labels of these images, and what to do."""
     if x.ndim == 0 or not len(x):
         return ""  # of the images there is more to say
     came = f"the labels {name} have shape {y.shape}"
@@ -44,6 +44,7 @@ def _problem(y: np.ndarray, x: np.ndarray, name: str) -> str:
         return f"the labels {name} are of type {y.dtype} and not integers from 0; {_SAVE}"
     if y.min() < 0:
         return f"the labels {name} go down to {int(y.min())} and not to 0; {_SAVE}"
-    if y.max() >= _MOST:
-        return f"the labels {name} go up to {int(y.max())}, and classes are below {_MOST}; {_SAVE}"
+    if y.max() >= DATA.most_classes:
+        most = DATA.most_classes
+        return f"the labels {name} go up to {int(y.max())}, and classes are below {most}; {_SAVE}"
     return ""

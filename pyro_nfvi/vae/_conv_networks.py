@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.vae._dense_networks import Head
+from pyro_nfvi.vae._recipe import NETWORKS
 
 #: (channels, stride) of the encoder's 5x5 layers; the decoder mirrors them.
 _DOWN = ((32, 1), (32, 2), (64, 1), (64, 2), (64, 1))
 _UP = ((64, 1), (64, 1), (32, 2), (32, 1), (32, 2), (32, 1))
-_WIDTH = 256
 
 
 class _Gated(nn.Module):
@@ -76,10 +76,14 @@ class ConvEncoder(nn.Module):
         for channels, stride in _DOWN:
             parts.append(_Gated(nn.Conv2d(inputs, 2 * channels, 5, stride, 2)))
             inputs = channels
-        parts.append(_Gated(nn.Conv2d(inputs, 2 * _WIDTH, quarter)))
+        parts.append(_Gated(nn.Conv2d(inputs, 2 * NETWORKS.conv_width, quarter)))
         self.body = nn.Sequential(*parts)
-        self.join = nn.Linear(_WIDTH + condition_dim, _WIDTH) if condition_dim else None
-        self.head = Head(_WIDTH, latent_dim, context_dim)
+        self.join = (
+            nn.Linear(NETWORKS.conv_width + condition_dim, NETWORKS.conv_width)
+            if condition_dim
+            else None
+        )
+        self.head = Head(NETWORKS.conv_width, latent_dim, context_dim)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return ``(loc, scale, context)``."""

@@ -114,7 +114,7 @@ def load_data(
 
 @dataclass(frozen=True)
 class _Form:
-    """What a caller says of the images: seed of a split, shape, levels."""
+    """A caller's description of the images: seed of a split, shape, levels."""
 
     seed: int
     shape: tuple[int, ...] | None

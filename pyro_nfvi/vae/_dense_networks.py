@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_nfvi.errors import OptionError
-
-#: Least standard deviation that an encoder gives.
-MIN_SCALE = 1e-4
+from pyro_nfvi.vae._recipe import NETWORKS
 
 
 class GatedLinear(nn.Module):
@@ -32,7 +30,7 @@ class GatedLinear(nn.Module):
 
 
 class Head(nn.Module):
-    """What an encoder ends in: ``h -> (loc, scale, context)``.
+    """The last layer of an encoder: ``h -> (loc, scale, context)``.
 
     The context is ``h`` itself where ``context_dim`` is its width, as in the papers; else a linear
     map of it.
@@ -54,7 +52,7 @@ class Head(nn.Module):
         """Return ``(loc, scale, context)``."""
         loc, raw = self.gaussian(h).chunk(2, -1)
         context = h if self.context is None else self.context(h)
-        return loc, F.softplus(raw) + MIN_SCALE, context if self.context_dim else None
+        return loc, F.softplus(raw) + NETWORKS.min_scale, context if self.context_dim else None
 
 
 def dense_layers(inputs: int, widths: Sequence[int], *, gated: bool) -> nn.Sequential:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from pyro_nfvi.vae._generative_model import GenerativeModel
 from pyro_nfvi.vae._posterior import Draws, Posterior
-
-if TYPE_CHECKING:
-    from pyro_nfvi.vae._model import FlowVAE
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Joint:
         return self.log_likelihood + self.log_prior - self.log_q
 
 
-def joint_terms(vae: FlowVAE, x: Tensor, c: Tensor | None, draws: Draws) -> Joint:
+def joint_terms(vae: GenerativeModel, x: Tensor, c: Tensor | None, draws: Draws) -> Joint:
     """Score draws under model and posterior."""
     point = draws.z
     params = vae.decode(point, c)
@@ -83,7 +80,7 @@ def joint_terms(vae: FlowVAE, x: Tensor, c: Tensor | None, draws: Draws) -> Join
 
 
 def elbo_terms(
-    vae: FlowVAE, x: Tensor, c: Tensor | None, posterior: Posterior, eps: Tensor
+    vae: GenerativeModel, x: Tensor, c: Tensor | None, posterior: Posterior, eps: Tensor
 ) -> ELBO:
     """Return the ELBO in parts from noise ``(S, B, D)`` or ``(B, D)``."""
     noise = eps if eps.dim() == 3 else eps.unsqueeze(0)

@@ -1,4 +1,4 @@
-"""How good a trained VAE is: ELBO, NLL, bits per dimension, active units, collapse in words."""
+"""Evaluation of a trained VAE: ELBO, NLL, bits per dimension, active units, collapse in words."""
 
 from __future__ import annotations
 
@@ -14,14 +14,8 @@ from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.vae._importance_nll import NLL
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._nll_summary import NLLSummary
+from pyro_nfvi.vae._recipe import EVALUATION
 
-#: Variance over images of a coordinate's posterior mean above which it counts as active.
-_ACTIVE = 0.01
-#: Share of active coordinates, and nats of KL divergence, below which a posterior has collapsed.
-_FEW, _NO_KL = 0.1, 0.1
-#: Images at a time.
-_ROWS = 500
-_ELBO, _UNITS, _SUBSET = 101, 102, 103
 #: Said instead of a verdict on active units, which are a variance over images.
 _SINGLE = (
     "there is a single image: no standard errors over images, and active units cannot be counted "
@@ -139,7 +133,11 @@ def subset_of(count: int, wanted: int | None, seed: int = 0) -> Tensor:
     """
     if not wanted or wanted >= count:
         return torch.arange(count)
-    return torch.randperm(count, generator=stream(seed, _SUBSET))[:wanted].sort().values
+    return (
+        torch.randperm(count, generator=stream(seed, EVALUATION.subset_stream))[:wanted]
+        .sort()
+        .values
+    )
 
 
 @torch.no_grad()
@@ -224,9 +222,9 @@ def evaluate(
 def _terms(vae: FlowVAE, x: Tensor, y: Tensor | None, seed: int) -> Tensor:
     """Bound, reconstruction, KL divergence and log-determinants of each image ``(4, N)``."""
     parts = []
-    for number, start in enumerate(range(0, len(x), _ROWS)):
-        rows = slice(start, start + _ROWS)
-        generator = stream(seed, _ELBO, number, device=x.device)
+    for number, start in enumerate(range(0, len(x), EVALUATION.rows)):
+        rows = slice(start, start + EVALUATION.rows)
+        generator = stream(seed, EVALUATION.elbo_stream, number, device=x.device)
         terms = vae.elbo(x[rows], None if y is None else y[rows], generator=generator)
         parts.append(torch.stack([terms.bound, terms.reconstruction, terms.kl, terms.log_det]))
     return torch.cat(parts, 1).double()
@@ -239,7 +237,7 @@ def active_units(
     y: Tensor | None = None,
     *,
     num_samples: int = 32,
-    threshold: float = _ACTIVE,
+    threshold: float = EVALUATION.active_variance,
     seed: int = 0,
 ) -> Tensor:
     r"""Tell which coordinates of z carry something: :math:`\mathrm{Var}_x(E[z_d \mid x]) > 0.01`.
@@ -263,9 +261,9 @@ def active_units(
     """
     halves = []
     with evaluation(vae), seeded(seed, "vae nets"):
-        for number, start in enumerate(range(0, len(x), _ROWS)):
-            rows = slice(start, start + _ROWS)
-            generator = stream(seed, _UNITS, number, device=x.device)
+        for number, start in enumerate(range(0, len(x), EVALUATION.rows)):
+            rows = slice(start, start + EVALUATION.rows)
+            generator = stream(seed, EVALUATION.units_stream, number, device=x.device)
             posterior = vae.encode(x[rows], None if y is None else y[rows])
             z = posterior.draw(2 * num_samples, generator=generator).z
             halves.append(torch.stack([z[:num_samples].mean(0), z[num_samples:].mean(0)]))
@@ -281,7 +279,7 @@ def collapse_warning(kl: float, active: int, latent_dim: int) -> str:
         >>> collapse_warning(kl=20.0, active=15, latent_dim=40)
         ''
     """
-    if kl >= _NO_KL and active >= max(1, _FEW * latent_dim):
+    if kl >= EVALUATION.collapsed_kl and active >= max(1, EVALUATION.collapsed_share * latent_dim):
         return ""
     return (
         f"posterior collapse: {active} of {latent_dim} latent coordinates carry anything (KL "

@@ -20,7 +20,7 @@ _DTYPES = {
 
 
 def looks_like_idx(path: Path) -> bool:
-    """Whether a file is one of idx, packed or not, or is called so and is no npz file."""
+    """Tell whether a file is one of idx, packed or not, or is called so and is no npz file."""
     try:
         with path.open("rb") as file:
             start = file.read(4)

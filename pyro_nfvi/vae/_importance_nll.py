@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,16 +14,11 @@ from pyro_nfvi._random import stream
 from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.vae._elbo_terms import joint_terms
+from pyro_nfvi.vae._generative_model import GenerativeModel
 from pyro_nfvi.vae._memory_tiles import rows_at_once
 from pyro_nfvi.vae._nll_summary import NLLSummary
 from pyro_nfvi.vae._posterior import Posterior
-
-if TYPE_CHECKING:
-    from pyro_nfvi.vae._model import FlowVAE
-
-
-#: Noise is drawn in blocks of so many rows: the numbers do not depend on how tiles are cut.
-_BLOCK = 256
+from pyro_nfvi.vae._recipe import EVALUATION
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ class NLL:
 
     @property
     def label(self) -> str:
-        """How tables call the number: ``NLL(S)``."""
+        """The name of the number in tables: ``NLL(S)``."""
         return f"NLL({self.num_samples})"
 
     def summary(self, of: str = "all") -> NLLSummary:
@@ -85,7 +79,7 @@ class NLL:
 
 @torch.no_grad()
 def importance_nll(
-    vae: FlowVAE,
+    vae: GenerativeModel,
     x: Tensor,
     y: Tensor | None,
     *,
@@ -103,7 +97,10 @@ def importance_nll(
     """
     vae.check(x)
     tile = rows_at_once(vae, x, vae.condition(None if y is None else y[:1], x[:1]), most=tile)
-    samples = min(num_samples, max(_BLOCK, tile // _BLOCK * _BLOCK))
+    samples = min(
+        num_samples,
+        max(EVALUATION.noise_block, tile // EVALUATION.noise_block * EVALUATION.noise_block),
+    )
     width = max(1, min(len(x), tile // samples))
     rows: list[Tensor] = []
     with tqdm(total=len(x), disable=not show, desc="NLL", unit="image") as bar:
@@ -122,7 +119,7 @@ def importance_nll(
 
 
 def _weights(
-    vae: FlowVAE,
+    vae: GenerativeModel,
     x: Tensor,
     c: Tensor | None,
     posterior: Posterior,
@@ -150,9 +147,13 @@ def _noise(count: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """Rows of one image's noise ``(count, D)``, the last block cut."""
     blocks = [
         torch.randn(
-            _BLOCK, like.shape[-1], dtype=like.dtype, device=like.device, generator=generator
+            EVALUATION.noise_block,
+            like.shape[-1],
+            dtype=like.dtype,
+            device=like.device,
+            generator=generator,
         )
-        for _ in range(-(-count // _BLOCK))
+        for _ in range(-(-count // EVALUATION.noise_block))
     ]
     return torch.cat(blocks)[:count] if len(blocks) > 1 else blocks[0][:count]
 

@@ -16,15 +16,14 @@ from torch.nn import functional as F
 from pyro_nfvi._autocast import in_full_precision
 from pyro_nfvi._math import soft_clamp
 from pyro_nfvi.errors import DataError, OptionError, ShapeError
+from pyro_nfvi.vae._recipe import NETWORKS
 
-#: What is computed in full precision.
+#: Methods that compute in full precision.
 _SCORED = ("distribution", "log_prob", "mean", "sample")
-#: Bound of a log standard deviation that a decoder gives, in nats.
-_LOG_SCALE = 5.0
 
 
 class Likelihood(ABC):
-    """What a decoder's numbers mean, and which images they can describe.
+    """Likelihoods: the meaning of a decoder's numbers, and the images that they can describe.
 
     A likelihood of your own is a frozen dataclass that defines ``name``, ``num_params``,
     ``distribution`` and ``check``. What it computes is in full precision, under autocast too, and
@@ -70,7 +69,7 @@ class Likelihood(ABC):
         return drawn
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """What the encoder is given for images."""
+        """Return the encoder's input for images."""
         return x
 
     def spec(self) -> dict[str, Any]:
@@ -240,7 +239,7 @@ class Gaussian(Likelihood):
         if self.scale is not None:
             return dist.Normal(params, self.scale, validate_args=False)
         loc, raw = params.unbind(-1)
-        return dist.Normal(loc, soft_clamp(raw, _LOG_SCALE).exp(), validate_args=False)
+        return dist.Normal(loc, soft_clamp(raw, NETWORKS.log_scale).exp(), validate_args=False)
 
     def distribution(self, params: Tensor) -> Any:
         return self._normal(params)

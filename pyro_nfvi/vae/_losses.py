@@ -1,4 +1,4 @@
-"""What a training step of a VAE differentiates: ELBO and IWAE, with their gradient estimators."""
+"""Losses of a VAE's training step: ELBO and IWAE, with their gradient estimators."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _IWAE_ESTIMATORS = ("total", "dreg")
 
 @dataclass(frozen=True)
 class Loss:
-    """What a step differentiates, and what it reports: two names for two numbers.
+    """The surrogate that a step differentiates, and the bound that it reports.
 
     Attributes:
         surrogate: To be minimised, ``(B,)``: its gradient counts, its value need not mean anything.

@@ -1,27 +1,21 @@
-"""How many latent points a decoder is given at once, so that memory stays bounded."""
+"""The number of latent points that a decoder is given at once, so that memory stays bounded."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pyro_nfvi._autocast import full_dtype
 from pyro_nfvi._eval_mode import evaluation
-
-if TYPE_CHECKING:
-    from pyro_nfvi.vae._model import FlowVAE
-
-
-#: Numbers in the largest tensor of a tile: 16 MiB of float32 on a processor, where a few of that
-#: size are alive at once, and 256 MiB on an accelerator.
-_ON_CPU, _ELSEWHERE = 2**22, 2**26
+from pyro_nfvi.vae._generative_model import GenerativeModel
+from pyro_nfvi.vae._recipe import EVALUATION
 
 
 @torch.no_grad()
-def numbers_per_row(vae: FlowVAE, x: Tensor, c: Tensor | None = None) -> int:
+def numbers_per_row(vae: GenerativeModel, x: Tensor, c: Tensor | None = None) -> int:
     """Count the numbers of the largest tensor that decoding one latent point makes.
 
     That is what the likelihood needs (256 numbers per pixel of a categorical), or the output of a
@@ -49,7 +43,7 @@ def numbers_per_row(vae: FlowVAE, x: Tensor, c: Tensor | None = None) -> int:
     hooks = [part.register_forward_hook(note) for part in vae.decoder.modules()]
     try:
         like = next(vae.parameters(), torch.empty((), device=x.device))
-        with evaluation(vae):
+        with evaluation(cast(nn.Module, vae)):
             point = like.new_zeros(1, vae.latent_dim, dtype=full_dtype(like.dtype))
             vae.decode(point, None if c is None else c[:1])
     finally:
@@ -58,7 +52,9 @@ def numbers_per_row(vae: FlowVAE, x: Tensor, c: Tensor | None = None) -> int:
     return max(sizes)
 
 
-def rows_at_once(vae: FlowVAE, x: Tensor, c: Tensor | None = None, *, most: int = 65_536) -> int:
+def rows_at_once(
+    vae: GenerativeModel, x: Tensor, c: Tensor | None = None, *, most: int = 65_536
+) -> int:
     """Return how many latent points fit a tile: at least 1, at most ``most``.
 
     Example:
@@ -69,5 +65,5 @@ def rows_at_once(vae: FlowVAE, x: Tensor, c: Tensor | None = None, *, most: int 
         >>> rows_at_once(vae, torch.zeros(1, 4, 4), most=100)
         100
     """
-    numbers = _ON_CPU if x.device.type == "cpu" else _ELSEWHERE
+    numbers = EVALUATION.tile_cpu if x.device.type == "cpu" else EVALUATION.tile_accelerator
     return max(1, min(most, numbers // numbers_per_row(vae, x, c)))

@@ -1,22 +1,43 @@
-"""How an importance-sampled NLL is told: one renderer for commands, files, tables and pictures."""
+"""Rendering of an importance-sampled NLL: one for commands, files, tables and pictures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from pyro_nfvi.diagnostics._psis import khat_threshold
+from pyro_nfvi.vae._recipe import EVALUATION
 
-if TYPE_CHECKING:
-    from pyro_nfvi.vae._importance_nll import NLL
-
-
-#: Share of images with too large a k-hat above which an NLL is no number to compare models by.
-DOUBTFUL = 0.1
 #: Above this share of images an NLL without a stored share counts as doubtful.
 _UNKNOWN = math.nan
+
+
+class PerImage(Protocol):
+    """Importance-sampled numbers of each image; :class:`pyro_nfvi.vae.NLL` has them."""
+
+    @property
+    def value(self) -> Tensor:
+        """NLL in nats."""
+
+    @property
+    def ess(self) -> Tensor:
+        """Effective number of draws."""
+
+    @property
+    def khat(self) -> Tensor:
+        """Pareto's k-hat."""
+
+    @property
+    def bound(self) -> Tensor:
+        """Negative ELBO of the same draws, in nats."""
+
+    @property
+    def num_samples(self) -> int:
+        """Draws per image."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +71,7 @@ class NLLSummary:
     khat_limit: float
 
     @classmethod
-    def of_nll(cls, nll: NLL, of: str = "all") -> NLLSummary:
+    def of_nll(cls, nll: PerImage, of: str = "all") -> NLLSummary:
         """Summarise the NLLs of single images."""
         count, gains = len(nll.value), nll.bound - nll.value
         several = count > 1
@@ -115,8 +136,8 @@ class NLLSummary:
 
     @property
     def trusted(self) -> bool:
-        """Whether few images have a k-hat above the limit."""
-        return self.khat_bad <= DOUBTFUL
+        """Tell whether few images have a k-hat above the limit."""
+        return self.khat_bad <= EVALUATION.doubtful_share
 
     @property
     def which(self) -> str:
@@ -137,7 +158,7 @@ class NLLSummary:
 
     @property
     def warning(self) -> str:
-        """What follows from too large a k-hat; empty where the number can be trusted."""
+        """Return what follows from too large a k-hat; empty where the number can be trusted."""
         if self.trusted:
             return ""
         return (

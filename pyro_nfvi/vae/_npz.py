@@ -13,6 +13,7 @@ import numpy as np
 
 from pyro_nfvi._files.archives import Malformed, check_room
 from pyro_nfvi.errors import DataError, FileError
+from pyro_nfvi.vae._recipe import DATA
 
 #: Names of each part in an npz file, as :func:`_plain` has them; "x" and "y" are not split yet.
 _IMAGES = {
@@ -38,15 +39,11 @@ _UNDERSTOOD = (
     "images, data for images to be split, or one array under any name"
 )
 _HOW = "Write images with np.savez_compressed(path, x_train=..., x_val=..., x_test=...)."
-#: Bytes in which an array's header ends.
-_HEADER = 65_536
-#: So many arrays of a file are listed in a message.
-_LISTED = 12
 
 
 @dataclass
 class Held:
-    """What a file holds.
+    """The arrays of a file.
 
     Attributes:
         arrays: Images ``train``, ``valid``, ``test`` or ``x``, and labels ``y_train``, ``y_valid``,
@@ -114,7 +111,7 @@ def _members(path: Path) -> list[_Member]:
                 check_room(part.file_size, path.stat().st_size)
                 with packed.open(part) as file:
                     # The header alone, however long it says that it is.
-                    head = io.BytesIO(file.read(_HEADER))
+                    head = io.BytesIO(file.read(DATA.header_bytes))
                 one = _header(part.filename.removesuffix(".npy"), head)
                 size = 0 if one.dtype is None else math.prod(one.shape) * one.dtype.itemsize
                 if one.dtype is not None and not one.dtype.hasobject and size > part.file_size:
@@ -139,8 +136,9 @@ def _header(name: str, file: IO[bytes]) -> _Member:
 
 
 def _listing(members: list[_Member]) -> str:
-    more = [f"{len(members) - _LISTED} more"] if len(members) > _LISTED else []
-    return ", ".join([*map(str, members[:_LISTED]), *more]) or "nothing"
+    most = DATA.listed_arrays
+    more = [f"{len(members) - most} more"] if len(members) > most else []
+    return ", ".join([*map(str, members[:most]), *more]) or "nothing"
 
 
 def _choose_images(path: Path, members: list[_Member]) -> dict[str, _Member]:
@@ -177,7 +175,7 @@ def _choose_images(path: Path, members: list[_Member]) -> dict[str, _Member]:
 
 
 def _why_no_labels(found: list[_Member]) -> str:
-    """Why labels cannot be taken from what is there under their names."""
+    """Say why labels cannot be taken from what is there under their names."""
     if len(found) > 1:
         return f"several arrays can be labels of one part: {_listing(found)}; keep one of them"
     if found and found[0].dtype is None:

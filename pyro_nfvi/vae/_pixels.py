@@ -15,15 +15,12 @@ from pyro_nfvi.errors import DataError, OptionError
 from pyro_nfvi.vae._datasets import ImageData
 from pyro_nfvi.vae._likelihoods import Likelihood
 from pyro_nfvi.vae._pixel_scales import grey_recipe
+from pyro_nfvi.vae._recipe import DATA
 
-#: The seed with which the peers binarise validation and test images, one after the other.
-PEER_SEED = 777
-#: How far pixels of a logit-normal are kept from 0 and 1 (Rezende and Mohamed).
-_MARGIN = 1e-4
 _KINDS = ("as-is", "static", "dynamic", "threshold", "dequantize")
 
 
-def binarize(x: Tensor, levels: int = 256, seed: int = PEER_SEED) -> Tensor:
+def binarize(x: Tensor, levels: int = 256, seed: int = DATA.peer_seed) -> Tensor:
     """Draw 0/1 pixels with probability ``x / (levels - 1)``.
 
     With seed 777 these are the numbers of NumPy's ``RandomState(777).binomial``, which the public
@@ -96,7 +93,7 @@ def _spread(rows: Tensor, noise: Tensor, levels: int, margin: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images of a data set become what the likelihood describes.
+    """Preparation of images: the numbers that a likelihood describes.
 
     Attributes:
         kind: ``"as-is"``; ``"static"``, ``"dynamic"`` or ``"threshold"`` binarisation (dynamic:
@@ -111,7 +108,7 @@ class Preparation:
 
     @property
     def noisy(self) -> bool:
-        """Whether training images are drawn anew each time."""
+        """Tell whether training images are drawn anew each time."""
         return self.kind in ("dynamic", "dequantize")
 
     def images(self, data: ImageData) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,11 +123,11 @@ class Preparation:
             return tuple((x > cut).to(torch.get_default_dtype()) for x in parts)  # type: ignore[return-value]
         if self.kind == "dequantize":
             held = [
-                dequantize(x, self.levels, PEER_SEED + i, self.margin)
+                dequantize(x, self.levels, DATA.peer_seed + i, self.margin)
                 for i, x in enumerate((data.valid, data.test))
             ]
             return data.train, held[0], held[1]
-        rng = np.random.RandomState(PEER_SEED)
+        rng = np.random.RandomState(DATA.peer_seed)
         valid = _binomial(rng, data.valid, self.levels)
         test = _binomial(rng, data.test, self.levels)
         if self.kind == "dynamic":
@@ -211,4 +208,4 @@ def choose_preparation(data: ImageData, likelihood: Likelihood, kind: str = "aut
             f"--binarize {chosen} does not fit {data.name} ({levels or 'no'} levels) under the "
             f"{name} likelihood; what fits: {', '.join(fits)}."
         )
-    return Preparation(chosen, levels, _MARGIN if name == "logit-normal" else 0.0)
+    return Preparation(chosen, levels, DATA.logit_margin if name == "logit-normal" else 0.0)

@@ -18,18 +18,7 @@ from pyro_nfvi.errors import OptionError
 from pyro_nfvi.plots._style import FIT, GREY, REFERENCE, STYLE, levels_holding, pyplot
 from pyro_nfvi.vae._memory_tiles import numbers_per_row, rows_at_once
 from pyro_nfvi.vae._model import FlowVAE
-
-#: Masses inside the contours of a posterior.
-_MASSES = (0.5, 0.9, 0.99)
-#: Operations that a picture may cost, some twenty seconds of one core, and what a number that the
-#: likelihood scores counts: exponentials and passes through memory.
-_WORK, _PER_NUMBER = 4e11, 100.0
-#: Points on a side of the square in which posteriors are looked for, and at least in any square.
-_WIDE, _LEAST, _CLOSE = 64, 16, 24
-#: Half the side of that square, at least: the prior has nothing beyond.
-_PRIOR = 4.0
-#: Mass that a panel has to hold, and the share of it on each side that draws may leave out.
-_INSIDE, _TAIL = 0.995, 0.01
+from pyro_nfvi.vae._recipe import POSTERIOR_PICTURE as PICTURE
 
 
 @dataclass(frozen=True)
@@ -174,26 +163,29 @@ class _Plan:
 
 
 def _afford(vae: FlowVAE, x: Tensor, y: Tensor | None, panels: int | None, points: int) -> _Plan:
-    """What takes bearable time: a third of the work for each of the three grids."""
+    """Sizes of grids that take bearable time: a third of the work for each of the three grids."""
     c = vae.condition(None if y is None else y[:1], x[:1])
     with FlopCounterMode(display=False) as counter:
         vae.decode(_like(vae).new_zeros(1, 2), c)
-    scoring = _PER_NUMBER * math.prod(x.shape[1:]) * vae.likelihood.num_params
-    both = scoring + counter.get_total_flops() + _PER_NUMBER * numbers_per_row(vae, x, c)
-    rows = _WORK / 3 / both
-    shown = len(x) if panels is None else min(panels, len(x), max(1, int(rows / _LEAST**2)))
-    close = max(_LEAST, min(_CLOSE, math.isqrt(int(rows / shown))))
+    scoring = PICTURE.per_number * math.prod(x.shape[1:]) * vae.likelihood.num_params
+    both = scoring + counter.get_total_flops() + PICTURE.per_number * numbers_per_row(vae, x, c)
+    rows, least = PICTURE.work / 3 / both, PICTURE.least_points
+    shown = len(x) if panels is None else min(panels, len(x), max(1, int(rows / least**2)))
+    close = max(least, min(PICTURE.close_points, math.isqrt(int(rows / shown))))
     scanned = len(x) if panels is None else min(len(x), max(shown, int(rows / close**2)))
     # With labels each image has its own decoder, as it were; without, the grid is decoded once.
     each = scoring if c is None else both
-    wide = max(_LEAST, min(_WIDE, math.isqrt(int(_WORK / 3 / (both + scanned * each)))))
-    side = min(points, max(_LEAST, math.isqrt(int(rows / shown))))
+    wide = max(
+        least,
+        min(PICTURE.wide_points, math.isqrt(int(PICTURE.work / 3 / (both + scanned * each)))),
+    )
+    side = min(points, max(least, math.isqrt(int(rows / shown))))
     return _Plan(wide, close, side, scanned, shown)
 
 
 def _look(scene: _Scene, plan: _Plan) -> tuple[list[_Window], list[float]]:
     """Find where each posterior is, and how far from a Gaussian: wide first, then closely."""
-    wide = _Window(0.0, 0.0, max(_PRIOR, 1.1 * float(np.abs(scene.draws).max())))
+    wide = _Window(0.0, 0.0, max(PICTURE.prior_reach, 1.1 * float(np.abs(scene.draws).max())))
     z = wide.grid(plan.wide, _like(scene.vae))
     count = len(scene.x)
     if scene.c is None:
@@ -212,11 +204,11 @@ def _look(scene: _Scene, plan: _Plan) -> tuple[list[_Window], list[float]]:
 def _around(mass: np.ndarray, window: _Window, draws: np.ndarray) -> _Window:
     """The square around the bulk of a mass on a window's grid and of draws from q."""
     step = 2 * window.half / (len(mass) - 1)
-    rows, columns = np.nonzero(mass >= levels_holding(mass, (_INSIDE,))[0])
+    rows, columns = np.nonzero(mass >= levels_holding(mass, (PICTURE.inside,))[0])
     low = np.array([columns.min(), rows.min()]) * step - window.half - 1.5 * step
     high = np.array([columns.max(), rows.max()]) * step - window.half + 1.5 * step
     middle = np.array([window.across, window.up])
-    ends = np.quantile(draws, [_TAIL, 1 - _TAIL], axis=0)
+    ends = np.quantile(draws, [PICTURE.tail, 1 - PICTURE.tail], axis=0)
     low, high = np.minimum(low + middle, ends[0]), np.maximum(high + middle, ends[1])
     across, up = (low + high) / 2
     return _Window(float(across), float(up), float(0.55 * (high - low).max()))
@@ -273,11 +265,11 @@ def _draw(
 def _panel(axes: Any, window: _Window, true: np.ndarray, ours: np.ndarray) -> None:
     step = np.linspace(-window.half, window.half, len(true))
     places = window.across + step, window.up + step
-    heights = levels_holding(true, _MASSES)
+    heights = levels_holding(true, PICTURE.masses)
     axes.contourf(
         *places, true, [*heights, 1.01 * true.max()],
         colors=["#e4e7ec", "#ccd2da", REFERENCE][-len(heights):],
     )  # fmt: skip
-    axes.contour(*places, ours, levels_holding(ours, _MASSES), colors=FIT, linewidths=1.1)
+    axes.contour(*places, ours, levels_holding(ours, PICTURE.masses), colors=FIT, linewidths=1.1)
     axes.set_aspect("equal")
     axes.locator_params(nbins=4)

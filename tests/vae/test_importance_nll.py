@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_a_tile_counts_the_numbers_of_a_row(flow, monkeypatch):
     seen = []
     vae.decoder.register_forward_hook(lambda part, given, out: seen.append(out.numel()))
     for bound in (1, 10 * 6 * 256, 700 * 6 * 256):
-        monkeypatch.setattr(tiles, "_ON_CPU", bound)
+        monkeypatch.setattr(tiles, "EVALUATION", replace(tiles.EVALUATION, tile_cpu=bound))
         seen.clear()
         found = vae.nll(x, num_samples=300)
         assert max(seen) <= max(bound, 6 * 256)

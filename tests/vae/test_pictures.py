@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,7 +93,7 @@ def test_curves_leave_out_what_is_not_finite(bad):
 
 
 def test_posteriors_are_decoded_in_tiles(monkeypatch):
-    monkeypatch.setattr(tiles, "_ON_CPU", 6 * 50)
+    monkeypatch.setattr(tiles, "EVALUATION", replace(tiles.EVALUATION, tile_cpu=6 * 50))
     vae = make("planar*2", dim=2)
     seen = []
     vae.decoder.register_forward_hook(lambda part, given, out: seen.append(out.numel()))
@@ -102,7 +104,8 @@ def test_posteriors_are_decoded_in_tiles(monkeypatch):
 def test_a_large_decoder_gets_a_coarser_grid(monkeypatch):
     vae, x = make("planar*2", dim=2), images(3)
     assert posterior_picture._afford(vae, x, None, 3, 120).side == 120
-    monkeypatch.setattr(posterior_picture, "_WORK", 1e6)
+    small = dataclasses.replace(posterior_picture.PICTURE, work=1e6)
+    monkeypatch.setattr(posterior_picture, "PICTURE", small)
     plan = posterior_picture._afford(vae, x, None, 3, 120)
     assert (plan.side, plan.wide, plan.shown) == (16, 16, 1)
     assert len(plot_posterior(vae, x, points=40).axes) == 3

@@ -127,6 +127,71 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(at, optimizer):
             assert one == two
 
 
+class Moody(torch.nn.Module):
+    """A decoder whose gradient is not finite on some calls."""
+
+    def __init__(self, net, bad):
+        super().__init__()
+        self.net, self.bad, self.calls = net, bad, 0
+
+    def forward(self, *inputs):
+        found = self.net(*inputs)
+        if torch.is_grad_enabled():
+            self.calls += 1
+            found = found * (torch.nan if self.bad(self.calls) else 1.0)
+        return found
+
+
+def moody(bad, folder=None, stop=lambda: False, epochs=4):
+    x = torch.bernoulli(torch.full((40, 3, 2), 0.5, dtype=torch.float32).cumsum(0) / 41)
+    vae = make("planar*2", seed=4)
+    vae.decoder = Moody(vae.decoder, bad)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
+    feed, spec = (
+        Feed(x, x, Preparation("as-is", 2)),
+        {"architecture": {}, "options": {}, "data": ""},
+    )
+    plan = Plan(ELBOLoss(), epochs, 10, 1e-2, save_steps=3, seed=3)
+    return Trainer(vae, feed, plan, optimizer, folder=folder, spec=spec, stop=stop)
+
+
+def test_five_bad_steps_bring_the_last_good_state_back_at_half_the_rate():
+    torch.manual_seed(0)
+    run = moody(lambda call: 7 <= call < 12)
+    at = run.run()
+    assert (at.skipped, at.restores, at.rate) == (5, [11], 0.5)
+    assert run._rate() == pytest.approx(5e-3)
+    assert all(bool(p.isfinite().all()) for p in run.vae.parameters())
+
+
+def test_a_run_that_gives_up_says_so_and_leaves_the_last_good_state():
+    torch.manual_seed(0)
+    run = moody(lambda call: call > 6, epochs=20)
+    with pytest.raises(DivergedError, match="gave up at step 36: the gradient of .*5 times"):
+        run.run()
+    assert run.progress.skipped == 30
+    assert all(bool(p.isfinite().all()) for p in run.vae.parameters())
+
+
+@pytest.mark.parametrize("at", [6, 8, 10])
+def test_a_run_that_was_stopped_among_bad_steps_ends_as_if_it_had_not_been(tmp_path, at):
+    def bad(call):
+        return 8 <= call < 13
+
+    torch.manual_seed(0)
+    whole = moody(bad, RunFolder(tmp_path / "a"))
+    whole.run()
+    steps = iter(range(1, 100))
+    torch.manual_seed(0)
+    first = moody(bad, RunFolder(tmp_path / "b"), stop=lambda: next(steps) == at)
+    assert first.run().done == "interrupted"
+    torch.manual_seed(0)
+    second = moody(lambda call: bad(call + at), RunFolder(tmp_path / "b"))
+    second.resume()
+    assert second.run().restores == whole.progress.restores == [12]
+    assert equal(whole.vae.state_dict(), second.vae.state_dict())
+
+
 def test_resume_without_a_checkpoint_starts_fresh_and_says_so(grey, tmp_path):
     said = []
     run = train(

@@ -29,6 +29,7 @@ from pyro_nfvi.vae._likelihoods import make_likelihood
 from pyro_nfvi.vae._losses import ELBOLoss, IWAELoss, VAELoss, loss_from_spec
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._pixels import Preparation, choose_preparation
+from pyro_nfvi.vae._recipe import TRAINER
 from pyro_nfvi.vae.train._distributed import Team, close_team, open_team
 from pyro_nfvi.vae.train._options import IDENTITY, Options, parse
 from pyro_nfvi.vae.train._orphans import ParentWatch, launched
@@ -37,12 +38,9 @@ from pyro_nfvi.vae.train._run_lock import RunLock
 from pyro_nfvi.vae.train._signals import Signals
 from pyro_nfvi.vae.train._trainer import Feed, Plan, Trainer
 
-#: What a shell is told of a run that a signal ended: 128 + SIGTERM.
-_TERMINATED = 143
-
 
 class Run:
-    """What a training run left behind.
+    """The results of a training run.
 
     Attributes:
         vae: The VAE with its best parameters.
@@ -387,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NFVIError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return _TERMINATED if run.progress.done == "interrupted" else 0
+    return TRAINER.terminated if run.progress.done == "interrupted" else 0
 
 
 if __name__ == "__main__":

@@ -29,11 +29,11 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Tell whether this process writes files and prints."""
         return self.rank == 0
 
     def part(self, count: int) -> slice:
-        """Which of ``count`` rows are this process's: neighbouring ones, sizes differ by one."""
+        """Return this process's rows of ``count``: neighbouring ones, sizes differ by one."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def sum(self, values: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class Team:
                 dist.broadcast(tensor, 0)
 
     def any(self, flag: bool) -> bool:  # noqa: FBT001
-        """Whether the flag holds in any process."""
+        """Tell whether the flag holds in any process."""
         if self.size == 1:
             return flag
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)) > 0)

@@ -1,4 +1,4 @@
-"""Where a VAE's numbers stopped being finite, in words."""
+"""The source of a VAE's numbers that are not finite, in words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyro_nfvi.vae._model import FlowVAE
 
 
 @torch.no_grad()
-def blame(vae: FlowVAE, x: Tensor, y: Tensor | None, eps: Tensor) -> str:
+def locate_nonfinite(vae: FlowVAE, x: Tensor, y: Tensor | None, eps: Tensor) -> str:
     """Name the first place that is not finite: a parameter, a part, a layer, or a gradient.
 
     Args:

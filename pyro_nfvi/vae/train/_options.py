@@ -1,4 +1,4 @@
-"""What a training run is told: one record, from the command line or a JSON file."""
+"""Options of a training run: one record, from the command line or a JSON file."""
 
 from __future__ import annotations
 

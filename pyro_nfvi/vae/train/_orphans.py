@@ -9,11 +9,8 @@ from dataclasses import dataclass
 
 from pyro_nfvi._parent import first_parent
 from pyro_nfvi.errors import OptionError
+from pyro_nfvi.vae._recipe import TRAINER
 
-#: Seconds between two looks at the parent, and until an orphan that does not stop is ended.
-_LOOK, _GRACE = 0.5, 20.0
-#: What a shell is told of a process that ended so: 128 + SIGTERM.
-_ENDED = 143
 _UNSET = (
     "torchrun sets WORLD_SIZE, RANK and LOCAL_RANK: start with it, or unset them for one process."
 )
@@ -42,7 +39,7 @@ class ParentWatch:
         self,
         *,
         launched: bool,
-        grace: float = _GRACE,
+        grace: float = TRAINER.orphan_grace,
         end: Callable[[int], object] = os._exit,
     ) -> None:
         self._parent = first_parent()
@@ -63,11 +60,11 @@ class ParentWatch:
 
     def _watch(self) -> None:
         while os.getppid() == self._parent:
-            if self._done.wait(_LOOK):
+            if self._done.wait(TRAINER.parent_look):
                 return
         self._lost.set()
         if not self._done.wait(self._grace):
-            self._end(_ENDED)
+            self._end(TRAINER.terminated)
 
 
 @dataclass(frozen=True)

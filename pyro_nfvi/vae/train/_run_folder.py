@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyro_nfvi._files.atomic_files import remove_drafts, whole_file
+from pyro_nfvi._optim.snapshot import Snapshot
+from pyro_nfvi._train.checkpoint import packed, unpacked
 from pyro_nfvi.errors import FileError
 from pyro_nfvi.infer._file_checks import bounded, check_optimizer, check_state
 from pyro_nfvi.infer._fit_files import read_file, write_file
@@ -25,7 +29,7 @@ _KIND = "VAE"
 
 @dataclass
 class Progress:
-    """Where a run is: all of it that is not a tensor.
+    """The position of a run: all of its state that is not a tensor.
 
     Attributes:
         epoch: Epochs completed.
@@ -36,6 +40,8 @@ class Progress:
         stale: Epochs after the warm-up without a better one.
         skipped: Steps skipped because a gradient was not finite.
         bad_in_a_row: Of them, the last ones in a row.
+        rate: Factor on the learning rate, which is halved when an earlier state comes back.
+        restores: Steps after which one did.
         sums: Sums of the present epoch: bound, reconstruction, KL, number of images.
         kl_weight: Weight of the KL divergence in the last step.
         done: Why the run ended; empty while it goes on.
@@ -49,6 +55,8 @@ class Progress:
     stale: int = 0
     skipped: int = 0
     bad_in_a_row: int = 0
+    rate: float = 1.0
+    restores: list[int] = field(default_factory=list)
     sums: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     kl_weight: float = 1.0
     done: str = ""
@@ -98,13 +106,24 @@ class RunFolder:
         optimizer: torch.optim.Optimizer,
         progress: Progress,
         spec: dict[str, Any],
+        good: Snapshot | None = None,
     ) -> None:
-        """Write everything that is needed to go on as if nothing had happened."""
-        tensors = {
+        """Write everything that is needed to go on as if nothing had happened.
+
+        Args:
+            vae: The VAE.
+            optimizer: Its optimiser.
+            progress: The run's position.
+            spec: What has to be the same for a run to go on.
+            good: The state to go back to from bad steps; None where it is the present one.
+        """
+        tensors: dict[str, Any] = {
             "vae": vae.state_dict(),
             "optimizer": optimizer.state_dict(),
             "rng": torch.get_rng_state(),
         }
+        if good is not None:
+            tensors["good"] = packed(good)
         write_file(self.last, _KIND, {**spec, "progress": asdict(progress)}, tensors)
 
     def load_last(
@@ -113,8 +132,19 @@ class RunFolder:
         optimizer: torch.optim.Optimizer,
         spec: dict[str, Any],
         device: torch.device,
-    ) -> Progress:
-        """Put VAE and optimiser into the state of ``last.pt``; return where the run was.
+        trained: Sequence[Tensor],
+    ) -> tuple[Progress, Snapshot | None]:
+        """Put VAE and optimiser into the state of ``last.pt``.
+
+        Args:
+            vae: The VAE.
+            optimizer: Its optimiser.
+            spec: What has to be the same for a run to go on.
+            device: Device of the tensors.
+            trained: What steps change: the tensors of a state to go back to.
+
+        Returns:
+            The run's position, and the state to go back to, None where it is the present one.
 
         Raises:
             FileError: The file is damaged, or of another run; the message says what differs.
@@ -144,7 +174,10 @@ class RunFolder:
             known = {one.name for one in fields(Progress)}
             held = {key: value for key, value in theirs["progress"].items() if key in known}
             held["sums"] = tuple(held["sums"])
-            return Progress(**held)
+            held["restores"] = [int(step) for step in held.get("restores", ())]
+            good = tensors.get("good")
+            shots = {} if good is None else unpacked({"good": good}, trained)
+            return Progress(**held), shots.get("good")
         except Exception as error:  # descriptions can be wrong in every way there is
             raise FileError(f"{self.last} does not fit this VAE: {str(error)[:600]}") from error
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from pyro_nfvi.errors import FileError
+from pyro_nfvi.vae._recipe import TRAINER
 
 try:
     import fcntl
@@ -20,8 +21,6 @@ except ImportError:  # not on Windows
 
 
 _NAME = ".lock"
-#: A lock file that was written just now may not hold its owner yet.
-_MOMENT = 0.2
 
 
 class RunLock:
@@ -180,7 +179,7 @@ def _owner(path: Path) -> dict[str, Any]:
         try:
             found = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
-            time.sleep(_MOMENT)
+            time.sleep(TRAINER.lock_moment)
             continue
         return found if isinstance(found, dict) else {}
     return {}

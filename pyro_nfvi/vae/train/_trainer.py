@@ -16,26 +16,26 @@ from tqdm.auto import tqdm
 
 from pyro_nfvi._autocast import full_dtype
 from pyro_nfvi._eval_mode import evaluation, mode_free, moving_buffers, training_pass
+from pyro_nfvi._optim.early_stopping import EarlyStopping
+from pyro_nfvi._optim.recovery import Action, Recovery
+from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.errors import DataError, DivergedError, OptionError
 from pyro_nfvi.vae._losses import VAELoss
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._pixels import Preparation
+from pyro_nfvi.vae._recipe import TRAINER
 from pyro_nfvi.vae.train._distributed import Team
-from pyro_nfvi.vae.train._nonfinite_step import blame
+from pyro_nfvi.vae.train._nonfinite_step import locate_nonfinite
 from pyro_nfvi.vae.train._run_folder import Progress, RunFolder
 
 #: What a stream of random numbers is for.
 _ORDER, _NOISE, _PIXELS, _VALID, _NETS = range(5)
-#: Steps in a row without a finite gradient, after which a run gives up.
-_MAX_BAD = 5
-#: Images of a validation batch.
-_VALID_ROWS = 500
 
 
 @dataclass(frozen=True)
 class Feed:
-    """What a run trains and validates on.
+    """Data of a run, to train and to validate on.
 
     Attributes:
         train: Images to train on, as the preparation wants them.
@@ -59,7 +59,7 @@ class Feed:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run goes.
+    """Options of a run's training loop.
 
     Attributes:
         loss: What a step differentiates.
@@ -90,6 +90,10 @@ class Trainer:
     All randomness is a function of the seed and of the step: order, noise and drawn pixels. A run
     that goes on from a checkpoint therefore ends with the parameters it would have had, and
     several processes see the noise that one would.
+
+    A step without a finite gradient is skipped; after five in a row the last good state comes back
+    at half the rate; after five times of that the run gives up (:class:`Recovery`). States to go
+    back to are those of checkpoints, also where none are written.
 
     Args:
         vae: The VAE.
@@ -124,6 +128,7 @@ class Trainer:
         self._params = [p for p in vae.parameters() if p.requires_grad]
         # Running statistics and the like; nets of a user's own may draw noise of their own.
         self._moving = moving_buffers(vae)
+        self._tensors = [*self._params, *self._moving]
         self._foreign = any(not mode_free(part) for part in vae.modules())
         whole, rest = divmod(len(feed.train), plan.batch_size)
         smallest = min(plan.batch_size, rest or plan.batch_size)
@@ -142,11 +147,21 @@ class Trainer:
                 f"for {self.team.size}. Take another --batch-size."
             )
         self.steps_per_epoch = whole + (rest > 0)
+        self._recovery, self._cause = Recovery(), ""
+        self._good = Snapshot.take(0, self._tensors, optimizer)
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint."""
         assert self.folder is not None
-        self.progress = self.folder.load_last(self.vae, self.optimizer, self.spec, self.team.device)
+        self.progress, good = self.folder.load_last(
+            self.vae, self.optimizer, self.spec, self.team.device, self._tensors
+        )
+        at = self.progress
+        now = Snapshot.take(at.step, self._tensors, self.optimizer)
+        self._good = now if good is None else good
+        self._recovery = Recovery(
+            bad_in_a_row=at.bad_in_a_row, skipped=at.skipped, rate=at.rate, restores=at.restores
+        )
         # Asked again: --epochs and --patience may have changed.
         self.progress.done = ""
         self._judge()
@@ -171,6 +186,8 @@ class Trainer:
                     self._save()
                     return at
                 self._end_of_epoch(bar)
+        if at.step and at.skipped == at.step:
+            raise self._gave_up()
         at.done = at.done or "all epochs done"
         return at
 
@@ -186,11 +203,10 @@ class Trainer:
             start = at.batch * self.plan.batch_size
             self._step(order[start : start + self.plan.batch_size], bar)
             at.batch += 1
+            if at.step % self.plan.save_steps == 0 and at.batch < self.steps_per_epoch:
+                self._save_good()
             if self.team.any(self.stop()):
                 return False
-            good = not at.bad_in_a_row
-            if at.step % self.plan.save_steps == 0 and at.batch < self.steps_per_epoch and good:
-                self._save()
         return True
 
     def _step(self, rows: Tensor, bar: Any) -> None:
@@ -209,14 +225,17 @@ class Trainer:
         if bool(torch.isfinite(norm)):
             self.optimizer.step()
             self.team.average_changes(self._moving, before, len(x) / len(rows))
-            at.bad_in_a_row, at.kl_weight = 0, loss.weight
+            at.kl_weight = loss.weight
             terms = loss.terms
             parts = torch.stack([loss.bound, terms.reconstruction, terms.kl]).double().sum(1)
             parts = self.team.sum(torch.cat([parts, parts.new_tensor([float(len(x))])]))
             at.sums = tuple(a + b for a, b in zip(at.sums, parts.tolist()))
         else:
-            self._not_finite(x, y, eps, before)
+            with torch.no_grad():  # statistics of images that gave no step
+                for buffer, value in zip(self._moving, before):
+                    buffer.copy_(value)
         at.step += 1
+        self._recover(x, y, eps, ok=bool(torch.isfinite(norm)))
         if at.step % 10 == 0 and at.sums[3]:
             bound, _, kl, count = at.sums
             bar.set_postfix_str(
@@ -247,10 +266,11 @@ class Trainer:
         return x, None if y is None else y.to(device), eps.to(device, dtype)
 
     def _rate(self) -> float:
+        rate = self.plan.lr * self.progress.rate
         if self.plan.decay == "none":
-            return self.plan.lr
+            return rate
         share = self.progress.step / (self.plan.epochs * self.steps_per_epoch)
-        return self.plan.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        return rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
     def _noise_of_nets(self) -> AbstractContextManager[None]:
         """Noise that nets draw from torch's own state, as of seed, step and process."""
@@ -258,26 +278,42 @@ class Trainer:
             return nullcontext()
         return seeded(self.plan.seed, _NETS, self.progress.step, self.team.rank)
 
-    def _not_finite(self, x: Tensor, y: Tensor | None, eps: Tensor, before: list[Tensor]) -> None:
-        at = self.progress
-        at.skipped += 1
-        at.bad_in_a_row += 1
-        where = ""
-        if at.bad_in_a_row >= _MAX_BAD:
+    def _recover(self, x: Tensor, y: Tensor | None, eps: Tensor, *, ok: bool) -> None:
+        """Do what the recovery policy says of a step; processes agree, since its gradient is one.
+
+        Args:
+            x: Images of the step.
+            y: Their labels.
+            eps: Noise of the step.
+            ok: Its gradient was finite.
+
+        Raises:
+            DivergedError: The policy gives up.
+        """
+        at, recovery = self.progress, self._recovery
+        action = recovery.after(1, ok=ok)
+        if action in (Action.RESTORE, Action.GIVE_UP):
             with training_pass(), self._noise_of_nets():
-                where = blame(self.vae, x, y, eps)
-        with torch.no_grad():  # statistics of images that gave no step
-            for buffer, value in zip(self._moving, before):
-                buffer.copy_(value)
-        if not where:
-            return
+                self._cause = locate_nonfinite(self.vae, x, y, eps)
+            self._good.put(self._tensors, self.optimizer)
+        if action is Action.RESTORE:
+            recovery.restored(at.step)
+        at.skipped, at.bad_in_a_row = recovery.skipped, recovery.bad_in_a_row
+        at.rate, at.restores = recovery.rate, recovery.restores
+        if action is Action.GIVE_UP:
+            raise self._gave_up()
+
+    def _gave_up(self) -> DivergedError:
+        at = self.progress
         kept = ""
         if self.folder is not None and self.folder.best.exists():
             kept = f" The best parameters until now, of epoch {at.best_epoch}: {self.folder.best}."
-        raise DivergedError(
-            f"{_MAX_BAD} steps in a row had no finite gradient, up to step {at.step}: {where}. "
-            "Start anew (--overwrite, or another --out) with a smaller --lr or --clip-norm."
-            f"{kept}"
+        cause = f": {self._cause}" if self._cause else ""
+        return DivergedError(
+            f"The run gave up at step {at.step}{cause}. {at.skipped} steps had no finite gradient, "
+            f"and it went back to an earlier state {len(at.restores)} times, each time at half the "
+            "learning rate. Start anew (--overwrite, or another --out) with a smaller --lr or "
+            f"--clip-norm.{kept}"
         )
 
     # ------------------------------------------------------------------- the end of an epoch
@@ -287,11 +323,12 @@ class Trainer:
         valid = self.validate()
         bound, reconstruction, kl, count = at.sums
         at.epoch, at.batch, at.sums = at.epoch + 1, 0, (0.0, 0.0, 0.0, 0.0)
-        better = valid["elbo"] > -at.best
+        loss = -valid["elbo"]
+        better, stopping = loss < at.best, self._stopping()
+        stopping.see(loss, counts=at.step >= self.plan.loss.settled)
+        at.best, at.stale = stopping.best, stopping.stale
         if better:
-            at.best, at.best_epoch, at.stale = -valid["elbo"], at.epoch, 0
-        elif at.step >= self.plan.loss.settled:
-            at.stale += 1
+            at.best_epoch = at.epoch
         self._judge()
         line = {
             "epoch": at.epoch,
@@ -303,6 +340,7 @@ class Trainer:
             "kl_weight": at.kl_weight,
             "weights": self.plan.loss.weights(max(at.step - 1, 0)),
             "skipped": at.skipped,
+            "restores": len(at.restores),
             "time": round(time.time(), 1),
         }
         bar.set_description_str(f"valid ELBO {valid['elbo']:.2f}", refresh=False)
@@ -310,12 +348,15 @@ class Trainer:
             self.folder.append(line)
             if better:
                 self.folder.save_best(self.vae, {**self.spec, "epoch": at.epoch, "valid": valid})
-        self._save()
+        self._save_good()
+
+    def _stopping(self) -> EarlyStopping:
+        return EarlyStopping(self.plan.patience, self.progress.best, self.progress.stale)
 
     def _judge(self) -> None:
         """End a run that has stopped getting better."""
         at = self.progress
-        if self.plan.patience and at.stale >= self.plan.patience:
+        if self._stopping().exhausted:
             at.done = f"no improvement in {at.stale} epochs"
 
     @torch.no_grad()
@@ -327,10 +368,10 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         sums = torch.zeros(3, dtype=torch.float64, device=self.team.device)
         count = len(self.feed.valid)
-        for number, start in enumerate(range(0, count, _VALID_ROWS)):
+        for number, start in enumerate(range(0, count, TRAINER.valid_rows)):
             if number % self.team.size != self.team.rank:
                 continue
-            x = self.feed.valid[start : start + _VALID_ROWS]
+            x = self.feed.valid[start : start + TRAINER.valid_rows]
             y = None if self.feed.labels is None else self.feed.labels[1][start : start + len(x)]
             eps = torch.randn(
                 1, len(x), self.vae.latent_dim, generator=stream(self.plan.seed, _VALID, number)
@@ -343,9 +384,23 @@ class Trainer:
         bound, reconstruction, kl = self.team.sum(sums).tolist()
         return _means(bound, reconstruction, kl, count)
 
+    def _save_good(self) -> None:
+        """Take the present state as one to go back to, and write it, unless its last step was bad.
+
+        A state after bad steps is not one to go back to; at the end of an epoch it is written all
+        the same.
+        """
+        at = self.progress
+        if not at.bad_in_a_row:
+            self._good = Snapshot.take(at.step, self._tensors, self.optimizer)
+        if not at.bad_in_a_row or not at.batch:
+            self._save()
+
     def _save(self) -> None:
         if self.folder is not None and self.team.leads:
-            self.folder.save_last(self.vae, self.optimizer, self.progress, self.spec)
+            # The file's own state is the one to go back to, unless it was written in between.
+            good = None if self._good.step == self.progress.step else self._good
+            self.folder.save_last(self.vae, self.optimizer, self.progress, self.spec, good)
 
 
 def _means(bound: float, reconstruction: float, kl: float, count: float) -> dict[str, float]:

@@ -1,0 +1,108 @@
+"""Numbers of the flow VAE, each with its unit and its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NetworkRecipe:
+    """Numbers of encoders and decoders."""
+
+    #: Hidden units of the convolutional nets between convolutions and heads.
+    conv_width: int = 256
+    #: Least standard deviation that an encoder gives.
+    min_scale: float = 1e-4
+    #: Bound of a log standard deviation that a decoder gives, in nats.
+    log_scale: float = 5.0
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Numbers of reading and preparing images."""
+
+    #: Seed with which the peers binarise validation and test images, one after the other.
+    peer_seed: int = 777
+    #: Distance of a logit-normal's pixels from 0 and 1 (Rezende and Mohamed).
+    logit_margin: float = 1e-4
+    #: Classes from which on labels are numbers of something, nothing to condition on.
+    most_classes: int = 10_000
+    #: Bytes in which an array's header ends.
+    header_bytes: int = 65_536
+    #: Arrays of a file that a message lists.
+    listed_arrays: int = 12
+
+
+@dataclass(frozen=True)
+class EvaluationRecipe:
+    """Numbers of the evaluation of a trained VAE."""
+
+    #: Variance over images of a coordinate's posterior mean above which it is active (Burda et al.
+    #: 2016, arXiv:1509.00519).
+    active_variance: float = 0.01
+    #: Share of active coordinates below which a posterior has collapsed.
+    collapsed_share: float = 0.1
+    #: Nats of KL divergence below which a posterior has collapsed.
+    collapsed_kl: float = 0.1
+    #: Images at a time.
+    rows: int = 500
+    #: Rows of noise that are drawn at once: the numbers do not depend on the cut of tiles.
+    noise_block: int = 256
+    #: Numbers in the largest tensor of a tile on a processor: 16 MiB of float32, of which a few are
+    #: alive at once.
+    tile_cpu: int = 2**22
+    #: The same on an accelerator: 256 MiB.
+    tile_accelerator: int = 2**26
+    #: Share of images with too large a k-hat above which an NLL is no number to compare models by.
+    doubtful_share: float = 0.1
+    #: Labels of the streams of noise of the ELBO, of active units, and of a subset.
+    elbo_stream: int = 101
+    units_stream: int = 102
+    subset_stream: int = 103
+
+
+@dataclass(frozen=True)
+class PosteriorPictureRecipe:
+    """Numbers of the picture of posteriors in two dimensions."""
+
+    #: Masses inside the contours.
+    masses: tuple[float, ...] = (0.5, 0.9, 0.99)
+    #: Operations that a picture may cost: some twenty seconds of one core.
+    work: float = 4e11
+    #: Operations that a scored number counts for: exponentials and passes through memory.
+    per_number: float = 100.0
+    #: Points on a side of the square in which posteriors are looked for.
+    wide_points: int = 64
+    #: Points on a side of any square, at least.
+    least_points: int = 16
+    #: Points on a side of the square around one posterior.
+    close_points: int = 24
+    #: Half the side of the wide square, at least: the prior has nothing beyond.
+    prior_reach: float = 4.0
+    #: Mass that a panel has to hold.
+    inside: float = 0.995
+    #: Share of draws on each side that a panel may leave out.
+    tail: float = 0.01
+
+
+@dataclass(frozen=True)
+class TrainerRecipe:
+    """Numbers of training runs."""
+
+    #: Images of a validation batch.
+    valid_rows: int = 500
+    #: Seconds between two looks at the parent process.
+    parent_look: float = 0.5
+    #: Seconds until an orphan that does not stop is ended.
+    orphan_grace: float = 20.0
+    #: Seconds after which a lock file that was just written holds its owner.
+    lock_moment: float = 0.2
+    #: Status of a process that a signal ended: 128 + SIGTERM.
+    terminated: int = 143
+
+
+NETWORKS = NetworkRecipe()
+DATA = DataRecipe()
+EVALUATION = EvaluationRecipe()
+POSTERIOR_PICTURE = PosteriorPictureRecipe()
+TRAINER = TrainerRecipe()
