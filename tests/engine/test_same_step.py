@@ -6,12 +6,15 @@ measured by rounding its operations at random, at any precision and number of pa
 
 from __future__ import annotations
 
+import dataclasses
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from engine.test_laws import largest, needs_compiler
 from engine.zoo import ZOO, Case
+from generated_models import DISCRETE, LATENT, OBSERVED, Spec, Statement, draw_data, model_of
 
 from pyro_nfvi._engine.native.runner import build_native
 from pyro_nfvi._optim.snapshot import Snapshot
@@ -66,6 +69,25 @@ def test_rounding_explains_little_in_a_well_conditioned_step(double):
     eager, rounded = steps(), list(rounded_anew(steps))
     assert all(difference(steps.start, eager, one) is None for one in rounded)
     assert difference(steps.start, eager, steps(1 + 1e-7), rounded) is not None
+
+
+def test_infinite_numbers_are_not_rounded(double):
+    def bounds():
+        x = torch.tensor([1.0, -torch.inf, torch.inf, 0.0])
+        return (2 * x).exp() + x
+
+    for found in rounded_anew(bounds):
+        assert torch.equal(found[1:3], bounds()[1:3])
+        assert 0 < abs(float(found[0] - bounds()[0])) < 1e-14
+
+
+def test_a_step_that_rounding_skips_excuses_nothing(double):
+    steps = Steps(Case("schools", "iaf*1"))
+    eager, (one, *_) = steps(), rounded_anew(steps)
+    skipped = After(
+        dataclasses.replace(one.result, ok=~one.result.ok), one.values, [{} for _ in one.states]
+    )
+    assert difference(steps.start, eager, steps(1 + 1e-3), [skipped]) is not None
 
 
 def test_rounding_that_decides_everything_excuses_nothing(single):
@@ -146,3 +168,35 @@ def test_native_step_differs_by_rounding(name, flow, particles, dtype):
 @pytest.mark.parametrize("name", [name for name in ZOO if name != "process"])
 def test_native_step_of_every_kind_differs_by_rounding(name, flow, particles, dtype):
     check_native(name, flow, particles, dtype)
+
+
+#: A configuration for each distribution in turn: coprime lengths, so that all pairs occur.
+FLOWS, PARTICLES = ("nsf*2|iaf*2", "planar*4", "iaf*2", "realnvp*2"), (8, 16, 64)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("place", "kind", "what"),
+    [
+        (place, kind, what)
+        for kind, table in (("latent", LATENT), ("observed", OBSERVED), ("discrete", DISCRETE))
+        for place, what in enumerate(table)
+    ],
+)
+def test_native_step_of_every_distribution_differs_by_rounding(place, kind, what, dtype):
+    torch.set_default_dtype(dtype)
+    name = f"{kind[0]}1"
+    statements = [
+        Statement("latent", "l0", "normal", ("b",), (), 1.0, "none"),
+        Statement(kind, name, what, ("b",), ("l0",), 1.0, "none"),
+    ]
+    if kind != "observed":
+        scale = 0.5 if kind == "latent" else 1.0
+        data = Statement("observed", "o2", "student", ("b",), (name, "l0"), scale, "rows")
+        statements.append(data)
+    spec = Spec({"a": 2, "b": 4}, {}, 1.0, tuple(statements))
+    draw_data(spec, 0)
+    flow, particles = FLOWS[place % len(FLOWS)], PARTICLES[place % len(PARTICLES)]
+    check_native((model_of(spec), ()), flow, particles, dtype)
