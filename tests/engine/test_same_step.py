@@ -72,13 +72,11 @@ def test_rounding_explains_little_in_a_well_conditioned_step(double):
 
 
 def test_infinite_numbers_are_not_rounded(double):
-    def bounds():
-        x = torch.tensor([1.0, -torch.inf, torch.inf, 0.0])
-        return (2 * x).exp() + x
-
-    for found in rounded_anew(bounds):
-        assert torch.equal(found[1:3], bounds()[1:3])
-        assert 0 < abs(float(found[0] - bounds()[0])) < 1e-14
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0, -torch.inf, torch.inf])
+    for found in rounded_anew(lambda: 3 * x):
+        off = found[:4] / (3 * x[:4]) - 1
+        assert torch.equal(found[4:], x[4:])
+        assert 0 < largest(off) < 1e-15
 
 
 def test_a_step_that_rounding_skips_excuses_nothing(double):
@@ -110,9 +108,10 @@ def single():
     torch.set_default_dtype(torch.float32)
 
 
-#: Spreads that native code may be away: the largest of three draws understates the range. Of the
-#: catalogue below the furthest is at 2.5.
-SPREADS = 8
+#: Spreads that native code may be away: the largest of three draws understates the range, and
+#: special functions are off by some units in the last place. Of the catalogues below the furthest
+#: is at 7.4, by the digamma function; a wrong product of matrices is at 1e4 and more.
+SPREADS = 20
 
 
 def furthest(eager, mine, rounded, dtype):
