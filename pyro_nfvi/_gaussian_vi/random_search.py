@@ -139,7 +139,7 @@ def _both(one: Normals, other: Normals) -> Normals:
 
 @dataclass(frozen=True)
 class _Reference:
-    """What is known of the density: Gaussians with weights, of which some were just found.
+    """The known part of the density: Gaussians with weights, of which some were just found.
 
     The weights of these are not known; with a whole share each they hide what lies under them.
     """
@@ -210,7 +210,7 @@ def _fitted(
 
 
 def _alone(target: Target, normals: Normals, generator: torch.Generator) -> Tensor:
-    """Whether a Gaussian half as wide again comes upon next to no further mass.
+    """Tell whether a Gaussian half as wide again comes upon next to no further mass.
 
     It does where the density goes on with mass, as from the neck of a funnel towards its mouth.
     """

@@ -24,8 +24,8 @@ from pyro_nfvi._train.progress import Progress, StepInfo
 from pyro_nfvi._validation import seed_number, whole
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
 from pyro_nfvi.infer._fit import Fit
+from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._guide_spec import GuideSpec, check_guide, make_guide
-from pyro_nfvi.infer._options import Options
 from pyro_nfvi.infer._recipe import FLOW_GROWTH
 from pyro_nfvi.infer._scopes import own_params, own_random_state
 from pyro_nfvi.infer._stages.examination import examine

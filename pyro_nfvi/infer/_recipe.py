@@ -410,6 +410,21 @@ class WordsRecipe:
     prediction_numbers: int = 10_000_000
 
 
+@dataclass(frozen=True)
+class SearchWorkRecipe:
+    """Limits of the random search, in numbers computed (0.3 to 1.2 ns each)."""
+
+    #: All of it, about 0.4 s on one core, and most points.
+    work: float = 6e8
+    most: int = 2_000_000
+    #: Numbers of the model, and rows, that one call holds at most: they stay in the cache.
+    cache: int = 400_000
+    rows: int = 16_384
+    #: Work of the search itself for a point, and for each of its numbers.
+    own: float = 50.0
+    own_dim: float = 10.0
+
+
 CALL_SIZES = CallSizes()
 GAPS = GapRecipe()
 TIME = TimeRecipe()
@@ -425,6 +440,7 @@ PARAMETER_START = ParameterStartRecipe(30, 200, 60, 32, 256, 64)
 PARAMETER_START_LOOP = ParameterStartRecipe(15, 60, 20, 8, 64, 64)
 WEIGHTED_DRAWS = WeightedDrawsRecipe()
 MODE_CHECK = ModeCheckRecipe()
+SEARCH_WORK = SearchWorkRecipe()
 MASS_OUTSIDE = MassOutsideRecipe()
 MOMENTS = MomentRecipe()
 TAIL_CHECK = TailCheckRecipe()

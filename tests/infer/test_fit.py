@@ -267,9 +267,9 @@ def test_loading_in_another_process_without_the_model(fit, tmp_path):
     path = tmp_path / "fit.pt"
     fit.save(path)
     code = f"""
-    import torch, pyro_nfvi.infer as infer
+    import torch, pyro_nfvi
     torch.set_num_threads(1)
-    fit = infer.load({str(path)!r})
+    fit = pyro_nfvi.load({str(path)!r})
     print(float(fit.sample(5, seed=3)["mu"].sum()), fit.elbo)
     """
     run = subprocess.run(

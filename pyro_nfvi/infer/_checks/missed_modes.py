@@ -1,9 +1,8 @@
-"""Modes that the Gaussian stage came upon, and whether the fitted guide reaches them."""
+"""Mode search of a model, and modes that a fitted guide misses."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,48 +16,16 @@ from pyro_nfvi._gaussian_vi.modes_of_starts import other_modes
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
 from pyro_nfvi._gaussian_vi.nested_mass import add_nested, narrow
 from pyro_nfvi._gaussian_vi.random_search import random_search
+from pyro_nfvi._gaussian_vi.recipe import NESTED_MASS
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.work_count import work_of_rows
 from pyro_nfvi._random import stream
 from pyro_nfvi._train.progress import SILENT, Progress
 from pyro_nfvi.infer._checks.relabelling import Relabelling, Scored
+from pyro_nfvi.infer._recipe import CALL_SIZES, GAUSSIAN_START, MODE_CHECK, SEARCH_WORK
 from pyro_nfvi.infer._stages.gaussian_start import prior_points, uniform_points
 from pyro_nfvi.infer._weighted_draws import WeighedDraws
-
-#: Points from which modes are looked for, the fewest that are worth it, and most numbers that one
-#: call of the model may hold for them.
-_POINTS, _FEWEST, _NUMBERS = 192, 8, 2_000_000
-#: How many times wider than the best Gaussian draws around it are.
-_REACHES = (3.0, 10.0)
-#: Climbs where modes are not looked for: from uniform draws, from the prior, and their steps.
-_CAST, _CLIMBED, _CLIMB = 4, 6, 40
-#: Degrees of freedom of wide proposals, and most latents for them.
-_FREEDOM, _WIDE_DIM = 3.0, 30
-#: Draws on which the Gaussians of modes are compared with the best one.
-_COMPARED = 1024
-#: Draws from each mode, and how many nats the guide's density may be too low there.
-MODE_ROWS, _SHORT = 64, 3.0
-#: Share of the mass below which a missed mode is not worth a word, in nats.
-_NEGLIGIBLE = 5.0
-
-
-@dataclass(frozen=True)
-class _SearchWork:
-    """How much the random search may cost, in numbers computed (0.3 to 1.2 ns each)."""
-
-    #: All of it, about 0.4 s on one core, and most points.
-    work: float = 6e8
-    most: int = 2_000_000
-    #: Numbers of the model, and rows, that one call holds at most: they stay in the cache.
-    cache: int = 400_000
-    rows: int = 16_384
-    #: Work of the search itself for a point, and for each of its numbers.
-    own: float = 50.0
-    own_dim: float = 10.0
-
-
-_SEARCH = _SearchWork()
 
 
 def modes_of_starts(
@@ -104,8 +71,8 @@ def look_for_modes(
         The modes, where mass may be looked for later, and the number of points of the random
         search; None where one run of the model is too large for so many starts.
     """
-    count = min(_POINTS, _NUMBERS // max(1, log_joint.size))
-    if count < _FEWEST or log_joint.how == "loop" or log_joint.subsampled:
+    count = min(MODE_CHECK.points, CALL_SIZES.search // max(1, log_joint.size))
+    if count < MODE_CHECK.fewest_points or log_joint.how == "loop" or log_joint.subsampled:
         return None
     frame = Normals(found.loc[None], found.factor[None])
     half = count // 2
@@ -117,7 +84,7 @@ def look_for_modes(
             return prior_points(log_joint, target, num).to(found.loc)
 
         eps = frame.noise(count - half, generator)
-        reach = torch.tensor(_REACHES).repeat(len(eps[0]))[: len(eps[0])]
+        reach = torch.tensor(MODE_CHECK.reaches).repeat(len(eps[0]))[: len(eps[0])]
         eps = eps * reach.to(eps)[:, None]
         drawn = more(half - half // 4)
         cast = uniform_points(target, found.loc, half // 4, generator)
@@ -155,7 +122,7 @@ def _num_searched(log_joint: LogJoint, like: Tensor, effort: float) -> tuple[int
 
     By counted work, since a number that rests on measured time would make fits irreproducible.
     """
-    given = _SEARCH
+    given = SEARCH_WORK
     dim = log_joint.latent.dim
     rows = max(1, min(given.rows, given.cache // max(1, log_joint.size)))
     try:
@@ -196,9 +163,11 @@ def proposals(
     where = Proposals.of(_joined(best, ends))
     known = best
     if modes is None:  # too few rows for a search: a few climbs, each a place of its own
-        cast = uniform_points(target, found.loc, _CAST, generator)
-        points = torch.cat([torch.zeros_like(best.loc), cast, drawn[:_CLIMBED].to(best.loc)])
-        tops = ascend(target, best, points, _CLIMB)[0]
+        cast = uniform_points(target, found.loc, MODE_CHECK.uniform_ascents, generator)
+        points = torch.cat(
+            [torch.zeros_like(best.loc), cast, drawn[: MODE_CHECK.prior_ascents].to(best.loc)]
+        )
+        tops = ascend(target, best, points, MODE_CHECK.ascent_steps)[0]
         tops = tops[torch.isfinite(tops).all(-1)]
         where = where + Proposals.of(
             Normals(tops, best.factor.expand(len(tops), *best.factor.shape[1:]))
@@ -208,14 +177,14 @@ def proposals(
         where = where + Proposals.of(known)
         if modes.top is not None and bool(torch.isfinite(modes.top).all()):
             where = where + narrow(target, best, modes.top)
-    if best.dim > _WIDE_DIM:
+    if best.dim > MODE_CHECK.wide_dim:
         return where
-    for reach in _REACHES:
-        where = where + Proposals.of(Normals(known.loc, reach * known.factor), _FREEDOM)
+    for reach in MODE_CHECK.reaches:
+        where = where + Proposals.of(Normals(known.loc, reach * known.factor), MODE_CHECK.freedom)
     origin = Normals.around(torch.zeros_like(best.loc), 1.0, diagonal=not best.is_full)
-    where = where + Proposals.of(origin, _FREEDOM)
+    where = where + Proposals.of(origin, MODE_CHECK.freedom)
     prior = prior_width(found, drawn)
-    return where if prior is None else where + Proposals.of(prior, _FREEDOM)
+    return where if prior is None else where + Proposals.of(prior, MODE_CHECK.freedom)
 
 
 def prior_width(found: GaussianFit, drawn: Tensor) -> Normals | None:
@@ -245,7 +214,7 @@ def best_of(
         torch.cat([found.loc[None], modes.normals.loc]),
         torch.cat([found.factor[None], modes.normals.factor]),
     )
-    bounds, errors = pair.bounds(Target(log_joint, like), _COMPARED, generator)
+    bounds, errors = pair.bounds(Target(log_joint, like), GAUSSIAN_START.compared_draws, generator)
     best = int(bounds.argmax())
     if best == 0 or bounds[best] < bounds[0] + 2 * (errors[0] + errors[best]):
         return found
@@ -272,7 +241,7 @@ def missed_modes(
     if modes is None:
         return []
     elbo, lines = draws.elbo()[0], []
-    eps = modes.noise(MODE_ROWS, stream(0, "missed modes", device=modes.loc.device))
+    eps = modes.noise(MODE_CHECK.draws, stream(0, "missed modes", device=modes.loc.device))
     points, log_n = modes.points(eps).to(draws.z), modes.log_q(eps)
     for place, log_mode in zip(points, log_n, strict=True):
         if budget.over():
@@ -286,7 +255,7 @@ def missed_modes(
             continue
         bound = float((log_p - log_mode).nanmean())
         short = float((log_p - log_q).nanmean()) - elbo
-        if short > _SHORT and bound > elbo - _NEGLIGIBLE:
+        if short > NESTED_MASS.outside and bound > elbo - MODE_CHECK.negligible:
             lines.append(
                 f"another mode was found, with a bound of {bound:.2f} nats, to which the guide "
                 f"gives {short:.3g} nats too little density: it is missed"

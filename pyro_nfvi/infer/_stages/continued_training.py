@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pyro_nfvi.errors import DivergedError
 from pyro_nfvi.infer._fit import Fit
-from pyro_nfvi.infer._options import Options
+from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import CONTINUED_TRAINING, FLOW_GROWTH
 from pyro_nfvi.infer._stages.flow_growth import (

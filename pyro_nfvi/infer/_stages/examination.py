@@ -24,10 +24,10 @@ from pyro_nfvi.infer._findings import (
     TimeOver,
 )
 from pyro_nfvi.infer._fit import Fit, add_finding
-from pyro_nfvi.infer._options import Options
+from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import TIME
-from pyro_nfvi.infer._stages.mode_search import SearchedModes
+from pyro_nfvi.infer._stages.mode_finding import SearchedModes
 from pyro_nfvi.infer._time_plan import TimePlan
 
 

@@ -19,7 +19,7 @@ from pyro_nfvi.flows._tail_transform import TailTransformer
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.infer._checks.tails import heavy_tails, with_tail
 from pyro_nfvi.infer._fit import Fit
-from pyro_nfvi.infer._options import Options
+from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import FLOW_GROWTH, GAPS, GAUSSIAN_START
 from pyro_nfvi.infer._stages.scoring import scored, settings_of

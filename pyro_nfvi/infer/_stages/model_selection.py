@@ -9,7 +9,7 @@ from pyro_nfvi.infer._checks.moments import MOMENT_ROWS
 from pyro_nfvi.infer._checks.tails import TAIL_ROWS, follow_tails, short_tails
 from pyro_nfvi.infer._findings import HeavyTails
 from pyro_nfvi.infer._fit import Fit
-from pyro_nfvi.infer._options import Options
+from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import TIME
 from pyro_nfvi.infer._stages.continued_training import continue_training
@@ -23,7 +23,7 @@ from pyro_nfvi.infer._stages.flow_growth import (
     grow_flow,
     reported,
 )
-from pyro_nfvi.infer._stages.mode_search import SearchedModes
+from pyro_nfvi.infer._stages.mode_finding import SearchedModes
 from pyro_nfvi.infer._stages.multimodal import fit_modes
 from pyro_nfvi.infer._stages.training import TrainingPlan
 from pyro_nfvi.infer._stages.warm_start import WarmStart

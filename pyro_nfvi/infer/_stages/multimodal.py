@@ -17,7 +17,7 @@ from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
 from pyro_nfvi.infer._findings import LeftOut, find
 from pyro_nfvi.infer._fit import Fit
-from pyro_nfvi.infer._options import Options
+from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import FLOW_GROWTH, GAPS, MULTIMODAL
 from pyro_nfvi.infer._stages.flow_growth import (

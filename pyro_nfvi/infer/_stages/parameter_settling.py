@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.infer._findings import ParamsLeft
 from pyro_nfvi.infer._fit import Fit, add_finding
-from pyro_nfvi.infer._options import Options
+from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import CALL_SIZES, GAPS, PARAMETERS, SCORING, TIME
 from pyro_nfvi.infer._stages.parameter_ascent import Evidence, nats_left, raise_evidence

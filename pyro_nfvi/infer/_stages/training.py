@@ -22,8 +22,8 @@ from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.infer._checks.improper import RUNAWAY_ROWS, blame_runaway, with_fit
 from pyro_nfvi.infer._findings import Level
 from pyro_nfvi.infer._fit import Fit
+from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._guide_spec import flow_name
-from pyro_nfvi.infer._options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import CONTINUED_TRAINING, SCORING
 from pyro_nfvi.infer._stages.scoring import scored, settings_of

@@ -21,7 +21,7 @@ from pyro_nfvi.infer._checks.relabelling import (
     distinct,
     find_relabelling,
 )
-from pyro_nfvi.infer._options import Options
+from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import GAUSSIAN_START, TIME
 from pyro_nfvi.infer._stages.gaussian_start import prior_points
