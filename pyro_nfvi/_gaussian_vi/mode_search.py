@@ -30,11 +30,11 @@ class Modes:
     Attributes:
         normals: K Gaussians.
         weights: Their weights as a mixture ``(K,)``, which sum to 1.
-        hits: How many starts ended in each ``(K,)``.
-        num_starts: How many starts there were; those in no mode that is kept count here only.
-        left_out: How many modes were left out for having next to no mass.
-        finished: Whether the search came to its end, and not to that of the target's budget.
-        top: The highest point ``(D,)`` that any start climbed to.
+        hits: Number of starts that ended in each ``(K,)``.
+        num_starts: Number of starts; those in no mode that is kept count here only.
+        left_out: Number of modes that were left out for lack of mass.
+        finished: True if the search came to its end before the target's budget did.
+        top: The highest point ``(D,)`` that any start reached.
     """
 
     normals: Normals
@@ -114,10 +114,10 @@ def search_modes(
     usable = found.start_bounds > found.bound - MODE_SEARCH.negligible
     whole, target = target, target.within(target.budget.part(MODE_SEARCH.search_time))
     ends, heights = ascend(target, frame, points, _steps(MODE_SEARCH.ascent_steps, effort))
-    # The starts of the Gaussian itself have climbed already.
-    climbed = found.starts.loc[usable] if bool(usable.any()) else frame.loc
-    ends = torch.cat([ends, climbed])
-    heights = torch.cat([heights, target(climbed)[0]])
+    # The starts of the Gaussian itself have ascended already.
+    ascended = found.starts.loc[usable] if bool(usable.any()) else frame.loc
+    ends = torch.cat([ends, ascended])
+    heights = torch.cat([heights, target(ascended)[0]])
     if align is not None:
         ends = align(found.loc, ends)
         heights = target(ends)[0]

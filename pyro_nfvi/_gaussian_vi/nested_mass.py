@@ -63,7 +63,7 @@ def add_nested(
 ) -> tuple[Modes, Proposals]:
     r"""Add modes of another width that hold mass of their own: a spike in a slab, a slab around it.
 
-    The straight way between a narrow mode and a wide one around it need not dip, and climbs from
+    The straight way between a narrow mode and a wide one around it need not dip, and ascents from
     everywhere may end in the narrow one, whose mass may be anything: density tells nothing of
     mass. So points of all proposals are weighted by the density, with the balance heuristic, and
     where those outside of the known Gaussians have more than 0.3 % of the mass, a Gaussian with
@@ -74,7 +74,7 @@ def add_nested(
         target: The density.
         modes: What :func:`search_modes` found.
         proposals: Where to look.
-        searched: Narrow modes that a random search came upon, tried first.
+        searched: Narrow modes that a random search found, tried first.
         align: Moves points to their images nearest to another, as in :func:`search_modes`.
         effort: Factor on all numbers of steps.
         generator: Source of the noise.
@@ -93,15 +93,15 @@ def add_nested(
     known, weights, hits = modes.normals, modes.weights, modes.hits
     count = modes.num_starts
     if searched is not None:
-        count += searched.num_climbs
-        for place, climbs in enumerate(searched.hits.tolist()):
+        count += searched.num_ascents
+        for place, ascents in enumerate(searched.hits.tolist()):
             if target.budget.over() or len(known) >= MODE_SEARCH.most_modes:
                 break
             needle = searched.normals.take(place)
             joined = _joined(target, known, needle, generator, NESTED_MASS.between_found)
             if joined is not None:
                 known, weights = joined
-                hits = torch.cat([hits, hits.new_tensor([climbs])])
+                hits = torch.cat([hits, hits.new_tensor([ascents])])
                 proposals = proposals + Proposals.of(needle)
     for _ in range(NESTED_MASS.rounds):
         if target.budget.over() or len(known) >= MODE_SEARCH.most_modes:
@@ -140,7 +140,7 @@ def add_nested(
 
 
 def narrow(target: Target, known: Normals, point: Tensor, num_steps: int = 0) -> Proposals:
-    """Gaussians at a point, or at the top of a climb from it, narrower than the first known one."""
+    """Make Gaussians at a point, or where an ascent from it ends, narrower than the first one."""
     frame = known.take(0)
     if num_steps:
         point = ascend(target, frame, point[None], num_steps)[0][0]
@@ -160,7 +160,7 @@ def _unseen(
 
     Returns:
         The Gaussian and the number of points there; the heaviest point where they are too few;
-        None where next to no mass is left out, or nothing can be concluded.
+        None where hardly any mass is left out, or nothing can be concluded.
     """
     counts = (weights * NESTED_MASS.own_draws).round().long().clamp_min(8)
     own = torch.cat(

@@ -1,4 +1,4 @@
-"""Random search for narrow modes: many evaluations of the density, and climbs from the best."""
+"""Random search for narrow modes: many evaluations of the density, and ascents from the best."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from pyro_nfvi._gaussian_vi.target import Target
 
 @dataclass(frozen=True)
 class RandomSearch:
-    """Narrow modes that a random search came upon.
+    """Narrow modes that a random search found.
 
     Attributes:
         normals: A Gaussian on each, in the order in which they were found; possibly none.
-        hits: Climbs that ended in each ``(K,)``.
+        hits: Ascents that ended in each ``(K,)``.
         num_points: Points at which the density was evaluated.
-        num_climbs: Points among these that climbed.
+        num_ascents: Points among these that ascended.
     """
 
     normals: Normals
     hits: Tensor
     num_points: int
-    num_climbs: int = 0
+    num_ascents: int = 0
 
 
 def random_search(
@@ -44,16 +44,16 @@ def random_search(
     align: Align | None = None,
     generator: torch.Generator,
 ) -> RandomSearch:
-    r"""Look for modes that are too narrow for a few hundred climbs to come near.
+    r"""Search for modes that are too narrow for a few hundred ascents to come near.
 
-    A narrow mode of sd s and any mass worth a word, in a wide one of sd 1 in D dimensions, is the
+    A narrow mode of sd s and any mass of note, in a wide one of sd 1 in D dimensions, is the
     higher of the two within a radius of about :math:`s\sqrt{2 D \log(1/s)}`, and nothing outside
     of this radius points to it. So many draws of the known modes are scored, without gradients;
     those at which the known density is too low by most, overall and in each of eight shells around
-    the modes, climb by gradients with a line search. Where a top stays above the known density by
+    the modes, ascend by gradients with a line search. Where a top stays above the known density by
     more than 3 nats a Gaussian is fitted, and it is a mode if its evidence lower bound, which
     bounds the mass around it from below, is more than a hundredth of the known mass, and the known
-    density under it too low by 3 nats on average, and if a Gaussian half as wide again comes upon
+    density under it too low by 3 nats on average, and if a Gaussian half as wide again finds
     no further mass. So a place with density and without mass, as the neck of a funnel, is none, and
     neither is a part of a bent ridge.
 
@@ -72,7 +72,7 @@ def random_search(
         generator: Source of the noise.
 
     Cost:
-        N rows of the density without gradients; some 22,000 more for the climbs, and where a top
+        N rows of the density without gradients; some 22,000 more for the ascents, and where a top
         stands out 3000 gradients for each Gaussian.
 
     Source: our own; multi-start of Rinnooy Kan and Timmer 1987, doi 10.1007/BF02592070, with
@@ -102,7 +102,7 @@ def random_search(
     log_p = _heights(target, points).double() if len(points) else points.new_zeros(0)
     weights = weights.to(known.loc)
     each = given.iterations * given.sizes
-    climbs = min(given.climbs, max(given.shells, int(given.climbing * scored / each)))
+    ascents = min(given.ascents, max(given.shells, int(given.ascent_share * scored / each)))
     for _ in range(given.rounds):
         if not len(points) or target.budget.over():
             break
@@ -114,9 +114,9 @@ def random_search(
             align,
         )
         level = reference.level(target, len(known), generator)
-        chosen = _chosen(reference.above(points, log_p), shells, climbs)
-        tops, heights = _climb(target, known.take(0), points[chosen])
-        found = dataclasses.replace(found, num_climbs=found.num_climbs + len(chosen))
+        chosen = _chosen(reference.above(points, log_p), shells, ascents)
+        tops, heights = _ascend(target, known.take(0), points[chosen])
+        found = dataclasses.replace(found, num_ascents=found.num_ascents + len(chosen))
         standing = tops[_standing(reference.above(tops, heights) - level)]
         new, hits = _fitted(target, known, reference, standing, level, generator)
         if not len(new):
@@ -177,9 +177,9 @@ def _fitted(
     level: float,
     generator: torch.Generator,
 ) -> tuple[Normals, Tensor]:
-    """Fit a Gaussian at each place; keep those that hold mass, with the climbs that ended there.
+    """Fit a Gaussian at each place; keep those that hold mass, with the ascents that ended there.
 
-    Of those that do not stand alone the climbs are 0: they only count as known from now on.
+    Of those that do not stand alone the ascents are 0: they only count as known from now on.
     """
     given = RANDOM_SEARCH
     none = Normals(known.loc[:0], known.factor[:0]), torch.zeros(0, dtype=torch.long)
@@ -210,7 +210,7 @@ def _fitted(
 
 
 def _alone(target: Target, normals: Normals, generator: torch.Generator) -> Tensor:
-    """Tell whether a Gaussian half as wide again comes upon next to no further mass.
+    """Tell whether a Gaussian half as wide again finds hardly any further mass.
 
     It does where the density goes on with mass, as from the neck of a funnel towards its mouth.
     """
@@ -287,10 +287,10 @@ def _best_points(
     return torch.cat(kept), torch.cat(shells), scored
 
 
-def _chosen(above: Tensor, shells: Tensor, climbs: int) -> Tensor:
+def _chosen(above: Tensor, shells: Tensor, ascents: int) -> Tensor:
     """Indices of the best of all, and of the best of each shell."""
     given = RANDOM_SEARCH
-    half = climbs // 2
+    half = ascents // 2
     chosen = [above.topk(min(half, len(above))).indices]
     for number in range(given.shells):
         here = (shells == number).nonzero().squeeze(-1)
@@ -298,8 +298,8 @@ def _chosen(above: Tensor, shells: Tensor, climbs: int) -> Tensor:
     return torch.cat(chosen).unique()
 
 
-def _climb(target: Target, frame: Normals, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Climb by steepest ascent in the coordinates of a Gaussian, each step the best of many."""
+def _ascend(target: Target, frame: Normals, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Ascend by steepest ascent in the coordinates of a Gaussian, each step the best of many."""
     given = RANDOM_SEARCH
     sizes = 0.5 ** torch.arange(given.sizes, dtype=points.dtype, device=points.device)
     best, (height, score, _) = points, target(points)

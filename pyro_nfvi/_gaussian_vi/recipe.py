@@ -167,7 +167,7 @@ class ModeSearchRecipe:
     moved_mean: float = 0.05
     #: Factor on an sd from which on it counts.
     moved_sd: float = 1.1
-    #: Share of the mass below which a narrow mode may be a spike: points climb up the neck of a
+    #: Share of the mass below which a narrow mode may be a spike: points ascend the neck of a
     #: funnel without end, to where there is density without mass.
     spike_share: float = 0.1
     #: Logarithm of the factor by which a spike is narrower than the heaviest mode, in each
@@ -220,7 +220,7 @@ class NestedMassRecipe:
     claim: float = 0.05
     #: Share of the mass that may lie between two modes: a funnel's neck passes into its mouth.
     between: float = 0.15
-    #: The same for a mode that a random search came upon: a needle touches nothing, and what does
+    #: The same for a mode that a random search found: a needle touches nothing, and what does
     #: is left to the proposals.
     between_found: float = 0.03
     #: Widths of the proposals at the highest point, relative to the heaviest mode's.
@@ -248,13 +248,13 @@ class RandomSearchRecipe:
     shells: int = 8
     inner: tuple[float, float] = (0.05, 0.95)
     best: int = 4
-    #: Climbs, half of them from the best of all and half from the best of each shell; they evaluate
-    #: at most a quarter as many points as the search itself.
-    climbs: int = 96
-    climbing: float = 0.25
-    #: Iterations of a climb, and step sizes that each tries, by halves from 1 sd of the mode.
+    #: Ascents, half of them from the best of all and half from the best of each shell; they
+    #: evaluate at most a quarter as many points as the search itself.
+    ascents: int = 96
+    ascent_share: float = 0.25
+    #: Iterations of an ascent, and step sizes that each tries, by halves from 1 sd of the mode.
     iterations: int = 12
-    #: Rounds of climbs, the later ones with what the earlier ones found as known.
+    #: Rounds of ascents, the later ones with what the earlier ones found as known.
     rounds: int = 3
     sizes: int = 18
     #: Nats by which the known density is too low at a top, or under a Gaussian, that is new.

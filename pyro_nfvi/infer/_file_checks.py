@@ -200,7 +200,7 @@ def _without_numbers(tensor: Tensor) -> Tensor:
 
 
 def tie(density: FlowDensity | MixtureDensity, draws: WeighedDraws) -> dict[str, Any]:
-    """Score some of a fit's draws once more, by the inverse; what a file is told of it.
+    """Score some of a fit's draws once more, by the inverse, for the file.
 
     The pass back differs from the pass forth by rounding alone, but in a map of badly conditioned
     numbers that can be much: the two are both kept.
@@ -222,14 +222,14 @@ def tie(density: FlowDensity | MixtureDensity, draws: WeighedDraws) -> dict[str,
 
 
 def check_tie(
-    density: FlowDensity | MixtureDensity, draws: WeighedDraws, told: Mapping[str, Any] | None
+    density: FlowDensity | MixtureDensity, draws: WeighedDraws, recorded: Mapping[str, Any] | None
 ) -> None:
     """Compare a guide with the draws beside it, by one pass of some of them through its inverse.
 
     Args:
         density: The guide's.
         draws: The draws.
-        told: What :func:`tie` returned; None for a file of version 0.1.
+        recorded: What :func:`tie` returned; None for a file of version 0.1.
 
     Raises:
         Malformed: The draws are not the guide's, or their densities are not the ones of the file.
@@ -239,12 +239,12 @@ def check_tie(
         found = density.log_prob(draws.z[index]).double()
     log_q = draws.log_q[index].double()
     apart = _largest(found - log_q)
-    if told is None:
+    if recorded is None:
         if not apart <= FILES.tie_unknown * (1 + float(log_q.abs().max())):
             raise Malformed("its guide is not the one of its draws")
         return
-    expected = torch.tensor([float(one) for one in told["inverse"]], dtype=torch.float64)
-    if told["rows"] != len(index) or len(expected) != len(index):
+    expected = torch.tensor([float(one) for one in recorded["inverse"]], dtype=torch.float64)
+    if recorded["rows"] != len(index) or len(expected) != len(index):
         raise Malformed("its draws are not as many as it says")
     expected = expected.to(found.device)
     slack = FILES.tie_rounding * torch.finfo(draws.z.dtype).eps * (1 + expected.abs())
@@ -253,8 +253,8 @@ def check_tie(
     if not bool((same | (found.isnan() & expected.isnan()) | (found == expected)).all()):
         raise Malformed("its guide is not the one of its draws")
     for what, was, now in (
-        ("log q", told["apart"], _largest(expected - log_q)),
-        ("weights", told["elbo"], draws.elbo()[0]),
+        ("log q", recorded["apart"], _largest(expected - log_q)),
+        ("weights", recorded["elbo"], draws.elbo()[0]),
     ):
         was = float(was)
         near = was == now or abs(was - now) <= 1e-9 * (1 + abs(was))

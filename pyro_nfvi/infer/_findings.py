@@ -100,7 +100,7 @@ class LeftOut(Finding):
 
 @dataclass(frozen=True)
 class MissedModes(Finding):
-    """Modes that a start came upon, and that the guide does not reach.
+    """Modes that the search found, and that the guide does not reach.
 
     Attributes:
         count: Their number.
@@ -124,7 +124,7 @@ class ModeSearch(Finding):
     Attributes:
         starts: Points from which modes were looked for; 0 where none were.
         modes: Number of modes in the fit; 0 for a guide of one piece.
-        alone: Modes among these that one start alone came upon.
+        alone: Modes among these that one start alone reached.
         full: Whether as many modes were found as are kept.
         points: Points at which the density was evaluated in search of narrow modes; 0 where it was
             not.
@@ -145,25 +145,25 @@ class ModeSearch(Finding):
             return f"{self.modes} modes were found, as many as are kept: there may be more"
         if not self.starts:
             return "no starts were compared, so another mode would not have been seen"
-        missing = "one to which no start came is missing"
+        missing = "a mode that no start reached is missing"
         if self.points:
             # Three quarters of N points are draws of the modes themselves, and one of these
             # hits a share v of them with 95 % from v = 4 / N on.
             missing += (
                 f", such as a narrow one that reaches less than {4 / self.points:.1g} of the mass "
-                f"(none of {self.points} points, and no climb from the best, came to one)"
+                f"(none of {self.points} points, and no ascent from the best, came to one)"
             )
         if not self.modes:
             return f"none of {self.starts} starts led to another mode; {missing}"
-        told = f"{self.modes} modes were found from {self.starts} starts; {missing}"
+        words = f"{self.modes} modes were found from {self.starts} starts; {missing}"
         if self.alone:
-            told += f"; {self.alone} of the modes were found by one start alone: there may be more"
-        return told
+            words += f"; {self.alone} of the modes were found by one start alone: there may be more"
+        return words
 
 
 @dataclass(frozen=True)
 class MassOutside(Finding):
-    """Posterior mass where the guide has next to none, by draws from elsewhere.
+    """Posterior mass where the guide has hardly any, by draws from elsewhere.
 
     Attributes:
         share: Share of the mass; None where nothing can be concluded.
@@ -207,16 +207,16 @@ class MassOutside(Finding):
             )
         if self.level is Level.REMARK:
             return ""
-        told = (
+        words = (
             f"about {100 * self.share:.2g} % of the posterior lies where the guide has next to "
             "nothing: a tail or a mode that it does not reach"
         )
         if self.name:
-            told += (
+            words += (
                 f"; it moves {self.name} by {self.shift:.2f} sd and its sd by a factor of "
                 f"{self.stretch:.2g}"
             )
-        return told
+        return words
 
 
 @dataclass(frozen=True)
@@ -349,15 +349,15 @@ class HeavyTails(Finding):
     def sentence(self) -> str:
         if not self.looked:
             return "tails were not followed (a model that runs draw by draw, or on mini-batches)"
-        told = [
+        words = [
             f"{name} falls as a power, of index {index:.2g}: {_moments(index)}"
             for name, index in zip(self.names[: WORDS.named], self.indices)
         ]
         if len(self.names) > WORDS.named:
-            told.append(f"so do {len(self.names) - WORDS.named} more")
+            words.append(f"so do {len(self.names) - WORDS.named} more")
         if self.unknown:
-            told.append(f"{self.unknown} tails were not followed, or not far enough")
-        return "; ".join(told)
+            words.append(f"{self.unknown} tails were not followed, or not far enough")
+        return "; ".join(words)
 
 
 @dataclass(frozen=True)
@@ -377,14 +377,14 @@ class ShortTails(Finding):
         return Level.DOUBT if self.names else Level.REMARK
 
     def sentence(self) -> str:
-        told = [
+        words = [
             f"draws of {name} stop short of its tails: with these its sd is {ratio:.2f} times as "
             "large"
             for name, ratio in zip(self.names[: WORDS.named], self.stretches)
         ]
         if len(self.names) > WORDS.named:
-            told.append(f"so do those of {len(self.names) - WORDS.named} more")
-        return "; ".join(told)
+            words.append(f"so do those of {len(self.names) - WORDS.named} more")
+        return "; ".join(words)
 
 
 @dataclass(frozen=True)
@@ -406,14 +406,14 @@ class MovedMoments(Finding):
         return Level.DOUBT if self.names else Level.REMARK
 
     def sentence(self) -> str:
-        told = [
+        words = [
             f"of many draws {name} has a mean that is {shift:.2f} sd off and an sd that is "
             f"{stretch:.2f} times the weighted one"
             for name, shift, stretch in zip(self.names[: WORDS.named], self.shifts, self.stretches)
         ]
         if len(self.names) > WORDS.named:
-            told.append(f"{len(self.names) - WORDS.named} more numbers are off")
-        return "; ".join(told)
+            words.append(f"{len(self.names) - WORDS.named} more numbers are off")
+        return "; ".join(words)
 
 
 def _moments(index: float) -> str:
@@ -442,7 +442,7 @@ class ParamsLeft(Finding):
     """Evidence that the model's own parameters still give away.
 
     Attributes:
-        nats: By how much a short climb raised it on draws that it had not seen; None where the
+        nats: By how much a short ascent raised it on draws that it had not seen; None where the
             weights of the draws say nothing, or it has no finite gradient.
         error: Standard error of ``nats``.
         names: The parameters.

@@ -1,4 +1,4 @@
-"""``Fit``: the result of a fit, to draw from, to score with, to judge and to keep."""
+"""``Fit``: the result of a fit, with draws, densities, diagnostics and files."""
 
 from __future__ import annotations
 

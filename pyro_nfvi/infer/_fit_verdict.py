@@ -14,11 +14,11 @@ from pyro_nfvi.infer._fitted import FittedPosterior
 
 def verdict(fit: FittedPosterior) -> Verdict:
     """See :attr:`Fit.verdict`."""
-    told: dict[Level, list[str]] = {level: [] for level in Level}
+    sentences: dict[Level, list[str]] = {level: [] for level in Level}
     for found in fit.training.findings:
         if sentence := found.sentence():
-            told[found.level].append(sentence)
-    faults = told[Level.FAULT]
+            sentences[found.level].append(sentence)
+    faults = sentences[Level.FAULT]
     why = fit.why_stopped
     if why == "diverged":
         faults.append("the fit diverged")
@@ -33,7 +33,7 @@ def verdict(fit: FittedPosterior) -> Verdict:
         fit.draws.log_w,
         name=fit.latent.at,
         faults=faults,
-        doubts=told[Level.DOUBT],
+        doubts=sentences[Level.DOUBT],
         values=seen(fit.latent, fit.draws.z),
         mode=_modes(fit),
     )
@@ -41,7 +41,7 @@ def verdict(fit: FittedPosterior) -> Verdict:
     if why in ("max_steps", "max_seconds") and why.unfinished:
         remarks.append(f"training was cut short: {why.detail}")
     if not faults:  # or else what could not be seen is of no interest
-        remarks += told[Level.REMARK]
+        remarks += sentences[Level.REMARK]
     return Verdict(word, [*word.reasons, *remarks], word.next_step)
 
 

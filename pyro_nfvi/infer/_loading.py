@@ -190,7 +190,7 @@ def _is_unknown(support: Any) -> bool:
 
 
 def _own_supports(
-    told: Mapping[str, Any],
+    recorded: Mapping[str, Any],
     model: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -199,7 +199,7 @@ def _own_supports(
     with own_random_state(0, "load"), own_params(model, args, kwargs):
         nodes = any_trace(model, args, kwargs).nodes
     supports = {}
-    for name, expected in told.items():
+    for name, expected in recorded.items():
         if name not in nodes or nodes[name]["type"] != "sample":
             raise ModelError(f"The model is not the one that was fitted: site {name!r} is missing.")
         supports[name] = support_of(nodes[name]["fn"])
@@ -342,7 +342,7 @@ def _fill(
     guide: AutoFlow | AutoMixture,
     state: Mapping[str, Tensor],
     draws: WeighedDraws,
-    told: Mapping[str, Any] | None,
+    recorded: Mapping[str, Any] | None,
 ) -> None:
     """Give a guide its parameters, and see whether they are those of its draws."""
     with _damage(path):
@@ -353,7 +353,7 @@ def _fill(
             words = " ".join(str(error).split())[:500].rstrip(".")
             text = f"The flow is not shaped as the one that was fitted. {words}."
             raise FileError(text) from error
-        check_tie(guide.density(), draws, told)
+        check_tie(guide.density(), draws, recorded)
 
 
 def _no_model(*args: Any, **kwargs: Any) -> Any:

@@ -266,11 +266,11 @@ def _explained() -> Iterator[None]:
     except Exception as error:
         words = str(error).partition("Trace Shapes:")[0].rstrip()  # which Pyro appends
         cure = _cure(words)
-        told = describe_error(error)
+        what = describe_error(error)
         if words.strip():
-            told = f"{type(error).__name__}{place_of(error)}: {words}".rstrip(".")
+            what = f"{type(error).__name__}{place_of(error)}: {words}".rstrip(".")
         raise ModelError(
-            f"The model could not be run: {told}. Mend what it says. If the arguments of run() are "
+            f"The model could not be run: {what}. Mend what it says. If the arguments of run() are "
             f"at fault: {cure}"
         ) from error
 

@@ -91,7 +91,7 @@ def predict_from(
         args, kwargs = log_joint.args, log_joint.kwargs
     call = (tuple(args), dict(kwargs or {}))
     latents = set(log_joint.latent.sites)
-    told, from_prior = from_prior is not None, from_prior or ()
+    stated, from_prior = from_prior is not None, from_prior or ()
     _check_names(from_prior, latents | log_joint.enumerated)
     drawn = {*from_prior, *(() if same else _imputed(log_joint))}
     values = {n: v for n, v in draws.items() if n in latents and n not in drawn}
@@ -110,7 +110,7 @@ def predict_from(
         asked = made if sites is None or subsample else sites
         wanted = [name for name in made if name in asked]
         found = _gathered(forward, count, values, wanted) if wanted else {}
-        if not (same or told) and place == 0:
+        if not (same or stated) and place == 0:
             _tell_rows(trace, latents & values.keys(), set(made) - latents)
         if not subsample:
             outcome = found

@@ -26,7 +26,7 @@ class TimePlan:
         self.undone: list[str] = []
 
     def measure(self, log_joint: LogJoint) -> None:
-        """Find out how fast the model is, and keep time for the evaluation at the end."""
+        """Measure the pace of the model, and reserve time for the evaluation at the end."""
         limit = self.whole.limit
         if limit is None or self.pace:
             return

@@ -124,7 +124,7 @@ def test_an_angle_has_one_turn():
 
 def test_starts_that_found_nothing_else_are_counted():
     reasons = auto(conjugate, Y).verdict.reasons
-    assert any("starts led to another mode; one to which no start came" in r for r in reasons)
+    assert any("starts led to another mode; a mode that no start reached" in r for r in reasons)
 
 
 def test_a_fit_cut_short_says_that_its_bound_still_rose():
@@ -144,7 +144,7 @@ def test_ctrl_c_while_modes_are_looked_for_is_an_interruption(monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyro_nfvi.infer._stages.mode_finding.look_for_modes", interrupt)
+    monkeypatch.setattr("pyro_nfvi.infer._stages.mode_finding.search_model_modes", interrupt)
     fit = auto(conjugate, Y)
     assert fit.why_stopped == "interrupted"
     assert "modes were looked for" in fit.why_stopped.detail

@@ -10,7 +10,7 @@ from infer.models import Y, eight_schools
 
 from pyro_nfvi import NFVI
 from pyro_nfvi.errors import DivergedError, ModelWarning
-from pyro_nfvi.infer._checks.improper import find_runaway
+from pyro_nfvi.infer._checks.improper import find_improper_direction
 from pyro_nfvi.infer._findings import Improper, find
 
 ANYWHERE = dist.ImproperUniform(dist.constraints.real, (), ())
@@ -133,4 +133,4 @@ def test_no_false_alarm(model, double):
     finally:
         torch.set_default_dtype(default)
     assert find(fit.training.findings, Improper) is None
-    assert find_runaway(fit.latent, fit.log_joint, fit.draws.z, {}) is None
+    assert find_improper_direction(fit.latent, fit.log_joint, fit.draws.z, {}) is None

@@ -16,7 +16,7 @@ from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.initial_values import prior_trace
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi.infer._checks.improper import find_runaway
+from pyro_nfvi.infer._checks.improper import find_improper_direction
 from pyro_nfvi.infer._checks.missed_mass import mass_outside
 from pyro_nfvi.infer._checks.missed_modes import missed_modes
 from pyro_nfvi.infer._checks.moments import moved_moments
@@ -142,7 +142,7 @@ def the_look_at_moments(clock, fit):
 
 def the_look_for_a_posterior(clock, fit):
     def look(budget):
-        find_runaway(fit.latent, fit.log_joint, fit.draws.z, {}, budget)
+        find_improper_direction(fit.latent, fit.log_joint, fit.draws.z, {}, budget)
         return not budget.over()
 
     return look

@@ -26,7 +26,7 @@ from pyro_nfvi.infer._recipe import CALL_SIZES, IMPROPER
 #: Directions that mix coordinates are known up to rounding, and are followed less far.
 _MIXED_REACH = {torch.float32: 1e5, torch.float64: 1e9}
 #: The runs by how particles are evaluated.
-RUNAWAY_ROWS = {"plate": IMPROPER.runs, "vmap": IMPROPER.runs, "loop": IMPROPER.loop_runs}
+IMPROPER_ROWS = {"plate": IMPROPER.runs, "vmap": IMPROPER.runs, "loop": IMPROPER.loop_runs}
 
 
 class _TimeOver(Exception):
@@ -34,7 +34,7 @@ class _TimeOver(Exception):
 
 
 @dataclass(frozen=True)
-class Runaway:
+class ImproperDirection:
     """A direction in which the log joint does not fall.
 
     Attributes:
@@ -77,7 +77,7 @@ def check_proper(fit: Fit, budget: Budget = UNLIMITED) -> Fit:
     if fit.log_joint is None or len(fit.losses) < IMPROPER.fewest_steps:
         return fit
     subsample = fit.log_joint.draw_subsample()
-    found = find_runaway(fit.latent, fit.log_joint, fit.draws.z, subsample, budget)
+    found = find_improper_direction(fit.latent, fit.log_joint, fit.draws.z, subsample, budget)
     if found is None:
         return fit
     fit = _noted(fit, found)
@@ -89,14 +89,14 @@ def check_proper(fit: Fit, budget: Budget = UNLIMITED) -> Fit:
     return fit
 
 
-def blame_runaway(
+def explain_divergence(
     error: DivergedError, fit: Fit | None, budget: Budget = UNLIMITED
 ) -> DivergedError:
-    """Give the error of a fit that diverged its fit, and the latent that ran away, if one did."""
+    """Give the error of a fit that diverged its fit, and the latent that did, if one is known."""
     found = None
     if fit is not None and fit.log_joint is not None:
         subsample = fit.log_joint.draw_subsample()
-        found = find_runaway(fit.latent, fit.log_joint, fit.draws.z, subsample, budget)
+        found = find_improper_direction(fit.latent, fit.log_joint, fit.draws.z, subsample, budget)
         fit = fit if found is None else _noted(fit, found)
     return with_fit(error if found is None else DivergedError(f"{found} {error}"), fit)
 
@@ -107,7 +107,7 @@ def with_fit(error: DivergedError, fit: Fit | None) -> DivergedError:
     return error
 
 
-def _noted(fit: Fit, found: Runaway) -> Fit:
+def _noted(fit: Fit, found: ImproperDirection) -> Fit:
     training = fit.training
     findings = with_finding(training.findings, Improper(found.names))
     return replace(
@@ -126,13 +126,13 @@ class _Lines:
         return _Lines(self.ways[places], self.mixed[places])
 
 
-def find_runaway(
+def find_improper_direction(
     latent: LatentSpace,
     log_joint: LogJoint,
     z: Tensor,
     subsample: TensorDict,
     budget: Budget = UNLIMITED,
-) -> Runaway | None:
+) -> ImproperDirection | None:
     """Follow lines from draws ``z (S, D)`` far out, and see whether the log joint falls.
 
     The lines are the coordinates, those without curvature (up to 100 latents), the one in which
@@ -155,7 +155,7 @@ def find_runaway(
 
 def _find(
     latent: LatentSpace, log_joint: LogJoint, z: Tensor, subsample: TensorDict, budget: Budget
-) -> Runaway | None:
+) -> ImproperDirection | None:
     z = _usable(latent, z.detach())
     centres = z[:: max(1, len(z) // IMPROPER.centres)][: IMPROPER.centres]
     lines = _lines(latent, log_joint, z, centres[0], subsample, budget)
@@ -346,13 +346,15 @@ def _rises(log_p: Tensor, held: Tensor, rounding: float) -> bool | None:
     return min(slopes) > IMPROPER.fall
 
 
-def _described(latent: LatentSpace, centre: Tensor, line: Tensor, *, rises: bool) -> Runaway:
+def _described(
+    latent: LatentSpace, centre: Tensor, line: Tensor, *, rises: bool
+) -> ImproperDirection:
     share = line.abs() / line.abs().amax()
     order = share.argsort(descending=True)
     places = [int(index) for index in order[:3] if share[index] > 0.3]
     names = tuple(latent.at(index) for index in places)
     where = [f"{name} goes {_way(latent, centre, line, i)}" for i, name in zip(places, names)]
-    return Runaway(names, rises, f"as {' and '.join(where)}")
+    return ImproperDirection(names, rises, f"as {' and '.join(where)}")
 
 
 def _way(latent: LatentSpace, centre: Tensor, line: Tensor, index: int) -> str:

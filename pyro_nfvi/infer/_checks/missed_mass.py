@@ -119,11 +119,11 @@ def mass_outside(
     share = float(weight[outside].sum())
     error = math.sqrt(max(share * (1 - share), 0.25 / effective) / effective)
     places = sum(len(one) for one, _ in parts)
-    # Where much lies outside, that is told however uneven the weights are.
-    told = Outside(share, error, places)
+    # Where much lies outside, uneven weights are no reason to withhold it.
+    outcome = Outside(share, error, places)
     if effective < MASS_OUTSIDE.fewest_effective or not read_tail(log_w, smoothed.khat).reliable:
-        return told if too_much(told) and effective > MASS_OUTSIDE.fewest_points else None
-    return _with_moved(told, log_joint, every, weight, outside)
+        return outcome if too_much(outcome) and effective > MASS_OUTSIDE.fewest_points else None
+    return _with_moved(outcome, log_joint, every, weight, outside)
 
 
 def too_much(outside: Outside | None) -> bool:
@@ -162,25 +162,27 @@ def _log_r(parts: list[tuple[Proposals, int]], z: Tensor) -> Tensor:
 
 
 def _with_moved(
-    told: Outside, log_joint: LogJoint, z: Tensor, weight: Tensor, outside: Tensor
+    outcome: Outside, log_joint: LogJoint, z: Tensor, weight: Tensor, outside: Tensor
 ) -> Outside:
     """Say which latent the mass outside moves most, where enough points say so."""
     beyond = weight * outside
     total = float(beyond.sum())
     if total < 1e-100 or total**2 / float(beyond.square().sum()) < MASS_OUTSIDE.fewest_points:
-        return told
+        return outcome
     inside = weight * ~outside
     if not bool(inside.any()):
-        return told
+        return outcome
     mean, sd = _moments(z, weight)
     other, spread = _moments(z, inside / inside.sum())
     shift, stretch = (mean - other).abs() / sd, (sd / spread.clamp_min(1e-300)).log().abs()
     worst = torch.maximum(shift / MOMENTS.mean, stretch / math.log(MOMENTS.sd))
     index = int(worst.argmax())
     if not float(worst[index]) > 1:
-        return told
+        return outcome
     ratio = math.exp(min(700.0, float((sd[index] / spread[index].clamp_min(1e-300)).log())))
-    return replace(told, name=log_joint.latent.at(index), shift=float(shift[index]), stretch=ratio)
+    return replace(
+        outcome, name=log_joint.latent.at(index), shift=float(shift[index]), stretch=ratio
+    )
 
 
 def _moments(z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

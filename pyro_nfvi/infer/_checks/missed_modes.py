@@ -41,7 +41,7 @@ def modes_of_starts(
     return found.starts.take(index) if len(index) else None
 
 
-def look_for_modes(
+def search_model_modes(
     log_joint: LogJoint,
     like: Tensor,
     found: GaussianFit,
@@ -52,9 +52,9 @@ def look_for_modes(
     budget: Budget = UNLIMITED,
     progress: Progress = SILENT,
 ) -> tuple[Modes, Proposals, int] | None:
-    """Look for modes from draws of the prior, uniform ones and wide ones around the best Gaussian.
+    """Search for modes from draws of the prior, uniform ones and wide ones around a Gaussian.
 
-    Modes of other widths, inside of these or around them, are looked for by their mass, and narrow
+    Modes of other widths, inside of these or around them, are found by their mass, and narrow
     ones by a random search.
 
     Args:
@@ -155,14 +155,14 @@ def proposals(
         generator: Source of the noise.
 
     Cost:
-        Without modes, 41 rows of the model from each of eleven points, which climb.
+        Without modes, 41 rows of the model from each of eleven points, which ascend.
     """
     best = Normals(found.loc[None], found.factor[None])
     fine = found.start_bounds > -torch.inf
     ends = found.starts.take(fine.nonzero().squeeze(-1)) if bool(fine.any()) else best
     where = Proposals.of(_joined(best, ends))
     known = best
-    if modes is None:  # too few rows for a search: a few climbs, each a place of its own
+    if modes is None:  # too few rows for a search: a few ascents, each a place of its own
         cast = uniform_points(target, found.loc, MODE_CHECK.uniform_ascents, generator)
         points = torch.cat(
             [torch.zeros_like(best.loc), cast, drawn[: MODE_CHECK.prior_ascents].to(best.loc)]

@@ -43,24 +43,25 @@ def scored_again(fit: Fit, arguments: str | None) -> Fit:
     scored = WeighedDraws(draws.z, found.log_p, draws.log_q, found.deterministic, exact)
     if draws.exact and exact:
         apart = _apart(draws.log_p, found.log_p)
-        same, told = apart == 0, f"the log joint of its draws differs by up to {apart:.4g} nats"
+        same = apart == 0
+        difference = f"the log joint of its draws differs by up to {apart:.4g} nats"
     else:
         now = fingerprint(fit.args, fit.kwargs)["arguments"]
         same = arguments is None or now == arguments or (exact and not draws.exact)
-        told = "its arguments are others, and mini-batches cannot be compared"
+        difference = "its arguments are others, and mini-batches cannot be compared"
     if same:
         return dataclasses.replace(fit, draws=scored) if exact and not draws.exact else fit
     warnings.warn(
-        f"The fit was loaded with other data or another model than it was fitted to: {told}. All "
-        "that is said of it was computed anew, for what was given; the guide is the old one. To "
-        "have the fit as it was, give load the same arguments, or no model; for the new data, fit "
-        "again.",
+        f"The fit was loaded with other data or another model than it was fitted to: {difference}. "
+        "All that is said of it was computed anew, for what was given; the guide is the old one. "
+        "To have the fit as it was, give load the same arguments, or no model; for the new data, "
+        "fit again.",
         DataWarning,
         stacklevel=4,
     )
     findings = (ModeSearch(0), OtherData())
     training = dataclasses.replace(
-        fit.training, findings=findings, notes=(*fit.training.notes, f"loaded: {told}")
+        fit.training, findings=findings, notes=(*fit.training.notes, f"loaded: {difference}")
     )
     fit = dataclasses.replace(fit, draws=scored, training=training)
     outside = mass_outside(fit.guide.density(), log_joint, scored, 0)

@@ -65,7 +65,7 @@ def short_tails(
         log_joint: The model.
         draws: Draws of the fit.
         heavy: Numbers without a variance, which are left out.
-        budget: Time; numbers for which there is none left are not told of.
+        budget: Time; numbers for which there is none left are left out.
 
     Cost:
         Some tens of calls of the model, of up to 8000 rows.

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from pyro_nfvi._budget import Budget
 from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
-from pyro_nfvi.infer._checks.improper import RUNAWAY_ROWS, check_proper
+from pyro_nfvi.infer._checks.improper import IMPROPER_ROWS, check_proper
 from pyro_nfvi.infer._checks.missed_mass import WIDE_ROWS, mass_outside, too_much
-from pyro_nfvi.infer._checks.missed_modes import MODE_ROWS, missed_modes
+from pyro_nfvi.infer._checks.missed_modes import missed_modes
 from pyro_nfvi.infer._checks.moments import MOMENT_ROWS, moved_moments
 from pyro_nfvi.infer._checks.pyro_density import opinion_of_pyro
 from pyro_nfvi.infer._checks.relabelling import count_once
@@ -26,7 +26,7 @@ from pyro_nfvi.infer._findings import (
 from pyro_nfvi.infer._fit import Fit, add_finding
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
-from pyro_nfvi.infer._recipe import TIME
+from pyro_nfvi.infer._recipe import MODE_CHECK, TIME
 from pyro_nfvi.infer._stages.mode_finding import SearchedModes
 from pyro_nfvi.infer._time_plan import TimePlan
 
@@ -36,7 +36,7 @@ def examine(
 ) -> Fit:
     """Add to a fit's findings what its own draws cannot show.
 
-    Modes that it misses, mass where it has next to none, tails, means and sds of many draws,
+    Modes that it misses, mass where it has hardly any, tails, means and sds of many draws,
     Pyro's own scores, and directions without a posterior. A check for which there is no time is
     left out, and named in a finding.
 
@@ -44,7 +44,7 @@ def examine(
         problem: The posterior.
         options: Options of the fit.
         time: Clock of the call.
-        search: What the mode search came upon.
+        search: Result of the mode search.
         fit: The fit.
 
     Raises:
@@ -53,7 +53,7 @@ def examine(
     log_joint, how = problem.log_joint, problem.log_joint.how
     missed = _missed_modes(problem, time, search, fit)
     mass = _mass_outside(problem, options, time, search, fit)
-    proper = time.affords(RUNAWAY_ROWS[how], "the look for directions without a posterior")
+    proper = time.affords(IMPROPER_ROWS[how], "the look for directions without a posterior")
     alone, count = sum(mode["starts"] <= 1 for mode in fit.modes), len(fit.modes)
     findings: list[Finding] = [
         *fit.training.findings,
@@ -101,7 +101,7 @@ def examine(
 
 
 def leaves_mass_out(problem: Problem, time: TimePlan, search: SearchedModes, fit: Fit) -> bool:
-    """Tell whether posterior mass lies where the guide has next to nothing, as far as is seen.
+    """Tell whether posterior mass lies where the guide has hardly any, as far as is seen.
 
     No where it could not be mended: for lack of time, or in a model that is run row by row.
     """
@@ -144,7 +144,9 @@ def _missed_modes(
 ) -> tuple[str, ...]:
     """Describe modes of the search that the guide misses, a line each."""
     others = 0 if search.others is None else len(search.others)
-    if not others or not time.affords(MODE_ROWS * others, "the look at modes that are missed"):
+    if not others or not time.affords(
+        MODE_CHECK.draws * others, "the look at modes that are missed"
+    ):
         return ()
     density, budget = search.up_to_labels(fit.guide.density()), time.whole.part(TIME.check)
     missed = missed_modes(density, problem.log_joint, search.others, fit.draws, budget)

@@ -180,8 +180,8 @@ def grow_flow(
         except KeyboardInterrupt:  # while the engine was built; training returns its fit
             if best is None:
                 raise
-            told = f"interrupted before {formula} was trained"
-            return Growth(best, tried, (told,), interrupted=True)
+            line = f"interrupted before {formula} was trained"
+            return Growth(best, tried, (line,), interrupted=True)
         except DivergedError as error:
             if best is None:
                 raise

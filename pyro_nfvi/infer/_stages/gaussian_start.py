@@ -28,7 +28,7 @@ from pyro_nfvi.infer._recipe import CALL_SIZES, GAUSSIAN_START
 
 
 class _TimeOver(Exception):
-    """Ends a climb by an optimiser that cannot be asked to."""
+    """Ends an ascent by an optimiser that cannot be asked to."""
 
 
 def gaussian_stage(
@@ -43,7 +43,7 @@ def gaussian_stage(
     """Fit a Gaussian to the model's posterior.
 
     Starts of several kinds stand side by side: the guide's initial point and the unconstrained
-    origin, wide and narrow, draws uniform in (-2, 2) and from the prior, and points on climbs from
+    origin, wide and narrow, draws uniform in (-2, 2) and from the prior, and points on ascents from
     these to a mode. Where the model can only be run one particle at a time, or sees a part of its
     data, the Gaussian starts from the initial point, and from points of the other kinds in turn
     where nothing can be evaluated around that.
@@ -57,7 +57,7 @@ def gaussian_stage(
         progress: Shows a bar.
 
     Raises:
-        WeightError: No start can be evaluated, or the Gaussian runs away along a direction in
+        WeightError: No start can be evaluated, or the Gaussian diverges along a direction in
             which the density does not fall.
     """
     with progress.stage("fitting a Gaussian") as tick:
@@ -67,10 +67,10 @@ def gaussian_stage(
     unit = size.maximum(init.abs()).clamp(min=1.0)
     far = torch.maximum(found.scale, (found.loc - init).abs()) / unit
     if not bool((far < GAUSSIAN_START.diverged).all()):
-        # Whether there is a posterior at all is told after the fit, from where it can be seen.
+        # Checks after the fit say whether there is a posterior at all.
         name = log_joint.latent.at(int(far.argmax()))
         raise WeightError(
-            f"the Gaussian ran away along {name}, beyond {GAUSSIAN_START.diverged:g}."
+            f"the Gaussian diverged along {name}, beyond {GAUSSIAN_START.diverged:g}."
         )
     return found
 
@@ -180,15 +180,15 @@ def _starts(
     effort: float,
     generator: torch.Generator,
 ) -> Normals:
-    """Starts of all kinds, and points on climbs from them; twelve at most."""
+    """Starts of all kinds, and points on ascents from them; twelve at most."""
     origin = torch.zeros_like(init)
     apart = bool((init - origin).norm() > GAUSSIAN_START.origin_distance * math.sqrt(len(init)))
     roots = [init, *([origin] if apart else [])]
     cast = uniform_points(target, init, 2, generator)
     steps = max(1, round(GAUSSIAN_START.ascent_steps * effort))
-    first, *later = (_climb(target, row, steps) for row in [*roots, *drawn[:2], *cast[:1]])
-    climbed = [*first, *(point for pair in later for point in pair)]
-    rows = [*roots, init, *climbed, *drawn[:2], *cast[1:], *drawn[2:]]
+    first, *later = (_ascend(target, row, steps) for row in [*roots, *drawn[:2], *cast[:1]])
+    ascended = [*first, *(point for pair in later for point in pair)]
+    rows = [*roots, init, *ascended, *drawn[:2], *cast[1:], *drawn[2:]]
     centres = torch.stack(rows)[:most]
     scales = torch.tensor([1.0] * len(roots) + [0.1] * (len(centres) - len(roots)))
     scales = scales[: len(centres)].to(centres)
@@ -258,8 +258,8 @@ def _prior_draw(
     return latent.pack({name: trace.nodes[name]["value"] for name in latent.sites}).double()
 
 
-def _climb(target: Target, start: Tensor, steps: int) -> list[Tensor]:
-    """Climb by L-BFGS; return the top, and a point on the way.
+def _ascend(target: Target, start: Tensor, steps: int) -> list[Tensor]:
+    """Ascend by L-BFGS; return the maximum, and a point on the way.
 
     The point on the way is what counts where the density has a singular top, as a funnel has.
     """

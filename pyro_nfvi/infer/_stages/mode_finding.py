@@ -13,7 +13,7 @@ from pyro_nfvi._gaussian_vi.mode_search import Modes
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
 from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
 from pyro_nfvi._gaussian_vi.target import Target
-from pyro_nfvi.infer._checks.missed_modes import look_for_modes, modes_of_starts, proposals
+from pyro_nfvi.infer._checks.missed_modes import modes_of_starts, proposals, search_model_modes
 from pyro_nfvi.infer._checks.relabelling import (
     Relabelling,
     Scored,
@@ -79,7 +79,7 @@ class SearchedModes:
         return UpToLabels(density, self.symmetry.group, self.symmetry.anchor)
 
 
-def search_modes(
+def find_modes(
     problem: Problem, options: Options, time: TimePlan, found: GaussianFit
 ) -> SearchedModes:
     """Search for modes beside that of the best Gaussian, from more points than its own starts.
@@ -116,7 +116,7 @@ def _searched(
     looked = None
     if options.explore != "off":
         try:
-            looked = look_for_modes(
+            looked = search_model_modes(
                 problem.log_joint,
                 like,
                 found,
@@ -150,13 +150,13 @@ def _searched(
 def _notes(modes: Modes, num_points: int) -> tuple[str, ...]:
     hits = modes.hits.tolist()
     where = f"{len(hits)} modes" if len(hits) > 1 else "this one mode"
-    told = (
-        f"{sum(hits)} of {modes.num_starts} starts ended in {where}; one to which no start came "
-        f"is not seen ({num_points} points were scored in search of narrow ones)"
+    line = (
+        f"{sum(hits)} of {modes.num_starts} starts ended in {where}; a mode that no start "
+        f"reached is not seen ({num_points} points were scored in search of narrow ones)"
     )
     if not modes.left_out:
-        return (told,)
-    return told, (
+        return (line,)
+    return line, (
         f"{modes.left_out} more were left out as places with next to no mass, such as "
         "the neck of a funnel"
     )

@@ -35,7 +35,7 @@ def select_model(
 ) -> Fit:
     """Fit a Gaussian; put a flow inside it, more layers in front; train on with more particles.
 
-    Where the mode search came upon several modes, that is done for each of them, and the result is
+    Where the mode search found several modes, that is done for each of them, and the result is
     their mixture (:func:`fit_modes`), unless its bound is lower.
 
     Args:

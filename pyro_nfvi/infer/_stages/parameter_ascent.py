@@ -21,7 +21,7 @@ class Evidence:
         \nabla \hat L = \sum_s w_s(\phi) \nabla_\phi \log p(x, z_s; \phi)
 
     By Fisher's identity the gradient is that of the evidence at the posterior that the weights see.
-    Where they see next to nothing (fewer than ten effective draws), draws count evenly:
+    Where they see hardly anything (fewer than ten effective draws), draws count evenly:
     :math:`\frac1S\sum_s \log p(x, z_s; \phi)` is what a step of EM raises, and with it the ELBO.
 
     Args:
@@ -290,52 +290,52 @@ def nats_left(
 ) -> tuple[float, float] | None:
     """Estimate how much evidence the parameters still give away; they stay where they are.
 
-    They climb on one half of the draws, and the other half says what that gained, at several parts
-    of the way; then with the halves exchanged. What was not seen when climbing is no gain by
+    They ascend on one half of the draws, and the other half says what that gained, at several parts
+    of the way; then with the halves exchanged. What was not seen during the ascent is no gain by
     chance, whatever the number of parameters, and it can only be too small: it is what a short
-    climb reaches. Climbs start at the parameters; where steps are not Newton's, a part of a unit
+    ascent reaches. Ascents start at the parameters; where steps are not Newton's, a part of a unit
     away, so that a saddle is left; and with those moved on which the evidence does not depend where
     they are.
 
     Returns:
         Nats and their standard error; None where the weights say nothing, the evidence has no
-        finite gradient at the parameters, or the budget was spent before both halves had climbed.
+        finite gradient at the parameters, or the budget was spent before both halves had ascended.
     """
     found, errors = [], []
     for mine, other in ((0, 1), (1, 0)):
         if budget.over():
             return None
-        climbing = Evidence(log_density, z[mine::2], log_q[mine::2], list(leaves.values()))
-        looking = Evidence(log_density, z[other::2], log_q[other::2], list(leaves.values()))
-        if climbing.even or looking.even:
+        fitting = Evidence(log_density, z[mine::2], log_q[mine::2], list(leaves.values()))
+        held_out = Evidence(log_density, z[other::2], log_q[other::2], list(leaves.values()))
+        if fitting.even or held_out.even:
             return None
-        start = climbing.get()
-        gradient = climbing.gradient()[1]
+        start = fitting.get()
+        gradient = fitting.gradient()[1]
         if not bool(torch.isfinite(gradient).all()):
             return None
         with torch.no_grad():
-            before = looking.log_weights()
+            before = held_out.log_weights()
         gains = []
         try:
-            for begin in _places(climbing, start, gradient):
-                climbing.put(begin)
-                raise_evidence(climbing, budget=budget)
-                end = climbing.get()
+            for begin in _places(fitting, start, gradient):
+                fitting.put(begin)
+                raise_evidence(fitting, budget=budget)
+                end = fitting.get()
                 for part in PARAMETERS.parts:
-                    looking.put(start + part * (end - start))
+                    held_out.put(start + part * (end - start))
                     with torch.no_grad():
-                        after = looking.log_weights()
+                        after = held_out.log_weights()
                     gains.append(_gain(before, after))
             gain, error = max(gains)
         finally:
-            climbing.put(start)
+            fitting.put(start)
         found.append(max(0.0, gain))
         errors.append(error)
     return sum(found) / 2, max(errors)
 
 
 def _places(evidence: Evidence, start: Tensor, gradient: Tensor) -> list[Tensor]:
-    """Points from which to climb: the parameters themselves, and others where those may mislead."""
+    """List points from which to ascend: the parameters, and others where those may mislead."""
     places = [start]
     if evidence.count > PARAMETERS.newton_params:  # whose steps leave a saddle by themselves
         units = _own_units(evidence)

@@ -83,9 +83,9 @@ def start_params(
         )
         eps = now.noise(count, generator)
         z, log_q = now.points(eps)[0].to(like), now.log_q(eps)[0]
-        climbed = raise_evidence(Evidence(density, z, log_q, leaves), budget=budget)
-        total += climbed.gain
-        if climbed.units is not None:
-            unit = float(climbed.units.min())
-        idle = idle + 1 if climbed.gain < GAPS.small else 0
+        ascent = raise_evidence(Evidence(density, z, log_q, leaves), budget=budget)
+        total += ascent.gain
+        if ascent.units is not None:
+            unit = float(ascent.units.min())
+        idle = idle + 1 if ascent.gain < GAPS.small else 0
     return ParamStart(total, rounds, idle >= 2, unit)

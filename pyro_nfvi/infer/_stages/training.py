@@ -19,7 +19,7 @@ from pyro_nfvi._train.stop_reason import stuck
 from pyro_nfvi._train.task import Task
 from pyro_nfvi.errors import DivergedError
 from pyro_nfvi.guides._auto_flow import AutoFlow
-from pyro_nfvi.infer._checks.improper import RUNAWAY_ROWS, blame_runaway, with_fit
+from pyro_nfvi.infer._checks.improper import IMPROPER_ROWS, explain_divergence, with_fit
 from pyro_nfvi.infer._findings import Level
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
@@ -107,9 +107,9 @@ def train(
             if left is not None and left.level is Level.FAULT:
                 gave_up = stuck(left, loop.history.step)
             saved = _finished(problem, options, time, loop, gave_up, started)
-        if not time.affords(RUNAWAY_ROWS[problem.log_joint.how]):
+        if not time.affords(IMPROPER_ROWS[problem.log_joint.how]):
             raise with_fit(error, saved) from error
-        raise blame_runaway(error, saved, time.whole) from error
+        raise explain_divergence(error, saved, time.whole) from error
     return _finished(problem, options, time, loop, reason, started)
 
 

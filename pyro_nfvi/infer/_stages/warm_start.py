@@ -15,7 +15,7 @@ from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import GAUSSIAN_START, PARAMETERS, TIME
 from pyro_nfvi.infer._stages.gaussian_start import gaussian_stage, start_along
-from pyro_nfvi.infer._stages.mode_finding import SearchedModes, search_modes
+from pyro_nfvi.infer._stages.mode_finding import SearchedModes, find_modes
 from pyro_nfvi.infer._stages.parameter_start import ParamStart, start_params
 from pyro_nfvi.infer._time_plan import TimePlan
 from pyro_nfvi.infer._weighted_draws import whole_density
@@ -28,7 +28,7 @@ class WarmStart:
     Attributes:
         gaussian: The Gaussian at which the guide starts; None where it starts elsewhere.
         params: How the model's parameters started; None where they were left alone.
-        search: What the mode search came upon.
+        search: Result of the mode search.
         notes: Lines for the report.
         interrupted: True if Ctrl-C ended the stage.
     """
@@ -59,8 +59,8 @@ def warm_start(problem: Problem, options: Options, time: TimePlan, guide: AutoFl
     params: ParamStart | None = None
     notes = problem.notes
     try:
-        params, told = _start_params(problem, options, budget)
-        notes += told
+        params, lines = _start_params(problem, options, budget)
+        notes += lines
         found = gaussian_stage(
             problem.log_joint,
             init_loc,
@@ -76,7 +76,7 @@ def warm_start(problem: Problem, options: Options, time: TimePlan, guide: AutoFl
         return WarmStart(params=params, notes=notes)
     if budget.over():
         time.leave_out("the last steps to the Gaussian")
-    search = search_modes(problem, options, time, found)
+    search = find_modes(problem, options, time, found)
     notes += search.notes
     modes = search.modes
     if modes is not None and time.affords(GAUSSIAN_START.compared_draws * (1 + len(modes))):
@@ -88,7 +88,7 @@ def warm_start(problem: Problem, options: Options, time: TimePlan, guide: AutoFl
     guide.start_at(found.loc, found.factor)
     noise = problem.stream("directions")
     notes += tuple(start_along(guide, problem.log_joint, found, noise, budget=time.training))
-    notes = (_told(found), *notes)
+    notes = (_described(found), *notes)
     if found.condition > GAUSSIAN_START.condition and init_loc.dtype == torch.float32:
         notes += (
             "single precision may be too coarse for so large a condition number: unless the "
@@ -97,7 +97,7 @@ def warm_start(problem: Problem, options: Options, time: TimePlan, guide: AutoFl
     return WarmStart(found, params, search, notes, search.interrupted)
 
 
-def _told(found: GaussianFit) -> str:
+def _described(found: GaussianFit) -> str:
     return (
         f"started at the best Gaussian of {len(found.starts)} starts: ELBO {found.bound:.2f} "
         f"± {found.bound_se:.2f} nats, condition number of its correlations "
