@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "mathml",  # docs/_ext: no script is fetched, so that pages can be read offline
     "laws",  # docs/_ext: the table of laws
+    "recipes",  # docs/_ext: the numbers of the method
 ]
 # There is no intersphinx on purpose: a build needs no network.
 
