@@ -103,7 +103,7 @@ class NFVI:
         OptionError: An option that cannot be used, before any work is done.
 
     Source: the recipe of Agrawal, Sheldon & Domke 2020, arXiv:2006.10343, with the schedule of
-    docs/architecture.md.
+    docs/method.md.
 
     Example:
         >>> import pyro, torch
