@@ -58,7 +58,7 @@ def engine_of(model, args=(), kwargs=None, flow="affine", objective="path"):
                 reasons.append(str(error))
             else:
                 return name, reasons[0] if reasons else ""
-    return "svi", reasons[-1]
+    return "eager", reasons[-1]
 
 
 # ------------------------------------------------------------------------- distributions
@@ -275,7 +275,7 @@ def shares(engines):
     count = len(engines)
     native, hybrid = engines.count("native"), engines.count("hybrid")
     both = native + hybrid
-    captured = count - engines.count("svi") - engines.count("none")
+    captured = count - engines.count("eager") - engines.count("none")
     return (
         f"native alone {native} of {count} ({native / count:.0%}), native or hybrid {both} "
         f"({both / count:.0%}), captured {captured} ({captured / count:.0%})"

@@ -67,7 +67,7 @@ def make(flow, dim, particles, rows, size):
         return NFVI(
             model, lambda model: AutoFlow(model, flow, **options), "total", optim=1e-3,
             num_particles=particles, max_steps=count, stop=False, seed=0, progress=False,
-            precondition=False, engine="native",
+            precondition=False, engine="compiled",
         ).run(x, y)  # fmt: skip
 
     return fit

@@ -1,4 +1,4 @@
-"""Which engine runs a fit, and why: capture, build, check against an eager step, fall back."""
+"""Choice of the engine of a fit: capture, build, check against an eager step, fall back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import EngineWarning, OptionError
 
 #: What ``engine=`` takes.
-ENGINES = ("auto", "native", "hybrid", "inductor", "graph", "svi")
+ENGINES = ("auto", "compiled", "eager")
 _ASKED = "asked for"
 
 
@@ -35,24 +35,29 @@ class Chosen:
     """The engine of a fit.
 
     Attributes:
-        name: One of :data:`ENGINES`, but not ``"auto"``.
+        backend: What takes the steps: ``"native"``, ``"hybrid"``, ``"graph"`` or ``"eager"``.
         reason: Why, in words.
         runner: Runs its steps.
-        watch: Looks from time to time whether the model is still the one that was captured.
+        watch: Compares the step with the model from time to time; None for the eager step.
         seconds: Time of ``capture`` and ``compile``.
-        asked: Whether it was asked for by name, so that there is no other to fall back to.
+        asked: It was asked for by name, so that there is no other to fall back to.
     """
 
-    name: str
+    backend: str
     reason: str
     runner: Runner
     watch: Watch | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     asked: bool = False
 
+    @property
+    def name(self) -> str:
+        """The name that users know: ``"compiled"`` or ``"eager"``."""
+        return "eager" if self.backend == "eager" else "compiled"
+
 
 class Watch:
-    """Looks whether a captured step still is the model's, which Python may change any time.
+    """Compare a captured step with the model, which Python may change any time.
 
     Args:
         step: The eager step.
@@ -108,7 +113,7 @@ def check_engine(engine: str) -> None:
     Raises:
         OptionError: It needs a compiler, and there is none.
     """
-    if engine not in ("native", "hybrid"):
+    if engine not in ("compiled", "native", "hybrid"):
         return
     try:
         with _stage("imported"):
@@ -163,7 +168,7 @@ def choose(
     """Choose and build the engine.
 
     Args:
-        engine: ``"auto"`` or the name of one.
+        engine: One of :data:`ENGINES`, or the name of a back end, for tests and benchmarks.
         step: The eager step, by which all are measured.
         num_particles: Rows of noise in each step.
         max_steps: Most steps of the fit.
@@ -173,12 +178,12 @@ def choose(
     Raises:
         OptionError: The engine asked for cannot run this fit; the message is the reason.
     """
-    if engine == "svi":
-        return Chosen("svi", _ASKED, EagerRunner(step), asked=True)
+    if engine == "eager":
+        return Chosen("eager", _ASKED, EagerRunner(step), asked=True)
     if engine == "auto" and max_steps < ENGINE.capture_steps:
         least = ENGINE.capture_steps
         reason = f"a fit of fewer than {least} steps is over before a capture is paid back"
-        return Chosen("svi", reason, EagerRunner(step))
+        return Chosen("eager", reason, EagerRunner(step))
     builder = _Builder(step, num_particles, budget)
     if engine == "auto" and budget.limit is not None:
         possible = int(budget.left() / builder.step_seconds())
@@ -187,22 +192,23 @@ def choose(
                 f"the time left is enough for about {possible} steps, over before a capture is "
                 "paid back"
             )
-            return Chosen("svi", reason, EagerRunner(step))
-    if engine != "auto":
+            return Chosen("eager", reason, EagerRunner(step))
+    asked = engine == "compiled"
+    if engine not in ENGINES:
         try:
             return builder.build(engine, _ASKED, asked=True)
         except Unsupported as error:
             raise _refused(engine, error) from error
     reasons = []
-    if max_steps >= ENGINE.compile_steps:
+    if asked or max_steps >= ENGINE.compile_steps:
         try:
-            return builder.build("native", "the step is captured and compiled")
+            return builder.build("native", "the step is captured and compiled", asked=asked)
         except Unsupported as error:
             reasons.append(f"not native: {error}")
         if builder.uncovered:
             try:
                 reason = "; ".join(["the step is captured and compiled", *reasons])
-                return builder.build("hybrid", reason, faster=True)
+                return builder.build("hybrid", reason, faster=not asked, asked=asked)
             except Unsupported as error:
                 reasons.append(f"not hybrid: {error}")
     else:
@@ -211,11 +217,14 @@ def choose(
             "compiler has run"
         )
     try:
-        return builder.build("graph", "; ".join(["the step is captured", *reasons]), faster=True)
+        reason = "; ".join(["the step is captured", *reasons])
+        return builder.build("graph", reason, faster=not asked, asked=asked)
     except Unsupported as error:
         if str(error) not in "; ".join(reasons):
             reasons.append(f"not graph: {error}")
-    return Chosen("svi", "; ".join(reasons), EagerRunner(step), seconds=builder.seconds)
+    if asked:
+        raise _refused(engine, Unsupported("; ".join(reasons)))
+    return Chosen("eager", "; ".join(reasons), EagerRunner(step), seconds=builder.seconds)
 
 
 class _Builder:
@@ -224,7 +233,7 @@ class _Builder:
     def __init__(self, step: EagerStep, num_particles: int, budget: Budget = UNLIMITED) -> None:
         self.step, self.budget = step, budget
         self.seconds: dict[str, float] = {}
-        #: Whether native code failed for want of a rule, and the rest might be compiled.
+        #: Native code failed for want of a rule, and the rest might be compiled.
         self.uncovered = False
         self._program: Program | Unsupported | None = None
         self._eps, self._streams = self._inputs(num_particles)
@@ -233,10 +242,10 @@ class _Builder:
         """Build one engine and check it.
 
         Args:
-            name: Which.
-            reason: What to say of it.
+            name: Its name.
+            reason: Why it is built.
             faster: Take it only if it is faster than the eager step.
-            asked: Whether it was asked for by name.
+            asked: It was asked for by name.
         """
         program = self._captured()
         begin = time.monotonic()
@@ -250,6 +259,8 @@ class _Builder:
             raise
         if name != "graph":
             self.seconds["compile"] = time.monotonic() - begin
+        head, *rest = reason.split("; ", 1)
+        reason = "; ".join([f"{head} ({name})", *rest])
         if name == "hybrid":
             reason = f"{reason}; {_left(runner)}"
         eager, mine = self._check(name, runner)
@@ -366,8 +377,8 @@ class _Builder:
             optimizer.zero_grad(set_to_none=True)
         if problem is not None:
             warnings.warn(
-                f"The {name} engine is not used: {problem}. {self._whose()}; the fit goes on "
-                "without it.",
+                f"The compiled step is not used ({name}): {problem}. {self._whose()}; the fit goes "
+                "on without it.",
                 EngineWarning,
                 stacklevel=2,
             )
@@ -401,16 +412,8 @@ def _left(runner: Runner) -> str:
     return f"{len(names)} {stay} with PyTorch ({', '.join(dict.fromkeys(names))})"
 
 
-def _inductor(program: Program, spec: OptimizerSpec, patience: float) -> Runner:
-    del patience  # PyTorch's own compiler cannot be stopped
-    with _stage("imported"):
-        from pyro_nfvi._engine.inductor import compiled
-    return GraphRunner(program, spec, compiled(program))
-
-
 _BUILD: Mapping[str, Callable[[Program, OptimizerSpec, float], Runner]] = {
     "graph": _graph,
     "hybrid": _hybrid,
     "native": _native,
-    "inductor": _inductor,
 }

@@ -257,8 +257,8 @@ class Loop:
         if problem is None:
             return
         warnings.warn(
-            f"The {self.engine.name} engine ran {self.history.step} steps and is given up: "
-            f"{problem}. If the model is meant to change, use engine='svi'.",
+            f"The compiled step ran {self.history.step} times and is given up: "
+            f"{problem}. If the model is meant to change, use engine='eager'.",
             EngineWarning,
             stacklevel=2,
         )
@@ -273,7 +273,7 @@ class Loop:
         step = self.history.step
         self._settle()
         self._stepper.fall_back(step, problem)
-        self.history.notes.append(f"step {step}: {problem}; went on with engine 'svi'")
+        self.history.notes.append(f"step {step}: {problem}; went on with engine 'eager'")
 
     def _settle(self) -> None:
         self._states = self._stepper.settle(self._states)

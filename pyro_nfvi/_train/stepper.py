@@ -160,7 +160,7 @@ class Stepper:
     def fall_back(self, step: int, problem: str) -> None:
         """Go on with the eager step; states in the runner's own form are settled before."""
         assert self.engine.watch is not None
-        reason = f"{self.engine.name} until step {step}, then {problem}"
+        reason = f"{self.engine.backend} until step {step}, then {problem}"
         runner = EagerRunner(self.engine.watch.step)
-        self.engine = Chosen("svi", reason, runner, seconds=self.engine.seconds)
+        self.engine = Chosen("eager", reason, runner, seconds=self.engine.seconds)
         self.push()

@@ -157,7 +157,7 @@ class Fit:
 
     @property
     def engine(self) -> str:
-        """Name of the engine that ran the steps; ``"svi"`` is ordinary PyTorch."""
+        """Engine that ran the steps: ``"compiled"``, or ``"eager"``, ordinary PyTorch."""
         return self.training.engine
 
     @property

@@ -215,6 +215,10 @@ def _training(described: Mapping[str, Any], losses: Tensor) -> Training:
     training = dict(described)
     training["why_stopped"] = StopReason(*training["why_stopped"])
     training["notes"] = tuple(training["notes"])
+    # Files of version 0.1 have the names of back ends.
+    names = {"svi": "eager"} | dict.fromkeys(("native", "hybrid", "graph", "inductor"), "compiled")
+    if isinstance(training["engine"], str):
+        training["engine"] = names.get(training["engine"], training["engine"])
     training["findings"] = (
         from_json(training["findings"])
         if "findings" in training

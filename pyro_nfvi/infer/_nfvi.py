@@ -86,10 +86,9 @@ class NFVI:
             (3000 by default); for another guide the verdict tells which it misses. A mode to which
             no start ascends is not found.
         stop: Stop when the bound is flat; False takes exactly ``max_steps``.
-        engine: What runs the steps: ``"auto"``, which falls back by itself and says why
-            (``fit.engine``, ``fit.engine_reason``), or one by name: ``"native"``,
-            ``"hybrid"`` (PyTorch computes what native code cannot), ``"inductor"``, ``"graph"``,
-            ``"svi"`` (ordinary PyTorch).
+        engine: What runs the steps: ``"auto"`` compiles them where that works and pays, and says
+            why in ``fit.engine_reason``; ``"compiled"`` raises an error with the reason where it
+            does not work; ``"eager"`` is ordinary PyTorch.
         seed: Same seed, same result; None draws one.
         progress: Show a bar with bound and rate.
         callbacks: Called with a :class:`StepInfo` after each step of training (the Gaussian stage

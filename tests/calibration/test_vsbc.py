@@ -26,7 +26,7 @@ from pyro_nfvi.errors import ModelError, OptionError
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = sys.modules["pyro_nfvi.calibration._vsbc"]
-FAST = {"guide": "affine", "max_steps": 30, "engine": "svi", "stop": False}
+FAST = {"guide": "affine", "max_steps": 30, "engine": "eager", "stop": False}
 QUIET = {"progress": False, "num_workers": 1, "seed": 0}
 Y = torch.zeros(5)
 
@@ -243,7 +243,7 @@ def model(y):
 
 torch.set_default_dtype(torch.float64)
 found = nfvi.vsbc(model, (torch.zeros(5),), num_simulations=3, num_workers=2, seed=0,
-                  progress=False, guide="affine", max_steps=20, engine="svi")
+                  progress=False, guide="affine", max_steps=20, engine="eager")
 dtype = found.truth["mu"].dtype if found.truth else None
 print(found.num_workers, len(found.fits), dtype, found.interrupted, found.note)
 """

@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from engine.zoo import on
 
 import pyro_nfvi as nfvi
 from pyro_nfvi._model_lock import turn
@@ -83,10 +84,10 @@ def state(folder):
 
 
 def run(model, engine):
-    options = {"max_steps": 60, "engine": engine, "seed": 0, "progress": False}
+    options = {"max_steps": 60, "seed": 0, "progress": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return nfvi.NFVI(model, "affine", **options).run(Y)
+        return on(nfvi.NFVI(model, "affine", **options), engine).run(Y)
 
 
 def check(error, at, engine, folder):
@@ -103,17 +104,17 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pyro.get_param_store().scope():
         pyro.param("mine", torch.tensor(3.0))
-        run(Breaks(None, -1), "svi")  # what is imported and kept once
+        run(Breaks(None, -1), "eager")  # what is imported and kept once
         yield tmp_path
 
 
 def test_a_fit_that_breaks_off_leaves_the_process_as_it_was(folder):
     for error, at in ((Odd, 2), (None, 9), (MemoryError, 30), (KeyboardInterrupt, 60)):
-        check(error, at, "svi", folder)
+        check(error, at, "eager", folder)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["svi", "graph"])
+@pytest.mark.parametrize("engine", ["eager", "graph"])
 def test_at_any_call_with_any_error(folder, engine):
     count = Breaks(None, -1)
     run(count, engine)

@@ -413,7 +413,7 @@ def one_by_one(x, y):
 
 def test_parameters_start_where_a_model_runs_one_draw_at_a_time():
     x, y = X[::6], Y[::6] + 30
-    fit = run(one_by_one, x, y, guide="affine", max_steps=100, engine="svi")
+    fit = run(one_by_one, x, y, guide="affine", max_steps=100, engine="eager")
     assert fit.training.settings["particles_by"] == "loop"
     assert any("gained" in note and "before training" in note for note in fit.training.notes)
 
@@ -440,7 +440,7 @@ def test_parameters_that_cannot_be_examined_are_told():
         with rows as i, columns as j:
             pyro.sample("y", dist.Normal(off + b, 0.5), obs=y[i][:, j])
 
-    fit = run(model, y, guide="affine", max_steps=30, engine="svi")
+    fit = run(model, y, guide="affine", max_steps=30, engine="eager")
     finding = find(fit.training.findings, ParamsLeft)
     assert finding == ParamsLeft(None, names=("off",), looked=False)
     assert finding.level is Level.DOUBT

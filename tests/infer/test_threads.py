@@ -46,7 +46,7 @@ def plain(y):
 
 
 def fit(seed=0, **options):
-    given = {"max_steps": 40, "explore": "off", "engine": "svi", "precondition": False}
+    given = {"max_steps": 40, "explore": "off", "engine": "eager", "precondition": False}
     options = given | options
     return nfvi.NFVI(Line(), "planar*2", seed=seed, progress=False, **options).run(Y)
 

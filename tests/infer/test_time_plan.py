@@ -84,7 +84,7 @@ def with_param(clock):
 
 def fitted(make, each, limit, **options):
     clock = Clock(each)
-    recipe = NFVI(make(clock), seed=0, progress=False, max_seconds=limit, engine="svi", **options)
+    recipe = NFVI(make(clock), seed=0, progress=False, max_seconds=limit, engine="eager", **options)
     data = torch.tensor(6.0) if make is two_modes else Y
     fit = recipe._run(Budget.start(limit, clock), (data,), {})
     return fit, clock.now
@@ -165,7 +165,7 @@ def test_a_part_of_a_budget_ends_with_it():
 
 
 def test_enough_time_changes_nothing():
-    free = NFVI(slow(Clock(0.0)), seed=0, progress=False, engine="svi", max_steps=300).run(Y)
+    free = NFVI(slow(Clock(0.0)), seed=0, progress=False, engine="eager", max_steps=300).run(Y)
     fit, _ = fitted(slow, 1e-6, 1e9, max_steps=300)
     assert torch.equal(fit.draws.z, free.draws.z)
     assert fit.verdict == free.verdict

@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from engine.zoo import on
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 
@@ -32,14 +33,14 @@ def hill(dose, y):
 @pytest.mark.parametrize(
     "engine", ["auto", pytest.param("graph", marks=pytest.mark.slow),
                pytest.param("hybrid", marks=pytest.mark.slow),
-               pytest.param("svi", marks=pytest.mark.slow)]
+               pytest.param("eager", marks=pytest.mark.slow)]
 )  # fmt: skip
 def test_a_zero_dose_leaves_the_posterior_as_it_is(engine):
     # The moments are those of dose ** h / ec50 ** h, of which no gradient is NaN. Of 4000 draws
     # the means are within 5 standard errors: false alarms below 1e-6.
     with torch.random.fork_rng():
         dose, y = hill_data()
-        fit = NFVI(hill, seed=0, progress=False, engine=engine).run(dose, y)
+        fit = on(NFVI(hill, seed=0, progress=False), engine).run(dose, y)
         draws = fit.sample(4000, seed=1)
     assert abs(float(draws["h"].mean()) - 0.817) < 5 * 0.12 / 4000**0.5 + 0.01
     assert abs(float(draws["h"].std()) - 0.123) < 0.015
@@ -72,10 +73,11 @@ def corner(share):
 
 def trained(share, **options):
     chosen = {"guide": "affine", "seed": 0, "progress": False, "max_steps": 300} | options
-    return NFVI(corner(share), precondition=False, **chosen).run()
+    engine = chosen.pop("engine", "auto")
+    return on(NFVI(corner(share), precondition=False, **chosen), engine).run()
 
 
-@pytest.mark.parametrize("engine", ["svi", "graph"])
+@pytest.mark.parametrize("engine", ["eager", "graph"])
 def test_a_share_without_a_limit_excludes_good(engine):
     fit = trained(0.04, engine=engine)
     found = find(fit.training.findings, LeftOut)
@@ -88,7 +90,7 @@ def test_a_share_without_a_limit_excludes_good(engine):
 
 
 def test_stuck_is_a_state_of_its_own_and_leads_the_verdict():
-    fit = trained(0.3, engine="svi")
+    fit = trained(0.3, engine="eager")
     assert fit.why_stopped == "not_finite"
     assert "'edge'" in fit.why_stopped.detail
     assert fit.verdict == "do not trust"
@@ -98,7 +100,7 @@ def test_stuck_is_a_state_of_its_own_and_leads_the_verdict():
 
 def test_a_fit_that_gives_up_is_stuck_too():
     with pytest.raises(DivergedError, match=r"site 'edge'.*'x'.*sqrt at 0") as caught:
-        trained(0.85, engine="svi", max_steps=2000)
+        trained(0.85, engine="eager", max_steps=2000)
     if caught.value.fit is not None:
         assert caught.value.fit.why_stopped == "not_finite"
 

@@ -228,7 +228,7 @@ def gaussian_fit(
     training = Training(
         gaussian.losses,
         reason,
-        "svi",
+        "eager",
         "the Gaussian stage runs in PyTorch",
         timing,
         settings_of(problem, options, guide),

@@ -137,7 +137,7 @@ def _loop(
     step = EagerStep(guide, log_joint, options.objective, params, len(models), optimizer)
     # Another base draws from torch's own state, which is the fit's for this time.
     standard = guide.density().base is None
-    asked = "svi" if plan.interrupted else options.engine
+    asked = "eager" if plan.interrupted else options.engine
     with options.progress.stage("choosing and building the engine", 1, unit="engine") as tick:
         chosen = choose(asked, step, count, schedule.max_steps, budget=time.training)
         tick(1)
