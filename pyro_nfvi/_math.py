@@ -19,6 +19,11 @@ _LARGE = 25.0
 _NEWTON_STEPS = 14
 
 
+def standard_normal_log_prob(x: Tensor) -> Tensor:
+    """Log density of the standard normal at each number, in nats."""
+    return -0.5 * (x.square() + math.log(2 * math.pi))
+
+
 def softplus_inverse(y: Tensor) -> Tensor:
     """Solve ``softplus(x) = y`` for ``y > 0`` without overflow or cancellation."""
     return y + torch.log(-torch.expm1(-y))

@@ -36,6 +36,7 @@ from pyro_nfvi.flows._base import Inverse
 from pyro_nfvi.flows._planar import PlanarChain
 from pyro_nfvi.flows._tail_transform import TailTransformer
 from pyro_nfvi.flows._transformers import ReLUTransformer, ShiftTransformer
+from pyro_nfvi.flows._whitened_affine import WhitenedAffine
 
 __all__ = ["FLOWS", "Case"]
 
@@ -148,6 +149,16 @@ FLOWS: dict[str, Case] = {
         ),
         context=False,
         exempt={"identity": "its numbers belong to whoever builds it"},
+    ),
+    "whitened_affine": Case(
+        lambda d, c: WhitenedAffine(torch.arange(d) / 2.0, 1.5),
+        context=False,
+        exempt={"identity": "its fixed part belongs to whoever builds it"},
+    ),
+    "whitened_low_rank": Case(
+        lambda d, c: WhitenedAffine(torch.arange(d) / 2.0, 1.5, rank=2),
+        context=False,
+        exempt={"identity": "its fixed part belongs to whoever builds it"},
     ),
     "permute": Case(
         lambda d, c: Permute.random(d, seed=1),

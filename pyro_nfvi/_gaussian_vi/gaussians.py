@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._gaussian_vi.target import Target
+from pyro_nfvi._math import standard_normal_log_prob
 from pyro_nfvi._typing import TensorPair
 
 
@@ -103,7 +103,7 @@ class Normals:
     def log_q(self, eps: Tensor) -> Tensor:
         """Log densities of the draws of ``eps (R, B, D)``: ``(R, B)``, in nats."""
         log_det = self.scales.log().sum(-1, keepdim=True)
-        return -0.5 * (eps.square().sum(-1) + self.dim * math.log(2 * math.pi)) - log_det
+        return standard_normal_log_prob(eps).sum(-1) - log_det
 
     @property
     def covariances(self) -> Tensor:

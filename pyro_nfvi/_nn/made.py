@@ -1,102 +1,17 @@
-"""Conditioners: a plain net, and a masked one whose outputs see only earlier inputs."""
+"""A masked net whose outputs see only earlier inputs (MADE)."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_nfvi._nn.masked_jacobian import solve_transposed
-from pyro_nfvi._typing import Hidden
-from pyro_nfvi._validation import whole
+from pyro_nfvi._nn.mlp import Activation, activation_of
 from pyro_nfvi.errors import OptionError
-
-#: What stands between the layers of a net.
-Activation = Literal["tanh", "relu", "elu", "silu"]
-
-_Function = Callable[[Tensor], Tensor]
-#: Each activation with its derivative; both take what comes in.
-_ACTIVATIONS: dict[str, tuple[_Function, _Function]] = {
-    "tanh": (torch.tanh, lambda t: 1 - torch.tanh(t).square()),
-    "relu": (torch.relu, lambda t: (t > 0).to(t.dtype)),
-    "elu": (F.elu, lambda t: t.clamp_max(0).exp()),
-    "silu": (F.silu, lambda t: torch.sigmoid(t) * (1 + t * torch.sigmoid(-t))),
-}
-
-
-def _activation(name: str) -> tuple[_Function, _Function]:
-    if not isinstance(name, str) or name not in _ACTIVATIONS:
-        known = ", ".join(repr(one) for one in get_args(Activation))
-        raise OptionError(f"activation needs to be one of {known}; got {name!r}.")
-    return _ACTIVATIONS[name]
-
-
-def hidden_widths(hidden_dim: Hidden, default: int) -> tuple[int, ...]:
-    """Normalise ``hidden_dim`` (None, a width, or several) to a tuple of widths."""
-    if hidden_dim is None:
-        return (default,)
-    listed = isinstance(hidden_dim, Sequence) and not isinstance(hidden_dim, str)
-    widths = tuple(hidden_dim) if isinstance(hidden_dim, Sequence) and listed else (hidden_dim,)
-    if not widths:
-        raise OptionError("hidden_dim needs a width, or several; got none.")
-    return tuple(whole("hidden_dim", width) for width in widths)
-
-
-class MLP(nn.Module):
-    """A net with a linear skip beside its hidden layers; last layer and skip start at zero.
-
-    The skip holds linear dependence whatever the hidden layers do. Its inputs x outputs weights are
-    more than all others where both are many.
-
-    Args:
-        inputs: Size of the last axis of the input; 0 gives outputs that depend on nothing.
-        outputs: Size of the last axis of the output.
-        hidden: Widths of the hidden layers.
-        activation: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``.
-        skip_connections: Whether to have the skip.
-
-    Raises:
-        OptionError: An unknown activation.
-
-    Example:
-        >>> import torch
-        >>> bool((MLP(3, 4, hidden=(16,))(torch.ones(5, 3)) == 0).all())
-        True
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        *,
-        hidden: Sequence[int] = (32,),
-        activation: Activation = "tanh",
-        skip_connections: bool = True,
-    ) -> None:
-        super().__init__()
-        _activation(activation)
-        between = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}[activation]
-        layers: list[nn.Module] = []
-        size = inputs
-        for width in hidden:
-            layers += [nn.Linear(size, width), between()]
-            size = width
-        last = nn.Linear(size, outputs)
-        self.skip = nn.Linear(inputs, outputs, bias=False) if skip_connections else None
-        for weight in (last.weight, last.bias):
-            nn.init.zeros_(weight)
-        if self.skip is not None:
-            nn.init.zeros_(self.skip.weight)
-        self.net = nn.Sequential(*layers, last)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(*b, inputs)`` to ``(*b, outputs)``."""
-        out: Tensor = self.net(x)
-        return out if self.skip is None else out + self.skip(x)
 
 
 class MADE(nn.Module):
@@ -148,7 +63,7 @@ class MADE(nn.Module):
         super().__init__()
         self.dim, self.context_dim, self.num_outputs = dim, context_dim, num_outputs
         self.activation, self.reverse = activation, reverse
-        _activation(activation)
+        activation_of(activation)
         rank = torch.arange(dim).flip(0) if reverse else torch.arange(dim)
         inputs = torch.cat([rank, torch.full((context_dim,), -1)])
         # Hidden degrees run over those that some output can use. With a context the degree -1
@@ -209,7 +124,7 @@ class MADE(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the outputs, the last axis over ``num_outputs``."""
         first, *hidden, last = zip(self.masked_weights(), self.biases)
-        between, _ = _ACTIVATIONS[self.activation]
+        between, _ = activation_of(self.activation)
         h = between(self._both(x, context, *first))
         for weight, bias in hidden:
             h = between(F.linear(h, weight, bias))
@@ -248,7 +163,7 @@ class MADE(nn.Module):
             that is found is added to what the first layer has summed up, and of the last layer
             only the outputs in question are computed.
         """
-        between, _ = _ACTIVATIONS[self.activation]
+        between, _ = activation_of(self.activation)
         (first, *inner, last), (bias, *biases, last_bias) = self.masked_weights(), self.biases
         skip = None if self.skip is None else self._masked_skip()
         inputs = self._join(start, context)
@@ -294,7 +209,7 @@ class MADE(nn.Module):
 
     def _slopes(self, x: Tensor, context: Tensor | None, weights: Sequence[Tensor]) -> list[Tensor]:
         """Derivatives of the activations in each hidden layer."""
-        between, slope_of = _ACTIVATIONS[self.activation]
+        between, slope_of = activation_of(self.activation)
         h, slopes = self._join(x, context), []
         for weight, bias in itertools.islice(zip(weights, self.biases), len(weights) - 1):
             before = F.linear(h, weight, bias)

@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_nfvi.distributions._flow_density import FlowDensity
+from pyro_nfvi.distributions._density import Density
 from pyro_nfvi.errors import ShapeError
 
 
@@ -46,7 +46,7 @@ class FlowDistribution(TorchDistribution):
 
     def __init__(
         self,
-        density: FlowDensity,
+        density: Density,
         context: Tensor | None = None,
         batch_shape: torch.Size | None = None,
         validate_args: bool | None = None,  # noqa: FBT001 (the signature of distributions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,18 +11,14 @@ from torch import Tensor
 from pyro_nfvi._chain_rule import score
 from pyro_nfvi._pyro_model.gradient_fault import find_gradient_fault
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi.flows._base import Chain, Flow
+from pyro_nfvi.flows._base import Layer
 from pyro_nfvi.guides._auto_flow import AutoFlow
 
 
-def _layers(flow: Flow, prefix: str = "") -> Iterator[tuple[str, Flow]]:
-    """Yield the layers of nested chains with their place, from the base outwards."""
-    if not isinstance(flow, Chain):
-        yield f"{prefix}{type(flow).__name__}", flow
-        return
-    for index, member in enumerate(flow.flows):
-        assert isinstance(member, Flow)
-        yield from _layers(member, f"{prefix}{index}: ")
+def _name_of(layer: Layer) -> str:
+    """Return the place and the type of a layer: ``"0: Planar"``."""
+    places = [f"{part}: " for part in layer.path.split(".") if part.isdigit()]
+    return f"{''.join(places)}{type(layer.flow).__name__}"
 
 
 def locate_nonfinite(
@@ -38,10 +34,10 @@ def locate_nonfinite(
         return f"the guide's parameter {bad[0]!r} is not finite"
     with torch.no_grad():
         x = eps
-        for place, layer in _layers(guide.transport()):
-            x, ladj = layer(x)
+        for layer in guide.transport().layers():
+            x, ladj = layer.map(x)
             if not (bool(torch.isfinite(x).all()) and bool(torch.isfinite(ladj).all())):
-                return f"the flow's layer {place} gives values that are not finite"
+                return f"the flow's layer {_name_of(layer)} gives values that are not finite"
         log_p = log_joint(x, subsample)
         rows = (~torch.isfinite(log_p)).nonzero().reshape(-1)
     if len(rows):

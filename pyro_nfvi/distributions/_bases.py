@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_nfvi._autocast import in_full_precision
-from pyro_nfvi._math import log_gamma_step, soft_clamp
+from pyro_nfvi._math import log_gamma_step, soft_clamp, standard_normal_log_prob
 from pyro_nfvi._validation import number, sizes, whole
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._affine import DiagonalAffine, LowerTriangular
@@ -23,7 +23,6 @@ Shape = int | Sequence[int]
 
 #: Bound of a log-scale: no component can shrink onto one data point, where densities diverge.
 _LOG_SCALE_BOUND = 6.0
-_LOG_2PI = math.log(2 * math.pi)
 
 
 class Base(nn.Module, ABC):
@@ -158,7 +157,7 @@ class DiagonalNormal(_LocationScale):
         return _randn(size, self.loc, generator)
 
     def _standard_log_prob(self, t: Tensor) -> Tensor:
-        return -0.5 * (t.square() + _LOG_2PI)
+        return standard_normal_log_prob(t)
 
 
 @final
@@ -301,7 +300,7 @@ class FullRankNormal(Base):
         self.enter(value)
         rest = (value - self.loc).unsqueeze(-1)
         t = torch.linalg.solve_triangular(self.scale_tril, rest, upper=False).squeeze(-1)
-        return (-0.5 * (t.square() + _LOG_2PI) - _bounded(self.log_diagonal)).sum(-1)
+        return (standard_normal_log_prob(t) - _bounded(self.log_diagonal)).sum(-1)
 
 
 @final
@@ -369,7 +368,7 @@ class GaussianMixture(Base):
         self.enter(value)
         log_scale = _bounded(self.log_scale)
         t = (value.unsqueeze(-2) - self.loc) * (-log_scale).exp()
-        parts = (-0.5 * (t.square() + _LOG_2PI) - log_scale).sum(-1)
+        parts = (standard_normal_log_prob(t) - log_scale).sum(-1)
         return torch.logsumexp(torch.log_softmax(self.logits, -1) + parts, -1)
 
     def extra_repr(self) -> str:

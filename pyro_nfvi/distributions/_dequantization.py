@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,10 @@ from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._eval_mode import scoring
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi._validation import whole
+from pyro_nfvi.distributions._density import Density
 from pyro_nfvi.errors import DataError, OptionError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._registry import make_flow
-
-if TYPE_CHECKING:
-    from pyro_nfvi.distributions._flow_density import FlowDensity
-
 
 #: How far the unit interval is kept from its ends before the logit.
 _MARGIN = 1e-6
@@ -136,7 +133,7 @@ class Dequantizer(nn.Module, ABC):
     @full_precision
     def log_bound(
         self,
-        density: FlowDensity,
+        density: Density,
         x: Tensor,
         context: Tensor | None = None,
         *,

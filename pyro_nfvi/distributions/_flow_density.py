@@ -5,28 +5,28 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._eval_mode import scoring
+from pyro_nfvi._math import standard_normal_log_prob
 from pyro_nfvi._random import seeded
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi._validation import sizes, whole
 from pyro_nfvi.distributions._bases import Base
+from pyro_nfvi.distributions._density import Density
 from pyro_nfvi.distributions._dequantization import Dequantizer, check_dequantizer
+from pyro_nfvi.distributions._maximum_likelihood import DensityFit, fit_density
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
 
-if TYPE_CHECKING:
-    from pyro_nfvi.distributions._maximum_likelihood import DensityFit
-
 
 @final
-class FlowDensity(nn.Module):
+class FlowDensity(Density):
     r"""The distribution of :math:`z = f(\varepsilon)` for a flow f and base noise.
 
     .. math:: \log q(z) = \log q_0(\varepsilon) - \log|\det \partial z/\partial\varepsilon|
@@ -130,7 +130,7 @@ class FlowDensity(nn.Module):
     def base_log_prob(self, eps: Tensor) -> Tensor:
         """Log density of base noise."""
         if self.base is None:
-            return -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1)
+            return standard_normal_log_prob(eps).sum(-1)
         if isinstance(self.base, Base):
             return self.base.log_prob(eps)
         if self._somewhere is None:
@@ -233,8 +233,6 @@ class FlowDensity(nn.Module):
 
         Options, report: :func:`~pyro_nfvi.distributions._maximum_likelihood.fit_density`.
         """
-        from pyro_nfvi.distributions._maximum_likelihood import fit_density
-
         return fit_density(self, x, context, valid=valid, **options)
 
     def bits_per_dim(

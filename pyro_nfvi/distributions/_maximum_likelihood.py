@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +21,11 @@ from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._validation import number, seed_number, whole
 from pyro_nfvi.distributions._data_checks import Rows, log_density_ceiling, split_rows
+from pyro_nfvi.distributions._density import Density
 from pyro_nfvi.distributions._dequantization import Dequantizer, check_dequantizer
 from pyro_nfvi.errors import DataWarning, DivergedError, OptionError
-from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._data_initialization import normalise
 from pyro_nfvi.flows._normalization import BatchNorm
-
-
-class TrainableDensity(Protocol):
-    """A density that can be fitted: a module with a flow and a base."""
-
-    flow: Flow
-    base: Any
-
-    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return log densities of rows."""
 
 
 @dataclass
@@ -65,7 +54,7 @@ class DensityFit:
 
 
 def fit_density(
-    density: TrainableDensity,
+    density: Density,
     x: Tensor,
     context: Tensor | None = None,
     *,
@@ -93,7 +82,7 @@ def fit_density(
     Ctrl-C ends the fit, the best parameters kept.
 
     Args:
-        density: What is fitted. All its parameters that require a gradient are trained.
+        density: What is fitted. All its parameters that require a gradient are density.
         x: Data ``(n, D)``, floating point; with ``dequantize`` integers.
         context: Context ``(n, C)`` of a conditional density.
         valid: Share of the rows held out, or the held-out rows (with a context: a pair). 0 holds
@@ -143,8 +132,8 @@ def fit_density(
     if seed is None:
         seed = int(torch.randint(2**31, ()).item())
     check_dequantizer(dequantize)
-    trained = cast(nn.Module, density)
-    parts = [trained] if dequantize is None else [trained, dequantize]
+
+    parts = [trained] if dequantize is None else [density, dequantize]
     module = nn.ModuleList(parts)
     params = [p for p in module.parameters() if p.requires_grad]
     if not params:
@@ -191,7 +180,7 @@ class _Loop:
 
     def __init__(
         self,
-        density: TrainableDensity,
+        density: Density,
         dequantize: Dequantizer | None,
         train: Rows,
         held: Rows | None,
@@ -215,7 +204,7 @@ class _Loop:
         """Negative log densities of rows, or the bound."""
         if self.dequantize is None:
             return -self.density.log_prob(x, context)
-        return -self.dequantize.log_bound(cast(Any, self.density), x, context, generator=generator)
+        return -self.dequantize.log_bound(self.density, x, context, generator=generator)
 
     def look(self, batch_size: int) -> float:
         """Mean loss of the validation rows; infinite where it is not finite."""

@@ -18,7 +18,7 @@ from pyro_nfvi.flows._normalization import ActNorm, BatchNorm
 from pyro_nfvi.flows._permutation import Permute
 from pyro_nfvi.flows._planar import Planar
 from pyro_nfvi.flows._radial import Radial
-from pyro_nfvi.flows._registry import make_flow
+from pyro_nfvi.flows._registry import make_flow, register_flow
 from pyro_nfvi.flows._spline import SplineTransformer
 from pyro_nfvi.flows._sylvester import Sylvester
 from pyro_nfvi.flows._transformers import Transformer
@@ -49,4 +49,5 @@ __all__ = [
     "Transformer",
     "adapt",
     "make_flow",
+    "register_flow",
 ]

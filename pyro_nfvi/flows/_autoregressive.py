@@ -8,7 +8,8 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
-from pyro_nfvi._nn.made import MADE, Activation, hidden_widths
+from pyro_nfvi._nn.made import MADE
+from pyro_nfvi._nn.mlp import Activation, hidden_widths
 from pyro_nfvi._typing import Hidden, TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._base import Flow, InverseKind

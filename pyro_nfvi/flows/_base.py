@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Literal, final
+from abc import abstractmethod
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,7 @@ from pyro_nfvi._autocast import full_precision, in_full_precision
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import OptionError, ShapeError
-
-if TYPE_CHECKING:
-    from pyro_nfvi.flows._torch_transform import FlowTransform
-
+from pyro_nfvi.flows._torch_transform import Bijection, FlowTransform
 
 InverseKind = Literal["exact", "sequential", "numeric"]
 
@@ -23,6 +20,11 @@ InverseKind = Literal["exact", "sequential", "numeric"]
 def check_dim(name: str, dim: int) -> None:
     """Raise unless ``dim`` is an event size."""
     whole(f"{name}: dim", dim)
+
+
+def _joined(name: str, path: str) -> str:
+    """Join two parts of a module's name."""
+    return f"{name}.{path}" if path else name
 
 
 def _first_parameter(module: nn.Module) -> Tensor | None:
@@ -37,7 +39,26 @@ def _first_parameter(module: nn.Module) -> Tensor | None:
     return None
 
 
-class Flow(nn.Module, ABC):
+class Layer(NamedTuple):
+    """A member of a flow that is no combination of others, and the direction it runs in.
+
+    Attributes:
+        flow: The member.
+        inverted: True if sampling runs its ``inverse``.
+        path: Its name among the modules of the whole, ``"flows.0"``; empty for the whole itself.
+    """
+
+    flow: Flow
+    inverted: bool
+    path: str
+
+    @property
+    def map(self) -> Flow:
+        """The layer as a flow in the sampling direction."""
+        return self.flow.inv if self.inverted else self.flow
+
+
+class Flow(Bijection):
     r"""A bijection of :math:`\mathbb{R}^D`, with its log-determinant.
 
     ``forward`` is the sampling direction, from the base to the posterior. A call is pure: it
@@ -117,6 +138,17 @@ class Flow(nn.Module, ABC):
             pushed = torch.func.grad(log_q)(y.detach())
         return y, ladj, pushed.detach()
 
+    def layers(self) -> list[Layer]:
+        """Return the layers in sampling order, of which a chain or an inverse is made.
+
+        Example:
+            >>> from pyro_nfvi.flows import Chain, Planar, Radial
+            >>> whole = Chain(Planar(2), Chain(Radial(2), Planar(2)).inv)
+            >>> [(type(layer.flow).__name__, layer.inverted) for layer in whole.layers()]
+            [('Planar', False), ('Planar', True), ('Radial', True)]
+        """
+        return [Layer(self, False, "")]
+
     @property
     def inv(self) -> Flow:
         """The same map the other way round; shares the parameters."""
@@ -124,8 +156,6 @@ class Flow(nn.Module, ABC):
 
     def as_transform(self, context: Tensor | None = None) -> FlowTransform:
         """Return a ``torch.distributions`` transform that lives for one call."""
-        from pyro_nfvi.flows._torch_transform import FlowTransform
-
         return FlowTransform(self, context)
 
     #: Pyro's name for the same thing (``ConditionalTransform.condition``).
@@ -226,6 +256,12 @@ class Inverse(Flow):
     def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
         return self.flow(y, context)
 
+    def layers(self) -> list[Layer]:
+        return [
+            Layer(flow, not inverted, _joined("flow", path))
+            for flow, inverted, path in reversed(self.flow.layers())
+        ]
+
     @property
     def inv(self) -> Flow:
         return self.flow
@@ -278,6 +314,13 @@ class Chain(Flow):
     @property
     def _members(self) -> list[Flow]:
         return [flow for flow in self.flows if isinstance(flow, Flow)]
+
+    def layers(self) -> list[Layer]:
+        return [
+            Layer(flow, inverted, _joined(f"flows.{index}", path))
+            for index, member in enumerate(self._members)
+            for flow, inverted, path in member.layers()
+        ]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
         x, context = self.enter(x, context)

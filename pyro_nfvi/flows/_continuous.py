@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_nfvi._nn.made import hidden_widths
+from pyro_nfvi._nn.mlp import hidden_widths
 from pyro_nfvi._typing import Hidden, TensorPair
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import MissingPackageError, OptionError

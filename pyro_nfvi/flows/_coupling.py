@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nfvi._eval_mode import evaluation
-from pyro_nfvi._nn.made import MLP, Activation, hidden_widths
+from pyro_nfvi._nn.mlp import MLP, Activation, hidden_widths
 from pyro_nfvi._typing import Hidden, TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._base import Flow

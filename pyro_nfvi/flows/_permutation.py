@@ -12,7 +12,7 @@ from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.flows._base import Chain, Flow, Inverse
+from pyro_nfvi.flows._base import Flow
 
 
 @final
@@ -87,17 +87,12 @@ def undo_permutations(flow: Flow) -> Permute | None:
 
 
 def _order_of(flow: Flow) -> list[int]:
-    """Where each coordinate comes from: ``y[i] = x[order[i]]``, layers taken at their start."""
-    if isinstance(flow, Permute):
-        found: list[int] = flow.order.tolist()
-        return found
-    if isinstance(flow, Inverse):
-        return _inverted(_order_of(flow.flow))
+    """Return where each coordinate comes from at the start: ``y[i] = x[order[i]]``."""
     order = list(range(flow.dim))
-    if isinstance(flow, Chain):
-        for member in flow.flows:
-            if isinstance(member, Flow):
-                order = [order[index] for index in _order_of(member)]
+    for layer in flow.layers():
+        if isinstance(layer.flow, Permute):
+            moved: list[int] = layer.flow.order.tolist()
+            order = [order[index] for index in (_inverted(moved) if layer.inverted else moved)]
     return order
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._affine import DiagonalAffine, LowerTriangular
 from pyro_nfvi.flows._autoregressive import Autoregressive, iaf, maf
@@ -137,6 +138,8 @@ class _Family:
     count: int
     #: Options that the builder takes.
     options: frozenset[str]
+    #: What was registered; None for the library's own.
+    make: Callable[..., Flow] | None = None
 
 
 def _family(build: _Builder, count: int, *options: str) -> _Family:
@@ -164,10 +167,75 @@ _FAMILIES: dict[str, _Family] = {
     "affine": _family(_repeat(DiagonalAffine), 1),
     "tril": _family(_repeat(LowerTriangular), 1),
 }
-#: The names that :func:`make_flow` knows.
+#: The names of the library's own families.
 FLOW_NAMES: tuple[str, ...] = tuple(_FAMILIES)
 
-_TERM = re.compile(r"\s*([a-z][a-z0-9-]*)\s*(?:\*\s*([0-9]+)\s*)?")
+_NAME = re.compile(r"[a-z][a-z0-9-]*")
+_TERM = re.compile(rf"\s*({_NAME.pattern})\s*(?:\*\s*([0-9]+)\s*)?")
+
+
+def register_flow(
+    name: str,
+    make: Callable[..., Flow],
+    *,
+    num_layers: int = 1,
+    options: Sequence[str] = (),
+    alternate: bool = False,
+) -> None:
+    """Give a flow of your own a name, known wherever a flow is named from then on.
+
+    In formulas it is a family like all others, ``"name*3|affine"``. Names belong to a process:
+    register where the class is defined, so that whoever imports it, a program that loads a saved
+    fit for one, has the name too. The command of the VAE imports such modules by ``--modules``.
+
+    Args:
+        name: Small letters, digits and hyphens.
+        make: ``(dim, context_dim, **options) -> Flow`` builds one layer; usually the class.
+        num_layers: Layers of a name without a count.
+        options: Names of the options that ``make`` takes.
+        alternate: Pass ``reverse=True`` to every second layer.
+
+    Raises:
+        OptionError: A name that cannot stand in a formula or that is taken by another flow.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.flows import ParamFlow, make_flow, register_flow
+        >>> class Shift(ParamFlow):
+        ...     def init_params(self):
+        ...         return {"loc": torch.zeros(self.dim)}
+        ...     def _forward(self, x, theta):
+        ...         return x + theta["loc"], torch.zeros_like(x).sum(-1)
+        ...     def _inverse(self, y, theta):
+        ...         return y - theta["loc"], torch.zeros_like(y).sum(-1)
+        >>> register_flow("my-shift", Shift)
+        >>> len(make_flow("my-shift*2|affine", dim=3).layers())
+        3
+    """
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise OptionError(
+            "register_flow needs a name of small letters, digits and hyphens, such as 'my-flow'; "
+            f"got {name!r}."
+        )
+    if not callable(make):
+        raise OptionError(
+            f"register_flow needs a callable (dim, context_dim, **options) -> Flow; got {make!r}."
+        )
+    count = whole("register_flow: num_layers", num_layers)
+    build = (_alternate if alternate else _repeat)(make)
+    family = _Family(build, count, frozenset(options), make)
+    taken = _FAMILIES.get(name)
+    if taken is not None and not _same(taken.make, make):
+        raise OptionError(f"The flow name {name!r} is taken; choose another.")
+    _FAMILIES[name] = family
+
+
+def _same(old: object, new: object) -> bool:
+    """Tell whether two callables are one, perhaps of a module that was imported again."""
+    if old is new:
+        return True
+    where = [(getattr(f, "__module__", f), getattr(f, "__qualname__", f)) for f in (old, new)]
+    return where[0] == where[1]
 
 
 def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> Flow:
@@ -178,7 +246,7 @@ def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> F
 
     Args:
         formula: Names: ``planar radial sylvester iaf maf nice realnvp nsf nsf-ar naf bnaf
-            glow relu ffjord tail affine tril``.
+            glow relu ffjord tail affine tril``, and those of :func:`register_flow`.
         dim: Event size D.
         context_dim: Size of the context; 0 for none.
         **options: Passed to every family of the formula that knows them, such as
@@ -202,8 +270,25 @@ def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> F
         family = _FAMILIES[name]
         chosen = {key: value for key, value in options.items() if key in family.options}
         layers = family.count if count is None else count
-        flows += family.build(dim, context_dim, layers, **chosen)
+        built = family.build(dim, context_dim, layers, **chosen)
+        _check_built(name, built, dim, context_dim)
+        flows += built
     return flows[0] if len(flows) == 1 else Chain(*flows)
+
+
+def _check_built(name: str, built: list[Flow], dim: int, context_dim: int) -> None:
+    """Raise unless a family, a registered one perhaps, built flows of the sizes asked for."""
+    for flow in built:
+        if not isinstance(flow, Flow):
+            raise OptionError(
+                f"The flow {name!r} needs to build a Flow; its callable returned "
+                f"{type(flow).__name__}. Wrap transforms of Pyro or Zuko with flows.adapt."
+            )
+        if flow.dim != dim or flow.context_dim not in (0, context_dim):
+            raise OptionError(
+                f"The flow {name!r} was asked for dim={dim}, context_dim={context_dim}; its "
+                f"callable built dim={flow.dim}, context_dim={flow.context_dim}."
+            )
 
 
 def check_formula(formula: str, options: Mapping[str, Any]) -> list[tuple[str, int | None]]:
@@ -236,10 +321,10 @@ def _parse(term: str, formula: str) -> tuple[str, int | None]:
         )
     name, count = match.group(1), match.group(2)
     if name not in _FAMILIES:
-        close = get_close_matches(name, FLOW_NAMES, n=1)
+        close = get_close_matches(name, _FAMILIES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise OptionError(
-            f"Unknown flow {name!r} in {formula!r}; known are {', '.join(FLOW_NAMES)}.{hint}"
+            f"Unknown flow {name!r} in {formula!r}; known are {', '.join(_FAMILIES)}.{hint}"
         )
     if count is not None and int(count) < 1:
         raise OptionError(f"The flow formula {formula!r} asks for no layer; the least is '*1'.")

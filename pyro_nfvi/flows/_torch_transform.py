@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, final
 
 import torch
@@ -10,11 +11,23 @@ from torch.distributions import Transform, constraints
 
 from pyro_nfvi._compat import is_transformed
 from pyro_nfvi._eval_mode import recorded
-from pyro_nfvi.flows._base import Flow
+from pyro_nfvi._typing import TensorPair
 
 _Versions = tuple[tuple[int, int], ...]
 #: x, y, ladj, versions of what they depend on, whether they carry a graph.
 _Memo = tuple[Tensor, Tensor, Tensor, _Versions, bool]
+
+
+class Bijection(nn.Module, ABC):
+    """A map and its inverse, each with its log-determinant."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+        """Map ``x`` to ``(y, ladj)``, with ``ladj = log|det dy/dx|`` in nats."""
+
+    @abstractmethod
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+        """Map ``y`` to ``(x, ladj)``, with ``ladj = log|det dx/dy|`` in nats."""
 
 
 @final
@@ -47,7 +60,7 @@ class FlowTransform(Transform, nn.Module):
     domain = constraints.real_vector
     codomain = constraints.real_vector
 
-    def __init__(self, flow: Flow, context: Tensor | None = None) -> None:
+    def __init__(self, flow: Bijection, context: Tensor | None = None) -> None:
         nn.Module.__init__(self)
         Transform.__init__(self, cache_size=0)
         self.flow = flow

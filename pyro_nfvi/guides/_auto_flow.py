@@ -20,7 +20,8 @@ from pyro_nfvi.distributions._bases import Base
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._affine import Affine
 from pyro_nfvi.flows._base import Chain, Flow
-from pyro_nfvi.guides._build import FULL_DIM, BaseSpec, FlowSpec, Recipe, whiten_along, whiten_at
+from pyro_nfvi.flows._whitened_affine import WhitenedAffine
+from pyro_nfvi.guides._build import FULL_DIM, BaseSpec, FlowSpec, Recipe
 from pyro_nfvi.guides._param_store import (
     check_store,
     release_entry,
@@ -210,8 +211,9 @@ class AutoFlow(VectorGuide):
         if kind == "flow":
             raise OptionError("start_at sets an outer map of the guide's own, not your flow.")
         with torch.no_grad():
-            if kind == "whitened":
-                whiten_at(self._part("outer"), loc, full, scale)
+            outer = self._part("outer")
+            if isinstance(outer, WhitenedAffine):
+                outer.set_fixed(loc, full if len(loc) <= FULL_DIM else scale)
                 return
             self.loc.copy_(loc)
             if kind == "diagonal":
@@ -231,14 +233,14 @@ class AutoFlow(VectorGuide):
                 it is full.
         """
         self._require_setup()
-        like = self._like()
-        if self._outer_kind != "whitened" or len(like) <= FULL_DIM:
+        like, outer = self._like(), self._part("outer")
+        if not isinstance(outer, WhitenedAffine) or len(like) <= FULL_DIM:
             raise OptionError(
                 f"start_along needs outer='whitened' and more than {FULL_DIM} latents; got "
                 f"outer={self._outer_kind!r} and {len(like)} latents. Use start_at(loc, factor)."
             )
-        with torch.no_grad():
-            whiten_along(self._part("outer"), found)
+        outer.set_directions(found.loc, found.scale, found.directions, found.stretch)
+        outer.set_trained(found.inner_loc, found.inner_scale)
 
     # -------------------------------------------------------------------------- the density
 

@@ -19,10 +19,10 @@ from pyro_nfvi._validation import number, whole
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.distributions._mixture import MixtureDensity
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.flows._affine import DiagonalAffine, LowerTriangular
 from pyro_nfvi.flows._base import Chain, Flow
+from pyro_nfvi.flows._whitened_affine import WhitenedAffine
 from pyro_nfvi.guides._auto_flow import AutoFlow
-from pyro_nfvi.guides._build import FlowSpec, Recipe, whiten_at
+from pyro_nfvi.guides._build import FULL_DIM, FlowSpec, Recipe
 from pyro_nfvi.guides._guide_draws import chunk_rows
 from pyro_nfvi.guides._mixture_posterior import MixturePosterior
 from pyro_nfvi.guides._param_store import check_store, stored_names, sync_module, sync_parameter
@@ -196,7 +196,7 @@ class AutoMixture(VectorGuide):
         for part, loc, factor in zip(self._members(), locs, factors, strict=True):
             full = factor if factor.dim() == 2 else torch.diag(factor)
             scale = factor if factor.dim() == 1 else 1 / torch.linalg.inv(factor).norm(dim=-2)
-            whiten_at(_outer(part), loc.to(like), full.to(like), scale.to(like))
+            _outer(part).set_fixed(loc.to(like), (full if len(loc) <= FULL_DIM else scale).to(like))
         self.set_weights(like.new_ones(self.num_components) if weights is None else weights)
 
     @torch.no_grad()
@@ -285,21 +285,15 @@ def _joined(flow: Flow | None, outer: Flow | None) -> Flow:
     return outer if flow is None else Chain(flow, outer)
 
 
-def _outer(part: Flow) -> Chain:
-    """The whitened map of a component: the last member, or all of it."""
-    assert isinstance(part, Chain)
-    last = part.flows[-1]
-    return last if isinstance(last, Chain) else part
+def _outer(part: Flow) -> WhitenedAffine:
+    """Return the whitened map of a component, its last layer."""
+    last = part.layers()[-1].flow
+    assert isinstance(last, WhitenedAffine)
+    return last
 
 
 def _place(part: Flow, loc: Tensor, scale: float) -> None:
     """Put a component at a round Gaussian, all of it in what is trained and stored."""
-    ones = torch.ones_like(loc)
-    whiten_at(_outer(part), torch.zeros_like(loc), torch.diag(ones), ones)
-    trained = _outer(part).flows[0]
-    assert isinstance(trained, LowerTriangular | DiagonalAffine)
-    size = scale * ones
-    if isinstance(trained, LowerTriangular):
-        trained.set_affine(loc, torch.diag(size))
-    else:
-        trained.set_affine(loc, size)
+    outer, ones = _outer(part), torch.ones_like(loc)
+    outer.set_fixed(torch.zeros_like(loc), torch.diag(ones) if len(loc) <= FULL_DIM else ones)
+    outer.set_trained(loc, scale * ones)

@@ -12,16 +12,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_nfvi._gaussian_vi.low_rank_gaussian import LowRankGaussian
 from pyro_nfvi._gaussian_vi.recipe import LOW_RANK
 from pyro_nfvi.distributions._bases import Base
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.flows._affine import Affine, DiagonalAffine, LowerTriangular
 from pyro_nfvi.flows._base import Chain, Flow
 from pyro_nfvi.flows._interop import adapt
-from pyro_nfvi.flows._low_rank_affine import LowRankAffine
 from pyro_nfvi.flows._permutation import undo_permutations
 from pyro_nfvi.flows._registry import check_formula, make_flow
+from pyro_nfvi.flows._whitened_affine import WhitenedAffine
 
 #: Largest dimension at which a whitened outer map has a full matrix, trained and fixed.
 FULL_DIM = 256
@@ -145,44 +143,6 @@ class Recipe:
         return adapt(self.flow(dim), dim)
 
 
-def whitened(loc: Tensor, scale: float) -> Chain:
-    """A trained affine map at the identity inside a fixed one: ``(trained, fixed)``.
-
-    Both are full up to ``FULL_DIM``; above, the trained one is diagonal, and the fixed one diagonal
-    with a few directions. What is trained is relative to the fixed one, so that a step of Adam
-    does the same whatever the units and correlations.
-    """
-    if len(loc) <= FULL_DIM:
-        tril = scale * torch.eye(len(loc), dtype=loc.dtype, device=loc.device)
-        fixed = Affine(loc.clone(), scale_tril=tril, own=True)
-        return Chain(LowerTriangular(len(loc)), fixed)
-    none = loc.new_zeros(LOW_RANK.most_directions)
-    across = loc.new_zeros(len(loc), LOW_RANK.most_directions)
-    low_rank = LowRankAffine(loc.clone(), torch.full_like(loc, scale), across, none)
-    return Chain(DiagonalAffine(len(loc)), low_rank)
-
-
-def whiten_at(outer: Flow | None, loc: Tensor, full: Tensor, scale: Tensor) -> None:
-    """Set the fixed part of a whitened map, and what is trained back to the identity."""
-    assert isinstance(outer, Chain)
-    trained, fixed = outer.flows
-    assert isinstance(trained, LowerTriangular | DiagonalAffine)
-    start = type(trained)(trained.dim).state_dict()
-    trained.load_state_dict({name: value.to(loc) for name, value in start.items()})
-    if isinstance(fixed, LowRankAffine):
-        fixed.set_affine(loc, scale)
-        return
-    assert isinstance(fixed, Affine)
-    assert fixed.scale_tril is not None
-    fixed.loc.copy_(loc)
-    fixed.scale_tril.copy_(full)
-
-
-def whiten_along(outer: Flow | None, found: LowRankGaussian) -> None:
-    """Set a whitened map of many latents to a Gaussian with a few directions."""
-    assert isinstance(outer, Chain)
-    trained, fixed = outer.flows
-    assert isinstance(trained, DiagonalAffine)
-    assert isinstance(fixed, LowRankAffine)
-    fixed.set_affine(found.loc, found.scale, found.directions, found.stretch)
-    trained.set_affine(found.inner_loc, found.inner_scale)
+def whitened(loc: Tensor, scale: float) -> WhitenedAffine:
+    """Return a whitened map: full up to ``FULL_DIM``, above with a few directions."""
+    return WhitenedAffine(loc, scale, None if len(loc) <= FULL_DIM else LOW_RANK.most_directions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._typing import TensorDict, TensorPair, TensorTriple
-from pyro_nfvi.flows._base import Chain, Flow, Inverse
+from pyro_nfvi.flows._base import Flow, Layer
 from pyro_nfvi.flows._conditioning import HyperNet, ParamFlow
 
 
@@ -54,16 +54,6 @@ def amortize_linearly(flow: Flow) -> None:
     for part in flow.modules():
         if isinstance(part, ParamFlow) and isinstance(part.params, HyperNet):
             part.params = LinearParams(part.params)
-
-
-def layers(flow: Flow | None) -> Iterator[Flow]:
-    """Yield the layers of nested chains, from the base outwards."""
-    if isinstance(flow, Chain):
-        for member in flow.flows:
-            assert isinstance(member, Flow)
-            yield from layers(member)
-    elif flow is not None:
-        yield flow
 
 
 @dataclass(frozen=True)
@@ -133,7 +123,8 @@ class BoundFlow:
 
     @full_precision
     def __init__(self, flow: Flow | None, context: Tensor | None) -> None:
-        self._steps = [_bind(layer, context) for layer in layers(flow)]
+        layers = [] if flow is None else flow.layers()
+        self._steps = [_bind(layer, context) for layer in layers]
 
     @full_precision
     def forward(self, x: Tensor) -> TensorPair:
@@ -163,10 +154,9 @@ class BoundFlow:
         return x, total, score
 
 
-def _bind(layer: Flow, context: Tensor | None) -> _Step:
-    flipped = isinstance(layer, Inverse)
-    inner = layer.flow if isinstance(layer, Inverse) else layer
-    if not inner.context_dim or context is None:
-        return _Step(inner, None, None, flipped)
-    theta = inner.theta(context) if isinstance(inner, ParamFlow) else None
-    return _Step(inner, theta, context, flipped)
+def _bind(layer: Layer, context: Tensor | None) -> _Step:
+    flow, inverted = layer.flow, layer.inverted
+    if not flow.context_dim or context is None:
+        return _Step(flow, None, None, inverted)
+    theta = flow.theta(context) if isinstance(flow, ParamFlow) else None
+    return _Step(flow, theta, context, inverted)

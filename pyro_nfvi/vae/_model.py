@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_nfvi._autocast import full_dtype, lift
 from pyro_nfvi._eval_mode import evaluation, recorded, scoring
+from pyro_nfvi._math import standard_normal_log_prob
 from pyro_nfvi._random import seeded
 from pyro_nfvi._validation import whole
 from pyro_nfvi.distributions._flow_density import FlowDensity
@@ -182,7 +182,7 @@ class FlowVAE(PyroModule):
         """Log density of the prior, ``(*b, D) -> (*b,)``, in nats."""
         z = lift(z)
         if self.prior is None:
-            return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+            return standard_normal_log_prob(z).sum(-1)
         return self.prior.log_prob(z, c if self.prior.flow.context_dim else None)
 
     def check(self, x: Tensor) -> None:

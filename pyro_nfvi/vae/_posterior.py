@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import final
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from pyro_nfvi._autocast import lift
 from pyro_nfvi._eval_mode import scoring
+from pyro_nfvi._math import standard_normal_log_prob
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.errors import ShapeError
 from pyro_nfvi.flows._base import Flow
@@ -146,7 +146,7 @@ class Posterior:
             return Draws(z, log_q0, log_det, pushed)
 
     def _base(self, eps: Tensor) -> Tensor:
-        density = -0.5 * (eps.square() + math.log(2 * math.pi)) - self.scale.log()
+        density = standard_normal_log_prob(eps) - self.scale.log()
         return density.sum(-1)
 
     def log_prob(self, z: Tensor) -> Tensor:

@@ -148,11 +148,39 @@ def test_wrong_points_and_contexts_are_named(name, wrong):
         lambda: Permute([0.5, 1.0]),
         lambda: Inverse(torch.nn.Linear(2, 2)),
         lambda: Affine(torch.zeros(2), torch.ones(3)),
-        lambda: Elementwise(2, transformer="spline"),
-        lambda: Autoregressive(2, transformer="spline"),
-        lambda: Coupling(2, transformer="spline"),
+        lambda: Elementwise(2, transformer="cubic"),
+        lambda: Autoregressive(2, transformer="cubic"),
+        lambda: Coupling(2, transformer="cubic"),
     ],
 )
 def test_wrong_options_are_named(make):
     with pytest.raises(OptionError, match=r"need|takes"):
         make()
+
+
+def test_layers_run_in_sampling_order_and_make_the_whole():
+    torch.manual_seed(0)
+    flow = Chain(
+        Planar(3, 2), Chain(Radial(3, 2), Permute([1, 2, 0])).inv, Chain(DiagonalAffine(3)).inv.inv
+    ).double()
+    for part in flow.layers():
+        perturb(part.flow, 0.5)
+    assert [(type(one.flow).__name__, one.inverted, one.path) for one in flow.layers()] == [
+        ("Planar", False, "flows.0"),
+        ("Permute", True, "flows.1.flow.flows.1"),
+        ("Radial", True, "flows.1.flow.flows.0"),
+        ("DiagonalAffine", False, "flows.2.flows.0"),
+    ]
+    assert all(flow.get_submodule(one.path) is one.flow for one in flow.layers())
+    x, context = torch.randn(5, 3).double(), torch.randn(5, 2).double()
+    y, total = flow(x, context)
+    for one in flow.layers():
+        x, ladj = one.map(x, context if one.flow.context_dim else None)
+        total = total - ladj
+    torch.testing.assert_close(x, y)
+    torch.testing.assert_close(total, torch.zeros(5).double())
+
+
+def test_a_flow_that_combines_no_others_is_its_own_layer():
+    flow = Planar(2)
+    assert flow.layers() == [(flow, False, "")]

@@ -13,7 +13,7 @@ from pyro_nfvi._gaussian_vi.multistart import GaussianFit
 from pyro_nfvi._optim.convergence import StopReason
 from pyro_nfvi.diagnostics._importance import iw_gap
 from pyro_nfvi.errors import DivergedError, WeightError
-from pyro_nfvi.flows._base import Chain, Flow
+from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._elementwise import Elementwise
 from pyro_nfvi.flows._tail_transform import TailTransformer
 from pyro_nfvi.guides._auto_flow import AutoFlow
@@ -284,13 +284,7 @@ def _layers(guide: AutoFlow) -> list[Flow]:
     flow = guide._modules.get("flow")
     if flow is None:
         return []
-    return list(_flat(flow)) if isinstance(flow, Flow) else []
-
-
-def _flat(flow: Flow) -> list[Flow]:
-    if isinstance(flow, Chain):
-        return [leaf for part in flow.flows for leaf in _flat(part)]  # type: ignore[arg-type]
-    return [flow]
+    return [layer.flow for layer in flow.layers()] if isinstance(flow, Flow) else []
 
 
 def gain(new: Fit, old: Fit, objective: Objective) -> float:

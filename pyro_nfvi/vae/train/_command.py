@@ -123,6 +123,7 @@ def train(options: Options, *, say: Any = print) -> Run:
     Raises:
         NFVIError: Data, options or files that cannot be used; the message says what to do.
     """
+    options.import_modules()
     if options.threads:
         torch.set_num_threads(options.threads)
     with ParentWatch(launched=launched()) as parent:  # before others are waited for

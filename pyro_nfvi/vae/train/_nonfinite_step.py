@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_nfvi.vae._bound_flow import BoundFlow, layers
+from pyro_nfvi.vae._bound_flow import BoundFlow
 from pyro_nfvi.vae._model import FlowVAE
 
 
@@ -29,10 +29,12 @@ def locate_nonfinite(vae: FlowVAE, x: Tensor, y: Tensor | None, eps: Tensor) -> 
         if value is not None and not _finite(value):
             return f"the encoder's {name} is not finite"
     z = posterior.loc + posterior.scale * eps
-    for index, layer in enumerate(layers(vae.flow)):
-        z, ladj = BoundFlow(layer, posterior.context).forward(z)
+    for index, layer in enumerate([] if vae.flow is None else vae.flow.layers()):
+        z, ladj = BoundFlow(layer.map, posterior.context).forward(z)
         if not (_finite(z) and _finite(ladj)):
-            return f"the flow's layer {index} ({type(layer).__name__}) gives numbers not finite"
+            return (
+                f"the flow's layer {index} ({type(layer.flow).__name__}) gives numbers not finite"
+            )
     c = vae.condition(y, x)
     if not _finite(vae.prior_log_prob(z, c)):
         return "the prior's log density is not finite"

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ class Options:
         "linear", "how layers get parameters from the context", choices=("linear", "mlp")
     )
     prior: str = _option("none", "formula of a flow as prior, such as maf*2")
+    modules: str = _option(
+        "", "modules to import first, such as one that registers a flow: my_flows,my_nets"
+    )
     conditional: bool = _option(False, "condition everything on the labels of the data")
     likelihood: str = _option(
         "bernoulli",
@@ -171,6 +175,21 @@ class Options:
                 f"--shape is a list of sizes such as 28,28; got {self.shape!r}."
             ) from error
 
+    def import_modules(self) -> None:
+        """Import the modules that were named, which may register flows.
+
+        Raises:
+            OptionError: One that cannot be found.
+        """
+        for name in filter(None, self.modules.split(",")):
+            try:
+                import_module(name.strip())
+            except ModuleNotFoundError as error:
+                raise OptionError(
+                    f"--modules names {name!r}, which cannot be imported: {error}. Run the command "
+                    "where Python finds it, or set PYTHONPATH."
+                ) from error
+
     @property
     def flow_options(self) -> dict[str, Any]:
         """Options of the flow that were given."""
@@ -194,7 +213,7 @@ def migrated(options: dict[str, Any]) -> dict[str, Any]:
         found["warmup"] = Options.warmup
     if "seed" in found:
         found.setdefault("split_seed", found["seed"])
-    for name in ("shape", "levels"):
+    for name in ("shape", "levels", "modules"):
         found.setdefault(name, getattr(Options, name))
     return found
 
@@ -206,7 +225,7 @@ IDENTITY = tuple(
     if one.name
     not in {
         "out", "epochs", "patience", "device", "threads", "compile", "save_steps", "resume",
-        "overwrite", "quiet", "nll_samples", "nll_images", "pictures", "data",
+        "overwrite", "quiet", "modules", "nll_samples", "nll_images", "pictures", "data",
     }
 )  # fmt: skip
 

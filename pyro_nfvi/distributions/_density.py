@@ -1,0 +1,34 @@
+"""The contract of a density with trained parameters: what fits and dequantisers ask of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_nfvi.distributions._bases import Base
+from pyro_nfvi.flows._base import Flow
+
+
+class Density(nn.Module, ABC):
+    """Base noise pushed through a flow, with a log density at every point."""
+
+    flow: Flow
+    base: Base | Distribution | None
+
+    @abstractmethod
+    def sample_base(
+        self, shape: int | Sequence[int] = (), *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw base noise ``(*shape, D)``."""
+
+    @abstractmethod
+    def base_log_prob(self, eps: Tensor) -> Tensor:
+        """Score base noise, ``(*b, D) -> (*b,)`` in nats."""
+
+    @abstractmethod
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Score points, ``(*b, D) -> (*b,)`` in nats."""
