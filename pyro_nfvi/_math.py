@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-#: ``softplus(_ONE) = 1``: the offset that makes a softplus-positive number start at one.
-_ONE = math.log(math.e - 1.0)
+#: ``softplus(RAW_ONE) = 1``: a softplus-positive number starts at one.
+RAW_ONE = math.log(math.expm1(1.0))
 #: Least slope of ``t + a tanh(t)``: bounds the condition number of the inverse.
 MIN_SLOPE = 1e-3
 #: Where the series of a difference of log gammas takes over.
@@ -81,19 +81,19 @@ def sech2(t: Tensor) -> Tensor:
 
 def one_plus_a(alpha: Tensor) -> Tensor:
     """Map a free number to ``1 + a > MIN_SLOPE``, with ``alpha = 0`` giving exactly ``a = 0``."""
-    return MIN_SLOPE + (1 - MIN_SLOPE) * (F.softplus(alpha + _ONE) / _softplus_at_one(alpha))
+    return MIN_SLOPE + (1 - MIN_SLOPE) * (F.softplus(alpha + RAW_ONE) / _softplus_at_one(alpha))
 
 
 def one_plus_a_inverse(slope: Tensor) -> Tensor:
     """Invert :func:`one_plus_a` for ``slope > MIN_SLOPE``."""
     scaled = (slope - MIN_SLOPE) / (1 - MIN_SLOPE) * _softplus_at_one(slope)
-    return softplus_inverse(scaled) - _ONE
+    return softplus_inverse(scaled) - RAW_ONE
 
 
 def _softplus_at_one(like: Tensor) -> Tensor:
-    # softplus(_ONE) rounds to 1 +- 1 ulp, differently in each dtype: dividing by it makes the
+    # softplus(RAW_ONE) rounds to 1 +- 1 ulp, differently in each dtype: dividing by it makes the
     # identity exact.
-    return F.softplus(like.new_full((), _ONE))
+    return F.softplus(like.new_full((), RAW_ONE))
 
 
 def tanh_slope(t: Tensor, slope: Tensor) -> Tensor:

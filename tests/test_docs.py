@@ -165,9 +165,9 @@ def test_the_check_itself_sees_what_does_not_exist(objects):
 
 
 def test_pages_state_the_thresholds_of_khat():
-    from pyro_nfvi.diagnostics._khat import CLOSE, NO_MEAN
     from pyro_nfvi.diagnostics._psis import khat_threshold
+    from pyro_nfvi.diagnostics._recipe import KHAT
 
     text = (DOCS / "trust.md").read_text("utf-8")
-    for number in (CLOSE, round(khat_threshold(2000), 1), NO_MEAN):
+    for number in (KHAT.close, round(khat_threshold(2000), 1), KHAT.no_mean):
         assert f"{number:g}" in text.partition("## How k-hat is read")[2].partition("\n## ")[0]

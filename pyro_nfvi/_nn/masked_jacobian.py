@@ -66,7 +66,7 @@ def solve_transposed(
 
 
 def _is_captured() -> bool:
-    """Whether operations are being recorded, and nothing takes them apart."""
+    """Tell whether operations are being recorded, and nothing takes them apart."""
     return is_watched() and not is_transformed(unknown=True) and not torch.compiler.is_compiling()
 
 

@@ -13,13 +13,11 @@ from torch import Tensor
 
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.model_run import ModelRun, is_observed
+from pyro_nfvi._pyro_model.recipe import MODELS
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError, ModelWarning
 
-#: Points, and half the width of the box in unconstrained space, at which data that looked at no
-#: latent near the start are scored again: a threshold far away is a dependence as well.
-_FAR_POINTS, _FAR = 16, 10.0
 #: Names of the parameters of a guide's distribution, as Pyro's modules give them.
 _MOMENTS = ("_loc", "_scale_tril", "_scale", "_map")
 
@@ -104,8 +102,8 @@ def _trace(run: ModelRun, values: TensorDict, subsample: Mapping[str, Tensor]) -
 
 
 def _far(latent: LatentSpace) -> Tensor:
-    noise = torch.rand(_FAR_POINTS, latent.dim, generator=stream(0, "dependence", "points"))
-    return _FAR * (2 * noise.to(latent.init_loc) - 1)
+    noise = torch.rand(MODELS.far_points, latent.dim, generator=stream(0, "dependence", "points"))
+    return MODELS.far * (2 * noise.to(latent.init_loc) - 1)
 
 
 def _is_factor(trace: Trace, name: str) -> bool:

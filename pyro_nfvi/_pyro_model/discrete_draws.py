@@ -97,7 +97,7 @@ class Assignment:
 
 
 def _same(found: tuple[TensorDict, TensorDict], expected: tuple[TensorDict, TensorDict]) -> bool:
-    """Whether two ways agree; a category may flip where the noise is at a step's very edge."""
+    """Tell whether two ways agree; a category may flip where the noise is at a step's very edge."""
     for mine, theirs in zip(found, expected):
         for name, other in theirs.items():
             one = mine[name]

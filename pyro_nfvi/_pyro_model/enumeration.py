@@ -60,12 +60,12 @@ class Factor(NamedTuple):
 
     @property
     def discrete(self) -> bool:
-        """Whether the site is itself one of those that are summed out."""
+        """Tell whether the site is itself one of those that are summed out."""
         return self.site["infer"].get("_enumerate_dim") is not None
 
 
 def unmarked(trace: Trace) -> bool:
-    """Whether a latent site of a trace can be enumerated and is not marked for it."""
+    """Tell whether a latent site of a trace can be enumerated and is not marked for it."""
     return any(
         site["type"] == "sample"
         and not site["is_observed"]

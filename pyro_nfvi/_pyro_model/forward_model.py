@@ -17,14 +17,13 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_nfvi._pyro_model.model_run import SetSubsample, is_deterministic
+from pyro_nfvi._pyro_model.recipe import MODELS
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError
 
 _PARTICLES = "_nfvi_draws"
 Way: TypeAlias = Literal["plate", "vmap", "loop"]
 _WAYS: tuple[Way, ...] = ("plate", "vmap", "loop")
-#: Draws of the first chunk that are compared with the model run alone; one of each later chunk.
-_COMPARED = 3
 #: Values of all sites of some runs, and their log densities, by site.
 _Runs: TypeAlias = "tuple[TensorDict, TensorDict]"
 
@@ -80,7 +79,7 @@ class Hold(Messenger):
 
 
 def is_factor(site: Mapping[str, Any]) -> bool:
-    """Whether a node is a ``pyro.factor``: a term of the density without a value."""
+    """Tell whether a node is a ``pyro.factor``: a term of the density without a value."""
     fn = site["fn"]
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
@@ -177,7 +176,10 @@ class ForwardModel:
             try:
                 found, log_probs = self._together(count, values)
                 rows = {0, count // 2, count - 1} if first else {count - 1}
-                if all(self._same(found, log_probs, row) for row in sorted(rows)[:_COMPARED]):
+                if all(
+                    self._same(found, log_probs, row)
+                    for row in sorted(rows)[: MODELS.compared_draws]
+                ):
                     return found
             except Exception:  # a model may fail in any way when batched; alone it need not
                 pass
@@ -209,7 +211,7 @@ class ForwardModel:
         return self._values(trace, count), self._log_probs(trace, count)
 
     def _same(self, found: TensorDict, log_probs: TensorDict, row: int) -> bool:
-        """Whether one of the draws is what the model alone makes of all values drawn."""
+        """Tell whether one of the draws equals a run of the model alone at its values."""
         trace = self._trace({name: value[row] for name, value in found.items()})
         alone, densities = self._values(trace, None), self._log_probs(trace, None)
         pairs = [(found[name][row], alone[name]) for name in self._sites()]
@@ -319,7 +321,7 @@ def _hold(model: Callable[..., Any], data: Mapping[str, Tensor]) -> Callable[...
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    """Whether two results are the same up to rounding."""
+    """Tell whether two results are the same up to rounding."""
     if one.shape != other.shape:
         return False
     if not other.is_floating_point():

@@ -11,11 +11,9 @@ from torch import Tensor
 
 from pyro_nfvi._error_text import place_of, repeated_name
 from pyro_nfvi._pyro_model.initial_values import around_origin, feasible, start_trace, value_of
+from pyro_nfvi._pyro_model.recipe import MODELS
 from pyro_nfvi._pyro_model.start_fault import StartFault
 from pyro_nfvi.errors import ModelError
-
-#: Points that are tried before a model is refused, as in Stan.
-MOST_STARTS = 100
 
 Init: TypeAlias = Callable[[Mapping[str, Any]], Tensor]
 
@@ -39,7 +37,7 @@ def start_kinds(init_loc_fn: Init) -> Iterator[tuple[str, Init]]:
     """
     yield "init_loc_fn", init_loc_fn
     yield "the unconstrained origin", feasible
-    for turn in range(MOST_STARTS - 2):
+    for turn in range(MODELS.most_starts - 2):
         yield ("the prior", value_of) if turn % 2 else ("uniform(-2, 2)", around_origin)
 
 

@@ -18,10 +18,8 @@ from torch import Tensor
 
 from pyro_nfvi._pyro_model.constraints import bijection, support_of
 from pyro_nfvi._pyro_model.latent_space import is_discrete
+from pyro_nfvi._pyro_model.recipe import MODELS
 from pyro_nfvi.errors import ModelError
-
-#: Half the width of uniform draws around the unconstrained origin, as Stan has it.
-_RADIUS = 2.0
 
 
 class StartMessenger(InitMessenger):
@@ -78,7 +76,7 @@ def around_origin(site: Mapping[str, Any]) -> Tensor:
     if is_discrete(site["fn"]):
         return site["fn"].sample()
     transform, zeros = _origin(site)
-    return transform(_RADIUS * (2 * torch.rand_like(zeros) - 1))
+    return transform(MODELS.start_radius * (2 * torch.rand_like(zeros) - 1))
 
 
 def value_of(site: Mapping[str, Any]) -> Tensor:

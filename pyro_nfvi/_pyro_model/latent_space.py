@@ -47,7 +47,7 @@ class LatentSite:
         return self.shape[: len(self.shape) - self.event_dim]
 
     def spec(self) -> dict[str, Any]:
-        """What JSON can hold of this site."""
+        """Describe the site in terms that JSON can hold."""
         return {
             "name": self.name,
             "support": support_spec(self.support),
@@ -118,7 +118,7 @@ def whole_value(site: Mapping[str, Any]) -> Tensor:
 
 
 def _is_latent(site: Mapping[str, Any]) -> bool:
-    """Whether a node of a prototype trace belongs into the vector; errors tell the cure."""
+    """Tell whether a node of a prototype trace belongs to the vector; errors name the cure."""
     if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
         return False
     if is_point_mass(site):
@@ -300,7 +300,7 @@ class LatentSpace:
         return torch.cat(parts, -1)
 
     def spec(self) -> dict[str, Any]:
-        """What JSON can hold of the space, for files and for comparisons."""
+        """Describe the space in terms that JSON can hold, for files and for comparisons."""
         dtype = str(self.init_loc.dtype).removeprefix("torch.")
         return {"dtype": dtype, "sites": [site.spec() for site in self.records]}
 

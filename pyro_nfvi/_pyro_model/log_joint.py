@@ -39,6 +39,7 @@ from pyro_nfvi._pyro_model.model_run import (
 )
 from pyro_nfvi._pyro_model.param_sites import constraint_of, param_leaves
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
+from pyro_nfvi._pyro_model.recipe import MODELS
 from pyro_nfvi._pyro_model.subsampling import draw_without_replacement
 from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorDict
@@ -48,10 +49,6 @@ Way = Literal["plate", "vmap", "loop"]
 _WAYS: tuple[Way, ...] = ("plate", "vmap", "loop")
 #: Log joint, deterministic sites, log likelihoods.
 _Outputs: TypeAlias = "tuple[Tensor, TensorDict, TensorDict]"
-#: Numbers that one run of the model should hold at most; draws are evaluated in such chunks.
-_CHUNK = 20_000_000
-#: Times that a point of comparison is pulled towards the start, by a factor of 4 each.
-_PULLS = 8
 
 
 class LogJoint:
@@ -280,7 +277,7 @@ class LogJoint:
         sites = fixed | {TERM + name for name in (*likelihoods, *priors)}
         draws = bool(self.enumerated) and (discrete or self._has_deterministic)
         subsample = self.draw_subsample() if subsample is None else subsample
-        rows = max(1, _CHUNK // max(1, self.size))
+        rows = max(1, MODELS.chunk // max(1, self.size))
         with torch.no_grad():
             if sites not in self._how_sites:
                 # A way may give right totals and sites of a wrong shape.
@@ -430,7 +427,7 @@ class LogJoint:
     def _scorable(self, loc: Tensor, away: Tensor) -> Tensor:
         """Point ``loc + away``, pulled towards the start until the model can be scored there."""
         subsample = self.draw_subsample(stream(0, "log joint", "subsample", device=loc.device))
-        for _ in range(_PULLS):
+        for _ in range(MODELS.pulls):
             try:
                 with pyro.validation_enabled(False):
                     if bool(torch.isfinite(self._run.scalar(loc + away, subsample)[0])):

@@ -20,7 +20,7 @@ _SEEN, _UNSEEN = "_observed", "_unobserved"
 
 
 def mask_of(site: Mapping[str, Any]) -> Tensor | None:
-    """What of a site counts: its mask handlers and masked distributions, aligned to its value."""
+    """The mask of a site: its mask handlers and masked distributions, aligned to its value."""
     found: Tensor | None = None
     fn, parts = site["fn"], [site["mask"]]
     while isinstance(fn, MaskedDistribution):

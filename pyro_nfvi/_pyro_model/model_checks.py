@@ -1,4 +1,4 @@
-"""What is checked of a model before it is fitted; every error names the site and the cure."""
+"""Checks of a model before it is fitted; every error names the site and the cure."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from pyro_nfvi._pyro_model.constraints import support_of, support_spec
 from pyro_nfvi._pyro_model.latent_space import LatentSpace, is_point_mass
 from pyro_nfvi._pyro_model.missing_data import mask_of
 from pyro_nfvi._pyro_model.model_run import ModelRun, is_deterministic, is_observed
+from pyro_nfvi._pyro_model.recipe import MODELS
 from pyro_nfvi.errors import ModelError, ModelWarning, OptionError
-
-#: Most discrete sites whose dependents are looked at, a run of the model each.
-_MOST_DISCRETE = 50
 
 
 @contextmanager
@@ -267,7 +265,7 @@ def check_discrete_plates(
     first = run.trace(dict(values), subsample, enumerate_sites=False)
     held = {name: first.nodes[name]["value"] for name in first.nodes if name in run.enumerated}
     inside = {name: _plates(first.nodes[name]) for name in held}
-    for name in [name for name in held if inside[name]][:_MOST_DISCRETE]:
+    for name in [name for name in held if inside[name]][: MODELS.most_discrete]:
         other = {**held, name: _next_value(first.nodes[name])}
         second = run.trace({**values, **other}, subsample, enumerate_sites=False)
         for found, site in _samples(second):

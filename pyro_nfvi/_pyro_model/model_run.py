@@ -44,7 +44,7 @@ PARTICLES = "_nfvi_particles"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one run of the model gave, one row per particle.
+    """Results of one run of the model, one row per particle.
 
     Attributes:
         log_p: The log joint with the Jacobian of the constraints, ``(S,)``, in nats.
@@ -77,7 +77,7 @@ class SetSubsample(Messenger):
 
 
 def is_deterministic(site: Mapping[str, Any]) -> bool:
-    """Whether a node of a concrete trace holds a function of other sites.
+    """Tell whether a node of a concrete trace holds a function of other sites.
 
     That is a ``pyro.deterministic`` site, or one that a reparameteriser replaced: both are observed
     deltas at their own value. So is a delta that nobody observes.
@@ -96,7 +96,7 @@ def is_deterministic(site: Mapping[str, Any]) -> bool:
 
 
 def is_replaced(site: Mapping[str, Any], latent: Iterable[str]) -> bool:
-    """Whether a node is a latent of the user's that a reparameteriser replaced by others.
+    """Tell whether a node is a latent of the user's that a reparameteriser replaced by others.
 
     Reparameterisers of Pyro name what they put in place of a site after it (``x_decentered`` for
     ``x``), or leave it the density of a change of variables, as NeuTra does. An observed delta
@@ -113,7 +113,7 @@ def is_replaced(site: Mapping[str, Any], latent: Iterable[str]) -> bool:
 
 
 def is_observed(site: Mapping[str, Any], latent: Iterable[str]) -> bool:
-    """Whether a node is data: observed, no latent held at a value, no deterministic site.
+    """Tell whether a node is data: observed, no latent held at a value, no deterministic site.
 
     A ``pyro.factor`` counts: it is what makes a posterior differ from the prior.
     """

@@ -1,4 +1,4 @@
-"""What of Pyro belongs to the process, kept at each turn for a child of a fork."""
+"""State of Pyro that belongs to the process, kept at each turn for a child of a fork."""
 
 from __future__ import annotations
 

@@ -23,14 +23,13 @@ from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.missing_data import Complete
 from pyro_nfvi._pyro_model.model_run import SetSubsample
+from pyro_nfvi._pyro_model.recipe import MODELS
 from pyro_nfvi._typing import TensorDict
 
 #: Largest difference between two sums of the same terms, as a share of the sum of their sizes. The
 #: order of addition differs, which costs the square root of the number of terms in units of
 #: rounding (1e-16, 6e-8); a mistake of scale or plate is a share of 1e-3 or more.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-#: Most characters of an error's text in a reason.
-_LENGTH = 200
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ def _samples(trace: Trace) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _outside(site: Mapping[str, Any]) -> bool:
-    """Whether a value lies outside of the support of its distribution, or of its base."""
+    """Tell whether a value lies outside of the support of its distribution, or of its base."""
     fn, value = site["fn"], site["value"]
     try:
         while isinstance(fn, Distribution):
@@ -237,4 +236,4 @@ def _words(error: Exception) -> str:
     error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0].split(", but found invalid values")[0] if lines else ""
-    return f"{type(error).__name__}: {first}"[:_LENGTH].rstrip(": ")
+    return f"{type(error).__name__}: {first}"[: MODELS.text].rstrip(": ")

@@ -1,4 +1,4 @@
-"""Does a model have a finite log joint at an initial point, and if not, why?"""
+"""Faults of initial points at which a model has no finite log joint."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.missing_data import Complete, fillings
 from pyro_nfvi._pyro_model.model_checks import check_data, nonfinite_sites, quiet
 from pyro_nfvi._pyro_model.model_run import ModelRun, is_deterministic
+from pyro_nfvi._pyro_model.recipe import MODELS
 from pyro_nfvi.errors import ModelError
-
-#: Most characters of an error's text in a reason.
-_LENGTH = 200
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class StartFault:
         else:
             text = f"{type(error).__name__}: {str(error)[named.end() :].strip().splitlines()[0]}"
         # Values of tensors differ from point to point; what was expected does not.
-        reason = text.split(", but found invalid values")[0][:_LENGTH].rstrip(": .")
+        reason = text.split(", but found invalid values")[0][: MODELS.text].rstrip(": .")
         return cls(named[1] if named else "", reason)
 
 

@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-#: Above this share of the whole, shuffling is cheaper than drawing and leaving out repeats.
-_SHARE = 0.25
+from pyro_nfvi._pyro_model.recipe import MODELS
 
 
 def draw_without_replacement(
@@ -33,7 +32,7 @@ def draw_without_replacement(
         >>> rows.shape, all(len(set(row.tolist())) == 32 for row in rows)
         (torch.Size([5, 32]), True)
     """
-    if count > _SHARE * size:
+    if count > MODELS.shuffled_share * size:
         rows = [torch.randperm(size, generator=generator, device=device) for _ in range(num)]
         return torch.stack([row[:count] for row in rows])
     # Repeats to expect among the draws, with much to spare.

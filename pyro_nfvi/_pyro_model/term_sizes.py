@@ -1,4 +1,4 @@
-"""How large the terms are of which a log joint is the sum: what rounding may have taken."""
+"""Sizes of the terms of a log joint, which bound the rounding of their sum."""
 
 from __future__ import annotations
 

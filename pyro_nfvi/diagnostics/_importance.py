@@ -1,4 +1,4 @@
-"""What importance weights give: effective draws, evidence, reweighted summaries, resampling."""
+"""Estimates from importance weights: effective draws, evidence, summaries, resampling."""
 
 from __future__ import annotations
 

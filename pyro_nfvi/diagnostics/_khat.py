@@ -26,17 +26,13 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.diagnostics._psis import khat_threshold, psis
+from pyro_nfvi.diagnostics._recipe import KHAT
 from pyro_nfvi.diagnostics._weights import checked
-
-#: k-hat below which the weights have a variance, and from which on they have no mean.
-CLOSE, NO_MEAN = 0.5, 1.0
-#: How far above the mean the largest weight may be, as a share of it, for k-hat to mean nothing.
-_EVEN = 0.05
 
 
 @dataclass(frozen=True)
 class TailReading:
-    """What the tail of importance weights says; compare no k-hat with a number elsewhere.
+    """Reading of the tail of importance weights: the one place that compares k-hat with numbers.
 
     Attributes:
         khat: Shape of the tail.
@@ -50,23 +46,23 @@ class TailReading:
 
     @property
     def means_nothing(self) -> bool:
-        """Whether the weights are so even that their tail is without consequence."""
-        return self.excess <= _EVEN
+        """True if the weights are so even that their tail is without consequence."""
+        return self.excess <= KHAT.even
 
     @property
     def close(self) -> bool:
-        """Whether the approximation itself is close, as far as its own draws see."""
-        return self.means_nothing or self.khat < CLOSE
+        """True if the approximation itself is close, as far as its own draws see."""
+        return self.means_nothing or self.khat < KHAT.close
 
     @property
     def reliable(self) -> bool:
-        """Whether reweighted draws can be relied on."""
+        """True if reweighted draws can be relied on."""
         return self.means_nothing or self.khat < khat_threshold(max(2, self.num_draws))
 
     @property
     def has_mean(self) -> bool:
-        """Whether the weights have a mean, so that more draws would help."""
-        return self.means_nothing or self.khat < NO_MEAN
+        """True if the weights have a mean, so that more draws would help."""
+        return self.means_nothing or self.khat < KHAT.no_mean
 
     def __str__(self) -> str:
         if math.isnan(self.khat):

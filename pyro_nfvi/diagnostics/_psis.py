@@ -8,19 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_nfvi.diagnostics._recipe import PSIS_RECIPE as RECIPE
 from pyro_nfvi.diagnostics._weights import checked
 from pyro_nfvi.errors import OptionError
-
-#: Fewest tail draws to which a generalised Pareto distribution is fitted.
-_MIN_TAIL = 5
-#: Weak prior on the shape: as if ten further tail draws had said 1/2 (Vehtari et al., app. C).
-_PRIOR_DRAWS, _PRIOR_SHAPE = 10, 0.5
-#: Log weights this close are equal whatever their precision, in nats.
-_ROUNDING = 1e-10
-#: Rounding of log weights above which their equality says nothing, in nats.
-_LARGEST_ROUNDING = 0.5
-#: Spread of the prior on 1/scale in Zhang & Stephens' estimator.
-_PRIOR_SPREAD = 3.0
 
 
 class PSIS(NamedTuple):
@@ -80,7 +70,7 @@ def psis(log_w: Tensor) -> PSIS:
     # size of the numbers among which the tail is, whatever a bad draw far below may be.
     finite = double[double > -torch.inf]
     size = float(finite.topk(min(len(finite), _num_tail(len(double)) + 1)).values.abs().max())
-    rounding = max(_ROUNDING, 8 * torch.finfo(log_w.dtype).eps * size)
+    rounding = max(RECIPE.rounding, 8 * torch.finfo(log_w.dtype).eps * size)
     smoothed, khat = _smooth_tail(double - double.max(), rounding)
     smoothed = smoothed - torch.logsumexp(smoothed, 0)
     return PSIS(smoothed.to(log_w), khat)
@@ -107,22 +97,22 @@ def _num_tail(num_draws: int) -> int:
 def _smooth_tail(log_w: Tensor, rounding: float) -> tuple[Tensor, float]:
     """Smooth log weights whose largest is 0; return them and khat."""
     num_tail = _num_tail(len(log_w))
-    if num_tail < _MIN_TAIL:
+    if num_tail < RECIPE.least_tail:
         return log_w, math.inf
     ordered, order = torch.sort(log_w)
     # Weights below the smallest normal number are 0 beside the largest, which is 1.
     cutoff = ordered[-num_tail - 1].clamp(min=math.log(torch.finfo(log_w.dtype).tiny))
     if float(-cutoff) <= rounding:
         # Differences too large to pass for rounding drown in it: nothing is known.
-        return log_w, 0.0 if rounding <= _LARGEST_ROUNDING else math.inf
+        return log_w, 0.0 if rounding <= RECIPE.largest_rounding else math.inf
     above = ordered > cutoff  # ties with the cutoff are not exceedances
     tail, where = ordered[above], order[above]
-    if len(tail) < _MIN_TAIL:
+    if len(tail) < RECIPE.least_tail:
         return log_w, math.inf
     count = len(tail)
     excess = cutoff.exp() * torch.expm1(tail - cutoff)
     shape, scale = _fit_generalised_pareto(excess)
-    khat = (count * shape + _PRIOR_DRAWS * _PRIOR_SHAPE) / (count + _PRIOR_DRAWS)
+    khat = (count * shape + RECIPE.prior_draws * RECIPE.prior_shape) / (count + RECIPE.prior_draws)
     level = (torch.arange(count, dtype=log_w.dtype) + 0.5) / count
     quantiles = _generalised_pareto_quantile(level, khat, scale)
     smoothed = torch.log(quantiles + cutoff.exp()).clamp(max=0.0)
@@ -140,7 +130,7 @@ def _fit_generalised_pareto(excess: Tensor) -> tuple[float, float]:
     grid_size = 30 + int(math.sqrt(count))
     points = torch.arange(1, grid_size + 1, dtype=torch.float64) - 0.5
     quartile = excess[int(count / 4 + 0.5) - 1]
-    theta = 1 / excess[-1] + (1 - (grid_size / points).sqrt()) / (_PRIOR_SPREAD * quartile)
+    theta = 1 / excess[-1] + (1 - (grid_size / points).sqrt()) / (RECIPE.prior_spread * quartile)
     shapes = torch.log1p(-theta[:, None] * excess).mean(1)
     log_likelihood = count * (torch.log(-theta / shapes) - shapes - 1)
     weights = torch.softmax(log_likelihood.nan_to_num(nan=-math.inf), 0)

@@ -1,4 +1,4 @@
-"""What the numbers about a fit come to, in one word with its reasons."""
+"""Verdict on a fit: one word with its reasons, from its importance weights."""
 
 from __future__ import annotations
 
@@ -11,29 +11,11 @@ from torch import Tensor
 from pyro_nfvi.diagnostics._importance import ess, iw_gap
 from pyro_nfvi.diagnostics._khat import read_tail
 from pyro_nfvi.diagnostics._psis import psis
+from pyro_nfvi.diagnostics._recipe import VERDICT
 from pyro_nfvi.errors import WeightError
 
 #: What a verdict may say, the best first.
 VERDICTS = GOOD, USABLE, BAD = "good", "usable with reweighting", "do not trust"
-
-#: A fit is good where its tail is light and the gap this small, or where the gap is so small and
-#: the weights so even that the tail does not matter.
-_GAP, _SMALL_GAP, _EVEN = 0.1, 0.05, 0.9
-#: From a tail of 1 on, the terms of a second moment have no mean, and means and sds say nothing,
-#: however even the weights are; the first where the draws' own tails are too light to show it all.
-#: Beyond the second it is not by chance: of 300 numbers with 2.5 or more degrees of freedom none or
-#: one came this far, of 300 with one degree all.
-_NO_VARIANCE = 1.0, 1.2
-#: It is usable up to this gap in nats, and from as many effective draws on.
-_USABLE_GAP, _USABLE_ESS = 1.0, 100
-#: With so large a share effective, and a gap as small as of a good fit, the tail does not matter.
-_MOSTLY = 0.8
-#: How far weights may move the mean of a number, in sds, and its sd, as a logarithm.
-_MEAN, _SD = 0.1, 0.15
-#: Share of draws that the model may be unable to score.
-_UNSCORED = 0.005
-#: Numbers that a reason names at most.
-_NAMED = 3
 
 
 class Verdict(str):
@@ -124,28 +106,30 @@ def judge_weights(
         f"{tail}, gap between evidence and ELBO {gap:.3g} nats, {count:.0f} of "
         f"{len(z)} draws effective"
     )
-    if unscored > _UNSCORED:
+    if unscored > VERDICT.unscored:
         share = f"{100 * unscored:.1f} % of the draws have no density under the model"
         return Verdict(BAD, [share, numbers], _NEXT_FIT)
     moved = _moved(z, smoothed.log_weights, count, name)
-    nearly_exact = gap < _SMALL_GAP and count > _EVEN * len(z)
-    if ((tail.close and gap < _GAP) or nearly_exact) and not moved:
+    nearly_exact = gap < VERDICT.small_gap and count > VERDICT.even * len(z)
+    if ((tail.close and gap < VERDICT.gap) or nearly_exact) and not moved:
         # Only where weights are good can they say anything of tails.
-        heavy = _heavy(z, log_w, _NO_VARIANCE[tail.close], mode)
+        heavy = _heavy(
+            z, log_w, VERDICT.surely_no_variance if tail.close else VERDICT.no_variance, mode
+        )
         if values is not None:
-            heavy = sorted({*heavy, *_heavy(values, log_w, _NO_VARIANCE[1], mode)})
+            heavy = sorted({*heavy, *_heavy(values, log_w, VERDICT.surely_no_variance, mode)})
         if not heavy:
             if doubts:
                 return Verdict(USABLE, [numbers, *doubts], _NEXT_DOUBT)
             return Verdict(GOOD, [numbers], "Use the draws as they are.")
-        names = [name(i) for i in heavy[:_NAMED]] + ["..."] * (len(heavy) > _NAMED)
+        names = [name(i) for i in heavy[: VERDICT.named]] + ["..."] * (len(heavy) > VERDICT.named)
         told = (
             f"the tails of {', '.join(names)} are so heavy that there may be no variance: "
             "quantiles say more than means and sds"
         )
         return Verdict(USABLE, [numbers, told, *doubts], _NEXT_HEAVY)
-    even = gap < _GAP and count > _MOSTLY * len(z)
-    if (tail.reliable and gap < _USABLE_GAP and count >= _USABLE_ESS) or even:
+    even = gap < VERDICT.gap and count > VERDICT.mostly * len(z)
+    if (tail.reliable and gap < VERDICT.usable_gap and count >= VERDICT.usable_ess) or even:
         return Verdict(USABLE, [numbers, *moved, *doubts], _NEXT_WEIGHT)
     return Verdict(BAD, [numbers, *moved, *doubts], _NEXT_FIT)
 
@@ -199,8 +183,8 @@ def _moved(z: Tensor, log_weights: Tensor, count: float, name: Callable[[int], s
     stretch = (spread.maximum(rounding) / sd).log().abs()
     noise = 3 / math.sqrt(max(count, 1.0))
     # What reweighting does to noise alone is no fault of the fit.
-    worst = torch.maximum(shift / max(_MEAN, noise), stretch / max(_SD, noise))
-    order = worst.argsort(descending=True)[:_NAMED].tolist()
+    worst = torch.maximum(shift / max(VERDICT.mean, noise), stretch / max(VERDICT.sd, noise))
+    order = worst.argsort(descending=True)[: VERDICT.named].tolist()
     return [
         f"reweighting moves {name(i)} by {float(shift[i]):.2f} sd and its sd by "
         f"{_factor(math.exp(float(stretch[i])))}"

@@ -15,14 +15,12 @@ from torch.nn import functional as F
 from pyro_nfvi._autocast import in_full_precision
 from pyro_nfvi._math import log_gamma_step, soft_clamp, standard_normal_log_prob
 from pyro_nfvi._validation import number, sizes, whole
+from pyro_nfvi.distributions._recipe import BASES as RECIPE
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._affine import DiagonalAffine, LowerTriangular
 from pyro_nfvi.flows._base import Flow
 
 Shape = int | Sequence[int]
-
-#: Bound of a log-scale: no component can shrink onto one data point, where densities diverge.
-_LOG_SCALE_BOUND = 6.0
 
 
 class Base(nn.Module, ABC):
@@ -387,7 +385,7 @@ def _held(base: Base) -> Base:
 
 
 def _bounded(log_scale: Tensor) -> Tensor:
-    return soft_clamp(log_scale, _LOG_SCALE_BOUND)
+    return soft_clamp(log_scale, RECIPE.log_scale)
 
 
 def _randn(size: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:

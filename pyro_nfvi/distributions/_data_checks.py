@@ -9,21 +9,13 @@ import warnings
 import torch
 from torch import Tensor
 
+from pyro_nfvi.distributions._recipe import DATA
 from pyro_nfvi.errors import DataError, DataWarning, OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._normalization import ActNorm, BatchNorm
 
 #: Data and their context.
 Rows = tuple[Tensor, Tensor | None]
-
-#: Rows below which nothing is said about ties.
-_FEW = 100
-#: Rows per distinct value from which a column is taken for a rounded one.
-_TIES = 2
-#: Means and deviations, in units of the base, beyond which a column is announced.
-_FAR, _WIDE, _NARROW = 20.0, 20.0, 0.05
-#: Part of a column's range that a dtype has to tell apart.
-_RESOLVED = 0.01
 
 
 def split_rows(
@@ -82,7 +74,7 @@ def _take(rows: Rows, index: Tensor) -> Rows:
 
 
 def _as_tensor(name: str, value: object) -> str:
-    """What came, and how to make a tensor of it."""
+    """Describe a value that is no tensor, and how to make a tensor of it."""
     frame = ".to_numpy()" if hasattr(value, "to_numpy") else ""  # pandas and the like
     return f"{type(value).__name__}: torch.as_tensor({name}{frame})"
 
@@ -142,7 +134,7 @@ def _convert(x: Tensor, like: Tensor, what: str) -> Tensor:
     spread, size = x.amax(0) - x.amin(0), x.abs().amax(0)
     lost = size > limits.max
     # Numbers of a wider dtype may differ by less than what this one resolves beside them.
-    lost |= (spread > 0) & (limits.eps * size + limits.tiny > _RESOLVED * spread)
+    lost |= (spread > 0) & (limits.eps * size + limits.tiny > DATA.resolved * spread)
     if bool(lost.any()):
         column = int(lost.nonzero()[0])
         raise DataError(
@@ -177,7 +169,7 @@ def _check_columns(x: Tensor, flow: Flow) -> None:
     if any(isinstance(part, (ActNorm, BatchNorm)) for part in flow.modules()):
         return
     mean, std = x.mean(0), x.std(0)
-    off = (mean.abs() > _FAR) | (std > _WIDE) | (std < _NARROW)
+    off = (mean.abs() > DATA.far) | (std > DATA.wide) | (std < DATA.narrow)
     if bool(off.any()):
         i = int(off.nonzero()[0])
         warnings.warn(
@@ -193,8 +185,8 @@ def _check_context(context: Tensor) -> None:
     """Announce columns of a context that a net cannot make much of."""
     mean, std = context.mean(0), context.std(0)
     # By their range: a rare class of a one-hot code has a small deviation, and is of order 1.
-    narrow = context.amax(0) - context.amin(0) < _NARROW
-    off = (mean.abs() > _FAR) | (std > _WIDE) | narrow
+    narrow = context.amax(0) - context.amin(0) < DATA.narrow
+    off = (mean.abs() > DATA.far) | (std > DATA.wide) | narrow
     if bool(off.any()):
         i = int(off.nonzero()[0])
         warnings.warn(
@@ -208,10 +200,10 @@ def _check_context(context: Tensor) -> None:
 
 def _warn_of_ties(x: Tensor) -> None:
     """Tell where a column holds few values many times: its density grows without bound."""
-    if len(x) < _FEW:
+    if len(x) < DATA.least_rows:
         return
     values = torch.stack([(column[1:] != column[:-1]).sum() + 1 for column in x.sort(0)[0].T])
-    tied = values * _TIES < len(x)
+    tied = values * DATA.ties < len(x)
     if bool(tied.any()):
         i = int(tied.nonzero()[0])
         warnings.warn(
@@ -249,7 +241,7 @@ def log_density_ceiling(x: Tensor) -> float:
     for column in x.double().sort(0)[0].T:
         gaps = column.diff()
         gaps = gaps[gaps > 0]
-        if len(x) < _FEW or len(gaps) == 0 or (len(gaps) + 1) * _TIES >= len(x):
+        if len(x) < DATA.least_rows or len(gaps) == 0 or (len(gaps) + 1) * DATA.ties >= len(x):
             return math.inf
         total -= math.log(float(gaps.min()))
     return total

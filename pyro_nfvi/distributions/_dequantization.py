@@ -16,16 +16,10 @@ from pyro_nfvi._eval_mode import scoring
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi._validation import whole
 from pyro_nfvi.distributions._density import Density
+from pyro_nfvi.distributions._recipe import DEQUANTIZATION as RECIPE
 from pyro_nfvi.errors import DataError, OptionError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._registry import make_flow
-
-#: How far the unit interval is kept from its ends before the logit.
-_MARGIN = 1e-6
-#: Levels above which the map is computed in float64: a cell is a millionth of the range or so.
-_FINE = 4096
-#: Part of a level that a dtype may lose.
-_RESOLVED = 0.05
 
 
 class Dequantizer(nn.Module, ABC):
@@ -90,7 +84,7 @@ class Dequantizer(nn.Module, ABC):
         """
         x = self._check(x)
         like = torch.empty((), device=x.device) if like is None else like
-        if self._most * torch.finfo(like.dtype).eps > _RESOLVED:
+        if self._most * torch.finfo(like.dtype).eps > RECIPE.resolved:
             raise DataError(
                 f"{self._most} levels are more than {like.dtype} tells apart. Take the density in "
                 "float64: density.double()."
@@ -102,14 +96,14 @@ class Dequantizer(nn.Module, ABC):
         log_volume = -levels.log().sum(-1)
         if not self.logit:
             return v.to(like), log_volume.to(like) - log_r.to(like)
-        s = _MARGIN + (1 - 2 * _MARGIN) * v
+        s = RECIPE.margin + (1 - 2 * RECIPE.margin) * v
         log_s, log_rest = s.log(), torch.log1p(-s)
-        slope = math.log1p(-2 * _MARGIN) - log_s - log_rest
+        slope = math.log1p(-2 * RECIPE.margin) - log_s - log_rest
         return (log_s - log_rest).to(like), (log_volume + slope.sum(-1)).to(like) - log_r.to(like)
 
     def _wide(self, like: Tensor) -> Tensor:
         """A tensor of the dtype to compute in: many levels in float64, as cells get small."""
-        return like.new_empty((), dtype=torch.float64) if self._most > _FINE else like
+        return like.new_empty((), dtype=torch.float64) if self._most > RECIPE.fine else like
 
     def quantize(self, y: Tensor) -> Tensor:
         """Map points back to the integers whose cube they are in: draws of the density to data.
@@ -126,7 +120,7 @@ class Dequantizer(nn.Module, ABC):
         if not bool(y.isfinite().all()):
             raise DataError("quantize needs finite points; got NaN or infinity.")
         y = y.to(self._wide(y))
-        v = (torch.sigmoid(y) - _MARGIN) / (1 - 2 * _MARGIN) if self.logit else y
+        v = (torch.sigmoid(y) - RECIPE.margin) / (1 - 2 * RECIPE.margin) if self.logit else y
         levels = self.levels.to(y)
         return (v * levels).floor().clamp_min(0).minimum(levels - 1).long()
 

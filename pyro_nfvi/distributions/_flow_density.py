@@ -76,7 +76,7 @@ class FlowDensity(Density):
 
     @property
     def takes_generator(self) -> bool:
-        """Whether base noise can be drawn from a generator of the caller's."""
+        """True if base noise can be drawn from a generator of the caller's."""
         return self.base is None or isinstance(self.base, Base)
 
     def _prototype(self) -> Tensor:

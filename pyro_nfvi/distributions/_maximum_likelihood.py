@@ -82,7 +82,7 @@ def fit_density(
     Ctrl-C ends the fit, the best parameters kept.
 
     Args:
-        density: What is fitted. All its parameters that require a gradient are density.
+        density: What is fitted. All its parameters that require a gradient are trained.
         x: Data ``(n, D)``, floating point; with ``dequantize`` integers.
         context: Context ``(n, C)`` of a conditional density.
         valid: Share of the rows held out, or the held-out rows (with a context: a pair). 0 holds
@@ -133,7 +133,7 @@ def fit_density(
         seed = int(torch.randint(2**31, ()).item())
     check_dequantizer(dequantize)
 
-    parts = [trained] if dequantize is None else [density, dequantize]
+    parts = [density] if dequantize is None else [density, dequantize]
     module = nn.ModuleList(parts)
     params = [p for p in module.parameters() if p.requires_grad]
     if not params:

@@ -17,13 +17,12 @@ from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi._validation import number, seed_number, whole
 from pyro_nfvi.distributions._bases import Base, DiagonalNormal
+from pyro_nfvi.distributions._recipe import PATHS
 from pyro_nfvi.errors import DivergedError, OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
 
 #: An unnormalised log density: ``(S, D) -> (S,)`` in nats.
 LogDensity = Callable[[Tensor], Tensor]
-#: Steps in a row without a finite gradient, after which training gives up.
-_MAX_BAD = 20
 
 
 class PathLayer(nn.Module, ABC):
@@ -323,7 +322,7 @@ class PathSampler(nn.Module):
                 bad = 0
             else:
                 bad += 1
-                if bad == _MAX_BAD:
+                if bad == PATHS.most_bad:
                     raise DivergedError(
                         f"No finite gradient in {bad} steps: lower lr or the layers' step_size, "
                         "or begin nearer to the target."

@@ -8,19 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_nfvi._math import bounded_below, bounded_rows, softplus_inverse
+from pyro_nfvi._math import RAW_ONE, bounded_below, bounded_rows, softplus_inverse
 from pyro_nfvi._typing import TensorDict, TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._conditioning import FreeParams, ParamFlow
-
-_START = 0.5413248546129181  # softplus(_START) = 1
-#: How far below 0 a context drives the free number of a scale: to 0.0006. Above it has no bound,
-#: since a map that widens loses nothing.
-_LEAST = 8.0
-#: Longest row of a triangular map beside its diagonal, in units of it, that a context gives: the
-#: inverse of chance rows of bounded length grows as a power of D, of bounded numbers as e^D.
-_LONGEST_ROW = 3.0
+from pyro_nfvi.flows._recipe import BOUNDS
 
 
 def _forward(x: Tensor, loc: Tensor, scale: Tensor, scale_tril: Tensor | None) -> TensorPair:
@@ -72,7 +65,7 @@ class DiagonalAffine(ParamFlow):
     """
 
     def limit(self, theta: TensorDict) -> TensorDict:
-        return {**theta, "scale": bounded_below(theta["scale"], _LEAST)}
+        return {**theta, "scale": bounded_below(theta["scale"], BOUNDS.lowest_scale)}
 
     def init_params(self) -> TensorDict:
         return {"loc": torch.zeros(self.dim), "scale": torch.zeros(self.dim)}
@@ -123,8 +116,8 @@ class LowerTriangular(ParamFlow):
     """
 
     def limit(self, theta: TensorDict) -> TensorDict:
-        scale = bounded_below(theta["scale"], _LEAST)
-        tril = bounded_rows(theta["tril"].tril(-1), _LONGEST_ROW)
+        scale = bounded_below(theta["scale"], BOUNDS.lowest_scale)
+        tril = bounded_rows(theta["tril"].tril(-1), BOUNDS.triangular_row)
         return {"loc": theta["loc"], "scale": scale, "tril": tril}
 
     def init_params(self) -> TensorDict:
@@ -268,10 +261,10 @@ def _check_positive(scale: Tensor) -> None:
 
 def _free(scale: Tensor) -> Tensor:
     """Invert :func:`_positive`; exactly 0 at 1."""
-    one = F.softplus(scale.new_full((), _START))
-    return torch.where(scale == 1, torch.zeros_like(scale), softplus_inverse(scale * one) - _START)
+    one = F.softplus(scale.new_full((), RAW_ONE))
+    return torch.where(scale == 1, torch.zeros_like(scale), softplus_inverse(scale * one) - RAW_ONE)
 
 
 def _positive(raw: Tensor) -> Tensor:
     # 0 gives exactly 1 in every dtype, also after a change of dtype.
-    return F.softplus(raw + _START) / F.softplus(raw.new_full((), _START))
+    return F.softplus(raw + RAW_ONE) / F.softplus(raw.new_full((), RAW_ONE))

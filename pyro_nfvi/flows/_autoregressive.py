@@ -13,18 +13,11 @@ from pyro_nfvi._nn.mlp import Activation, hidden_widths
 from pyro_nfvi._typing import Hidden, TensorPair, TensorTriple
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._base import Flow, InverseKind
+from pyro_nfvi.flows._recipe import SIZES
 from pyro_nfvi.flows._transformer_names import TransformerLike, make_transformer
 from pyro_nfvi.flows._transformers import AffineTransformer, GatedTransformer, Transformer
 
 Gate = Literal["affine", "sigmoid"]
-
-#: Above this D the Jacobian for path gradients (rows x D x D) is not formed at once, but in this
-#: many blocks on its diagonal.
-_EXPLICIT_JACOBIAN_DIM, _BLOCKS = 64, 32
-#: Hidden width unless told otherwise: enough for D, capped where D^2 weights would hurt.
-_MIN_HIDDEN, _MAX_HIDDEN = 32, 512
-#: A conditioner with more weights than this is announced.
-_LARGE = 5_000_000
 
 
 @final
@@ -90,7 +83,7 @@ class Autoregressive(Flow):
         if self.transformer.inverse_kind == "numeric":
             self.inverse_kind = "numeric"
         self.reverse = reverse
-        hidden = hidden_widths(hidden_dim, min(max(_MIN_HIDDEN, 2 * dim), _MAX_HIDDEN))
+        hidden = hidden_widths(hidden_dim, min(max(SIZES.least_hidden, 2 * dim), SIZES.most_hidden))
         self.net = MADE(
             dim,
             self.transformer.num_params,
@@ -101,7 +94,7 @@ class Autoregressive(Flow):
             skip_connections=skip_connections,
         )
         size = sum(parameter.numel() for parameter in self.net.parameters())
-        if size > _LARGE:
+        if size > SIZES.large_net:
             warnings.warn(
                 f"An autoregressive layer with dim={dim} and hidden={list(hidden)} has {size:,} "
                 "weights. A smaller hidden_dim, 'planar*16' or 'sylvester' grow with D, not D^2.",
@@ -135,7 +128,11 @@ class Autoregressive(Flow):
             dx, dparams, dladj_dx, dladj_dparams = self.transformer.slopes(x, params)
         score = score.detach().expand_as(x)
         # All at once up to here; beyond, the explicit Jacobian of every row would be too much work.
-        block = self.dim if self.dim <= _EXPLICIT_JACOBIAN_DIM else -(-self.dim // _BLOCKS)
+        block = (
+            self.dim
+            if self.dim <= SIZES.explicit_jacobian
+            else -(-self.dim // SIZES.jacobian_blocks)
+        )
         with torch.no_grad():
             pushed = self.net.solve_transposed(
                 x, context, score - dladj_dx, dx, dparams, dladj_dparams, block=block

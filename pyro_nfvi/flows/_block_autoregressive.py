@@ -13,9 +13,7 @@ from pyro_nfvi._math import one_plus_a, sech2, soft_clamp, solve_monotone
 from pyro_nfvi._typing import TensorPair, TensorTriple
 from pyro_nfvi._validation import whole
 from pyro_nfvi.flows._base import Flow
-
-#: Bound of the log of a weight on the diagonal.
-_LOG_WEIGHT_BOUND = 4.0
+from pyro_nfvi.flows._recipe import BOUNDS
 
 
 @final
@@ -94,7 +92,7 @@ class BlockAutoregressive(Flow):
 
     def _weights(self, layer: int) -> TensorPair:
         """The whole weight of a layer, and its positive diagonal blocks ``(D, out, in)``."""
-        diagonal = soft_clamp(self.blocks[layer], _LOG_WEIGHT_BOUND).exp()
+        diagonal = soft_clamp(self.blocks[layer], BOUNDS.log_weight).exp()
         below = self.below[layer]
         blocks = below.view(self.dim, diagonal.shape[1], self.dim, diagonal.shape[2])
         weight = torch.addcmul(blocks * self.before, self.own, diagonal.unsqueeze(2))

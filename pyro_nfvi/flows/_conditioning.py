@@ -1,4 +1,4 @@
-"""Where the parameters of a flow come from: free tensors, or a net of the context."""
+"""Parameters of a flow: free tensors, or a net of the context."""
 
 from __future__ import annotations
 

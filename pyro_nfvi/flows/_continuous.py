@@ -15,12 +15,11 @@ from pyro_nfvi._typing import Hidden, TensorPair
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import MissingPackageError, OptionError
 from pyro_nfvi.flows._base import Flow
+from pyro_nfvi.flows._recipe import SIZES
 
 Solver = Literal["rk4", "dopri5"]
 Trace = Literal["auto", "exact", "hutchinson"]
 
-#: Largest D whose trace is taken exactly unless told otherwise.
-_EXACT_DIM = 10
 _Field = Callable[[Tensor, Tensor], TensorPair]
 
 
@@ -149,7 +148,7 @@ class Continuous(Flow):
 
     def _directions(self, x: Tensor) -> Tensor:
         """Directions ``(*b, P, D)`` along which the field is differentiated."""
-        exact = self.trace == "exact" or (self.trace == "auto" and self.dim <= _EXACT_DIM)
+        exact = self.trace == "exact" or (self.trace == "auto" and self.dim <= SIZES.exact_trace)
         if exact or not self.training:
             eye = torch.eye(self.dim, dtype=x.dtype, device=x.device)
             return eye.expand(*x.shape[:-1], self.dim, self.dim)

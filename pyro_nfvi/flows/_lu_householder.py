@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_nfvi._math import bounded, bounded_rows
+from pyro_nfvi._math import RAW_ONE, bounded, bounded_rows
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi._validation import number, whole
 from pyro_nfvi.flows._conditioning import ParamFlow
-
-_START = 0.5413248546129181  # softplus(_START) = 1
-#: Bounds of what a context drives: the free number of a scale, and rows beside a diagonal.
-_WIDEST, _LONGEST_ROW = 3.0, 1.5
+from pyro_nfvi.flows._recipe import BOUNDS
 
 
 @final
@@ -68,20 +65,20 @@ class LULinear(ParamFlow):
             if self.context_dim:  # what the limit makes them again
                 for name in ("lower", "upper"):
                     length = start[name].square().sum(-1, keepdim=True)
-                    start[name] = start[name] * (1 - length / _LONGEST_ROW**2).rsqrt()
+                    start[name] = start[name] * (1 - length / BOUNDS.lu_row**2).rsqrt()
         return start
 
     def limit(self, theta: TensorDict) -> TensorDict:
         return {
-            "diagonal": bounded(theta["diagonal"], _WIDEST),
-            "lower": bounded_rows(theta["lower"].tril(-1), _LONGEST_ROW),
-            "upper": bounded_rows(theta["upper"].triu(1), _LONGEST_ROW),
+            "diagonal": bounded(theta["diagonal"], BOUNDS.lu_scale),
+            "lower": bounded_rows(theta["lower"].tril(-1), BOUNDS.lu_row),
+            "upper": bounded_rows(theta["upper"].triu(1), BOUNDS.lu_row),
             "bias": theta["bias"],
         }
 
     def _factors(self, theta: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
         raw = theta["diagonal"]
-        diagonal = F.softplus(raw + _START) / F.softplus(raw.new_full((), _START))
+        diagonal = F.softplus(raw + RAW_ONE) / F.softplus(raw.new_full((), RAW_ONE))
         eye = torch.eye(self.dim, dtype=raw.dtype, device=raw.device)
         lower = theta["lower"].tril(-1) + eye
         return lower, diagonal.unsqueeze(-1) * (theta["upper"].triu(1) + eye), diagonal
@@ -161,7 +158,7 @@ class Householder(ParamFlow):
 def _shortened(x: Tensor) -> Tensor:
     """Rows of a length within what a context can drive."""
     length = x.norm(dim=-1, keepdim=True)
-    return x * ((_LONGEST_ROW - 0.1) / length.clamp_min(_LONGEST_ROW - 0.1))
+    return x * ((BOUNDS.lu_row - 0.1) / length.clamp_min(BOUNDS.lu_row - 0.1))
 
 
 def _reflect(x: Tensor, v: Tensor) -> Tensor:

@@ -10,12 +10,8 @@ from torch import Tensor
 from pyro_nfvi._math import bounded, one_plus_a, solve_monotone
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi._validation import whole
+from pyro_nfvi.flows._recipe import BOUNDS, SIZES
 from pyro_nfvi.flows._transformers import AffineTransformer, Transformer
-
-#: Bound of the log-sharpness of a unit.
-_SHARPNESS_BOUND = 3.0
-#: Range over which the units' centres are spread at the start.
-_SPREAD = 2.0
 
 
 @dataclass(frozen=True)
@@ -71,9 +67,13 @@ class MonotoneTransformer(Transformer):
         raw_rise, raw_sharp, offset = params.split(self.units, -1)
         # Centres start apart: equal units would get equal gradients for ever.
         centres = torch.linspace(
-            -_SPREAD, _SPREAD, self.units, dtype=params.dtype, device=params.device
+            -SIZES.unit_spread,
+            SIZES.unit_spread,
+            self.units,
+            dtype=params.dtype,
+            device=params.device,
         )
-        sharp = bounded(raw_sharp, _SHARPNESS_BOUND).exp()
+        sharp = bounded(raw_sharp, BOUNDS.log_sharpness).exp()
         return one_plus_a(raw_rise), sharp, offset + centres
 
 

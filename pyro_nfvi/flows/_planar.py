@@ -23,12 +23,12 @@ from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._conditioning import ParamFlow
 from pyro_nfvi.flows._planar_recursion import tanh_recursion
-from pyro_nfvi.flows._transformers import LOG_SCALE_BOUND
+from pyro_nfvi.flows._recipe import BOUNDS
 
 
 def _limit(theta: TensorDict) -> TensorDict:
     """A context bends no sharper than |w| = e^5: the exponential of what a net gives has no end."""
-    return {**theta, "log_norm": bounded(theta["log_norm"], LOG_SCALE_BOUND)}
+    return {**theta, "log_norm": bounded(theta["log_norm"], BOUNDS.log_scale)}
 
 
 def _initial(*shape: int) -> TensorDict:

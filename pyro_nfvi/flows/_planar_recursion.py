@@ -33,7 +33,7 @@ def tanh_recursion(pre: Tensor, gram: Tensor) -> TensorPair:
 
 
 def _is_plain_eager() -> bool:
-    """Whether nothing but autograd's backward looks at the operations."""
+    """Tell whether nothing but autograd's backward looks at the operations."""
     return not (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()

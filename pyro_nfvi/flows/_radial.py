@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_nfvi._math import softplus_inverse
+from pyro_nfvi._math import RAW_ONE, softplus_inverse
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._conditioning import ParamFlow
-
-#: Least value of alpha and of alpha + beta.
-_MIN = 1e-3
-_START = 0.5413248546129181  # softplus(_START) = 1
+from pyro_nfvi.flows._recipe import BOUNDS
 
 
 @final
@@ -77,16 +74,16 @@ class Radial(ParamFlow):
                 "Radial.from_values needs z0 of shape (D,) and scalar alpha and beta; got "
                 f"{tuple(z0.shape)}, {tuple(alpha.shape)} and {tuple(beta.shape)}."
             )
-        if not (alpha > _MIN and alpha + beta > _MIN):
+        if not (alpha > BOUNDS.radial and alpha + beta > BOUNDS.radial):
             raise OptionError(
-                f"Radial.from_values needs alpha and alpha + beta above {_MIN}; got "
+                f"Radial.from_values needs alpha and alpha + beta above {BOUNDS.radial}; got "
                 f"alpha = {alpha.item():g} and beta = {beta.item():g}."
             )
         flow = cls(len(z0)).to(dtype=z0.dtype, device=z0.device)
         values = {
             "z0": z0,
-            "alpha": softplus_inverse(alpha - _MIN),
-            "gamma": softplus_inverse(alpha + beta - _MIN),
+            "alpha": softplus_inverse(alpha - BOUNDS.radial),
+            "gamma": softplus_inverse(alpha + beta - BOUNDS.radial),
         }
         flow.params.load_state_dict(values)
         return flow
@@ -95,8 +92,8 @@ class Radial(ParamFlow):
         # Equal alpha and gamma: beta = 0, the identity.
         return {
             "z0": 0.5 * torch.randn(self.dim),
-            "alpha": torch.tensor(_START),
-            "gamma": torch.tensor(_START),
+            "alpha": torch.tensor(RAW_ONE),
+            "gamma": torch.tensor(RAW_ONE),
         }
 
     def _forward(self, x: Tensor, theta: TensorDict) -> TensorPair:
@@ -150,7 +147,10 @@ class Radial(ParamFlow):
 
 
 def _effective(theta: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
-    alpha, gamma = F.softplus(theta["alpha"]) + _MIN, F.softplus(theta["gamma"]) + _MIN
+    alpha, gamma = (
+        F.softplus(theta["alpha"]) + BOUNDS.radial,
+        F.softplus(theta["gamma"]) + BOUNDS.radial,
+    )
     return theta["z0"], alpha, gamma
 
 

@@ -13,14 +13,8 @@ from pyro_nfvi._math import bounded
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi._validation import number, whole
 from pyro_nfvi.errors import OptionError
+from pyro_nfvi.flows._recipe import SPLINE
 from pyro_nfvi.flows._transformers import AffineTransformer, Transformer
-
-#: Least width and height of a bin, as a part of the whole, and least slope at a knot.
-_MIN_BIN = 1e-3
-_MIN_SLOPE = 1e-3
-#: Bound of the free numbers behind them: keeps the inverse well conditioned wherever a
-#: conditioner goes.
-_LOGIT_BOUND = 3.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class SplineTransformer(Transformer):
         # Frozen, so that a transformer is a value; what it keeps are Python's own numbers.
         object.__setattr__(self, "bins", whole("SplineTransformer: bins", self.bins, 2))
         object.__setattr__(self, "bound", number("SplineTransformer: bound", self.bound, above=0))
-        if self.bins >= 1 / _MIN_BIN:
+        if self.bins >= 1 / SPLINE.least_bin:
             raise OptionError(f"A spline needs between 2 and 999 bins; got {self.bins}.")
 
     @property
@@ -81,12 +75,14 @@ class SplineTransformer(Transformer):
         k, span = self.bins, 2 * self.bound
         raw_sizes, raw_d = raw.split([2 * k, k - 1], -1)
         # The sums of a softmax, up to their total; bounded numbers need no maximum.
-        sums = bounded(raw_sizes, _LOGIT_BOUND).exp().unflatten(-1, (2, k)).cumsum(-1)
-        free = 1 - k * _MIN_BIN
+        sums = bounded(raw_sizes, SPLINE.logit).exp().unflatten(-1, (2, k)).cumsum(-1)
+        free = 1 - k * SPLINE.least_bin
         with torch.no_grad():
             axis = sums[..., int(vertical), :]
             inner = axis[..., :-1] * (free / axis[..., -1:])
-            inner = inner + _MIN_BIN * torch.arange(1, k, dtype=inner.dtype, device=inner.device)
+            inner = inner + SPLINE.least_bin * torch.arange(
+                1, k, dtype=inner.dtype, device=inner.device
+            )
             place = ((value + self.bound) / span).unsqueeze(-1)
             left = (place >= inner).sum(-1)
             knot = torch.stack([left, left + 1])
@@ -94,7 +90,7 @@ class SplineTransformer(Transformer):
             before = (knot - 1).clamp_min(0)
             whole = torch.full_like(left, k - 1)
             wanted = torch.stack([*before, *(before + k), whole, whole + k], -1)
-            least = _MIN_BIN * knot.to(inner.dtype)
+            least = SPLINE.least_bin * knot.to(inner.dtype)
         found = sums.flatten(-2).expand(*value.shape, 2 * k).gather(-1, wanted)
         up_to, totals = found.movedim(-1, 0).contiguous().split([4, 2])
         share = up_to.unflatten(0, (2, 2)) * (free / totals).unsqueeze(1) + least
@@ -104,9 +100,9 @@ class SplineTransformer(Transformer):
         near = before.clamp_max(k - 2).movedim(0, -1)
         raw_d = raw_d.expand(*value.shape, k - 1).gather(-1, near).movedim(-1, 0).contiguous()
         # softplus(0 + start) = 1 - least slope = one: zeros give slope 1, exactly.
-        start = math.log(math.expm1(1 - _MIN_SLOPE))
+        start = math.log(math.expm1(1 - SPLINE.least_slope))
         one = F.softplus(raw_d.new_full((), start))
-        d = F.softplus(bounded(raw_d, _LOGIT_BOUND) + start) + (1 - one)
+        d = F.softplus(bounded(raw_d, SPLINE.logit) + start) + (1 - one)
         d0, d1 = d.masked_fill(first | last, 1.0)
         return x0, x1 - x0, y0, y1 - y0, d0, d1
 

@@ -12,15 +12,9 @@ from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._base import check_dim
 from pyro_nfvi.flows._conditioning import ParamFlow
+from pyro_nfvi.flows._recipe import BOUNDS, SIZES
 
 Kind = Literal["qr", "householder", "triangular"]
-
-#: Bound of the log of a diagonal entry of S: keeps the inverse well conditioned.
-_LOG_SCALE_BOUND = 3.0
-#: Columns of the basis, unless told otherwise (for D above it).
-_DEFAULT_RANK = 8
-#: Reflections of the Householder kind, unless told otherwise.
-_DEFAULT_REFLECTIONS = 8
 
 
 @final
@@ -89,7 +83,7 @@ class Sylvester(ParamFlow):
             )
         whole = kind == "triangular"
         if rank is None:
-            rank = dim if whole else min(dim, _DEFAULT_RANK)
+            rank = dim if whole else min(dim, SIZES.sylvester_rank)
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= dim:
             raise OptionError(f"Sylvester needs a rank between 1 and dim={dim}; got {rank!r}.")
         if whole and rank != dim:
@@ -100,7 +94,7 @@ class Sylvester(ParamFlow):
         if reverse and not whole:
             raise OptionError("Sylvester takes reverse=True with kind='triangular' only.")
         if num_reflections is None:
-            num_reflections = min(dim, _DEFAULT_REFLECTIONS)
+            num_reflections = min(dim, SIZES.reflections)
         if not isinstance(num_reflections, int) or num_reflections < 1:
             raise OptionError(
                 f"Sylvester needs num_reflections of at least 1; got {num_reflections}."
@@ -143,7 +137,7 @@ class Sylvester(ParamFlow):
     def _effective(self, theta: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
         """Return R, S and ``1 + R_ii S_ii`` (kept apart: it must not cancel)."""
         slope = one_plus_a(theta["alpha"])
-        diagonal = soft_clamp(theta["log_s"], _LOG_SCALE_BOUND).exp()
+        diagonal = soft_clamp(theta["log_s"], BOUNDS.sylvester_log_scale).exp()
         r = self._triangle(theta["r"]) + torch.diag_embed((slope - 1) / diagonal)
         s = self._triangle(theta["s"]) + torch.diag_embed(diagonal)
         return r, s, slope

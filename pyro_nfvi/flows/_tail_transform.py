@@ -9,16 +9,8 @@ from torch import Tensor
 
 from pyro_nfvi._math import soft_clamp, solve_monotone
 from pyro_nfvi._typing import TensorPair
+from pyro_nfvi.flows._recipe import TAIL
 from pyro_nfvi.flows._transformers import Transformer
-
-#: Bound of h: a tail index of 1 / h just above 1, where the mean still exists.
-_HEAVIEST = 0.9
-#: h per unit of the free number: a step of Adam moves far draws by a few percent.
-_PACE = 0.25
-#: Beyond it the map is a straight line: a normal draw is there once in 500 million.
-_EDGE = 6.0
-#: Below it 3 |h| counts as 0 in the lighter branch.
-_TINY = 1e-10
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ class TailTransformer(Transformer):
             return value, ladj.exp()
 
         # The slope lies between 1 and that at the edge.
-        edge = _map(torch.full_like(h, _EDGE), h)[1].exp()
+        edge = _map(torch.full_like(h, TAIL.edge), h)[1].exp()
         one, other = y / edge, y
         x = solve_monotone(value_and_slope, y, torch.minimum(one, other), torch.maximum(one, other))
         return x, -_map(x, h)[1]
@@ -80,17 +72,17 @@ class TailTransformer(Transformer):
 def _weight(x: Tensor, params: Tensor) -> Tensor:
     """The weight h of the tail on whose side x lies."""
     raw = torch.where(x < 0, params[..., 0], params[..., 1])
-    return soft_clamp(_PACE * raw, _HEAVIEST)
+    return soft_clamp(TAIL.pace * raw, TAIL.heaviest)
 
 
 def _map(x: Tensor, h: Tensor) -> TensorPair:
     """Return the value and the logarithm of the slope."""
-    inner = x.clamp(-_EDGE, _EDGE)
+    inner = x.clamp(-TAIL.edge, TAIL.edge)
     square = inner.square()
     # At zero the slope is that of the heavy branch; releases of PyTorch differ in clamp's there.
     heavy = torch.where(h >= 0, h, torch.zeros_like(h))
     light = -3 * torch.where(h < 0, h, torch.zeros_like(h))
-    curved = light > _TINY
+    curved = light > TAIL.tiny
     c2 = torch.where(curved, light, torch.ones_like(light))  # no root of 0 for its gradient
     c = c2.sqrt()
     value = torch.where(curved, torch.asinh(c * inner) / c, inner * (0.5 * heavy * square).exp())

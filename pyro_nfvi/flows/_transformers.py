@@ -17,15 +17,11 @@ from torch.nn import functional as F
 from pyro_nfvi._math import soft_clamp, soft_clamp_slope
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi._validation import number
-
-#: Bound of the log-scale of a layer: a funnel's scale e^(v/2) needs about 4.5.
-LOG_SCALE_BOUND = 5.0
-#: Bound of the log-slope of a kink: many kinks in a row multiply.
-_LOG_SLOPE_BOUND = 3.0
+from pyro_nfvi.flows._recipe import BOUNDS
 
 
 class Transformer(ABC):
-    """What a scheme (elementwise, coupling, autoregressive) asks of a transformer.
+    """A univariate map that a scheme (elementwise, coupling, autoregressive) drives.
 
     One of your own is a frozen dataclass with ``num_params``, ``forward`` and ``inverse``;
     all three schemes then drive it.
@@ -85,7 +81,7 @@ class AffineTransformer(Transformer):
     arXiv:2402.16408).
     """
 
-    bound: float = LOG_SCALE_BOUND
+    bound: float = BOUNDS.log_scale
     num_params: int = 2
 
     def __post_init__(self) -> None:
@@ -120,7 +116,7 @@ class GatedTransformer(Transformer):
     """
 
     bias: float = 2.0
-    bound: float = LOG_SCALE_BOUND
+    bound: float = BOUNDS.log_scale
     num_params: int = 2
 
     def __post_init__(self) -> None:
@@ -154,7 +150,7 @@ class ReLUTransformer(Transformer):
     Source: He et al. 2015, arXiv:1502.01852, equation 1, with a positive slope.
     """
 
-    bound: float = _LOG_SLOPE_BOUND
+    bound: float = BOUNDS.log_slope
     num_params: int = 1
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._affine import Affine
 from pyro_nfvi.flows._base import Chain, Flow
 from pyro_nfvi.flows._whitened_affine import WhitenedAffine
-from pyro_nfvi.guides._build import FULL_DIM, BaseSpec, FlowSpec, Recipe
+from pyro_nfvi.guides._build import BaseSpec, FlowSpec, Recipe
 from pyro_nfvi.guides._param_store import (
     check_store,
     release_entry,
@@ -30,6 +30,7 @@ from pyro_nfvi.guides._param_store import (
     sync_parameter,
 )
 from pyro_nfvi.guides._quantiles import base_points, pushed_quantiles
+from pyro_nfvi.guides._recipe import GUIDES
 from pyro_nfvi.guides._vector_guide import VectorGuide
 
 
@@ -213,7 +214,7 @@ class AutoFlow(VectorGuide):
         with torch.no_grad():
             outer = self._part("outer")
             if isinstance(outer, WhitenedAffine):
-                outer.set_fixed(loc, full if len(loc) <= FULL_DIM else scale)
+                outer.set_fixed(loc, full if len(loc) <= GUIDES.full_dim else scale)
                 return
             self.loc.copy_(loc)
             if kind == "diagonal":
@@ -234,9 +235,9 @@ class AutoFlow(VectorGuide):
         """
         self._require_setup()
         like, outer = self._like(), self._part("outer")
-        if not isinstance(outer, WhitenedAffine) or len(like) <= FULL_DIM:
+        if not isinstance(outer, WhitenedAffine) or len(like) <= GUIDES.full_dim:
             raise OptionError(
-                f"start_along needs outer='whitened' and more than {FULL_DIM} latents; got "
+                f"start_along needs outer='whitened' and more than {GUIDES.full_dim} latents; got "
                 f"outer={self._outer_kind!r} and {len(like)} latents. Use start_at(loc, factor)."
             )
         outer.set_directions(found.loc, found.scale, found.directions, found.stretch)

@@ -22,11 +22,12 @@ from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._base import Chain, Flow
 from pyro_nfvi.flows._whitened_affine import WhitenedAffine
 from pyro_nfvi.guides._auto_flow import AutoFlow
-from pyro_nfvi.guides._build import FULL_DIM, FlowSpec, Recipe
+from pyro_nfvi.guides._build import FlowSpec, Recipe
 from pyro_nfvi.guides._guide_draws import chunk_rows
 from pyro_nfvi.guides._mixture_posterior import MixturePosterior
 from pyro_nfvi.guides._param_store import check_store, stored_names, sync_module, sync_parameter
 from pyro_nfvi.guides._quantiles import base_points, column_quantiles
+from pyro_nfvi.guides._recipe import GUIDES
 from pyro_nfvi.guides._vector_guide import VectorGuide
 
 
@@ -196,7 +197,9 @@ class AutoMixture(VectorGuide):
         for part, loc, factor in zip(self._members(), locs, factors, strict=True):
             full = factor if factor.dim() == 2 else torch.diag(factor)
             scale = factor if factor.dim() == 1 else 1 / torch.linalg.inv(factor).norm(dim=-2)
-            _outer(part).set_fixed(loc.to(like), (full if len(loc) <= FULL_DIM else scale).to(like))
+            _outer(part).set_fixed(
+                loc.to(like), (full if len(loc) <= GUIDES.full_dim else scale).to(like)
+            )
         self.set_weights(like.new_ones(self.num_components) if weights is None else weights)
 
     @torch.no_grad()
@@ -295,5 +298,7 @@ def _outer(part: Flow) -> WhitenedAffine:
 def _place(part: Flow, loc: Tensor, scale: float) -> None:
     """Put a component at a round Gaussian, all of it in what is trained and stored."""
     outer, ones = _outer(part), torch.ones_like(loc)
-    outer.set_fixed(torch.zeros_like(loc), torch.diag(ones) if len(loc) <= FULL_DIM else ones)
+    outer.set_fixed(
+        torch.zeros_like(loc), torch.diag(ones) if len(loc) <= GUIDES.full_dim else ones
+    )
     outer.set_trained(loc, scale * ones)

@@ -1,4 +1,4 @@
-"""What ``AutoFlow`` is told, checked, and made into a flow."""
+"""Options of ``AutoFlow``, checked, and the flow made of them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from pyro_nfvi.flows._interop import adapt
 from pyro_nfvi.flows._permutation import undo_permutations
 from pyro_nfvi.flows._registry import check_formula, make_flow
 from pyro_nfvi.flows._whitened_affine import WhitenedAffine
-
-#: Largest dimension at which a whitened outer map has a full matrix, trained and fixed.
-FULL_DIM = 256
+from pyro_nfvi.guides._recipe import GUIDES
 
 #: What users pass as ``flow``.
 FlowSpec: TypeAlias = str | Flow | Callable[[int], Any] | None
@@ -70,7 +68,7 @@ class Recipe:
             raise OptionError(f"{name} needs init_scale > 0; got {scale!r}.")
 
     def described(self) -> Recipe:
-        """What of the recipe a copy or a file keeps once the flow is built: names, no callables."""
+        """Return the part that a copy or a file keeps once the flow is built: no callables."""
         base = self.base if isinstance(self.base, Distribution) else None
         if isinstance(self.flow, str) and isinstance(self.outer, str):
             return replace(self, base=base)
@@ -144,5 +142,7 @@ class Recipe:
 
 
 def whitened(loc: Tensor, scale: float) -> WhitenedAffine:
-    """Return a whitened map: full up to ``FULL_DIM``, above with a few directions."""
-    return WhitenedAffine(loc, scale, None if len(loc) <= FULL_DIM else LOW_RANK.most_directions)
+    """Return a whitened map: full up to ``GUIDES.full_dim``, above with a few directions."""
+    return WhitenedAffine(
+        loc, scale, None if len(loc) <= GUIDES.full_dim else LOW_RANK.most_directions
+    )

@@ -12,14 +12,12 @@ from pyro import poutine
 from pyro_nfvi._pyro_model.model_run import is_deterministic
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import OptionError
-
-#: Rows that go through the flow at once, and the most numbers in them.
-_ROWS, _NUMBERS = 2048, 2**23
+from pyro_nfvi.guides._recipe import GUIDES
 
 
 def chunk_rows(dim: int) -> int:
     """Rows of size ``dim`` that go through the flow at once when drawing or summarising."""
-    return max(1, min(_ROWS, _NUMBERS // dim))
+    return max(1, min(GUIDES.rows, GUIDES.numbers // dim))
 
 
 def draws_shape(num_samples: int | Sequence[int]) -> tuple[int, ...]:

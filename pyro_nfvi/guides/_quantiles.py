@@ -13,12 +13,10 @@ from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.distributions._bases import Base
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.guides._guide_draws import chunk_rows
+from pyro_nfvi.guides._recipe import GUIDES
 
 #: Levels one standard deviation of a normal below the median, the median, and one above.
 ONE_SD = (0.5 * math.erfc(math.sqrt(0.5)), 0.5, 0.5 * math.erfc(-math.sqrt(0.5)))
-#: Pairs of base points; with the centre 2 * 2048 + 1 points.
-_PAIRS = 2048
-_SEED = 20150521
 #: Kinds of base without a quantile function that are symmetric about their ``loc``.
 _SYMMETRIC = (MultivariateNormal, StudentT)
 
@@ -44,11 +42,11 @@ def base_points(like: Tensor, base: Distribution | Base | None = None) -> Tensor
 
 def _uniform(dim: int) -> Tensor:
     if dim <= SobolEngine.MAXDIM:
-        engine = SobolEngine(dim, scramble=True, seed=_SEED)
-        uniform = engine.draw(_PAIRS, dtype=torch.float64)
+        engine = SobolEngine(dim, scramble=True, seed=GUIDES.seed)
+        uniform = engine.draw(GUIDES.pairs, dtype=torch.float64)
     else:
-        noise = stream(_SEED, "quantiles")
-        uniform = torch.rand(_PAIRS, dim, dtype=torch.float64, generator=noise)
+        noise = stream(GUIDES.seed, "quantiles")
+        uniform = torch.rand(GUIDES.pairs, dim, dtype=torch.float64, generator=noise)
     return uniform.clamp(1e-9, 1 - 1e-9)
 
 
@@ -65,21 +63,21 @@ def _points_of(base: Distribution | Base, dim: int) -> Tensor:
             return inner.icdf(torch.cat([half, torch.full_like(half[:1], 0.5), 1 - half]))
         except NotImplementedError:
             pass
-    with seeded(_SEED, "quantiles"):
-        draws = base.sample(torch.Size([2 * _PAIRS + 1]))
+    with seeded(GUIDES.seed, "quantiles"):
+        draws = base.sample(torch.Size([2 * GUIDES.pairs + 1]))
     if not isinstance(inner, _SYMMETRIC):
         return draws
-    half, centre = draws[:_PAIRS], inner.loc.expand(1, dim)
+    half, centre = draws[: GUIDES.pairs], inner.loc.expand(1, dim)
     return torch.cat([half, centre, 2 * centre - half])
 
 
 def _points_of_base(base: Base) -> Tensor:
-    with seeded(_SEED, "quantiles"):
-        draws = base.sample(2 * _PAIRS + 1)
+    with seeded(GUIDES.seed, "quantiles"):
+        draws = base.sample(2 * GUIDES.pairs + 1)
     if not base.symmetric:
         return draws
     # Held noise is centred at 0.
-    half = draws[:_PAIRS]
+    half = draws[: GUIDES.pairs]
     return torch.cat([half, torch.zeros_like(half[:1]), -half])
 
 

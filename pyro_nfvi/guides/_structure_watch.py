@@ -1,4 +1,4 @@
-"""Does the model still have the structure that the guide was built for?"""
+"""Changes in the structure of a model for which a guide was built."""
 
 from __future__ import annotations
 
@@ -11,26 +11,20 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 
 from pyro_nfvi._pyro_model.latent_space import LatentSpace, whole_value
-
-#: Nesting up to which arguments are looked into.
-_DEPTH = 4
-#: How many of a collection's items are looked at: data given as a long list costs no time.
-_ITEMS = 100
-#: Forms of arguments and calls of one form after which the model is no longer looked at.
-_MAX_FORMS, _MAX_CALLS = 16, 4096
+from pyro_nfvi.guides._recipe import GUIDES
 
 
-def signature(value: Any, depth: int = _DEPTH) -> Hashable:
+def signature(value: Any, depth: int = GUIDES.depth) -> Hashable:
     """Summarise a model's arguments by what can change its structure: types, shapes, counts."""
     if isinstance(value, torch.Tensor):
         return ("tensor", tuple(int(size) for size in value.shape))
     if isinstance(value, (bool, int, str, type(None))):
         return value
     if depth and isinstance(value, Mapping):
-        items = islice(value.items(), _ITEMS)
+        items = islice(value.items(), GUIDES.items)
         return (len(value), *((str(key), signature(item, depth - 1)) for key, item in items))
     if depth and isinstance(value, Sequence):
-        items = islice(value, _ITEMS)
+        items = islice(value, GUIDES.items)
         return (type(value).__name__, len(value), *(signature(item, depth - 1) for item in items))
     if isinstance(value, torch.distributions.Distribution):
         return (type(value).__name__, tuple(value.batch_shape), tuple(value.event_shape))
@@ -91,9 +85,9 @@ class StructureWatch:
         key = signature((args, kwargs))
         known = key in self._calls
         calls = self._calls.get(key, 0) + known
-        if not known and len(self._calls) > _MAX_FORMS:
+        if not known and len(self._calls) > GUIDES.most_forms:
             return None
-        if known and (calls & (calls - 1) or calls > _MAX_CALLS):
+        if known and (calls & (calls - 1) or calls > GUIDES.most_calls):
             self._calls[key] = calls
             return None
         device = space.init_loc.device

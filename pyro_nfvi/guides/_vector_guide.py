@@ -129,7 +129,7 @@ class VectorGuide(AutoContinuous):
 
     @property
     def is_set_up(self) -> bool:
-        """Whether the parameters exist."""
+        """True if the parameters exist."""
         return self.prototype_trace is not None
 
     @takes_turn

@@ -11,16 +11,14 @@ from pyro_nfvi.objectives._objective import Objective
 from pyro_nfvi.objectives._schedules import Tempered
 from pyro_nfvi.objectives._tempered import TemperedELBO
 
-#: Steps of the tempering by name: a tenth of the paper's, since a fit takes a few thousand.
-_TEMPERED = 1000
-
 _KNOWN: dict[str, Callable[[], Objective]] = {
     "path": PathELBO,
     "total": TotalELBO,
     "iw": lambda: ImportanceELBO(estimator="total"),
     "dreg": ImportanceELBO,
     "renyi": RenyiELBO,
-    "tempered": lambda: TemperedELBO(Tempered(steps=_TEMPERED)),
+    # A tenth of the paper's steps, since a fit takes a few thousand.
+    "tempered": lambda: TemperedELBO(Tempered(steps=1000)),
 }
 
 

@@ -1,4 +1,4 @@
-"""What all objectives share: which particles count, and a surrogate from their gradients."""
+"""Particles that count, and a surrogate loss from their gradients, for all objectives."""
 
 from __future__ import annotations
 

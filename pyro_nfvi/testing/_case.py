@@ -1,4 +1,4 @@
-"""What a law is examined on: one flow size and dtype, seeded points, and what a law is."""
+"""Laws, and the cases that they are examined on: one size and dtype of a flow, seeded points."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class Law:
 
     @property
     def promise(self) -> str:
-        """What a flow that keeps the law promises, in a sentence or two."""
+        """The promise of a flow that keeps the law, in a sentence or two."""
         return inspect.getdoc(self.function) or ""
 
     def __call__(self, case: FlowCase) -> None:

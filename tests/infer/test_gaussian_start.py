@@ -12,7 +12,7 @@ from pyro_nfvi import NFVI, AutoFlow, load
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.errors import ModelWarning
 from pyro_nfvi.flows import LowRankAffine, make_flow
-from pyro_nfvi.guides._build import FULL_DIM
+from pyro_nfvi.guides._recipe import GUIDES
 from pyro_nfvi.infer._stages.gaussian_start import gaussian_stage
 
 
@@ -92,7 +92,7 @@ def test_saved_fits_keep_the_whitening(tmp_path):
 
 
 def test_above_a_stated_dimension_it_is_diagonal():
-    size = FULL_DIM + 1
+    size = GUIDES.full_dim + 1
 
     def wide():
         pyro.sample("z", dist.Normal(torch.full((size,), 7.0), 0.01).to_event(1))

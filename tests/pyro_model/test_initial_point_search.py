@@ -10,8 +10,8 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal, init_to_value
 
 from pyro_nfvi import NFVI, AutoFlow, AutoMixture
-from pyro_nfvi._pyro_model.initial_point_search import MOST_STARTS
 from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._pyro_model.recipe import MODELS
 from pyro_nfvi.errors import ModelError, ModelWarning
 
 Y = torch.tensor([1.0, 2.1, 2.9, 4.2, 5.0])
@@ -182,7 +182,7 @@ def test_nothing_is_refused_before_a_hundred_points_and_the_error_counts_them():
     with pytest.raises(ModelError) as caught:
         AutoFlow(model).setup()
     message = str(caught.value)
-    assert len(set(points)) >= MOST_STARTS - 1  # the origin may come twice
+    assert len(set(points)) >= MODELS.most_starts - 1  # the origin may come twice
     for part in (
         "1 by init_loc_fn, 1 by the unconstrained origin, 49 by uniform(-2, 2), 49 by the prior",
         "100 times: ValueError: Expected parameter rate",

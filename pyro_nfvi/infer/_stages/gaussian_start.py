@@ -23,7 +23,7 @@ from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._train.progress import SILENT, Progress
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.guides._auto_flow import AutoFlow
-from pyro_nfvi.guides._build import FULL_DIM
+from pyro_nfvi.guides._recipe import GUIDES
 from pyro_nfvi.infer._recipe import CALL_SIZES, GAUSSIAN_START
 
 
@@ -192,14 +192,14 @@ def _starts(
     centres = torch.stack(rows)[:most]
     scales = torch.tensor([1.0] * len(roots) + [0.1] * (len(centres) - len(roots)))
     scales = scales[: len(centres)].to(centres)
-    return Normals.around(centres, scales, diagonal=len(init) > FULL_DIM)
+    return Normals.around(centres, scales, diagonal=len(init) > GUIDES.full_dim)
 
 
 def _single_starts(
     log_joint: LogJoint, target: Target, init: Tensor, generator: torch.Generator
 ) -> Iterator[Normals]:
     """One start after the other, for a model of which several cannot be compared."""
-    diagonal = len(init) > FULL_DIM
+    diagonal = len(init) > GUIDES.full_dim
     yield Normals.around(init[None], 0.1, diagonal=diagonal)
     yield Normals.around(init[None], 1e-3, diagonal=diagonal)
     rows = torch.cat([torch.zeros_like(init)[None], uniform_points(target, init, 3, generator)])

@@ -13,7 +13,7 @@ from pyro_nfvi._gaussian_vi.gaussians import Normals
 from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi.guides._build import FULL_DIM
+from pyro_nfvi.guides._recipe import GUIDES
 from pyro_nfvi.infer._recipe import CALL_SIZES, GAPS, PARAMETER_START, PARAMETER_START_LOOP
 from pyro_nfvi.infer._stages.parameter_ascent import Evidence, raise_evidence
 
@@ -66,7 +66,7 @@ def start_params(
     leaves = list(log_joint.named_parameters().values())
     target = Target(density, like, budget=budget)
     init = log_joint.latent.init_loc.detach()
-    now = Normals.around(init[None], 0.1, diagonal=len(init) > FULL_DIM)
+    now = Normals.around(init[None], 0.1, diagonal=len(init) > GUIDES.full_dim)
     sizes = PARAMETER_START_LOOP if log_joint.how == "loop" else PARAMETER_START
     count = max(sizes.fewest_draws, min(sizes.draws, CALL_SIZES.ascent // max(1, log_joint.size)))
     total, idle, unit, rounds = 0.0, 0, None, 0

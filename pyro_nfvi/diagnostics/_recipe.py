@@ -1,0 +1,69 @@
+"""The numbers by which weights are read: Pareto smoothing, k-hat, and the words of a verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PsisRecipe:
+    """Pareto-smoothed importance sampling (Vehtari et al. 2024)."""
+
+    #: Fewest tail draws to which a generalised Pareto distribution is fitted.
+    least_tail: int = 5
+    #: Weak prior on the shape: as if ten further tail draws had said 1/2 (appendix C).
+    prior_draws: int = 10
+    prior_shape: float = 0.5
+    #: Spread of the prior on 1/scale in Zhang and Stephens' estimator.
+    prior_spread: float = 3.0
+    #: Log weights this close are equal whatever their precision, in nats.
+    rounding: float = 1e-10
+    #: Rounding of log weights above which their equality says nothing, in nats.
+    largest_rounding: float = 0.5
+
+
+@dataclass(frozen=True)
+class KhatRecipe:
+    """How k-hat is read."""
+
+    #: Below it the weights have a variance: the approximation is close.
+    close: float = 0.5
+    #: From it on the weights have no mean.
+    no_mean: float = 1.0
+    #: Largest weight, as a share above the mean, up to which k-hat means nothing.
+    even: float = 0.05
+
+
+@dataclass(frozen=True)
+class VerdictRecipe:
+    """When a fit is good, when usable with reweighting."""
+
+    #: A fit with a light tail is good up to this gap, in nats.
+    gap: float = 0.1
+    #: Up to this gap, in nats, ...
+    small_gap: float = 0.05
+    #: ... and with this share of effective draws, the tail does not matter.
+    even: float = 0.9
+    #: k-hat of squares of a number from which on its second moment has no mean, however even the
+    #: weights are; where the draws' own tails are too light to show it all.
+    no_variance: float = 1.0
+    #: The same where it cannot be by chance: of 300 numbers with 2.5 or more degrees of freedom
+    #: none or one came this far, of 300 with one degree all.
+    surely_no_variance: float = 1.2
+    #: A fit is usable up to this gap, in nats, ...
+    usable_gap: float = 1.0
+    #: ... and from as many effective draws on.
+    usable_ess: int = 100
+    #: With so large a share effective, and the gap of a good fit, it is usable whatever the tail.
+    mostly: float = 0.8
+    #: Change of a number's mean by weights that is still good, in sds.
+    mean: float = 0.1
+    #: Change of its sd, as a logarithm.
+    sd: float = 0.15
+    #: Share of draws that the model may be unable to score.
+    unscored: float = 0.005
+    #: Numbers that a reason names at most.
+    named: int = 3
+
+
+PSIS_RECIPE, KHAT, VERDICT = PsisRecipe(), KhatRecipe(), VerdictRecipe()
