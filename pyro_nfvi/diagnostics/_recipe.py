@@ -24,7 +24,7 @@ class PsisRecipe:
 
 @dataclass(frozen=True)
 class KhatRecipe:
-    """How k-hat is read."""
+    """Thresholds of k-hat."""
 
     #: Below it the weights have a variance: the approximation is close.
     close: float = 0.5

@@ -132,7 +132,6 @@ def fit_density(
     if seed is None:
         seed = int(torch.randint(2**31, ()).item())
     check_dequantizer(dequantize)
-
     parts = [density] if dequantize is None else [density, dequantize]
     module = nn.ModuleList(parts)
     params = [p for p in module.parameters() if p.requires_grad]

@@ -16,7 +16,7 @@ from pyro_nfvi.guides._guide_draws import chunk_rows
 from pyro_nfvi.guides._recipe import GUIDES
 
 #: Levels one standard deviation of a normal below the median, the median, and one above.
-ONE_SD = (0.5 * math.erfc(math.sqrt(0.5)), 0.5, 0.5 * math.erfc(-math.sqrt(0.5)))
+ONE_SD = tuple(0.5 * math.erfc(-sd * math.sqrt(0.5)) for sd in (-1, 0, 1))
 #: Kinds of base without a quantile function that are symmetric about their ``loc``.
 _SYMMETRIC = (MultivariateNormal, StudentT)
 

@@ -35,8 +35,7 @@ from pyro_nfvi.infer._stages.set_up import set_up
 from pyro_nfvi.infer._stages.training import TrainingPlan, train
 from pyro_nfvi.infer._stages.warm_start import WarmStart, warm_start
 from pyro_nfvi.infer._time_plan import TimePlan
-from pyro_nfvi.objectives._make_objective import make_objective
-from pyro_nfvi.objectives._objective import Objective
+from pyro_nfvi.objectives._make_objective import ObjectiveLike, make_objective
 
 
 class NFVI:
@@ -122,7 +121,7 @@ class NFVI:
         self,
         model: Callable[..., Any],
         guide: GuideSpec = "auto",
-        objective: str | Objective | None = "path",
+        objective: ObjectiveLike | None = "path",
         optim: OptimSpec = None,
         *,
         num_particles: int = 64,

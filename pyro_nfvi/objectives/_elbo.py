@@ -40,8 +40,7 @@ class PathELBO(Objective):
     """
 
     name = "path"
-    additive = True
-    from_weights = True
+    group = 1
 
     def estimate(
         self,
@@ -80,8 +79,7 @@ class TotalELBO(Objective):
     """
 
     name = "total"
-    additive = True
-    from_weights = True
+    group = 1
 
     def estimate(
         self,

@@ -77,8 +77,6 @@ class RenyiELBO(Objective):
         True
     """
 
-    from_weights = True
-
     def __init__(self, alpha: float = 0.5, num_samples: int = 8, estimator: str = "dreg") -> None:
         kind = type(self).__name__
         number(f"{kind}: alpha", alpha)
@@ -88,14 +86,8 @@ class RenyiELBO(Objective):
                 f"{kind}'s estimator is {' or '.join(map(repr, _ESTIMATORS))}; got {estimator!r}."
             )
         self.alpha, self.num_samples, self.estimator = float(alpha), num_samples, estimator
+        self.group = num_samples
         self.name = f"renyi(alpha={self.alpha:g}, num_samples={num_samples}, {estimator})"
-
-    def check(self, num_particles: int) -> None:
-        if num_particles % self.num_samples:
-            raise OptionError(
-                f"{type(self).__name__}(num_samples={self.num_samples}) takes particles by "
-                f"{self.num_samples}: num_particles is to be a multiple; got {num_particles}."
-            )
 
     def terms(self, log_w: Tensor) -> Tensor:
         """Return the bound of each K draws, in nats; draws that fill no term are left out."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, final
 
+from torch import Tensor
+
+from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.objectives._elbo import PathELBO, TotalELBO
 from pyro_nfvi.objectives._importance_weighted import ImportanceELBO, RenyiELBO
-from pyro_nfvi.objectives._objective import Objective
+from pyro_nfvi.objectives._objective import Estimate, LogDensity, Objective
 from pyro_nfvi.objectives._schedules import Tempered
 from pyro_nfvi.objectives._tempered import TemperedELBO
 
@@ -22,8 +26,30 @@ _KNOWN: dict[str, Callable[[], Objective]] = {
 }
 
 
-def make_objective(objective: str | Objective) -> Objective:
-    """Return the objective of a name.
+#: An objective, its name, or a function with the arguments of ``Objective.estimate``.
+ObjectiveLike: TypeAlias = str | Objective | Callable[..., Estimate]
+
+
+@final
+class _Function(Objective):
+    """A plain function as an objective."""
+
+    def __init__(self, function: Callable[..., Estimate]) -> None:
+        self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
+
+    def estimate(
+        self,
+        density: FlowDensity,
+        log_density: LogDensity,
+        eps: Tensor,
+        params: Sequence[Tensor] = (),
+    ) -> Estimate:
+        return self.function(density, log_density, eps, params)
+
+
+def make_objective(objective: ObjectiveLike) -> Objective:
+    """Return the objective of a name, or a function as an objective.
 
     ``"path"`` and ``"total"`` are the ELBO with two gradients; ``"iw"`` and ``"dreg"`` the
     importance-weighted bound of 8 draws with two gradients; ``"renyi"`` Rényi's bound of order 0.5
@@ -40,6 +66,9 @@ def make_objective(objective: str | Objective) -> Objective:
         return objective
     if isinstance(objective, str) and objective in _KNOWN:
         return _KNOWN[objective]()
+    if callable(objective) and not isinstance(objective, type):
+        return _Function(objective)
     raise OptionError(
-        f"objective is one of {', '.join(map(repr, _KNOWN))} or an Objective; got {objective!r}."
+        f"objective is one of {', '.join(map(repr, _KNOWN))}, an Objective or a function; got "
+        f"{objective!r}."
     )

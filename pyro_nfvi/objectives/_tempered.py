@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import final
 
-import torch
 from torch import Tensor
 
-from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.objectives._objective import Estimate, LogDensity, Objective
@@ -49,13 +47,11 @@ class TemperedELBO(Objective):
     Example:
         >>> from pyro_nfvi.objectives import Tempered, TemperedELBO
         >>> objective = TemperedELBO(Tempered(steps=1000))
-        >>> objective.settled, objective.stream(0, 2)["objective.beta"].tolist()
+        >>> objective.settled, [objective.schedule(step) for step in (0, 1)]
         (990, [0.01, 0.011])
     """
 
-    additive = True
-    from_weights = True
-    streams = ("objective.beta",)
+    group = 1
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         schedule = Tempered() if schedule is None else schedule
@@ -65,22 +61,6 @@ class TemperedELBO(Objective):
             )
         self.schedule = schedule
         self.name = f"tempered({schedule})"
-        self._beta: Tensor | float = schedule(schedule.settled)
-
-    @property
-    def settled(self) -> int:  # type: ignore[override]
-        """Step from which on beta stays as it is."""
-        return self.schedule.settled
-
-    def stream(self, first: int, count: int) -> TensorDict:
-        betas = [self.schedule(step) for step in range(first, first + count)]
-        return {self.streams[0]: torch.tensor(betas, dtype=torch.float64)}
-
-    def at(self, numbers: Mapping[str, Tensor]) -> TemperedELBO:
-        """Return the objective with beta as in ``numbers``; without, it is that of the end."""
-        made = TemperedELBO(self.schedule)
-        made._beta = numbers[self.streams[0]]
-        return made
 
     def estimate(
         self,
@@ -91,7 +71,7 @@ class TemperedELBO(Objective):
     ) -> Estimate:
         z, log_q, score_q = density.push_with_score(eps)
         log_p, score_p, param_grads = self.score(log_density, z, params)
-        beta = self._beta.to(z) if isinstance(self._beta, Tensor) else self._beta
+        beta = self.weight.to(z) if isinstance(self.weight, Tensor) else self.weight
         pull = score_q - beta * score_p
         log_w = log_p - log_q.detach()
         good = rows_that_count(log_w, pull)

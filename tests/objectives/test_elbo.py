@@ -8,7 +8,7 @@ import torch
 from pyro_nfvi import FlowDensity
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows import Chain, DiagonalAffine, LowerTriangular, make_flow
-from pyro_nfvi.objectives import Estimate, Objective, PathELBO, TotalELBO
+from pyro_nfvi.objectives import Estimate, Linear, Objective, PathELBO, TotalELBO
 from pyro_nfvi.objectives._make_objective import make_objective
 
 DIM = 3
@@ -169,7 +169,7 @@ def test_all_particles_bad_gives_a_nan_bound(objective):
 def test_names():
     assert isinstance(make_objective("path"), PathELBO)
     assert isinstance(make_objective("total"), TotalELBO)
-    with pytest.raises(OptionError, match="'path', 'total', .* or an Objective; got 'elbo'"):
+    with pytest.raises(OptionError, match="'path', .* an Objective or a function; got 'elbo'"):
         make_objective("elbo")
 
     class Mine(Objective):
@@ -180,6 +180,40 @@ def test_names():
             log_w = log_density(z) - log_q
             return Estimate(-log_w.mean(), log_w.mean().detach(), log_w.detach())
 
-    mine = make_objective(Mine())
-    estimate = mine(FlowDensity(DiagonalAffine(2)), lambda z: -z.square().sum(-1), torch.ones(3, 2))
-    assert estimate.log_w.shape == (3,)
+    for mine in (make_objective(Mine()), make_objective(Mine().estimate)):
+        density, eps = FlowDensity(DiagonalAffine(2)), torch.ones(3, 2)
+        assert mine(density, lambda z: -z.square().sum(-1), eps).log_w.shape == (3,)
+        assert (mine.additive, mine.from_weights, mine.settled, mine.stream(0, 3)) == (
+            False, False, 0, {},
+        )  # fmt: skip
+    assert make_objective(Mine().estimate).name == "estimate"
+    with pytest.raises(OptionError, match="a function; got"):
+        make_objective(Mine)
+
+
+def test_an_objective_with_a_schedule_reads_its_weight():
+    class Warm(Objective):
+        name, group, schedule = "warm", 1, Linear(steps=4)
+
+        def estimate(self, density, log_density, eps, params=()):
+            z, log_q = density.push(eps)
+            log_w = self.weight * log_density(z) - log_q
+            return Estimate(-log_w.mean(), log_w.mean().detach(), log_w.detach())
+
+    warm = make_objective(Warm())
+    assert (warm.settled, warm.weight) == (4, 1.0)
+    numbers = {name: values[1] for name, values in warm.stream(0, 2).items()}
+    now = warm.at(numbers)
+    assert (float(now.weight), warm.weight) == (0.25, 1.0)
+
+
+def test_terms_of_several_particles_need_a_multiple():
+    class Pairs(Objective):
+        name, group = "pairs", 2
+
+        def estimate(self, density, log_density, eps, params=()):
+            raise NotImplementedError
+
+    Pairs().check(4)
+    with pytest.raises(OptionError, match="takes particles by 2: num_particles is"):
+        Pairs().check(5)

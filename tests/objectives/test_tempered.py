@@ -9,7 +9,7 @@ from pyro_nfvi.errors import OptionError
 from pyro_nfvi.objectives import Linear, PathELBO, Tempered, TemperedELBO
 from pyro_nfvi.objectives._make_objective import make_objective
 
-NAME = "objective.beta"
+NAME = "objective.weight"
 
 
 def at(beta):
