@@ -37,11 +37,11 @@ class WhitenedAffine(Flow):
     Example:
         >>> import torch
         >>> flow = WhitenedAffine(torch.ones(2), 3.0)
-        >>> flow(torch.ones(2))[0]
-        tensor([4., 4.])
+        >>> flow(torch.ones(2))[0].tolist()
+        [4.0, 4.0]
         >>> flow.set_fixed(torch.zeros(2), torch.eye(2))
-        >>> flow(torch.ones(2))[0]
-        tensor([1., 1.])
+        >>> flow(torch.ones(2))[0].tolist()
+        [1.0, 1.0]
     """
 
     def __init__(self, loc: Tensor, scale: float, rank: int | None = None) -> None:

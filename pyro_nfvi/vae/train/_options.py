@@ -213,7 +213,7 @@ def migrated(options: dict[str, Any]) -> dict[str, Any]:
         found["warmup"] = Options.warmup
     if "seed" in found:
         found.setdefault("split_seed", found["seed"])
-    for name in ("shape", "levels", "modules"):
+    for name in ("shape", "levels"):
         found.setdefault(name, getattr(Options, name))
     return found
 
