@@ -64,7 +64,7 @@ def full_precision(method: Callable[_P, _T]) -> Callable[_P, _T]:
         # One device type at a time: they nest, and two at once do not occur.
         with torch.autocast(kinds[0], enabled=False):
             lifted = {name: lift(value) for name, value in kwargs.items()}
-            return run(*map(lift, args), **lifted)  # type: ignore[arg-type]
+            return run(*map(lift, args), **lifted)
 
     return run
 

@@ -145,7 +145,7 @@ def scored(log_density: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """
     if not (torch.is_grad_enabled() and z.requires_grad):
         return log_density(z)
-    found: Tensor = _Scored.apply(z, log_density)  # type: ignore[no-untyped-call]
+    found: Tensor = _Scored.apply(z, log_density)
     return found
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 RAW_ONE = math.log(math.expm1(1.0))
 #: Least slope of ``t + a tanh(t)``: bounds the condition number of the inverse.
 MIN_SLOPE = 1e-3
-#: Where the series of a difference of log gammas takes over.
-_LARGE = 25.0
+#: Argument from which the series of a difference of log gammas has all digits of a double.
+_SERIES_FROM = 25.0
 #: Newton steps after which every bracketed start has converged (9 suffice for a <= 1000).
 _NEWTON_STEPS = 14
 
@@ -66,11 +66,11 @@ def log_gamma_step(x: Tensor) -> Tensor:
     From x = 25 on by its series, :math:`\tfrac12\log x - \tfrac1{8x} + \tfrac1{192x^3} -
     \tfrac1{640x^5} + \tfrac{17}{14336x^7}`, which has all digits there.
     """
-    few, rest = x.clamp_max(_LARGE), 1 / x.clamp_min(_LARGE)
+    few, rest = x.clamp_max(_SERIES_FROM), 1 / x.clamp_min(_SERIES_FROM)
     square = rest.square()
     series = 1 / 192 + square * (-1 / 640 + square * (17 / 14336))
     series = 0.5 * x.log() + rest * (-1 / 8 + square * series)
-    return torch.where(x > _LARGE, series, torch.lgamma(few + 0.5) - torch.lgamma(few))
+    return torch.where(x > _SERIES_FROM, series, torch.lgamma(few + 0.5) - torch.lgamma(few))
 
 
 def sech2(t: Tensor) -> Tensor:
@@ -210,9 +210,3 @@ def holds_everywhere(condition: Tensor) -> bool:
         return bool(condition.all())
     except RuntimeError:
         return False
-
-
-def root_error_bound(t: Tensor, k: Tensor, slope: Tensor) -> Tensor:
-    r"""Certify a root: :math:`|t - t^*| \le |t + a \tanh t - k| / \min(1, 1 + a)`."""
-    residual = (t + (slope - 1) * torch.tanh(t) - k).abs()
-    return residual / slope.clamp_max(1.0)

@@ -15,7 +15,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 #: Called at the beginning of a turn; each returns what brings the state back that it saw.
-_KEEPERS: list[Callable[[], Callable[[], None]]] = []
+_SAVERS: list[Callable[[], Callable[[], None]]] = []
 
 
 class _Turn:
@@ -56,7 +56,7 @@ class _Turn:
             self._lock.release()
 
     def _begin(self) -> None:
-        self._restore = [keeper() for keeper in _KEEPERS]
+        self._restore = [saver() for saver in _SAVERS]
         self._owner = threading.get_ident()
         if self._forked:
             # The OpenMP that comes with PyTorch waits for ever for threads that a fork left behind.
@@ -113,13 +113,13 @@ def takes_turn(function: Callable[_P, _T]) -> Callable[_P, _T]:
     return inside
 
 
-def keep(keeper: Callable[[], Callable[[], None]]) -> None:
+def restore_in_child(saver: Callable[[], Callable[[], None]]) -> None:
     """Have state of the process kept at the beginning of every turn, for a child of a fork.
 
     Args:
-        keeper: Looks at the state, and returns a function that brings it back.
+        saver: Looks at the state, and returns a function that brings it back.
     """
-    _KEEPERS.append(keeper)
+    _SAVERS.append(saver)
 
 
 def _random_state() -> Callable[[], None]:
@@ -127,4 +127,4 @@ def _random_state() -> Callable[[], None]:
     return lambda: torch.set_rng_state(state)
 
 
-keep(_random_state)
+restore_in_child(_random_state)

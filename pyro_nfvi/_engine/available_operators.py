@@ -7,9 +7,7 @@ from typing import Any
 import torch
 
 from pyro_nfvi._engine.program import Unsupported
-from pyro_nfvi._operators import Missing, Namespace, aten, prims
-
-__all__ = ["Missing", "Namespace", "aten", "present", "prims"]
+from pyro_nfvi._operators import Missing
 
 
 def present(operation: Any) -> Any:

@@ -75,7 +75,7 @@ def capture(
             f"the step failed while it was captured: {type(error).__name__}: {lines[0][:200]}"
         ) from error
     reached = [i for i, grad in enumerate(grads) if grad is not None]
-    recorder.output([*(grads[i] for i in reached), bound, num_bad])  # type: ignore[list-item]
+    recorder.output([*(grads[i] for i in reached), bound, num_bad])
     storages = {param.untyped_storage().data_ptr() for param in params}
     for const in recorder.consts:
         if const.untyped_storage().data_ptr() in storages:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from pyro_nfvi._engine.available_operators import aten, present
+from pyro_nfvi._engine.available_operators import present
 from pyro_nfvi._engine.program import Unsupported
+from pyro_nfvi._operators import aten
 
 
 def out_of_place(func: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any, Any]:

@@ -156,11 +156,11 @@ class Runner(Protocol):
 
 
 @runtime_checkable
-class Keeper(Runner, Protocol):
+class SnapshotRunner(Runner, Protocol):
     """A runner that copies its state by itself, in less time than through the live tensors."""
 
-    def keep(self) -> Any:
-        """Copy everything that steps change, for :meth:`put_back`."""
+    def snapshot(self) -> Any:
+        """Copy everything that steps change, for :meth:`restore`."""
 
-    def put_back(self, kept: Any) -> None:
-        """Go back to what was kept, leaving the live tensors alone."""
+    def restore(self, saved: Any) -> None:
+        """Go back to a snapshot, leaving the live tensors alone."""

@@ -19,17 +19,19 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from pyro_nfvi._compat import DispatchMode, without_modes
-from pyro_nfvi._engine.available_operators import aten, present
+from pyro_nfvi._engine.available_operators import present
 from pyro_nfvi._engine.code_location import place_in_code
 from pyro_nfvi._engine.graph_tensors import frozen, meta, tensors, uniform
 from pyro_nfvi._engine.in_place_writes import as_simple_views, out_of_place, undo_view
 from pyro_nfvi._engine.operator_traits import Traits, traits_of
 from pyro_nfvi._engine.program import Unsupported
+from pyro_nfvi._operators import aten
 
-#: Most operations of a step: beyond, Python's share of its time is small, or building takes long.
-_LARGEST = 60_000
-#: Largest constant that is looked through for being one number.
-_LOOK = 1_000_000
+#: Operations of a step at most: beyond, Python's share of its time is small, or building it takes
+#: long.
+_MAX_OPERATIONS = 60_000
+#: Numbers up to which a constant is examined for being one number repeated (4 MB of floats).
+_MAX_EXAMINED = 1_000_000
 #: Operations that do nothing to a value.
 _NOTHING = {aten.detach.default, aten.alias.default, aten.lift_fresh.default}
 #: Operations that ask a tensor for its shape and type alone.
@@ -175,8 +177,8 @@ class Recorder(DispatchMode):
         key = func, frozen(args), frozen(kwargs)
         node = self._seen.get(key)
         if node is None:
-            if len(self._seen) >= _LARGEST:
-                raise Unsupported(f"a step has more than {_LARGEST} operations")
+            if len(self._seen) >= _MAX_OPERATIONS:
+                raise Unsupported(f"a step has more than {_MAX_OPERATIONS} operations")
             node = self.graph.call_function(present(func), args, kwargs)
             many = isinstance(out, (tuple, list))
             node.meta["val"] = [meta(x) for x in out] if many else meta(out)
@@ -258,7 +260,7 @@ class Recorder(DispatchMode):
 
     def _lift(self, tensor: Tensor, value: _Value) -> Node:
         """Make a constant an input of the graph, or a number of it where it was one in the code."""
-        if value.literal and tensor.numel() <= _LOOK:
+        if value.literal and tensor.numel() <= _MAX_EXAMINED:
             with without_modes():
                 number = uniform(tensor)
             if number is not None:

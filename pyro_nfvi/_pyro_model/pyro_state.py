@@ -9,7 +9,7 @@ import pyro
 from pyro.nn.module import _Context
 from pyro.poutine.runtime import _PYRO_STACK
 
-from pyro_nfvi._model_lock import keep, takes_turn, turn
+from pyro_nfvi._model_lock import restore_in_child, takes_turn, turn
 
 __all__ = ["takes_turn", "turn"]
 
@@ -39,4 +39,4 @@ def _leave_modules() -> None:
             context.__dict__.pop("_param_ctx", None)
 
 
-keep(_pyro_state)
+restore_in_child(_pyro_state)

@@ -386,21 +386,21 @@ class _Builder:
         return seconds[0], seconds[1]
 
 
-def _graph(program: Program, spec: OptimizerSpec, patience: float) -> Runner:
-    del patience  # there is nothing to build
+def _graph(program: Program, spec: OptimizerSpec, timeout: float) -> Runner:
+    del timeout  # there is nothing to build
     return GraphRunner(program, spec)
 
 
 def _native(
-    program: Program, spec: OptimizerSpec, patience: float, *, eager: bool = False
+    program: Program, spec: OptimizerSpec, timeout: float, *, eager: bool = False
 ) -> Runner:
     with _stage("imported"):
         from pyro_nfvi._engine.native.runner import build_native
-    return build_native(program, spec, eager=eager, patience=patience)
+    return build_native(program, spec, eager=eager, timeout=timeout)
 
 
-def _hybrid(program: Program, spec: OptimizerSpec, patience: float) -> Runner:
-    return _native(program, spec, patience, eager=True)
+def _hybrid(program: Program, spec: OptimizerSpec, timeout: float) -> Runner:
+    return _native(program, spec, timeout, eager=True)
 
 
 def _left(runner: Runner) -> str:

@@ -15,13 +15,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from pyro_nfvi._model_lock import keep
+from pyro_nfvi._model_lock import restore_in_child
 from pyro_nfvi._optim.learning_rate import Schedule
 from pyro_nfvi._train.recipe import TRAINING
 from pyro_nfvi.guides._auto_flow import AutoFlow
 
 # The lock of all bars may be held by a thread that a fork leaves behind.
-keep(lambda: lambda: tqdm.set_lock(threading.RLock()))
+restore_in_child(lambda: lambda: tqdm.set_lock(threading.RLock()))
 
 #: Units that are done when a stage ends well: it counts none of them itself.
 _WHOLE = ("look", "stage", "engine")

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from pyro_nfvi._engine.program import BlockResult, Keeper
+from pyro_nfvi._engine.program import BlockResult, SnapshotRunner
 from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._train.engine_selection import Chosen, failed
 from pyro_nfvi._train.step import EagerRunner
@@ -98,8 +98,8 @@ class Stepper:
     def take(self, step: int) -> State:
         """Copy the present state, in the runner's own form if it has one."""
         runner = self.engine.runner
-        if isinstance(runner, Keeper):
-            return RunnerState(step, runner.keep())
+        if isinstance(runner, SnapshotRunner):
+            return RunnerState(step, runner.snapshot())
         self.pull()
         return Snapshot.take(step, self._params, self._optimizer)
 
@@ -110,8 +110,8 @@ class Stepper:
             state.put(self._params, self._optimizer)
             runner.push()
         else:
-            assert isinstance(runner, Keeper)
-            runner.put_back(state.state)
+            assert isinstance(runner, SnapshotRunner)
+            runner.restore(state.state)
             runner.pull()
         self._live = True
 

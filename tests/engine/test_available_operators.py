@@ -15,9 +15,9 @@ from train.test_engine_selection import fit
 
 import pyro_nfvi
 from pyro_nfvi import _operators
-from pyro_nfvi._engine import available_operators as operators
-from pyro_nfvi._engine.available_operators import Missing, Namespace, aten, present
+from pyro_nfvi._engine.available_operators import present
 from pyro_nfvi._engine.program import Unsupported
+from pyro_nfvi._operators import Missing, Namespace, aten
 from pyro_nfvi._train import engine_selection as engines
 from pyro_nfvi.errors import OptionError
 
@@ -89,7 +89,7 @@ def forget(monkeypatch, *names):
 )
 def test_a_torch_without_operations_fits(monkeypatch, gone, backend, reason):
     for name, space in (("aten", torch.ops.aten), ("prims", torch.ops.prims)):
-        monkeypatch.setattr(operators, name, Namespace(name, Without(space, gone)))
+        monkeypatch.setattr(_operators, name, Namespace(name, Without(space, gone)))
     base = "pyro_nfvi._engine"
     forget(monkeypatch, f"{base}.native", f"{base}.recorder", f"{base}.in_place_writes")
     found = fit("schools", engine="auto", max_steps=600)

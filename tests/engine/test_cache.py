@@ -459,10 +459,10 @@ def test_a_compiler_that_hangs_with_a_step_is_waited_for_once(fresh, monkeypatch
         f'{GOOD} "$@"'
     )
     monkeypatch.setenv("CXX", script(fresh / "cc", picky))
-    for k, patience in enumerate((1.5, 1.5, 1.2, 1.4, 1.7)):
+    for k, timeout in enumerate((1.5, 1.5, 1.2, 1.4, 1.7)):
         with pytest.raises(CompilerFault, match="took more than"):
-            compile_text(TRIFLE.replace("42", str(k)), ("answer",), patience)
-    assert len((fresh / "asked").read_text()) == 2  # only more patience is another chance
+            compile_text(TRIFLE.replace("42", str(k)), ("answer",), timeout)
+    assert len((fresh / "asked").read_text()) == 2  # only a longer timeout is another chance
 
 
 def test_all_that_a_command_started_ends_with_it(tmp_path):

@@ -237,7 +237,7 @@ def test_what_is_kept_can_be_put_back():
     params = params_of()
     _, runner = build(params, grouped(params, torch.optim.Adam))
     runner.run(*inputs_of(5))
-    kept = runner.keep()
+    kept = runner.snapshot()
     first = runner.run(*inputs_of(5, seed=7)).bounds
-    runner.put_back(kept)
+    runner.restore(kept)
     assert torch.equal(runner.run(*inputs_of(5, seed=7)).bounds, first)

@@ -37,7 +37,7 @@ _COMPILE_TIME = _CompileTime()
 
 
 def compile_text(
-    text: str, symbols: tuple[str, ...], patience: float = math.inf
+    text: str, symbols: tuple[str, ...], timeout: float = math.inf
 ) -> tuple[bytes, bool]:
     """Compile a source or find it compiled; return the object and whether it was found.
 
@@ -47,7 +47,7 @@ def compile_text(
     Args:
         text: C++.
         symbols: Functions that it has to offer.
-        patience: Seconds that a compile may take; one that is expected to take longer is not
+        timeout: Seconds that a compile may take; one that is expected to take longer is not
             begun.
 
     Raises:
@@ -59,10 +59,10 @@ def compile_text(
     if found is not None:
         return found, True
     expected = _COMPILE_TIME.expect(text)
-    if expected > patience:
+    if expected > timeout:
         raise Unsupported(
-            f"compiling takes about {expected:.0f} s, and the time left for it is {patience:.1f} s"
+            f"compiling takes about {expected:.0f} s, and the time left for it is {timeout:.1f} s"
         )
-    data = compiler.build(text, symbols, patience)
+    data = compiler.build(text, symbols, timeout)
     cache.put(key, data)
     return data, False

@@ -25,10 +25,14 @@ _FLAGS = (
     "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-exceptions", "-fno-rtti",
     "-fvisibility=hidden", "-w",
 )  # fmt: skip
-#: Seconds after which a compile is given up, and that of a trifle.
-_PATIENCE, _SHORT = 200.0, 30.0
-#: Failures in a row after which a compiler is not asked again by this process.
-_FAILURES = 2
+#: Seconds after which a compile is given up: more than twice what the largest step takes (12,000
+#: loops of 6 ms).
+_COMPILE_TIMEOUT = 200.0
+#: Seconds after which a compiler has to have said its version, or compiled a function of one line.
+_PROBE_TIMEOUT = 30.0
+#: Failures in a row after which this process does not use a compiler again: one alone may be due to
+#: its source.
+_MAX_FAILURES = 2
 _TRIFLE = 'extern "C" __attribute__((visibility("default"))) void probe(double*, float*) {}\n'
 _PROBE = """
 #include <cmath>
@@ -68,34 +72,36 @@ class Compiler:
         """Everything about it on which an object depends."""
         return "\n".join((*self.command, self.version, *self.flags, *self.libraries))
 
-    def build(self, source: str, symbols: tuple[str, ...], patience: float = _PATIENCE) -> bytes:
+    def build(
+        self, source: str, symbols: tuple[str, ...], timeout: float = _COMPILE_TIMEOUT
+    ) -> bytes:
         """Compile a source into a shared object, and try it out in a process of its own.
 
         A source for which it failed is not given to it again by this process; after two failures
-        in a row none is, and after a compile that hung none without more patience.
+        in a row none is, and after a compile that hung none without a longer timeout.
 
         Args:
             source: C++.
             symbols: Functions that the object has to offer.
-            patience: Seconds that it may take.
+            timeout: Seconds that it may take.
 
         Raises:
             CompilerFault: It failed, was killed, took too long, or made what cannot be loaded.
             Unsupported: The disk is full.
         """
-        patience = min(patience, _PATIENCE)
-        build = partial(self._build, source, symbols, patience)
-        return _MEMORY.ask(self.identity, source, patience, build)
+        timeout = min(timeout, _COMPILE_TIMEOUT)
+        build = partial(self._build, source, symbols, timeout)
+        return _MEMORY.ask(self.identity, source, timeout, build)
 
-    def _build(self, source: str, symbols: tuple[str, ...], patience: float) -> bytes:
-        data = _compile([*self.command, *self.flags], source, self.libraries, patience)
+    def _build(self, source: str, symbols: tuple[str, ...], timeout: float) -> bytes:
+        data = _compile([*self.command, *self.flags], source, self.libraries, timeout)
         if problem := try_out(data, symbols):
             raise CompilerFault(f"what the compiler {self.command[0]} made {problem}")
         return data
 
 
 def _compile(
-    command: list[str], source: str, libraries: tuple[str, ...], patience: float = _PATIENCE
+    command: list[str], source: str, libraries: tuple[str, ...], timeout: float = _COMPILE_TIMEOUT
 ) -> bytes:
     """Run a compiler on a source and return the object."""
     try:
@@ -103,18 +109,18 @@ def _compile(
             code, made = folder / "step.cpp", folder / "step.so"
             code.write_text(source, encoding="utf-8")
             line = [*command, str(code), "-o", str(made), *libraries]
-            _check(run(line, folder, patience), command[0], patience)
+            _check(run(line, folder, timeout), command[0], timeout)
             return _made(made, command[0])
     except OSError as error:
         raise Unsupported(f"the compiler's files cannot be written ({error})") from error
 
 
-def _check(done: Outcome, name: str, patience: float) -> None:
+def _check(done: Outcome, name: str, timeout: float) -> None:
     """Raise unless a compiler has ended well."""
     if done.problem:
         raise CompilerFault(f"the C++ compiler {name} cannot be run ({done.problem})")
     if done.hung:
-        raise _Hung(f"the compiler took more than {patience:.0f} s")
+        raise _Hung(f"the compiler took more than {timeout:.0f} s")
     if done.status < 0:
         raise CompilerFault(f"the compiler was killed (signal {-done.status})")
     if done.status:
@@ -149,23 +155,23 @@ class _Memory:
         self.given_up: dict[str, str] = {}
         self.waited: dict[str, float] = {}
 
-    def ask(self, identity: str, source: str, patience: float, build: Callable[[], bytes]) -> bytes:
+    def ask(self, identity: str, source: str, timeout: float, build: Callable[[], bytes]) -> bytes:
         """Build, unless it is known to fail."""
         key = Cache.key(identity, source)
         known = self.given_up.get(identity) or self.sources.get(key)
         if known:
             raise CompilerFault(known)
-        if patience <= self.waited.get(identity, 0.0):
+        if timeout <= self.waited.get(identity, 0.0):
             raise CompilerFault(f"the compiler took more than {self.waited[identity]:.0f} s before")
         try:
             data = build()
         except _Hung:
-            self.waited[identity] = patience
+            self.waited[identity] = timeout
             raise
         except CompilerFault as error:
             self.sources[key] = str(error)
             count = self.in_a_row[identity] = self.in_a_row.get(identity, 0) + 1
-            if count >= _FAILURES:
+            if count >= _MAX_FAILURES:
                 self.given_up[identity] = f"{error}; it is not asked again"
             raise
         self.in_a_row.pop(identity, None)
@@ -223,9 +229,9 @@ def _find(command: tuple[str, ...], changed: int, size: int) -> Compiler | str:
     """Return a compiler, or why it is none: once for each, until its file changes."""
     try:
         with work_folder() as folder:
-            asked = run([*command, "--version"], folder, _SHORT)
+            asked = run([*command, "--version"], folder, _PROBE_TIMEOUT)
         if asked.problem or asked.hung:
-            why = asked.problem or f"it took more than {_SHORT:.0f} s to say its version"
+            why = asked.problem or f"it took more than {_PROBE_TIMEOUT:.0f} s to say its version"
             return f"the C++ compiler {command[0]} cannot be run ({why})"
         version = asked.output.partition("\n")[0]
         return _remembered(command, version, Cache.key(*command, version, f"{changed} {size}"))
@@ -267,7 +273,7 @@ def _attempt(
     command: tuple[str, ...], source: str, extra: tuple[str, ...], libraries: tuple[str, ...]
 ) -> None:
     """Compile, load and call a small function."""
-    data = _compile([*command, *_FLAGS, *extra], source, libraries, _SHORT)
+    data = _compile([*command, *_FLAGS, *extra], source, libraries, _PROBE_TIMEOUT)
     if problem := try_out(data, ("probe",), call="probe"):
         raise CompilerFault(f"what the compiler {command[0]} made {problem}")
 

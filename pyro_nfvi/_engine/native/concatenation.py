@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pyro_nfvi._engine.available_operators import aten
 from pyro_nfvi._engine.native.lowering import Lowering, lowers
 from pyro_nfvi._engine.native.values import BufVal, Val
 from pyro_nfvi._engine.native.views import reshape, slice_of
 from pyro_nfvi._engine.program import Unsupported
-
-__all__: list[str] = []
+from pyro_nfvi._operators import aten
 
 
 def _store_part(low: Lowering, target: BufVal, part: Val, dim: int, begin: int) -> None:

@@ -19,8 +19,8 @@ _REDUCE = {
     "any": ("0", "{a}|=(int)({v});"),
 }
 _CLAUSE = {"sum": "+", "prod": "*", "all": "&", "any": "|"}
-#: Loops shorter than this are left to the compiler.
-_SHORT = 4
+#: Iterations from which a loop is marked for vectorisation: a vector holds 4 doubles.
+_SIMD_FROM = 4
 
 
 def emit_group(group: Group, without: set[Buffer]) -> str:
@@ -146,7 +146,7 @@ class _Writer:
         out += self._lines[0]
         for k, name in enumerate(self.order):
             last = k == levels - 1
-            if last and not self.group.serial and self.length[name] >= _SHORT:
+            if last and not self.group.serial and self.length[name] >= _SIMD_FROM:
                 extra = "".join(f" reduction({s}:{','.join(a)})" for s, a in clauses.items())
                 out.append(f"\n#pragma omp simd{extra}\n")
             n = self.length[name]

@@ -54,10 +54,10 @@ _RULES = (
     scans,
     views,
 )
-#: Loops of a step at most; a compiler takes some 6 ms for each.
-_MOST = 12_000
+#: Loops of a step at most: a compiler takes some 6 ms for each, so that these take 72 s.
+_MAX_LOOPS = 12_000
 #: Characters of a function, about, at which the next one begins: compilers slow down on long ones.
-_PART = 12_000
+_FUNCTION_LENGTH = 12_000
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def generate(
     except RecursionError as error:
         raise Unsupported("a formula that is nested too deeply") from error
     groups = fuse(low.body)
-    if len(groups) > _MOST:
+    if len(groups) > _MAX_LOOPS:
         raise Unsupported(f"a step of {len(groups)} loops, which would take minutes to compile")
     without = unread(groups, low.outputs)
     where, slots = place(groups, without)
@@ -180,7 +180,7 @@ def _functions(
         touched = group.reads | group.writes
         if call is not None:
             touched = set(call.reads) | set(call.writes)
-        if body and length + len(text) > _PART:
+        if body and length + len(text) > _FUNCTION_LENGTH:
             close()
             body, used, length = [], {}, 0
         body.append(text)

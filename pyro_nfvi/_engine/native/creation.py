@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro_nfvi._engine.available_operators import aten, prims
 from pyro_nfvi._engine.native.expressions import Expr, Ix
 from pyro_nfvi._engine.native.lowering import Lowering, lowers
 from pyro_nfvi._engine.native.pointwise import lazy
 from pyro_nfvi._engine.native.values import BufVal, LazyVal
 from pyro_nfvi._engine.program import Unsupported
-
-__all__: list[str] = []
+from pyro_nfvi._operators import aten, prims
 
 
 @lowers(

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from pyro_nfvi._engine.available_operators import aten
 from pyro_nfvi._engine.native.expressions import ctype
 from pyro_nfvi._engine.native.lowering import Lowering
 from pyro_nfvi._engine.native.values import BufVal, HeldVal, LazyVal
 from pyro_nfvi._engine.program import Unsupported
+from pyro_nfvi._operators import aten
 
 _VOID = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.POINTER(ctypes.c_void_p))
 #: What depends on how its argument lies in memory, which differs here.

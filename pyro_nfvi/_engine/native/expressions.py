@@ -24,8 +24,8 @@ CTYPES: dict[torch.dtype, str] = {
     torch.uint8: "uint8_t",
     torch.bool: "bool",
 }
-#: Operations that cost less than writing the result to memory and reading it again.
-CHEAP = 2
+#: Operations up to which a formula is computed again rather than written to memory and read back.
+RECOMPUTE_COST = 2
 _FLOATS = ("float", "double")
 
 

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 
 import pyro_nfvi._chain_rule  # noqa: F401 - defines the operations of its rule
-from pyro_nfvi._engine.available_operators import aten
 from pyro_nfvi._engine.native.expressions import Expr, Ix
 from pyro_nfvi._engine.native.lowering import Lowering, lowers
 from pyro_nfvi._engine.native.pointwise import lazy, unary
 from pyro_nfvi._engine.native.values import BufVal, LazyVal
 from pyro_nfvi._engine.program import Unsupported
-
-__all__: list[str] = []
+from pyro_nfvi._operators import aten
 
 Vals = BufVal | LazyVal
 

@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 
-from pyro_nfvi._engine.available_operators import aten
 from pyro_nfvi._engine.native.expressions import Expr, Ix
 from pyro_nfvi._engine.native.lowering import Lowering, lowers
 from pyro_nfvi._engine.native.values import BufVal, LazyVal, Shape, Val, remembered
 from pyro_nfvi._engine.program import Unsupported
-
-__all__: list[str] = []
+from pyro_nfvi._operators import aten
 
 
 def _place(low: Lowering, index: Val, at: tuple[Ix, ...], n: int) -> Ix:

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 _RANDOM = ("rand", "normal", "bernoulli", "uniform", "exponential", "multinomial", "dropout")
-#: Numbers that a known value may hold at most, beyond the tensors it is made of.
-_LARGE = 4_000_000
+#: Numbers that a folded constant may hold (32 MB of doubles), unless the tensors that it is made of
+#: hold more.
+_MAX_FOLDED_SIZE = 4_000_000
 
 
 def known_values(graph: GraphModule, given: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
@@ -51,6 +52,6 @@ def _compute(node: Node, values: dict[Node, Any]) -> None:
     most = max(
         (values[one].numel() for one in inputs if isinstance(values[one], Tensor)), default=0
     )
-    if own > max(_LARGE, most):
+    if own > max(_MAX_FOLDED_SIZE, most):
         return
     values[node] = made

@@ -7,13 +7,11 @@ from typing import Any
 
 import torch
 
-from pyro_nfvi._engine.available_operators import aten
 from pyro_nfvi._engine.native.lowering import Lowering, lowers
 from pyro_nfvi._engine.native.pointwise import lazy
 from pyro_nfvi._engine.native.values import BufVal, LazyVal, Shape, Val
 from pyro_nfvi._engine.program import Unsupported
-
-__all__: list[str] = []
+from pyro_nfvi._operators import aten
 
 
 def _copy(low: Lowering, x: Val, shape: Shape | None = None) -> BufVal:

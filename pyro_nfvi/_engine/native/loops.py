@@ -9,10 +9,10 @@ from pyro_nfvi._engine.native.buffers import Buffer
 from pyro_nfvi._engine.native.expressions import Expr, Ix
 from pyro_nfvi._engine.native.values import BufVal, Shape
 
-#: From this length on a loop is worth keeping free of jumps through memory.
-_WIDE = 8
-#: Statements that one loop takes at most.
-_MOST = 40
+#: Iterations from which strided accesses get a loop of their own: in shorter ones they cost little.
+_STRIDED_FROM = 8
+#: Statements that one loop takes at most: so that their values stay in registers.
+_MAX_FUSED = 40
 
 
 @dataclass(eq=False)
@@ -45,7 +45,7 @@ class Statement:
     @property
     def apart(self) -> bool:
         """Tell whether its memory accesses are strided, which would slow down a shared loop."""
-        if not self.sizes or self.sizes[-1] < _WIDE:
+        if not self.sizes or self.sizes[-1] < _STRIDED_FROM:
             return False
         inner = f"i{len(self.sizes) - 1}"
         steps = [load.args[1] for load in loads(self.value)] + [self.place]
@@ -101,7 +101,7 @@ def _fits(group: Group, new: Statement, needed: dict[Buffer, list[Ix]]) -> bool:
     """Tell whether a statement may be fused: it reads the group's results at its own index only."""
     if (
         group.sizes != new.sizes
-        or len(group.body) >= _MOST
+        or len(group.body) >= _MAX_FUSED
         or group.serial != new.serial
         or group.apart != new.apart
     ):

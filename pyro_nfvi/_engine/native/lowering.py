@@ -10,22 +10,24 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pyro_nfvi._engine.available_operators import Missing, aten
 from pyro_nfvi._engine.native.buffers import Buffer
-from pyro_nfvi._engine.native.expressions import CHEAP, Expr, Ix, Pool, ctype
+from pyro_nfvi._engine.native.expressions import RECOMPUTE_COST, Expr, Ix, Pool, ctype
 from pyro_nfvi._engine.native.loops import Call, Statement, order_of_loops
 from pyro_nfvi._engine.native.masked_weights import MASKED_GRADIENT, MaskedWeights, transposed
 from pyro_nfvi._engine.native.sparse_weights import Masked
 from pyro_nfvi._engine.native.values import BufVal, HeldVal, LazyVal, Shape, Val, contiguous
 from pyro_nfvi._engine.program import NoRule, Unsupported
+from pyro_nfvi._operators import Missing, aten
 
 #: A rule makes the values of one node; ``args`` hold values where the node has inputs.
 Rule = Callable[..., Any]
 RULES: dict[Any, Rule] = {}
-#: Sums of more numbers than this are taken in double: one by one, float would lose digits.
-MANY = 8192
-#: Formulas longer than this are computed once into memory, even if they are used once.
-_LONG = 48
+#: Terms from which a sum of floats is accumulated in double: the bound on its error, n eps,
+#: is 5e-4 there.
+DOUBLE_SUM_FROM = 8192
+#: Operations beyond which a formula is computed once into memory, even if it is used once, so that
+#: the values of one loop stay in registers.
+_MAX_FORMULA_COST = 48
 
 
 def lowers(*targets: Any) -> Callable[[Rule], Rule]:
@@ -212,7 +214,7 @@ class Lowering:
         if not prod(value.shape):
             return False
         cost = value.probe().cost
-        if cost > _LONG or (self.uses(node) > 1 and cost > CHEAP):
+        if cost > _MAX_FORMULA_COST or (self.uses(node) > 1 and cost > RECOMPUTE_COST):
             return True
         # One copy for all products that it enters, however they turn it (thin ones are loops).
         thick = self._rows is None or self._rows > 2
@@ -352,7 +354,7 @@ class Lowering:
             return
         if not prod(shape):
             raise Unsupported("a reduction of nothing")
-        long = prod(shape[d] for d in reduced) >= MANY
+        long = prod(shape[d] for d in reduced) >= DOUBLE_SUM_FROM
         if how == "sum" and target.ctype == "float" and long:
             wide = self.fresh(target.shape, "double")
             self.statement(shape, load, wide, reduced=reduced, how=how)

@@ -8,9 +8,8 @@ from pyro_nfvi._engine.native.lowering import Lowering, lowers
 from pyro_nfvi._engine.native.values import BufVal, LazyVal, Val
 from pyro_nfvi._nn import masked_jacobian as masked_solve
 
-__all__: list[str] = []
-
-#: Rows that the C++ takes at a time, and particles if they lie side by side.
+#: Sizes of the work space of ``solve_masked`` in ``cpp/``: rows that it takes at a time, and
+#: particles where these lie side by side.
 _ROWS, _LANES = 4, 32
 _MODULE = masked_solve  # it registers the operation
 

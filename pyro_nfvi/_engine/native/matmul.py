@@ -5,31 +5,32 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from pyro_nfvi._engine.available_operators import aten
 from pyro_nfvi._engine.native.buffers import Buffer
-from pyro_nfvi._engine.native.expressions import CHEAP, Expr, Ix
-from pyro_nfvi._engine.native.lowering import MANY, Lowering, Rule, lowers
+from pyro_nfvi._engine.native.expressions import RECOMPUTE_COST, Expr, Ix
+from pyro_nfvi._engine.native.lowering import DOUBLE_SUM_FROM, Lowering, Rule, lowers
 from pyro_nfvi._engine.native.masked_weights import MASKED_GRADIENT
 from pyro_nfvi._engine.native.pointwise import lazy
 from pyro_nfvi._engine.native.sparse_weights import Masked
 from pyro_nfvi._engine.native.values import BufVal, LazyVal, Val, contiguous
 from pyro_nfvi._engine.native.views import reshape
+from pyro_nfvi._operators import aten
 
-#: Products with more multiplications than this go to BLAS.
-BLAS_FROM = 200_000
-#: ... unless the right side has as few numbers as this: then it stays in the cache.
-_NEAR = 32_768
-#: Products with fewer rows or columns than this are loops.
-_THIN = 3
-#: A matrix of fewer numbers than this is multiplied by a vector in a loop, with formulas fused in.
-_VECTOR_FROM = 256
-#: Products of masked weights with more columns than this go to BLAS as they are.
-_WIDE = 128
+#: Multiplications from which a product goes to BLAS: below, the call costs more than it saves.
+_BLAS_FROM = 200_000
+#: Numbers up to which the right side stays in the cache (256 kB of doubles): such a product is not
+#: given to BLAS, however many rows the left side has.
+_CACHED_SIZE = 32_768
+#: Rows or columns below which a product is a loop, into which formulas are fused.
+_LOOP_BELOW = 3
+#: Numbers below which a matrix is multiplied by a vector in a loop, into which formulas are fused.
+_GEMV_FROM = 256
+#: Columns beyond which a product of masked weights goes to BLAS, zeros included.
+_MASKED_COLUMNS = 128
 
 
 def _once(low: Lowering, x: Val) -> Val:
     """Compute an operand that is read many times, unless reading it costs nothing."""
-    return low.realize(x) if isinstance(x, LazyVal) and x.probe().cost > CHEAP else x
+    return low.realize(x) if isinstance(x, LazyVal) and x.probe().cost > RECOMPUTE_COST else x
 
 
 def _product(low: Lowering, a: Val, b: Val, bias: Val | None = None) -> Val:
@@ -52,7 +53,7 @@ def _product(low: Lowering, a: Val, b: Val, bias: Val | None = None) -> Val:
         if bias is None:
             return plain
         return lazy(low, lambda i: pool.add(plain.load(i), low.scalar(bias, i, kind)))
-    if min(m, n) < _THIN or prod((m, n, k)) <= 64:
+    if min(m, n) < _LOOP_BELOW or prod((m, n, k)) <= 64:
         return _thin(low, a, b, bias)
     return _gemm(low, low.realize(a), low.realize(b), bias)
 
@@ -60,7 +61,7 @@ def _product(low: Lowering, a: Val, b: Val, bias: Val | None = None) -> Val:
 def _vector(low: Lowering, a: Val, b: Val) -> BufVal | None:
     """Multiply a matrix in memory by a vector; None where that is not what there is to do."""
     (m, k), n = a.shape, b.shape[1]
-    if (m == 1) == (n == 1) or m * n * k < _VECTOR_FROM or k >= MANY:
+    if (m == 1) == (n == 1) or m * n * k < _GEMV_FROM or k >= DOUBLE_SUM_FROM:
         return None
     matrix, vector, count = (b, a, n) if m == 1 else (a, b, m)
     if not isinstance(matrix, BufVal) or matrix.ctype not in ("float", "double"):
@@ -141,10 +142,10 @@ def _multiply(low: Lowering, a: BufVal, b: BufVal, add: BufVal | None, c: BufVal
     (m, k), n = a.shape, b.shape[1]
     kind = c.ctype
     holes, _ = low.masked.blocks(a)
-    if not _fills_vectors(n, kind) or n > _WIDE:
+    if not _fills_vectors(n, kind) or n > _MASKED_COLUMNS:
         holes = None
-    near = k * n <= _NEAR
-    if holes is None and prod((m, n, k)) >= BLAS_FROM and not near and _usable(a) and _usable(b):
+    near = k * n <= _CACHED_SIZE
+    if holes is None and prod((m, n, k)) >= _BLAS_FROM and not near and _usable(a) and _usable(b):
         if add is not None:
             low.store(c, add.load)
         beta = 0 if add is None else 1
@@ -216,7 +217,7 @@ def _masked_gradient(low: Lowering, a: Val, b: Val, one: Masked, output: Buffer)
             [target],
         )
         return target
-    if holes is not None and k * n <= _NEAR and n >= 16:
+    if holes is not None and k * n <= _CACHED_SIZE and n >= 16:
         left = low.realize(a)
         right = low.realize(b)
         if right.strides[1] != 1:
@@ -329,7 +330,7 @@ def _batched(low: Lowering, a: Val, b: Val, _bias: None) -> Val:
     count, m, k = a.shape
     n = b.shape[2]
     pool = low.pool
-    small = prod((m, n, k)) <= 4096 or min(m, n) < _THIN or k == 1
+    small = prod((m, n, k)) <= 4096 or min(m, n) < _LOOP_BELOW or k == 1
     if small or count > 64:
         if n > 1:
             a = _once(low, a)

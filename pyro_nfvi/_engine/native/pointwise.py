@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pyro_nfvi._engine.available_operators import aten, prims
 from pyro_nfvi._engine.native.expressions import Expr, Ix
 from pyro_nfvi._engine.native.lowering import Lowering, lowers
 from pyro_nfvi._engine.native.values import BufVal, LazyVal, remembered
+from pyro_nfvi._operators import aten, prims
 
 Vals = BufVal | LazyVal
 

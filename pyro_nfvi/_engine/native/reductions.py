@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from pyro_nfvi._engine.available_operators import aten
-from pyro_nfvi._engine.native.expressions import CHEAP, Expr, Ix
+from pyro_nfvi._engine.native.expressions import RECOMPUTE_COST, Expr, Ix
 from pyro_nfvi._engine.native.lowering import Lowering, Rule, lowers
 from pyro_nfvi._engine.native.pointwise import lazy
 from pyro_nfvi._engine.native.values import BufVal, LazyVal, Shape, Val
 from pyro_nfvi._engine.native.views import reshape
 from pyro_nfvi._engine.program import Unsupported
+from pyro_nfvi._operators import aten
 
 
 def _dims(x: Val, dim: Any) -> frozenset[int]:
@@ -156,7 +156,7 @@ def _shifted_exp(low: Lowering, x: Val, dims: frozenset[int]) -> tuple[LazyVal, 
     An infinite maximum is not taken off.
     """
     pool, kind = low.pool, x.ctype
-    if isinstance(x, LazyVal) and x.probe().cost > CHEAP:
+    if isinstance(x, LazyVal) and x.probe().cost > RECOMPUTE_COST:
         x = low.realize(x)
     top = reduction(low, x, dims, "max", kind)
 
@@ -251,7 +251,7 @@ def _log_softmax_backward(low: Lowering, grad: Val, output: Val, dim: int, *_: A
 def _spread(low: Lowering, x: Val, dim: Any, correction: Any) -> tuple[Val, Val]:
     """Return variance and mean, without the reduced axes."""
     dims, pool, kind = _dims(x, dim), low.pool, low.ctype
-    x = low.realize(x) if isinstance(x, LazyVal) and x.probe().cost > CHEAP else x
+    x = low.realize(x) if isinstance(x, LazyVal) and x.probe().cost > RECOMPUTE_COST else x
     count = prod(x.shape[d] for d in dims)
     total = reduction(low, x, dims, "sum", kind)
     number = pool.lit(count, kind)

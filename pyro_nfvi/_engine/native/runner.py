@@ -40,8 +40,9 @@ from pyro_nfvi._engine.program import BlockResult, OptimizerSpec, Program, Unsup
 
 #: Functions of a compiled step.
 _SYMBOLS = ("nfvi_work", "nfvi_run")
-#: Numbers between the parameters in the flat vectors: each starts at a line of the cache.
-_ALIGN = 16
+#: Numbers to a multiple of which parameters are padded in the flat vectors: each then starts at a
+#: line of the cache (64 bytes of floats).
+_ALIGNMENT = 16
 #: Types that a bound may have: data in float64 make it one, whatever the parameters are.
 _BOUNDS = {"float": torch.float32, "double": torch.float64}
 #: Bytes of a large page.
@@ -72,7 +73,7 @@ def build_native(
     optimizer_spec: OptimizerSpec,
     *,
     eager: bool = False,
-    patience: float = math.inf,
+    timeout: float = math.inf,
 ) -> NativeRunner:
     """Build a runner that takes the program's steps in compiled code.
 
@@ -80,7 +81,7 @@ def build_native(
         program: The captured step; its parameters and constants are float32 or float64.
         optimizer_spec: The optimiser.
         eager: Leave to PyTorch the operations without a rule, each at some ten microseconds.
-        patience: Seconds that a compile may take; what is compiled already takes none.
+        timeout: Seconds that a compile may take; what is compiled already takes none.
 
     Returns:
         The runner, with the present parameters and optimiser state already in it.
@@ -124,7 +125,7 @@ def build_native(
         ]
     )
     middle = time.perf_counter()
-    data, cached = compile_text(text, _SYMBOLS, patience)
+    data, cached = compile_text(text, _SYMBOLS, timeout)
     end = time.perf_counter()
     left = tuple(one.name for one in source.eager)
     info = BuildInfo(middle - begin, end - middle, cached, source.loops, left)
@@ -185,7 +186,7 @@ class NativeRunner:
             for k, param in enumerate(program.params):
                 if spec.groups[k] == number:
                     self._offsets[k] = place
-                    size = -(-param.numel() // _ALIGN) * _ALIGN
+                    size = -(-param.numel() // _ALIGNMENT) * _ALIGNMENT
                     used = self._used(k, number, size)
                     for begin, end in used:
                         if len(stretches) > group.begin and stretches[-1][1] == place + begin:
@@ -205,7 +206,7 @@ class NativeRunner:
         if one is None:
             return [(0, size)]
         if not one.outer:
-            return ranges(one.mask, _ALIGN)
+            return ranges(one.mask, _ALIGNMENT)
         runs = table(one.mask)
         assert runs is not None  # it is what makes it an outer one
         held = (one.mask, runs, full_blocks(one.mask))
@@ -306,13 +307,13 @@ class NativeRunner:
         done = self._fit.done
         return BlockResult(bounds[:done], bad[:done], ok[:done], interrupted)
 
-    def keep(self) -> tuple[Tensor, list[float]]:
-        """Copy everything that steps change, for :meth:`put_back`."""
+    def snapshot(self) -> tuple[Tensor, list[float]]:
+        """Copy everything that steps change, for :meth:`restore`."""
         return self._flat[self._changing], [group.steps for group in self._groups]
 
-    def put_back(self, kept: tuple[Tensor, list[float]]) -> None:
-        """Go back to what was kept, leaving the live tensors alone."""
-        values, steps = kept
+    def restore(self, saved: tuple[Tensor, list[float]]) -> None:
+        """Go back to a snapshot, leaving the live tensors alone."""
+        values, steps = saved
         self._flat[self._changing] = values
         for group, taken in zip(self._groups, steps):
             group.steps = taken

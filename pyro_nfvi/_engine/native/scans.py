@@ -5,11 +5,9 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from pyro_nfvi._engine.available_operators import aten
 from pyro_nfvi._engine.native.lowering import Lowering, Rule, lowers
 from pyro_nfvi._engine.native.values import BufVal, Val
-
-__all__: list[str] = []
+from pyro_nfvi._operators import aten
 
 
 def _scan(sign: str, start: str) -> Rule:

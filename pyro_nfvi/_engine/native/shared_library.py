@@ -73,8 +73,9 @@ def pointers(addresses: list[int]) -> Any:
     return (_P * max(1, len(addresses)))(*addresses)
 
 
-#: Seconds after which loading is given up.
-_PATIENCE = 60.0
+#: Seconds after which loading an object in a process of its own is given up; on a busy
+#: machine a process may take some to start.
+_LOAD_TIMEOUT = 60.0
 #: Loads an object, looks for its functions, may call one, and says so.
 _TRIAL = """
 import ctypes, sys
@@ -113,14 +114,14 @@ def try_out(data: bytes, symbols: tuple[str, ...], call: str = "") -> str:
     for path, descriptors in _private_copies(data):
         with work_folder() as folder:
             command = [sys.executable, "-I", "-S", "-c", _TRIAL, path, call, *symbols]
-            done = run(command, folder, _PATIENCE, descriptors)
+            done = run(command, folder, _LOAD_TIMEOUT, descriptors)
         if not done.problem and not done.hung and not done.status and done.output == "loaded":
             return ""
         lines = [line for line in done.errors.splitlines() if line.strip()]
         if done.problem:
             problem = f"cannot be tried out ({done.problem})"
         elif done.hung:
-            problem = f"did not load within {_PATIENCE:.0f} s"
+            problem = f"did not load within {_LOAD_TIMEOUT:.0f} s"
         elif done.status < 0:
             problem = f"crashes when it is loaded (signal {-done.status})"
         elif lines:

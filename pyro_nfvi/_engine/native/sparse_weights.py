@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pyro_nfvi._engine.available_operators import aten
+from pyro_nfvi._operators import aten
 
-#: A block: rows that one pass of a product takes together, columns that fill vectors.
+#: Size of a block: rows that one pass of a product takes together, columns that fill vectors.
 ROWS, COLUMNS = 8, 16
-#: A mask is worth a table from this many numbers on, and if its blocks are at most this part.
-#: Weights that fit into the processor's cache are quicker whole: at 33,000 to 41,000 numbers a step
-#: took 1.05 to 1.25 times as long with blocks left out, at 250,000 0.6 to 0.8 times.
-_FROM, _PART = 100_000, 0.85
+#: Numbers from which the empty blocks of a mask are left out. Weights that fit into the processor's
+#: cache are quicker whole: at 33,000 to 41,000 numbers a step took 1.05 to 1.25 times as long with
+#: blocks left out, at 250,000 0.6 to 0.8 times.
+_SPARSE_FROM = 100_000
+#: Share of blocks that are not empty up to which leaving the others out is worth the table.
+_MAX_FILLED = 0.85
 
 _MUL = aten.mul.Tensor
 _VIEWS = (aten.t.default, aten.detach.default, aten.alias.default)
@@ -125,10 +127,10 @@ def table(mask: Tensor, rows: int = ROWS, columns: int = COLUMNS) -> Tensor | No
     The table holds where the runs of each strip begin (and, at the end, where the last ones end),
     then begin and end of each run: int32.
     """
-    if mask.numel() < _FROM:
+    if mask.numel() < _SPARSE_FROM:
         return None
     blocks = _blocks(mask, rows, columns, pad=False).any(3).any(1)
-    if float(blocks.float().mean()) > _PART:
+    if float(blocks.float().mean()) > _MAX_FILLED:
         return None
     return _as_table(blocks, columns, mask.shape[1])
 

@@ -20,8 +20,8 @@ from typing import BinaryIO
 
 from pyro_nfvi._folder_lock import UNFINISHED, lock_folder
 
-#: Bytes of a command's words that are looked at.
-_WORDS = 65536
+#: Bytes of a command's output that are read: a flood of messages stays in its file.
+_MAX_OUTPUT = 65536
 _WORK = re.compile(r"nfvi-work-[0-9a-f]{16}")
 _MARK, _MARK_TEXT = ".pyro_nfvi", b"Files of a compiler, made by pyro_nfvi; not needed any more.\n"
 
@@ -113,9 +113,9 @@ def _remove(folder: Path) -> None:
 
 
 def run(
-    command: Sequence[str], folder: Path, patience: float, pass_fds: Sequence[int] = ()
+    command: Sequence[str], folder: Path, timeout: float, pass_fds: Sequence[int] = ()
 ) -> Outcome:
-    """Run a command in a folder, and end it, with all that it started, after ``patience`` seconds.
+    """Run a command in a folder, and end it, with all that it started, after ``timeout`` seconds.
 
     Words that are not UTF-8 are read with replacements; a flood of them stays in a file.
 
@@ -138,7 +138,7 @@ def run(
             return Outcome(problem=str(error))
         hung = False
         try:
-            process.wait(patience)
+            process.wait(timeout)
         except subprocess.TimeoutExpired:
             hung = True
         finally:
@@ -148,7 +148,7 @@ def run(
 
 def _beginning(file: BinaryIO) -> str:
     file.seek(0)
-    return file.read(_WORDS).decode("utf-8", "replace")
+    return file.read(_MAX_OUTPUT).decode("utf-8", "replace")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-from pyro_nfvi._engine.available_operators import aten, prims
-from pyro_nfvi._engine.native.expressions import CHEAP, Expr, Ix
+from pyro_nfvi._engine.native.expressions import RECOMPUTE_COST, Expr, Ix
 from pyro_nfvi._engine.native.lowering import Lowering, Rule, lowers
 from pyro_nfvi._engine.native.pointwise import lazy
 from pyro_nfvi._engine.native.values import (
@@ -20,6 +19,7 @@ from pyro_nfvi._engine.native.values import (
     remembered,
     view_strides,
 )
+from pyro_nfvi._operators import aten, prims
 
 
 def is_view(*targets: Any) -> Callable[[Rule], Rule]:
@@ -62,7 +62,7 @@ def _getitem(low: Lowering, x: Sequence[Val], k: int) -> Val:
 @is_view(aten.expand.default)
 def _expand(low: Lowering, x: Val, size: Sequence[int], **_: Any) -> Val:
     grows = prod(low.shape) > prod(x.shape)
-    if grows and isinstance(x, LazyVal) and x.probe().cost > CHEAP:
+    if grows and isinstance(x, LazyVal) and x.probe().cost > RECOMPUTE_COST:
         x = low.realize(x)  # once, not once for each copy
     lead = len(low.shape) - len(x.shape)
     source = [
@@ -194,7 +194,7 @@ def _narrow(low: Lowering, x: Val, dim: int, start: int, length: int) -> Val:
 
 
 def _parts(low: Lowering, x: Val, dim: int, sizes: Sequence[int]) -> list[Val]:
-    if isinstance(x, LazyVal) and x.probe().cost > CHEAP:
+    if isinstance(x, LazyVal) and x.probe().cost > RECOMPUTE_COST:
         x = low.realize(x)
     begin, made = 0, []
     for n in sizes:

@@ -1,0 +1,30 @@
+"""The public workflow and the hooks run the commands that developers run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_workflow_has_every_stage_of_the_checks():
+    stages = re.findall(r"^stage (make .+)$", (ROOT / ".ci/run").read_text("utf-8"), re.M)
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text("utf-8")
+    steps = re.findall(r"^      - run: (make .+)$", workflow, re.M)
+    assert stages
+    assert [one for one in stages if not any(step.startswith(one) for step in steps)] == []
+    assert '"3.10"' in workflow
+    assert '"3.13"' in workflow
+
+
+def test_targets_of_the_workflow_exist():
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text("utf-8")
+    assert set(re.findall(r"run: make ([\w-]+)", workflow)) <= targets
+
+
+def test_the_hooks_check_what_the_checks_check():
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text("utf-8")
+    for command in ("ruff check", "ruff format", "mypy", "tests/test_architecture.py"):
+        assert command in hooks
