@@ -83,11 +83,12 @@ def random_search(
         >>> from pyro_nfvi._gaussian_vi.gaussians import Normals
         >>> from pyro_nfvi._gaussian_vi.random_search import random_search
         >>> from pyro_nfvi._gaussian_vi.target import Target
+        >>> from pyro_nfvi._random import stream
         >>> x = torch.zeros(3)
         >>> spike = Normals.around(torch.full((1, 3), 0.9), 0.05)
         >>> slab = Normals.around(torch.zeros(1, 3), 1.0)
         >>> both = lambda z: torch.logaddexp(spike.log_prob(z), slab.log_prob(z))[:, 0]
-        >>> noise = torch.Generator().manual_seed(0)
+        >>> noise = stream(0, "example")
         >>> found = random_search(Target(both, x), slab, torch.ones(1), 50_000, generator=noise)
         >>> found.normals.loc.round(decimals=1).tolist(), found.num_points
         ([[0.9, 0.9, 0.9]], 50000)

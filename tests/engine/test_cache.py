@@ -427,7 +427,7 @@ def test_a_source_that_fails_alone_does_not_end_a_good_compiler(fresh):
 def test_a_compiler_that_hangs_is_given_up_at_once(fresh, monkeypatch, body):
     hangs = f'case "$*" in *--version*) exit;; esac\necho >> {fresh}/asked\n{body}'
     monkeypatch.setenv("CXX", script(fresh / "cc", hangs))
-    monkeypatch.setattr(compiler, "_SHORT", 0.3)
+    monkeypatch.setattr(compiler, "_PROBE_TIMEOUT", 0.3)
     begin = time.monotonic()
     for k in range(3):
         with pytest.raises(Unsupported, match="took more than"):

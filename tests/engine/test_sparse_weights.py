@@ -17,7 +17,7 @@ WIDE = {"hidden_dim": (140, 75)}
 def _double(monkeypatch):
     torch.set_default_dtype(torch.float64)
     # Weights so small are left whole, since that is quicker; what is left out would be the same.
-    monkeypatch.setattr(holes, "_FROM", 4096)
+    monkeypatch.setattr(holes, "_SPARSE_FROM", 4096)
 
 
 def wide():
