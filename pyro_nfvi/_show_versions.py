@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from pyro_nfvi._engine.cache import default_folder
-from pyro_nfvi._engine.native.compiler import find_compiler
 from pyro_nfvi._engine.program import Unsupported
 from pyro_nfvi._version import __version__
 
@@ -66,6 +65,8 @@ def _version_of(package: str) -> str:
 
 
 def _compiler() -> str:
+    from pyro_nfvi._engine.native.compiler import find_compiler
+
     try:
         found = find_compiler()
     except Unsupported as error:
