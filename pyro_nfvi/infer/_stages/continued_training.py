@@ -13,10 +13,10 @@ from pyro_nfvi.infer._recipe import CONTINUED_TRAINING, FLOW_GROWTH
 from pyro_nfvi.infer._stages.flow_growth import (
     ENDS,
     Growth,
+    bound_gain,
     candidate,
-    gain,
-    joined,
     train_from,
+    with_earlier_losses,
 )
 from pyro_nfvi.infer._stages.training import TrainingPlan
 from pyro_nfvi.infer._time_plan import TimePlan
@@ -29,7 +29,7 @@ def continue_training(
     best: Fit,
     plan: TrainingPlan,
     *,
-    enough: Callable[[Fit], bool],
+    accepted: Callable[[Fit], bool],
 ) -> Growth:
     """Train a flow again from where it is, with four times the particles, unless it is good enough.
 
@@ -42,12 +42,18 @@ def continue_training(
         time: Clock of the call.
         best: The fit so far.
         plan: Most steps, and the number of the training.
-        enough: Tells whether a fit is good enough.
+        accepted: Tells whether a fit is good enough.
     """
     formula, recipe = best.training.settings["flow"], CONTINUED_TRAINING
-    too_dear = problem.on_parts or best.latent.dim > recipe.most_dim
+    too_large = problem.on_parts or best.latent.dim > recipe.most_dim
     over = plan.interrupted or best.why_stopped in ENDS
-    if not formula or too_dear or over or plan.max_steps < FLOW_GROWTH.fewest_steps or enough(best):
+    if (
+        not formula
+        or too_large
+        or over
+        or plan.max_steps < FLOW_GROWTH.fewest_steps
+        or accepted(best)
+    ):
         return Growth(best)
     if time.training.over():
         time.leave_out("more steps with more particles")
@@ -61,6 +67,6 @@ def continue_training(
         return Growth(best, (), (f"interrupted before {name} was trained",), interrupted=True)
     except DivergedError as error:
         return Growth(best, (), (f"{name} diverged: {error}",))
-    kept = gain(fit, best, options.objective) > 0
+    kept = bound_gain(fit, best, options.objective) > 0
     tried = (candidate(name, fit, time.whole.spent() - begun, kept=kept),)
-    return Growth(joined(best, fit) if kept else best, tried)
+    return Growth(with_earlier_losses(best, fit) if kept else best, tried)

@@ -22,7 +22,7 @@ from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import FLOW_GROWTH, GAPS, GAUSSIAN_START
-from pyro_nfvi.infer._stages.scoring import scored, settings_of
+from pyro_nfvi.infer._stages.scoring import score_guide, settings_of
 from pyro_nfvi.infer._stages.training import TrainingPlan, train
 from pyro_nfvi.infer._stages.warm_start import WarmStart
 from pyro_nfvi.infer._time_plan import TimePlan
@@ -132,7 +132,7 @@ def grow_flow(
     best: Fit | None,
     plan: TrainingPlan,
     *,
-    enough: Callable[[Fit], bool] = good_enough,
+    accepted: Callable[[Fit], bool] = good_enough,
     tail: bool = False,
 ) -> Growth:
     """Put a flow inside a Gaussian, and more layers in front of that, for as long as they gain.
@@ -147,7 +147,7 @@ def grow_flow(
         guide: The Gaussian, set up.
         best: Its fit; None where it cannot stand for one.
         plan: Steps of all candidates together, and the number of the first training.
-        enough: Tells whether a fit is good enough.
+        accepted: Tells whether a fit is good enough.
         tail: Put a tail layer at the output from the first flow on; else where the weighted draws
             ask for one.
     """
@@ -156,7 +156,7 @@ def grow_flow(
     flows = candidate_flows(problem.latent.dim)
     for place, formula in enumerate(flows):
         over = plan.interrupted or steps < FLOW_GROWTH.fewest_steps
-        if best is not None and (over or enough(best)):
+        if best is not None and (over or accepted(best)):
             break
         if best is not None and time.training.over():
             time.leave_out("a flow, or more layers of it")
@@ -187,12 +187,12 @@ def grow_flow(
                 raise
             return Growth(best, tried, (f"{formula} diverged: {error}",))
         steps -= len(fit.losses)
-        gained = best is None or gain(fit, best, options.objective) > 0
+        gained = best is None or bound_gain(fit, best, options.objective) > 0
         tried += (candidate(formula, fit, time.whole.spent() - begun, kept=gained),)
         if not gained:
             break
         grown = best is not None and best.training.settings["flow"]
-        best = joined(best, fit) if best is not None and grown else fit
+        best = with_earlier_losses(best, fit) if best is not None and grown else fit
         if fit.why_stopped in ENDS:
             break
     assert best is not None
@@ -234,7 +234,7 @@ def gaussian_fit(
         settings_of(problem, options, guide),
         start.notes,
     )
-    return scored(problem, options, time, guide, training)
+    return score_guide(problem, options, time, guide, training)
 
 
 def train_from(
@@ -287,7 +287,7 @@ def _layers(guide: AutoFlow) -> list[Flow]:
     return [layer.flow for layer in flow.layers()] if isinstance(flow, Flow) else []
 
 
-def gain(new: Fit, old: Fit, objective: Objective) -> float:
+def bound_gain(new: Fit, old: Fit, objective: Objective) -> float:
     """Rise of the bound in nats; what noise may have made of it counts for the new one.
 
     Where draws have no finite weight the bound is minus infinity, and never a gain.
@@ -319,7 +319,7 @@ def candidate(flow: str, fit: Fit, seconds: float, *, kept: bool) -> Candidate:
     return Candidate(flow, fit.elbo, fit.elbo_se, fit.khat, share, steps, seconds, kept, tail)
 
 
-def joined(before: Fit, after: Fit) -> Fit:
+def with_earlier_losses(before: Fit, after: Fit) -> Fit:
     """Return the later fit, with the losses of both trainings."""
     losses = torch.cat([before.training.losses, after.training.losses])
     notes = (*before.training.notes, *after.training.notes)

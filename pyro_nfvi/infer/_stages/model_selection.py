@@ -70,13 +70,13 @@ def select_model(
         tails = follow_tails(best.latent, problem.log_joint, best.draws, budget)
     heavy = tails is not None and bool(tails.indices)
 
-    def enough(fit: Fit) -> bool:
+    def accepted(fit: Fit) -> bool:
         if heavy and not fit.training.settings["flow"]:
             return False
         return good_enough(fit) and not _too_narrow(problem, time, start.search, tails, fit)
 
     plan = TrainingPlan.after(start, options.max_steps)
-    grown = grow_flow(problem, options, time, guide, best, plan, enough=enough, tail=heavy)
+    grown = grow_flow(problem, options, time, guide, best, plan, accepted=accepted, tail=heavy)
     left = options.max_steps + options.more_steps - sum(one.steps for one in grown.tried)
     last = replace(
         plan,
@@ -84,7 +84,7 @@ def select_model(
         number=1 + len(candidate_flows(problem.latent.dim)),
         interrupted=plan.interrupted or grown.interrupted,
     )
-    longer = continue_training(problem, options, time, grown.best, last, enough=enough)
+    longer = continue_training(problem, options, time, grown.best, last, accepted=accepted)
     tried += grown.tried + longer.tried
     notes = (*start.notes, *grown.notes, *longer.notes)
     return reported(longer.best, tried, notes, time.whole.spent())

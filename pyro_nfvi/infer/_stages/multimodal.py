@@ -23,14 +23,14 @@ from pyro_nfvi.infer._recipe import FLOW_GROWTH, GAPS, MULTIMODAL
 from pyro_nfvi.infer._stages.flow_growth import (
     ENDS,
     Candidate,
+    bound_gain,
     candidate,
-    gain,
     good_enough,
     grow_flow,
     nearly_exact,
     reported,
 )
-from pyro_nfvi.infer._stages.scoring import scored, settings_of
+from pyro_nfvi.infer._stages.scoring import score_guide, settings_of
 from pyro_nfvi.infer._stages.training import TrainingPlan
 from pyro_nfvi.infer._stages.warm_start import WarmStart
 from pyro_nfvi.infer._time_plan import TimePlan
@@ -71,9 +71,9 @@ def fit_modes(
         return None, tried
     guides = [_gaussian(problem, modes, place) for place in range(len(modes))]
     training = dataclasses.replace(single.training, notes=())
-    parts = [scored(problem, options, time, guide, training) for guide in guides]
+    parts = [score_guide(problem, options, time, guide, training) for guide in guides]
     best, errors = _mixed(problem, options, time, parts, training)
-    kept = gain(best, single, options.objective) > 0
+    kept = bound_gain(best, single, options.objective) > 0
     tried += (candidate(f"{len(parts)} Gaussians", best, time.whole.spent(), kept=kept),)
     if not kept:
         return None, tried
@@ -97,7 +97,7 @@ def fit_modes(
             train_params=False,  # each mode would train them its own way
         )
         grown = grow_flow(
-            problem, options, time, guides[place], parts[place], plan, enough=nearly_exact
+            problem, options, time, guides[place], parts[place], plan, accepted=nearly_exact
         )
         fit, notes, interrupted = grown.best, (*notes, *grown.notes), grown.interrupted
         number += len(grown.tried)
@@ -110,9 +110,9 @@ def fit_modes(
         if fit.why_stopped in ENDS:
             break
     if losses:
-        training = _joined(training, [part for part in parts if len(part.losses)], losses)
+        training = _joint_record(training, [part for part in parts if len(part.losses)], losses)
         deep, new_errors = _mixed(problem, options, time, parts, training)
-        kept = gain(deep, best, options.objective) > 0
+        kept = bound_gain(deep, best, options.objective) > 0
         tried += (candidate("mixture of these", deep, time.whole.spent() - begun, kept=kept),)
         if kept:
             best, errors = deep, new_errors
@@ -146,7 +146,7 @@ def _mixed(
     guide.set_weights(weights)
     settings = {**training.settings, **settings_of(problem, options, guide)}
     made = dataclasses.replace(training, settings=settings)
-    return scored(problem, options, time, guide, made), errors
+    return score_guide(problem, options, time, guide, made), errors
 
 
 def _formula(part: Fit) -> str | None:
@@ -165,7 +165,7 @@ def _by_cost(mixture: Fit, parts: list[Fit]) -> list[int]:
     return [place for place in order if costs[place] > GAPS.mode_cost]
 
 
-def _joined(first: Training, parts: list[Fit], losses: list[Tensor]) -> Training:
+def _joint_record(first: Training, parts: list[Fit], losses: list[Tensor]) -> Training:
     """Make one record of all trainings."""
     trained = [part.training for part in parts if part.training.settings["flow"]]
     timing: dict[str, float] = dict(trained[-1].timing)

@@ -15,7 +15,7 @@ from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import CALL_SIZES, GAPS, PARAMETERS, SCORING, TIME
 from pyro_nfvi.infer._stages.parameter_ascent import Evidence, nats_left, raise_evidence
-from pyro_nfvi.infer._stages.scoring import scored
+from pyro_nfvi.infer._stages.scoring import score_guide
 from pyro_nfvi.infer._time_plan import TimePlan
 from pyro_nfvi.infer._weighted_draws import whole_density
 
@@ -49,7 +49,7 @@ def settle_parameters(problem: Problem, options: Options, time: TimePlan, fit: F
         z, log_q = fit.draws.z[:count], fit.draws.log_q[:count]
         evidence = Evidence(density, z, log_q, list(leaves.values()))
         raise_evidence(evidence, budget=time.whole.part(TIME.check))
-        moved = scored(problem, options, time, fit.guide, fit.training)
+        moved = score_guide(problem, options, time, fit.guide, fit.training)
         gained = moved.log_evidence()[0] - fit.log_evidence()[0] if moved.draws.exact else 0.0
         if not gained > 0:
             with torch.no_grad():

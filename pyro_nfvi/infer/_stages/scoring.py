@@ -20,7 +20,7 @@ from pyro_nfvi.infer._training import Training
 from pyro_nfvi.infer._weighted_draws import most_on_all_data, weigh
 
 
-def scored(
+def score_guide(
     problem: Problem,
     options: Options,
     time: TimePlan,

@@ -26,7 +26,7 @@ from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._guide_spec import flow_name
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import CONTINUED_TRAINING, SCORING
-from pyro_nfvi.infer._stages.scoring import scored, settings_of
+from pyro_nfvi.infer._stages.scoring import score_guide, settings_of
 from pyro_nfvi.infer._stages.warm_start import WarmStart
 from pyro_nfvi.infer._time_plan import TimePlan
 from pyro_nfvi.infer._training import Training
@@ -224,4 +224,4 @@ def _finished(
         tuple(notes),
         () if left is None else (left,),
     )
-    return scored(problem, options, time, loop.task.guide, training)
+    return score_guide(problem, options, time, loop.task.guide, training)
