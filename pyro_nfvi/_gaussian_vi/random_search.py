@@ -12,7 +12,7 @@ from pyro_nfvi._gaussian_vi.density_paths import valleys
 from pyro_nfvi._gaussian_vi.gaussians import Normals
 from pyro_nfvi._gaussian_vi.mode_search import Align
 from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
-from pyro_nfvi._gaussian_vi.recipe import RANDOM_SEARCH
+from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH, NESTED_MASS, RANDOM_SEARCH
 from pyro_nfvi._gaussian_vi.target import Target
 
 
@@ -166,7 +166,7 @@ class _Reference:
 
 def _standing(excess: Tensor) -> Tensor:
     """Indices of tops that stand out of what is known, the highest first."""
-    standing = excess > RANDOM_SEARCH.apart
+    standing = excess > NESTED_MASS.outside
     return excess.masked_fill(~standing, -torch.inf).argsort(descending=True)[: int(standing.sum())]
 
 
@@ -187,7 +187,7 @@ def _fitted(
     places: list[Tensor] = []
     hits: list[int] = []
     while len(tops) and len(places) < given.places and not target.budget.over():
-        same = ~valleys(target, tops[0], tops, given.dip)
+        same = ~valleys(target, tops[0], tops, MODE_SEARCH.valley)
         same[0] = True
         places.append(tops[0])
         hits.append(int(same.sum()))
@@ -203,7 +203,7 @@ def _fitted(
     draws = fitted.points(fitted.noise(given.judged, generator)).flatten(0, 1)
     short = reference.above(draws, target(draws)[0]).view(len(fitted), -1).mean(-1) - level
     bounds, _ = fitted.bounds(target, given.judged, generator)
-    good = (bounds > level - given.light) & (short > given.apart)
+    good = (bounds > level - given.light) & (short > NESTED_MASS.outside)
     good &= torch.isfinite(fitted.factor).flatten(1).all(-1)
     order = bounds.masked_fill(~good, -torch.inf).argsort(descending=True)[: int(good.sum())]
     fitted, counts = fitted.take(order), torch.tensor(hits)[kept][order]

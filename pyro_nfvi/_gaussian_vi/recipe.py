@@ -39,8 +39,9 @@ class NaturalGradientRecipe:
     rate: float = 0.1
     #: Learning rate times (1 + sqrt(D/B))^2 that the noise of B draws in D dimensions allows.
     noise_rate: float = 0.5
-    #: Draws in each step: as many as dimensions, within these limits.
+    #: Fewest draws in each step; in between, as many as dimensions.
     fewest_particles: int = 32
+    #: Most draws in each step.
     most_particles: int = 128
 
 
@@ -143,8 +144,9 @@ class ModeSearchRecipe:
     last_steps: int = 200
     #: Draws of each Gaussian in each step of the race.
     race_particles: int = 16
-    #: Draws of each Gaussian on which bounds are compared, and the fewest where time is short.
+    #: Draws of each Gaussian on which bounds are compared.
     compared_draws: int = 256
+    #: The fewest of these, where time is short.
     fewest_draws: int = 8
     #: Draws of each component from which weights of a mixture are learnt.
     weight_draws: int = 1000
@@ -237,47 +239,52 @@ class NestedMassRecipe:
 class RandomSearchRecipe:
     """Narrow modes, found by evaluating the density at many points."""
 
-    #: Of eight chunks, how many come from the modes as wide as they are, 1.5 times as wide, and
+    #: Of eight chunks, how many come from the modes as wide as they are, wider ones, and
     #: from the wide Gaussians: needles matter where the known mass is, and a proposal of twice the
     #: width reaches those with 2^-D of the draws.
     shares: tuple[int, ...] = (6, 1, 1)
+    #: Factor by which the wider ones are wider.
     wider: float = 1.5
     #: Shells of equal width around a mode, between the 5 % and the 95 % quantile of the radius, so
     #: that tails, where a Gaussian is too low everywhere, do not hide a point that stands out
-    #: farther in; points of each chunk that are kept besides the best of each shell.
+    #: farther in.
     shells: int = 8
+    #: Quantiles of the radius between which the shells lie.
     inner: tuple[float, float] = (0.05, 0.95)
+    #: Points of each chunk that are kept besides the best of each shell.
     best: int = 4
-    #: Ascents, half of them from the best of all and half from the best of each shell; they
-    #: evaluate at most a quarter as many points as the search itself.
+    #: Ascents, half of them from the best of all and half from the best of each shell.
     ascents: int = 96
+    #: Points that ascents evaluate, at most, relative to those of the search itself.
     ascent_share: float = 0.25
-    #: Iterations of an ascent, and step sizes that each tries, by halves from 1 sd of the mode.
+    #: Iterations of an ascent.
     iterations: int = 12
     #: Rounds of ascents, the later ones with what the earlier ones found as known.
     rounds: int = 3
+    #: Step sizes that each iteration tries, by halves from 1 sd of the mode.
     sizes: int = 18
-    #: Nats by which the known density is too low at a top, or under a Gaussian, that is new.
-    apart: float = 3.0
-    #: Places at which a Gaussian is fitted, widths relative to the heaviest mode's from which it
-    #: starts, draws on which widths are compared, and steps and draws of its fit.
+    #: Places at which a Gaussian is fitted.
     places: int = 6
+    #: Widths from which such a Gaussian starts, relative to the heaviest mode's.
     widths: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+    #: Draws on which widths are compared.
     compared: int = 64
+    #: Steps of its fit.
     steps: int = 80
+    #: Its draws in each step.
     rows: int = 24
+    #: Draws on which its bound is computed.
     judged: int = 256
-    #: Nats that the bound of a Gaussian may lie below the evidence before it is fitted, and after:
-    #: a mode of less than a hundredth of the mass is none.
+    #: Nats that the bound of a Gaussian may lie below the evidence before it is fitted.
     hopeless: float = 15.0
+    #: The same after the fit: a mode of less than a hundredth of the mass is none.
     light: float = 4.6
-    #: A Gaussian that is wider by this factor sees no more mass than this, in nats, around a mode
-    #: that stands alone; and draws of which both are weighed (in 12 dimensions one in nine counts).
+    #: Factor by which a Gaussian is made wider to see whether a mode stands alone.
     halo: float = 1.5
+    #: Mass that the wider one sees besides, in nats, where the mode stands alone.
     more: float = 0.15
+    #: Draws on which both are weighed: in 12 dimensions one in nine counts.
     around: int = 2000
-    #: Depth of the valley between two places, in nats.
-    dip: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -289,18 +296,20 @@ class TailRecipe:
     points: int = 9
     #: Quantile at which a ray begins.
     begin: float = 0.99
-    #: The same where moments are asked, with steps in e-folds: up to six times the 95 % quantile.
+    #: Points on a ray where moments are asked: up to six times the quantile at which it begins.
     moment_points: int = 12
+    #: Quantile at which such a ray begins.
     moment_begin: float = 0.95
+    #: Distance of its points, in e-folds of the number's size.
     moment_step: float = 1 / 6
     #: Nats below the first point at which a ray for moments ends.
     depth: float = 12.0
     #: Index beyond which a tail is light: of no consequence for any moment that one asks for.
     light: float = 30.0
     #: A power law has settled where the slope changes by less than this share from one point to
-    #: the next, or by less than this share of the change before. The slope of a lognormal goes on
-    #: growing.
+    #: the next. The slope of a lognormal goes on growing.
     settled: float = 0.01
+    #: It has settled too where the slope changes by less than this share of the change before.
     shrinking: float = 0.7
     #: Slope that counts as the index where it has not settled: that moments exist beyond 3000
     #: times the 99 % quantile is of no help to draws.
@@ -317,8 +326,9 @@ class TailRecipe:
     difference: float = 0.05
     #: Smallest eigenvalue of a curvature, relative to the largest.
     eigenvalue_floor: float = 1e-10
-    #: Doublings, and bisections, that find the point of a given size on a ray.
+    #: Doublings that enclose the point of a given size on a ray.
     doublings: int = 40
+    #: Bisections that find it then.
     bisections: int = 50
 
 

@@ -48,14 +48,17 @@ class TimeRecipe:
     check: float = 0.5
     #: Of the time for training, for each look at tails and moments between two candidates.
     candidate_check: float = 0.25
-    #: Draws with which the pace of a model is measured, in one call and in runs of their own.
+    #: Draws with which the pace of a model is measured in one call.
     pace_draws: int = 200
+    #: The same in runs of their own.
     pace_loop_draws: int = 3
-    #: Draws that the evaluation and all checks take, in one call and in runs of their own.
+    #: Draws that the evaluation and all checks take where they run together.
     final_draws: int = 40_000
+    #: The same in runs of their own.
     final_loop_draws: int = 1200
-    #: Smallest and largest share of the whole that is kept for these.
+    #: Smallest share of the whole that is kept for these.
     least_final: float = 0.1
+    #: Largest share of it.
     most_final: float = 0.3
 
 
@@ -167,8 +170,9 @@ class ParameterRecipe:
     sign_vectors: int = 8
     #: Halvings of a step.
     halvings: int = 20
-    #: Damping at first, relative to the curvature, and beyond which no step helps.
+    #: Damping at first, relative to the curvature.
     damping: float = 1e-3
+    #: Damping beyond which no step helps.
     most_damping: float = 1e6
     #: Curvature in units of its own above which the evidence counts as curved upward.
     upward: float = 1e-3
@@ -180,20 +184,36 @@ class ParameterRecipe:
 
 @dataclass(frozen=True)
 class ParameterStartRecipe:
-    """Rounds of a Gaussian and of parameters before training."""
+    """Rounds of a Gaussian and of parameters before training, where draws take one run together."""
 
     #: Most rounds.
-    rounds: int
+    rounds: int = 30
     #: Steps of the Gaussian in the first round.
-    first_steps: int
+    first_steps: int = 200
     #: Its steps in later ones.
-    later_steps: int
+    later_steps: int = 60
     #: Its draws in each step.
-    particles: int
+    particles: int = 32
     #: Draws on which parameters ascend.
-    draws: int
+    draws: int = 256
     #: The fewest of these, where one run of the model is large.
-    fewest_draws: int
+    fewest_draws: int = 64
+
+
+@dataclass(frozen=True)
+class ParameterStartLoopRecipe(ParameterStartRecipe):
+    """The same where each draw takes a run of its own: 5,000 runs, as many as 600 steps take."""
+
+    #: Most rounds.
+    rounds: int = 15
+    #: Steps of the Gaussian in the first round.
+    first_steps: int = 60
+    #: Its steps in later ones.
+    later_steps: int = 20
+    #: Its draws in each step.
+    particles: int = 8
+    #: Draws on which parameters ascend.
+    draws: int = 64
 
 
 @dataclass(frozen=True)
@@ -218,14 +238,17 @@ class WeightedDrawsRecipe:
 class ModeCheckRecipe:
     """Places from which modes are searched, and modes that a guide misses."""
 
-    #: Points from which modes are searched, and the fewest that are worth it.
+    #: Points from which modes are searched.
     points: int = 192
+    #: Fewest of these that are worth it.
     fewest_points: int = 8
     #: Widths of draws around the best Gaussian, relative to it.
     reaches: tuple[float, ...] = (3.0, 10.0)
-    #: Where no modes are searched: ascents from uniform draws, from the prior, and their steps.
+    #: Ascents from uniform draws, where no modes are searched.
     uniform_ascents: int = 4
+    #: Ascents from draws of the prior there.
     prior_ascents: int = 6
+    #: Steps of these ascents.
     ascent_steps: int = 40
     #: Degrees of freedom of wide proposals: heavier tails than nearly all posteriors have.
     freedom: float = 3.0
@@ -243,8 +266,9 @@ class MassOutsideRecipe:
 
     #: Scales of the proposals around the draws, relative to these.
     scales: tuple[float, ...] = (1.0, 3.0, 10.0)
-    #: Rows of all proposals together, where particles are evaluated together and one by one.
+    #: Rows of all proposals together.
     rows: int = 2400
+    #: The same where each row is a run of its own.
     loop_rows: int = 250
     #: Fewest rows of each proposal.
     proposal_rows: int = 20
@@ -289,8 +313,9 @@ class TailCheckRecipe:
     rows: int = 20_000
     #: Tail index up to which a tail is reported: below 4 the error of an sd has no variance.
     reported: float = 4.0
-    #: Tail indices below which there is no mean and no variance: 1 and 2, and the index's error.
+    #: Tail index below which there is no mean: 1, and the error of the index.
     no_mean: float = 1.05
+    #: Tail index below which there is no variance: 2, and the error of the index.
     no_variance: float = 2.1
     #: Ratio of sds from which on draws stop short: that of a right fit is within 3 %.
     short: float = 1.12
@@ -320,8 +345,9 @@ class ImproperRecipe:
     shell: float = 2.0
     #: Draws from each of which a line has to lead outwards.
     centres: int = 4
-    #: Runs of the model, together and one by one.
+    #: Runs of the model, together.
     runs: int = 4000
+    #: Runs of the model, one by one.
     loop_runs: int = 400
     #: Latents up to which directions without curvature are looked for.
     curved_dim: int = 100
@@ -382,13 +408,15 @@ class FileRecipe:
     bytes: int = 64 * 1024 * 1024
     #: Operations of its building.
     operations: int = 2_000
-    #: Beyond these: bytes of a tensor for each byte of the file, and operations for each of its
-    #: tensors.
+    #: Bytes of a tensor for each byte of the file, where that is more.
     bytes_per_byte: int = 16
+    #: Operations for each tensor of the file, besides.
     operations_per_tensor: int = 200
-    #: Rows that go back through the flow to tie guide and draws, fewer where each is long.
+    #: Rows that go back through the flow to tie guide and draws.
     tie_rows: int = 256
+    #: The fewest of these, where each is long.
     tie_fewest_rows: int = 16
+    #: Numbers of all of these rows.
     tie_numbers: int = 20_000
     #: Difference of two passes through one inverse, in units of the last place.
     tie_rounding: float = 1e4
@@ -414,14 +442,17 @@ class WordsRecipe:
 class SearchWorkRecipe:
     """Limits of the random search, in numbers computed (0.3 to 1.2 ns each)."""
 
-    #: All of it, about 0.4 s on one core, and most points.
+    #: All of it, about 0.4 s on one core.
     work: float = 6e8
+    #: Most points.
     most: int = 2_000_000
-    #: Numbers of the model, and rows, that one call holds at most: they stay in the cache.
+    #: Numbers of the model that one call holds at most: they stay in the cache.
     cache: int = 400_000
+    #: Rows of one call, at most.
     rows: int = 16_384
-    #: Work of the search itself for a point, and for each of its numbers.
+    #: Work of the search itself for a point.
     own: float = 50.0
+    #: The same for each of its numbers.
     own_dim: float = 10.0
 
 
@@ -434,10 +465,8 @@ FLOW_GROWTH = FlowGrowthRecipe()
 CONTINUED_TRAINING = ContinuedTrainingRecipe()
 MULTIMODAL = MultimodalRecipe()
 PARAMETERS = ParameterRecipe()
-#: Where all draws take one run of the model.
-PARAMETER_START = ParameterStartRecipe(30, 200, 60, 32, 256, 64)
-#: Where each takes its own: some 5,000 runs at most, as many as 600 steps of training take.
-PARAMETER_START_LOOP = ParameterStartRecipe(15, 60, 20, 8, 64, 64)
+PARAMETER_START = ParameterStartRecipe()
+PARAMETER_START_LOOP = ParameterStartLoopRecipe()
 WEIGHTED_DRAWS = WeightedDrawsRecipe()
 MODE_CHECK = ModeCheckRecipe()
 SEARCH_WORK = SearchWorkRecipe()
