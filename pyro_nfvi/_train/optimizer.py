@@ -48,7 +48,7 @@ def make_optimizer(
     outer: Sequence[Tensor],
     rate: float,
     *,
-    travels: bool = True,
+    cold: bool = True,
     models: Sequence[Tensor] = (),
     unit: float = 1.0,
 ) -> torch.optim.Optimizer:
@@ -60,7 +60,7 @@ def make_optimizer(
         inner: Parameters of the flow.
         outer: Location and scale outside the flow.
         rate: Used where the user gave none.
-        travels: Whether the outer ones have to travel to the posterior from wherever they start;
+        cold: The outer ones start far from the posterior, with no Gaussian fitted before;
             Adam's own rate for them is then five times as high.
 
         models: Parameters of the model.
@@ -75,7 +75,7 @@ def make_optimizer(
         rate = rate if optim is None else float(optim)
         groups = [
             {"params": [*inner, *(models if unit >= 1 else ())], "lr": rate},
-            {"params": list(outer), "lr": (TRAINING.outer_rate if travels else 1.0) * rate},
+            {"params": list(outer), "lr": (TRAINING.outer_rate if cold else 1.0) * rate},
             {"params": list(models) if unit < 1 else [], "lr": unit * rate},
         ]
         fused = all(leaf.is_floating_point() and leaf.device.type != "mps" for leaf in leaves)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +10,11 @@ from torch import Tensor
 from pyro_nfvi._validation import number, whole
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import OptionError
+from pyro_nfvi.objectives._importance_weights import (
+    doubly_reparametrised,
+    normalised_weights,
+    renyi_bound,
+)
 from pyro_nfvi.objectives._objective import Estimate, LogDensity, Objective
 from pyro_nfvi.objectives._surrogate import rows_that_count, surrogate_of
 
@@ -93,7 +97,7 @@ class RenyiELBO(Objective):
         """Return the bound of each K draws, in nats; draws that fill no term are left out."""
         size = min(self.num_samples, len(log_w))
         rows = log_w[: len(log_w) // size * size].reshape(-1, size)
-        return self._terms(rows, torch.isfinite(rows))
+        return renyi_bound(rows, torch.isfinite(rows), self.alpha)
 
     def estimate(
         self,
@@ -114,7 +118,8 @@ class RenyiELBO(Objective):
 
         def weigh(log_p: Tensor) -> Tensor:
             nonlocal share
-            share = self._shares(log_p - held)
+            rows = (log_p - held).reshape(-1, self.num_samples)
+            share = normalised_weights(rows, torch.isfinite(rows), self.alpha).reshape(-1)
             return share
 
         log_p, pulled, param_grads = self.score(log_density, z, params, weigh)
@@ -122,42 +127,14 @@ class RenyiELBO(Objective):
         good = rows_that_count(log_w, pulled, score_q)
         pull = share.unsqueeze(-1) * score_q - pulled
         if double:
-            pull = (self.alpha + (1 - self.alpha) * share).unsqueeze(-1) * pull
+            pull = doubly_reparametrised(share, self.alpha).unsqueeze(-1) * pull
         kept = torch.where(good, log_w, torch.full_like(log_w, torch.nan))
         rows = kept.reshape(-1, self.num_samples)
         count = good.reshape(rows.shape).any(-1).sum().clamp(min=1)
         extra = None if double else share * log_q
         surrogate = surrogate_of(z, pull, good, count, params, param_grads, extra)
-        return Estimate(surrogate, self._terms(rows, good.reshape(rows.shape)).nanmean(), kept)
-
-    def _shares(self, log_w: Tensor) -> Tensor:
-        """Normalised weights to the power 1 - alpha, within each term; 0 for bad ones."""
-        rows = log_w.reshape(-1, self.num_samples)
-        good = torch.isfinite(rows)
-        scaled, top = self._scaled(rows, good)
-        mass = torch.where(good, (scaled - top).exp(), torch.zeros_like(rows))
-        total = mass.sum(-1, keepdim=True)
-        # Where no particle counts the total is 0, and so are they all.
-        return (mass / torch.where(total > 0, total, torch.ones_like(total))).reshape(-1)
-
-    def _terms(self, rows: Tensor, good: Tensor) -> Tensor:
-        """The bound of each row of log weights (G, K), in nats; NaN where none counts."""
-        count = good.sum(-1)
-        if self.alpha == 1:
-            total = torch.where(good, rows, torch.zeros_like(rows)).sum(-1)
-            return total / torch.where(count > 0, count, torch.nan)
-        scaled, top = self._scaled(rows, good)
-        mass = torch.where(good, (scaled - top).exp(), torch.zeros_like(rows)).sum(-1)
-        # A particle that is left out has weight 0, and is still one of the K.
-        value = (mass.log() + top.squeeze(-1) - math.log(rows.shape[-1])) / (1 - self.alpha)
-        return torch.where(count > 0, value, torch.full_like(value, torch.nan))
-
-    def _scaled(self, rows: Tensor, good: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithms of the weights to the power 1 - alpha, finite, and the largest of each row."""
-        scaled = (1 - self.alpha) * torch.where(good, rows, torch.zeros_like(rows))
-        low = torch.where(good, scaled, torch.full_like(scaled, -torch.inf))
-        top = low.amax(-1, keepdim=True)
-        return scaled, torch.where(torch.isfinite(top), top, torch.zeros_like(top))
+        bound = renyi_bound(rows, good.reshape(rows.shape), self.alpha).nanmean()
+        return Estimate(surrogate, bound, kept)
 
 
 class ImportanceELBO(RenyiELBO):

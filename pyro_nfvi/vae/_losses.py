@@ -14,6 +14,11 @@ from torch import Tensor
 from pyro_nfvi._eval_mode import recorded
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import OptionError
+from pyro_nfvi.objectives._importance_weights import (
+    doubly_reparametrised,
+    normalised_weights,
+    renyi_bound,
+)
 from pyro_nfvi.objectives._schedules import Constant, Schedule, schedule_from_spec
 from pyro_nfvi.vae._elbo_terms import ELBO, Joint, joint_terms, terms_of
 
@@ -245,19 +250,19 @@ class IWAELoss(VAELoss):
         step: int = 0,
         mean: Callable[[Tensor], Tensor] = torch.mean,
     ) -> Loss:
-        offset = math.log(self.num_samples if eps is None else len(eps))
         if self.estimator == "total":
             joint = _joint(self.num_samples, vae, x, y, eps, score=False)
-            bound = torch.logsumexp(joint.log_w, 0) - offset
+            bound = renyi_bound(joint.log_w.T, _all_of(joint.log_w).T)
             return Loss(-bound, bound.detach(), _reported(joint), 1.0)
         late: dict[str, Tensor] = {}
         joint = _joint(self.num_samples, vae, x, y, eps, score=True, late=late)
         log_w = joint.log_w.detach()
-        late["weights"] = share = torch.softmax(log_w, 0)
+        share = normalised_weights(log_w.T, _all_of(log_w).T).T
+        late["weights"] = doubly_reparametrised(share)
         assert joint.draws.score is not None
         log_q = (joint.draws.score * joint.draws.z).sum(-1)
         objective = (share * (joint.log_likelihood + joint.log_prior - log_q)).sum(0)
-        bound = torch.logsumexp(log_w, 0) - offset
+        bound = renyi_bound(log_w.T, _all_of(log_w).T)
         return Loss(-objective, bound, _reported(joint), 1.0)
 
     def spec(self) -> dict[str, Any]:
@@ -302,6 +307,11 @@ def _joint_in_mode(
         z.register_hook(lambda grad: grad * late["weights"].unsqueeze(-1))
         draws = type(draws)(z, draws.log_q0, draws.log_det, draws.score)
     return joint_terms(vae, x, vae.condition(y, x), draws)
+
+
+def _all_of(log_w: Tensor) -> Tensor:
+    """Let every draw count: one that is not finite makes the step one that is skipped."""
+    return torch.ones_like(log_w, dtype=torch.bool)
 
 
 def _reported(joint: Joint) -> ELBO:

@@ -130,7 +130,7 @@ def _loop(
         inner,
         outer,
         default_rate(guide.latent.dim),
-        travels=not plan.warm,
+        cold=not plan.warm,
         models=models,
         unit=plan.param_unit,
     )
