@@ -38,7 +38,7 @@ class Simulation:
     data: TensorDict
 
 
-class _Put(Messenger):
+class _SetObserved(Messenger):
     """Sets the values of observed sites, also where the model has others there."""
 
     def __init__(self, data: Mapping[str, Tensor]) -> None:
@@ -50,8 +50,8 @@ class _Put(Messenger):
             msg["value"], msg["is_observed"], msg["done"] = self.data[msg["name"]], True, False
 
 
-class Given:
-    """A model with data put in: at its observed sites, or as keyword arguments.
+class ConditionedModel:
+    """A model conditioned on data: at its observed sites, or as keyword arguments.
 
     A class and not a closure, so that it can be pickled whenever the model can.
 
@@ -71,7 +71,7 @@ class Given:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = {argument: self.data[site] for site, argument in self.arguments.items()}
-        with _Put(self.data):
+        with _SetObserved(self.data):
             return self.model(*args, **{**kwargs, **given})
 
 
@@ -142,9 +142,9 @@ class Simulator:
                 truth[name] = site["value"]
         return Simulation(truth, data)
 
-    def given(self, data: Mapping[str, Tensor]) -> Given:
+    def condition(self, data: Mapping[str, Tensor]) -> ConditionedModel:
         """Return the model with this data in place of its own."""
-        return Given(self.model, data, self.arguments)
+        return ConditionedModel(self.model, data, self.arguments)
 
     def _trace(self, names: tuple[str, ...], *, seed: int) -> Trace:
         kwargs = {**self.kwargs, **dict.fromkeys(self.arguments.values())}
@@ -239,16 +239,20 @@ class Simulator:
         if self.arguments:
             return
         fixed = self._run(self.model, self.args, self.kwargs, 0)
-        homes = {
-            _home(site["value"]): trace.nodes[name]["value"]
+        addresses = {
+            _storage_address(site["value"]): trace.nodes[name]["value"]
             for name, site in fixed.nodes.items()
             if name in self.names and site["type"] == "sample" and site["is_observed"]
         }
 
         def other_values(value: Any) -> Any:
-            if not isinstance(value, Tensor) or _home(value) not in homes or value.numel() < 2:
+            if (
+                not isinstance(value, Tensor)
+                or _storage_address(value) not in addresses
+                or value.numel() < 2
+            ):
                 return value
-            drawn = homes[_home(value)]
+            drawn = addresses[_storage_address(value)]
             if drawn.shape == value.shape:
                 return drawn.to(value.dtype)
             # Many sites observe parts of it: its own first half twice, to stay in its support.
@@ -294,7 +298,7 @@ def _is_discrete(site: Site) -> bool:
     return is_discrete(site["fn"])
 
 
-def _home(value: Any) -> int | None:
+def _storage_address(value: Any) -> int | None:
     """Return the address of a tensor's storage: the same for a tensor and its views."""
     return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else None
 

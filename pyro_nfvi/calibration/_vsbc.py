@@ -192,7 +192,7 @@ def _results(
     with closing(pool.run(tasks)) as answers:
         for number, answer in answers:
             if isinstance(answer, Died):
-                error = f"its process ended with code {answer.code} (killed, or out of memory)"
+                error = f"its process ended with code {answer.code}: killed, or out of memory"
                 answer = SimulatedFit(number, tasks[number].seed, error=error), {}
             yield number, answer
 
@@ -207,7 +207,7 @@ def _fit_one(
         warnings.simplefilter("always")
         try:
             fit = NFVI(
-                simulator.given(task.data),
+                simulator.condition(task.data),
                 seed=fold_in(task.seed, _Stream.FIT),
                 progress=False,
                 **options,

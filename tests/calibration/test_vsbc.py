@@ -313,7 +313,7 @@ def test_data_as_an_argument_that_may_be_none():
 
     simulator = Simulator(scaled, (), {}, {"y": "y"})
     drawn = simulator.draw(3)
-    trace = poutine.trace(simulator.given(drawn.data)).get_trace()
+    trace = poutine.trace(simulator.condition(drawn.data)).get_trace()
     assert trace.nodes["y"]["is_observed"]
     assert trace.nodes["given"]["value"] == drawn.truth["seen"]
     # Named sites without values: condition.
