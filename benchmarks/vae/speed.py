@@ -113,7 +113,7 @@ def size_of(module):
 
 @torch.no_grad()
 def encode_copies(vae, x, samples):
-    """What a straightforward NLL does: encode S copies of each image."""
+    """Compute the NLL in the straightforward way: encode S copies of each image."""
     for image in x:
         total = []
         for start in range(0, samples, 1000):

@@ -405,7 +405,7 @@ def _hybrid(program: Program, spec: OptimizerSpec, timeout: float) -> Runner:
 
 def _left(runner: Runner) -> str:
     """Say which operations a hybrid leaves to PyTorch."""
-    names: tuple[str, ...] = runner.info.eager  # type: ignore[attr-defined]
+    names: tuple[str, ...] = runner.info.eager
     if not names:
         return "no operation had to stay with PyTorch"
     stay = "operation stays" if len(names) == 1 else "operations stay"

@@ -22,7 +22,7 @@ _QUANTITIES = (("negative_elbo", "-ELBO"), ("nll", "NLL"))
 
 @dataclass(frozen=True)
 class Difference:
-    """What one flow's number is above another's, over the same images and seeds.
+    """Difference of one flow's number from another's, over the same images and seeds.
 
     Attributes:
         quantity: ``"-ELBO"`` or ``"NLL"``.

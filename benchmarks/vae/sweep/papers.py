@@ -133,7 +133,7 @@ def _by_content(data: ImageData) -> str:
 
 
 def _named(data: ImageData | str, name: str, test: int | None) -> bool:
-    """Whether data are called so, and have the right number of test images where it is told."""
+    """Tell whether data are called so, and have the right number of test images where known."""
     text = (data if isinstance(data, str) else str(data)).lower()
     pattern = next(pattern for key, pattern in _NAMES.items() if key in name)
     if not re.search(pattern, text) or re.search(_IMITATIONS, text):

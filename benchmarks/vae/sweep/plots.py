@@ -36,7 +36,7 @@ def depths(rows: Sequence[Row]) -> dict[str, list[tuple[int, Row]]]:
 
 
 def _keys(rows: Sequence[Row]) -> list[tuple[str, str, float]]:
-    """What can be drawn, on the same images: -ELBO of all images above an NLL of some misleads."""
+    """Return what can be drawn on the same images: -ELBO of all beside an NLL of some misleads."""
     if all(row.summaries for row in rows):
         return [("nll_negative_elbo", REFERENCE, 1.0), ("nll", FIT, 1.0)]
     return [("elbo", REFERENCE, -1.0)]

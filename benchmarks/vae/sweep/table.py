@@ -152,7 +152,7 @@ def _with_flow(options: Options, flow: str) -> Options:
 
 
 def _is_done(options: Options, place: Path) -> bool:
-    """Whether a folder holds the results of a run with these options, on these data.
+    """Tell whether a folder holds the results of a run with these options, on these data.
 
     Where something differs, training says what (``--resume`` of another run), or goes on.
     """
