@@ -49,6 +49,11 @@ examples: $(STAMP)
 test: $(STAMP)
 	$(RUN) -m pytest -m 'not slow' -n $(WORKERS) --dist worksteal -q $(ARGS)
 
+# Shapes in annotations, checked at every call of the flows' laws (tests/shapes.py).
+test-shapes: $(STAMP)
+	PYTHONPATH=tests $(RUN) -m pytest -p shapes -m 'not slow and not compile' -q \
+		tests/flows/test_laws.py tests/flows/test_shapes.py $(ARGS)
+
 test-slow: $(STAMP)
 	$(RUN) -m pytest -m slow -q --timeout 3600 $(ARGS)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_nfvi._typing import Contexts, Points, Rows
 from pyro_nfvi.distributions._bases import Base
 from pyro_nfvi.flows._base import Flow
 
@@ -26,9 +27,9 @@ class Density(nn.Module, ABC):
         """Draw base noise ``(*shape, D)``."""
 
     @abstractmethod
-    def base_log_prob(self, eps: Tensor) -> Tensor:
+    def base_log_prob(self, eps: Points) -> Rows:
         """Score base noise, ``(*b, D) -> (*b,)`` in nats."""
 
     @abstractmethod
-    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, z: Points, context: Contexts | None = None) -> Rows:
         """Score points, ``(*b, D) -> (*b,)`` in nats."""

@@ -15,7 +15,7 @@ from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._eval_mode import scoring
 from pyro_nfvi._math import standard_normal_log_prob
 from pyro_nfvi._random import seeded
-from pyro_nfvi._typing import TensorPair, TensorTriple
+from pyro_nfvi._typing import Contexts, Image, ImageAndScore, Points, Rows
 from pyro_nfvi._validation import sizes, whole
 from pyro_nfvi.distributions._bases import Base
 from pyro_nfvi.distributions._density import Density
@@ -127,7 +127,7 @@ class FlowDensity(Density):
         return noise
 
     @full_precision
-    def base_log_prob(self, eps: Tensor) -> Tensor:
+    def base_log_prob(self, eps: Points) -> Rows:
         """Log density of base noise."""
         if self.base is None:
             return standard_normal_log_prob(eps).sum(-1)
@@ -143,14 +143,14 @@ class FlowDensity(Density):
         return torch.where(inside, found, torch.where(eps.isnan().any(-1), math.nan, -math.inf))
 
     @full_precision
-    def push(self, eps: Tensor, context: Tensor | None = None) -> TensorPair:
+    def push(self, eps: Points, context: Contexts | None = None) -> Image:
         """Map noise to ``(z, log_q)``, differentiable in the flow's parameters."""
         with scoring(self):
             z, ladj = self.flow(eps, context)
             return z, self.base_log_prob(eps) - ladj
 
     @full_precision
-    def push_with_score(self, eps: Tensor, context: Tensor | None = None) -> TensorTriple:
+    def push_with_score(self, eps: Points, context: Contexts | None = None) -> ImageAndScore:
         r"""Map noise to ``(z, log_q, score)``, the score :math:`\nabla_z \log q(z)` detached."""
         with scoring(self):
             if self.base is None:
@@ -168,7 +168,7 @@ class FlowDensity(Density):
         context: Tensor | None = None,
         *,
         generator: torch.Generator | None = None,
-    ) -> TensorPair:
+    ) -> Image:
         """Draw ``(z, log_q)`` in one pass, reparametrised.
 
         With a context ``(*b, C)`` the draws are ``(*shape, *b, D)``.
@@ -179,7 +179,7 @@ class FlowDensity(Density):
         return self.push(self.sample_base((*size, *batch), generator=generator), context)
 
     @full_precision
-    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, z: Points, context: Contexts | None = None) -> Rows:
         """Score any point: ``(*b, D) -> (*b,)``, differentiable in the point and parameters."""
         if not isinstance(z, Tensor):
             raise ShapeError(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_nfvi._math import RAW_ONE, bounded_below, bounded_rows, softplus_inverse
-from pyro_nfvi._typing import TensorDict, TensorPair, TensorTriple
+from pyro_nfvi._typing import Contexts, Image, ImageAndScore, Points, TensorDict, TensorPair
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._conditioning import FreeParams, ParamFlow
@@ -228,17 +228,17 @@ class Affine(Flow):
             )
         return x, context
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, _ = self.enter(x, context)
         return _forward(x, self.loc, self.scale, self.scale_tril)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, _ = self.enter(y, context)
         return _inverse(y, self.loc, self.scale, self.scale_tril)
 
     def forward_with_score(
-        self, x: Tensor, score: Tensor, context: Tensor | None = None
-    ) -> TensorTriple:
+        self, x: Points, score: Points, context: Contexts | None = None
+    ) -> ImageAndScore:
         y, ladj = self(x, context)
         with torch.no_grad():
             return y, ladj, _pull(score.expand_as(y), self.scale, self.scale_tril)

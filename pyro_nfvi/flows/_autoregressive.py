@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_nfvi._nn.made import MADE
 from pyro_nfvi._nn.mlp import Activation, hidden_widths
-from pyro_nfvi._typing import Hidden, TensorPair, TensorTriple
+from pyro_nfvi._typing import Contexts, Hidden, Image, ImageAndScore, Points
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._base import Flow, InverseKind
 from pyro_nfvi.flows._recipe import SIZES
@@ -101,12 +101,12 @@ class Autoregressive(Flow):
                 stacklevel=3,
             )
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, context = self.enter(x, context)
         y, ladj = self.transformer.forward(x, self.net(x, context))
         return y, ladj.sum(-1)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, context = self.enter(y, context)
         ladjs: list[Tensor] = []
 
@@ -119,8 +119,8 @@ class Autoregressive(Flow):
         return x, torch.stack(ladjs, -1).sum(-1)
 
     def forward_with_score(
-        self, x: Tensor, score: Tensor, context: Tensor | None = None
-    ) -> TensorTriple:
+        self, x: Points, score: Points, context: Contexts | None = None
+    ) -> ImageAndScore:
         x, context = self.enter(x, context)
         params = self.net(x, context)
         y, ladj = self.transformer.forward(x, params)

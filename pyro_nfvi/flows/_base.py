@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nfvi._autocast import full_precision, in_full_precision
-from pyro_nfvi._typing import TensorPair, TensorTriple
+from pyro_nfvi._typing import Contexts, Image, ImageAndScore, Points
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._torch_transform import Bijection, FlowTransform
@@ -102,11 +102,11 @@ class Flow(Bijection):
         self.context_dim = whole(f"{name}: context_dim", context_dim, 0)
 
     @abstractmethod
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         """Map ``x`` to ``(y, ladj)``, with ``ladj = log|det dy/dx|`` in nats."""
 
     @abstractmethod
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         """Map ``y`` to ``(x, ladj)``, with ``ladj = log|det dx/dy|`` in nats.
 
         Differentiable in ``y``, in the context and in the parameters.
@@ -114,8 +114,8 @@ class Flow(Bijection):
 
     @full_precision
     def forward_with_score(
-        self, x: Tensor, score: Tensor, context: Tensor | None = None
-    ) -> TensorTriple:
+        self, x: Points, score: Points, context: Contexts | None = None
+    ) -> ImageAndScore:
         r"""Push a point and the score :math:`\nabla_x \log q(x)` forward together.
 
         .. math:: g_y = J^{-\top} (g_x - \nabla_x \log|\det J|)
@@ -250,10 +250,10 @@ class Inverse(Flow):
         self.flow = flow
         self.inverse_kind = "exact"
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         return self.flow.inverse(x, context)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         return self.flow(y, context)
 
     def layers(self) -> list[Layer]:
@@ -322,7 +322,7 @@ class Chain(Flow):
             for flow, inverted, path in member.layers()
         ]
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, context = self.enter(x, context)
         total = x.new_zeros(x.shape[:-1])
         for flow in self._members:
@@ -330,7 +330,7 @@ class Chain(Flow):
             total = total + ladj
         return x, total
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, context = self.enter(y, context)
         total = y.new_zeros(y.shape[:-1])
         for flow in reversed(self._members):
@@ -339,8 +339,8 @@ class Chain(Flow):
         return y, total
 
     def forward_with_score(
-        self, x: Tensor, score: Tensor, context: Tensor | None = None
-    ) -> TensorTriple:
+        self, x: Points, score: Points, context: Contexts | None = None
+    ) -> ImageAndScore:
         x, context = self.enter(x, context)
         score = score.expand_as(x)
         total = x.new_zeros(x.shape[:-1])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_nfvi._math import one_plus_a, sech2, soft_clamp, solve_monotone
-from pyro_nfvi._typing import TensorPair, TensorTriple
+from pyro_nfvi._typing import Contexts, Image, ImageAndScore, Points, TensorPair
 from pyro_nfvi._validation import whole
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._recipe import BOUNDS
@@ -128,12 +128,12 @@ class BlockAutoregressive(Flow):
         height = weight.abs().sum(-1) + self.biases[-1].abs()
         return (one_plus_a(self.rise) - 1).abs() / bound.flatten() * height
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, context = self.enter(x, context)
         y, slope = self._net(self._order(x), context)
         return self._order(y), slope.log().sum(-1)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, context = self.enter(y, context)
         target = self._order(y)
         reach = self._reach(context)
@@ -153,8 +153,8 @@ class BlockAutoregressive(Flow):
         return self._order(x), -slope.log().sum(-1)
 
     def forward_with_score(
-        self, x: Tensor, score: Tensor, context: Tensor | None = None
-    ) -> TensorTriple:
+        self, x: Points, score: Points, context: Contexts | None = None
+    ) -> ImageAndScore:
         x, context = self.enter(x, context)
         y, ladj = self(x, context)
         held = None if context is None else context.detach()

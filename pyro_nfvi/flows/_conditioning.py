@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from pyro_nfvi._typing import TensorDict, TensorPair, TensorTriple
+from pyro_nfvi._typing import Contexts, Image, ImageAndScore, Points, TensorDict, TensorPair
 from pyro_nfvi._validation import whole
 from pyro_nfvi.flows._base import Flow
 
@@ -119,17 +119,17 @@ class ParamFlow(Flow):
         """Closed form of ``J^-T (score - grad ladj)``; None where there is none."""
         return None
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, context = self.enter(x, context)
         return self._forward(x, self.theta(context))
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, context = self.enter(y, context)
         return self._inverse(y, self.theta(context))
 
     def forward_with_score(
-        self, x: Tensor, score: Tensor, context: Tensor | None = None
-    ) -> TensorTriple:
+        self, x: Points, score: Points, context: Contexts | None = None
+    ) -> ImageAndScore:
         x, context = self.enter(x, context)
         theta = self.theta(context)
         with torch.no_grad():

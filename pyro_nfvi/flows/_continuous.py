@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_nfvi._nn.mlp import hidden_widths
-from pyro_nfvi._typing import Hidden, TensorPair
+from pyro_nfvi._typing import Contexts, Hidden, Image, Points, TensorPair
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import MissingPackageError, OptionError
 from pyro_nfvi.flows._base import Flow
@@ -138,11 +138,11 @@ class Continuous(Flow):
     #: A random trace in train mode, the exact one in eval mode.
     mode_dependent = True
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, context = self.enter(x, context)
         return self._integrate(x, context, 0.0, 1.0)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, context = self.enter(y, context)
         return self._integrate(y, context, 1.0, 0.0)
 

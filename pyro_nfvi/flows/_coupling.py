@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_nfvi._eval_mode import evaluation
 from pyro_nfvi._nn.mlp import MLP, Activation, hidden_widths
-from pyro_nfvi._typing import Hidden, TensorPair, TensorTriple
+from pyro_nfvi._typing import Contexts, Hidden, Image, ImageAndScore, Points, TensorPair
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._coupling_masks import make_mask
@@ -127,21 +127,21 @@ class Coupling(Flow):
     def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
         return torch.cat([kept, moved], -1).index_select(-1, self.back)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, context = self.enter(x, context)
         kept, moved = self._split(x)
         moved, ladj = self.transformer.forward(moved, self._params(kept, context))
         return self._join(kept, moved), ladj.sum(-1)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, context = self.enter(y, context)
         kept, moved = self._split(y)
         moved, ladj = self.transformer.inverse(moved, self._params(kept, context))
         return self._join(kept, moved), ladj.sum(-1)
 
     def forward_with_score(
-        self, x: Tensor, score: Tensor, context: Tensor | None = None
-    ) -> TensorTriple:
+        self, x: Points, score: Points, context: Contexts | None = None
+    ) -> ImageAndScore:
         x, context = self.enter(x, context)
         kept, moved = self._split(x)
         params = self._params(kept, context)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from pyro_nfvi._typing import TensorPair
+from pyro_nfvi._typing import Contexts, Image, Points
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow, check_dim
 
@@ -76,7 +76,7 @@ class Adapted(Flow):
             transform.clear_cache()
         return transform
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, context = self.enter(x, context)
         transform = self._bind(context)
         y = transform(x)
@@ -84,7 +84,7 @@ class Adapted(Flow):
         _forget(transform)
         return y, _sum_event(ladj, x)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, context = self.enter(y, context)
         transform = self._bind(context)
         try:

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from pyro_nfvi._typing import TensorPair, TensorTriple
+from pyro_nfvi._typing import Contexts, Image, ImageAndScore, Points
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
 
@@ -96,17 +96,17 @@ class LowRankAffine(Flow):
             )
         return x, context
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, _ = self.enter(x, context)
         return self.loc + self.diagonal * self._along(x, self.stretch), self._ladj(x)
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, _ = self.enter(y, context)
         return self._along((y - self.loc) / self.diagonal, self._back()), -self._ladj(y)
 
     def forward_with_score(
-        self, x: Tensor, score: Tensor, context: Tensor | None = None
-    ) -> TensorTriple:
+        self, x: Points, score: Points, context: Contexts | None = None
+    ) -> ImageAndScore:
         y, ladj = self(x, context)
         with torch.no_grad():
             return y, ladj, self._along(score.expand_as(y), self._back()) / self.diagonal

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from pyro_nfvi._typing import TensorPair, TensorTriple
+from pyro_nfvi._typing import Contexts, Image, ImageAndScore, Points, TensorPair
 from pyro_nfvi._validation import number
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
@@ -100,19 +100,19 @@ class ActNorm(Flow):
         scale = self.std * self.log_scale.exp()
         return scale, (self.std.log() + self.log_scale).sum()
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, _ = self.enter(x, context)
         scale, ladj = self._scale()
         return self.mean + self.std * self.loc + scale * x, ladj.expand(x.shape[:-1])
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, _ = self.enter(y, context)
         scale, ladj = self._scale()
         return (y - self.mean - self.std * self.loc) / scale, -ladj.expand(y.shape[:-1])
 
     def forward_with_score(
-        self, x: Tensor, score: Tensor, context: Tensor | None = None
-    ) -> TensorTriple:
+        self, x: Points, score: Points, context: Contexts | None = None
+    ) -> ImageAndScore:
         y, ladj = self(x, context)
         return y, ladj, (score.expand_as(x) / self._scale()[0]).detach()
 
@@ -178,18 +178,18 @@ class BatchNorm(Flow):
         log_scale = self.running_std.log() - self.gamma
         return log_scale.exp(), log_scale.sum()
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, _ = self.enter(x, context)
         scale, ladj = self._scale()
         return self.running_mean + scale * (x - self.beta), ladj.expand(x.shape[:-1])
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, _ = self.enter(y, context)
         scale, ladj = self._scale()
         return self.beta + (y - self.running_mean) / scale, -ladj.expand(y.shape[:-1])
 
     def forward_with_score(
-        self, x: Tensor, score: Tensor, context: Tensor | None = None
-    ) -> TensorTriple:
+        self, x: Points, score: Points, context: Contexts | None = None
+    ) -> ImageAndScore:
         y, ladj = self(x, context)
         return y, ladj, (score.expand_as(x) / self._scale()[0]).detach()

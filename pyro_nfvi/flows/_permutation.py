@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._random import stream
-from pyro_nfvi._typing import TensorPair, TensorTriple
+from pyro_nfvi._typing import Contexts, Image, ImageAndScore, Points
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._base import Flow
@@ -59,17 +59,17 @@ class Permute(Flow):
         """Return a random permutation that depends on ``dim`` and ``seed`` alone."""
         return cls(torch.randperm(dim, generator=stream(seed, "permutation")).tolist())
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, _ = self.enter(x, context)
         return x.index_select(-1, self.order), x.new_zeros(x.shape[:-1])
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, _ = self.enter(y, context)
         return y.index_select(-1, self.back), y.new_zeros(y.shape[:-1])
 
     def forward_with_score(
-        self, x: Tensor, score: Tensor, context: Tensor | None = None
-    ) -> TensorTriple:
+        self, x: Points, score: Points, context: Contexts | None = None
+    ) -> ImageAndScore:
         y, ladj = self(x, context)
         return y, ladj, score.expand_as(x).index_select(-1, self.order).detach()
 

@@ -11,7 +11,7 @@ from torch.distributions import Transform, constraints
 
 from pyro_nfvi._compat import is_transformed
 from pyro_nfvi._eval_mode import recorded
-from pyro_nfvi._typing import TensorPair
+from pyro_nfvi._typing import Contexts, Image, Points
 
 _Versions = tuple[tuple[int, int], ...]
 #: x, y, ladj, versions of what they depend on, whether they carry a graph.
@@ -22,11 +22,11 @@ class Bijection(nn.Module, ABC):
     """A map and its inverse, each with its log-determinant."""
 
     @abstractmethod
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         """Map ``x`` to ``(y, ladj)``, with ``ladj = log|det dy/dx|`` in nats."""
 
     @abstractmethod
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         """Map ``y`` to ``(x, ladj)``, with ``ladj = log|det dx/dy|`` in nats."""
 
 

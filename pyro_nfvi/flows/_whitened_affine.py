@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from pyro_nfvi._typing import TensorPair, TensorTriple
+from pyro_nfvi._typing import Contexts, Image, ImageAndScore, Points
 from pyro_nfvi.flows._affine import Affine, DiagonalAffine, LowerTriangular
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._low_rank_affine import LowRankAffine
@@ -110,21 +110,21 @@ class WhitenedAffine(Flow):
         else:
             trained.set_affine(loc, scale)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> TensorPair:
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, _ = self.enter(x, context)
         inner, inner_ladj = self.trained(x)
         y, ladj = self.fixed(inner)
         return y, inner_ladj + ladj
 
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> TensorPair:
+    def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, _ = self.enter(y, context)
         inner, ladj = self.fixed.inverse(y)
         x, inner_ladj = self.trained.inverse(inner)
         return x, ladj + inner_ladj
 
     def forward_with_score(
-        self, x: Tensor, score: Tensor, context: Tensor | None = None
-    ) -> TensorTriple:
+        self, x: Points, score: Points, context: Contexts | None = None
+    ) -> ImageAndScore:
         x, _ = self.enter(x, context)
         inner, inner_ladj, score = self.trained.forward_with_score(x, score.expand_as(x))
         y, ladj, score = self.fixed.forward_with_score(inner, score)
