@@ -16,12 +16,13 @@ PYTHON312 ?= $(shell for p in python3.12 "$$(pyenv root 2>/dev/null)"/versions/3
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo "$$p" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples test test-slow test-arviz1 test-wheel test-versions lint format types docs bench clean distclean
+.PHONY: help setup demo examples test test-shapes test-slow test-arviz1 test-wheel test-versions lint format types docs bench clean distclean
 
 help:
 	@echo 'make demo         fit two real posteriors and write numbers and pictures (sets everything up)'
 	@echo 'make test         the fast tests and doctests (sets everything up)'
 	@echo 'make test-slow    the tests marked slow'
+	@echo 'make test-shapes  the shapes in annotations, checked while the laws of flows run'
 	@echo 'make test-arviz1  the conversion under ArviZ 1 and Python 3.12'
 	@echo 'make test-wheel   the built wheel outside of the checkout, with the versions of .venv'
 	@echo 'make test-versions  the same with the lowest and the newest versions too (gigabytes)'
@@ -51,7 +52,7 @@ test: $(STAMP)
 
 # Shapes in annotations, checked at every call of the flows' laws (tests/shapes.py).
 test-shapes: $(STAMP)
-	PYTHONPATH=tests $(RUN) -m pytest -p shapes -m 'not slow and not compile' -q \
+	$(subst PYTHONPATH=.,PYTHONPATH=.:tests,$(RUN)) -m pytest -p shapes -m 'not slow and not compile' -q \
 		tests/flows/test_laws.py tests/flows/test_shapes.py $(ARGS)
 
 test-slow: $(STAMP)
