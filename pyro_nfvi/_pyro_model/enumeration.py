@@ -37,7 +37,7 @@ class VmapEnum(EnumMessenger):
         value = msg["value"]
         if not isinstance(value, Tensor):
             return super()._pyro_post_sample(msg)
-        msg["value"] = _ShapeOnly(value)  # type: ignore[assignment, typeddict-item]
+        msg["value"] = _ShapeOnly(value)
         try:
             return super()._pyro_post_sample(msg)
         finally:

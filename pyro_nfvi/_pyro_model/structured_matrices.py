@@ -31,7 +31,7 @@ class CorrTransform(CorrCholeskyTransform):
         self.square = square
 
     @property
-    def codomain(self) -> Constraint:  # type: ignore[override]
+    def codomain(self) -> Constraint:
         return constraints.corr_matrix if self.square else constraints.corr_cholesky
 
     def __eq__(self, other: object) -> bool:

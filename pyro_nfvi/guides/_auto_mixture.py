@@ -249,7 +249,7 @@ class AutoMixture(VectorGuide):
             "AutoFlow."
         )
 
-    def density(self) -> MixtureDensity:  # type: ignore[override]
+    def density(self) -> MixtureDensity:
         """Return the density of the unconstrained vector, for one call."""
         self._require_setup()
         self._sync()
@@ -259,7 +259,7 @@ class AutoMixture(VectorGuide):
         self.transport()
         raise AssertionError  # transport has raised
 
-    def get_posterior(self, *args: Any, **kwargs: Any) -> MixturePosterior:  # type: ignore[override]
+    def get_posterior(self, *args: Any, **kwargs: Any) -> MixturePosterior:
         """Return the distribution of the unconstrained vector, for one call."""
         return MixturePosterior(self.density())
 
