@@ -28,3 +28,13 @@ def test_the_hooks_check_what_the_checks_check():
     hooks = (ROOT / ".pre-commit-config.yaml").read_text("utf-8")
     for command in ("ruff check", "ruff format", "mypy", "tests/test_architecture.py"):
         assert command in hooks
+
+
+def test_the_files_that_newcomers_are_sent_to_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    named = set(re.findall(r"`((?:pyro_nfvi|tests|docs|\.github)/[\w./-]+)`", text))
+    named -= {one for one in named if "_yours" in one}
+    assert len(named) > 10
+    assert [one for one in sorted(named) if not (ROOT / one).exists()] == []
+    assert "_FAMILIES" in (ROOT / "pyro_nfvi/flows/_registry.py").read_text("utf-8")
+    assert "_KNOWN" in (ROOT / "pyro_nfvi/objectives/_make_objective.py").read_text("utf-8")
