@@ -12,6 +12,9 @@ import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+#: A plugin of the run that checks shapes (make test-shapes), which it changes imports for.
+collect_ignore = ["tests/shapes.py"]
+
 
 @pytest.fixture(autouse=True)
 def _clean_slate() -> Iterator[None]:
