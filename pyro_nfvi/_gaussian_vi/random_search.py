@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -93,33 +95,103 @@ def random_search(
         >>> found.normals.loc.round(decimals=1).tolist(), found.num_points
         ([[0.9, 0.9, 0.9]], 50000)
     """
-    given = RANDOM_SEARCH
-    points, shells, scored = _best_points(
-        target, known, weights, num_points, wide, chunk, generator
-    )
-    found = RandomSearch(
-        Normals(known.loc[:0], known.factor[:0]), torch.zeros(0, dtype=torch.long), scored
-    )
-    log_p = _heights(target, points).double() if len(points) else points.new_zeros(0)
+    scored = _best_points(target, known, weights, num_points, wide, chunk, generator)
     weights = weights.to(known.loc)
+
+    def log_q(z: Tensor) -> Tensor:
+        z = z if align is None else align(known.loc[0], z)
+        return torch.logsumexp(known.log_prob(z) + weights.log(), -1)
+
+    own = known.points(known.noise(RANDOM_SEARCH.judged, generator)).flatten(0, 1)
+    reference = Approximation(
+        log_q,
+        target(own)[0] - log_q(own),
+        weights.repeat_interleave(RANDOM_SEARCH.judged) / RANDOM_SEARCH.judged,
+        None if align is None else lambda z: align(known.loc[0], z),
+    )
+    points = dataclasses.replace(scored, log_q=log_q(scored.z) if len(scored.z) else scored.log_p)
+    return search_from(target, known, reference, points, generator=generator)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredPoints:
+    """The best of many points at which a density was evaluated.
+
+    Attributes:
+        z: The points ``(M, D)`` in float64.
+        log_p: The log density there.
+        log_q: That of the approximation.
+        shells: Shell of each around the approximation's middle, the innermost being 0.
+        count: Points that were scored in all.
+    """
+
+    z: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    shells: Tensor
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Approximation:
+    """An approximation of the density, beside which modes are looked for.
+
+    Attributes:
+        log_q: Its log density ``(N, D) -> (N,)``, in float64.
+        log_w: Log weights of draws of its own: the evidence, from below.
+        shares: Shares of these draws in their mean, with a sum of 1.
+        align: Moves points to their images nearest to the approximation.
+    """
+
+    log_q: Callable[[Tensor], Tensor]
+    log_w: Tensor
+    shares: Tensor
+    align: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def level(self) -> float:
+        """Evidence, as the approximation's own draws see it from below."""
+        return float((self.log_w.double().nan_to_num(neginf=-1e10) * self.shares).sum())
+
+
+def search_from(
+    target: Target,
+    frame: Normals,
+    approximation: Approximation,
+    points: ScoredPoints,
+    *,
+    generator: torch.Generator,
+) -> RandomSearch:
+    """Ascend from points that stand out of an approximation; fit a Gaussian where a top does.
+
+    Args:
+        target: The density.
+        frame: Gaussians, of which the first gives directions, and the unit of widths.
+        approximation: What is known of the density.
+        points: Points that stand out.
+        generator: Source of the noise.
+
+    Cost:
+        That of :func:`random_search`, less the scoring of its points.
+    """
+    given = RANDOM_SEARCH
+    level = approximation.level
+    found = RandomSearch(
+        Normals(frame.loc[:0], frame.factor[:0]), torch.zeros(0, dtype=torch.long), points.count
+    )
     each = given.iterations * given.sizes
-    ascents = min(given.ascents, max(given.shells, int(given.ascent_share * scored / each)))
+    most = max(given.shells, int(given.ascent_share * points.count / each))
     for _ in range(given.rounds):
-        if not len(points) or target.budget.over():
+        if not len(points.z) or target.budget.over():
             break
         # With what was found so far, what is still hidden stands out more.
-        count = len(found.normals)
-        reference = _Reference(
-            _both(known, found.normals),
-            torch.cat([weights, weights.new_full((count,), 1 / max(1, count))]),
-            align,
-        )
-        level = reference.level(target, len(known), generator)
-        chosen = _chosen(reference.above(points, log_p), shells, ascents)
-        tops, heights = _ascend(target, known.take(0), points[chosen])
+        reference = _Reference(approximation, found.normals)
+        above = reference.above(points.z, points.log_p, points.log_q)
+        chosen = _chosen(above, points.shells, min(given.ascents, most))
+        tops, reached = _ascend(target, frame.take(0), points.z[chosen])
         found = dataclasses.replace(found, num_ascents=found.num_ascents + len(chosen))
-        standing = tops[_standing(reference.above(tops, heights) - level)]
-        new, hits = _fitted(target, known, reference, standing, level, generator)
+        standing = tops[_standing(reference.above(tops, reached) - level)]
+        new, hits = _fitted(target, frame, reference, standing, level, generator)
         if not len(new):
             break
         found = dataclasses.replace(
@@ -134,34 +206,25 @@ def random_search(
     return dataclasses.replace(found, normals=found.normals.take(alone), hits=found.hits[alone])
 
 
-def _both(one: Normals, other: Normals) -> Normals:
-    return Normals(torch.cat([one.loc, other.loc]), torch.cat([one.factor, other.factor]))
-
-
 @dataclass(frozen=True)
 class _Reference:
-    """The known part of the density: Gaussians with weights, of which some were just found.
+    """The known part of the density: an approximation, and Gaussians that were just found.
 
-    The weights of these are not known; with a whole share each they hide what lies under them.
+    The weights of these are not known; with a whole share together they hide what lies under them.
     """
 
-    normals: Normals
-    weights: Tensor
-    align: Align | None
+    approximation: Approximation
+    found: Normals
 
-    def above(self, z: Tensor, log_p: Tensor) -> Tensor:
-        """Log p - log q, which is the log evidence where the known modes are right."""
-        z = z if self.align is None else self.align(self.normals.loc[0], z)
-        log_q = torch.logsumexp(self.normals.log_prob(z) + self.weights.log(), -1)
-        found = log_p.double() - log_q
-        return torch.where(found < torch.inf, found, torch.full_like(found, -torch.inf))
-
-    def level(self, target: Target, count: int, generator: torch.Generator) -> float:
-        """Evidence, as draws of the first ``count`` Gaussians see it from below."""
-        first = self.normals.take(list(range(count)))
-        own = first.points(first.noise(RANDOM_SEARCH.judged, generator)).flatten(0, 1)
-        log_w = self.above(own, target(own)[0]).unflatten(0, (count, -1))
-        return float((log_w.nan_to_num(neginf=-1e10).mean(-1) * self.weights[:count]).sum())
+    def above(self, z: Tensor, log_p: Tensor, log_q: Tensor | None = None) -> Tensor:
+        """Log p - log q, which is the log evidence where the approximation is right."""
+        log_q = self.approximation.log_q(z) if log_q is None else log_q
+        if len(self.found):
+            align = self.approximation.align
+            each = self.found.log_prob(z if align is None else align(z))
+            log_q = torch.logaddexp(log_q, torch.logsumexp(each, -1) - math.log(len(self.found)))
+        above = log_p.double() - log_q
+        return torch.where(above < torch.inf, above, torch.full_like(above, -torch.inf))
 
 
 def _standing(excess: Tensor) -> Tensor:
@@ -224,7 +287,7 @@ def _alone(target: Target, normals: Normals, generator: torch.Generator) -> Tens
     return (outer - inner).abs() < given.more
 
 
-def _heights(target: Target, z: Tensor) -> Tensor:
+def heights(target: Target, z: Tensor) -> Tensor:
     """Log density of rows, without gradients; -inf where it cannot be evaluated."""
     z = z.to(target.dtype)
     try:
@@ -244,15 +307,15 @@ def _best_points(
     wide: Normals | None,
     chunk: int,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor, int]:
-    """Draw and score points; return those that stand out, their shells, and how many there were."""
+) -> ScoredPoints:
+    """Draw and score points; return those that stand out, of which log q is not known yet."""
     given = RANDOM_SEARCH
-    kept, shells, scored = [], [], 0
+    kept, scored = [], 0
     sources = [(known, weights, 1.0), (known, weights, given.wider)]
     if wide is not None:
         sources.append((wide, weights.new_ones(len(wide)), 1.0))
     pattern = [place for place, share in enumerate(given.shares) for _ in range(share)]
-    edges: dict[int, list[float]] = {}
+    shells = [Shells() for _ in sources]
     turn = 0
     while scored < num and not target.budget.over():
         rows = min(chunk, num - scored)
@@ -269,23 +332,43 @@ def _best_points(
         z = loc + (eps @ factor.T if one.is_full else eps * factor)
         radius = eps.square().sum(-1)
         # Log weight up to a constant, with the one Gaussian that the point is from.
-        above = _heights(target, z) + 0.5 * radius
+        log_p = heights(target, z)
         scored += rows
-        if place not in edges:
-            edges[place] = radius.quantile(radius.new_tensor(given.inner)).tolist()
-        low, high = edges[place]
+        index, shell = shells[place].best(log_p + 0.5 * radius, radius)
+        kept.append((z[index].double(), log_p[index].double(), shell))
+    if not kept:
+        none = known.loc[:0, 0]
+        return ScoredPoints(known.loc[:0], none, none, none.long(), scored)
+    points, log_p, shell = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    return ScoredPoints(points, log_p, log_p, shell, scored)
+
+
+class Shells:
+    """Chooses of each chunk of points the best, and the best of each shell by their radius.
+
+    The shells' edges are those of the first chunk.
+    """
+
+    def __init__(self) -> None:
+        self._edges: tuple[float, float] | None = None
+
+    def best(
+        self, above: Tensor, radius: Tensor, num: int = RANDOM_SEARCH.best
+    ) -> tuple[Tensor, Tensor]:
+        """Return indices of the best points by ``above (N,)``, at least ``num``; their shells."""
+        given = RANDOM_SEARCH
+        if self._edges is None:
+            low, high = radius.quantile(radius.new_tensor(given.inner)).tolist()
+            self._edges = low, high
+        low, high = self._edges
         unit = (given.shells - 2) / max(high - low, 1e-30)
         shell = ((radius - low) * unit + 1).clamp(0, given.shells - 1).long()
         tops = above.new_full((given.shells,), -torch.inf)
         tops = tops.scatter_reduce(0, shell, above, "amax")
         standing = (above >= tops[shell]).nonzero().squeeze(-1)[: 4 * given.shells]
-        top = torch.cat([above.topk(min(given.best, rows)).indices, standing]).unique()
-        top = top[torch.isfinite(above[top])]
-        kept.append(z[top].double())
-        shells.append(shell[top])
-    if not kept:
-        return known.loc[:0], torch.zeros(0, dtype=torch.long), scored
-    return torch.cat(kept), torch.cat(shells), scored
+        index = torch.cat([above.topk(min(num, len(above))).indices, standing]).unique()
+        index = index[torch.isfinite(above[index])]
+        return index, shell[index]
 
 
 def _chosen(above: Tensor, shells: Tensor, ascents: int) -> Tensor:
@@ -310,7 +393,7 @@ def _ascend(target: Target, frame: Normals, points: Tensor) -> tuple[Tensor, Ten
         slope = torch.nn.functional.normalize(frame.pull(score[None])[0], dim=-1)
         way = frame.stretch(slope[None])[0]
         tried = best + sizes[:, None, None] * way
-        found = _heights(target, tried.flatten(0, 1)).view(tried.shape[:-1]).double()
+        found = heights(target, tried.flatten(0, 1)).view(tried.shape[:-1]).double()
         top, size = found.max(0)
         higher = top > height
         if not bool(higher.any()):

@@ -220,6 +220,35 @@ class MassOutside(Finding):
 
 
 @dataclass(frozen=True)
+class NarrowModes(Finding):
+    """Narrow modes that a random search among draws of the guide found, and that it misses.
+
+    Attributes:
+        count: Their number.
+        share: Share of the mass that they hold together, at least.
+        points: Points at which the density was evaluated.
+    """
+
+    count: int
+    share: float = 0.0
+    points: int = 0
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT if self.count else Level.REMARK
+
+    def sentence(self) -> str:
+        if not self.count:
+            return ""
+        modes = f"{self.count} narrow modes" if self.count > 1 else "a narrow mode"
+        return (
+            f"{modes} with about {100 * self.share:.2g} % of the posterior's mass or more, where "
+            f"the guide has next to nothing, came up among {self.points} more of its draws: fit "
+            "again with another seed, or start there"
+        )
+
+
+@dataclass(frozen=True)
 class SecondOpinion(Finding):
     """Draws of the fit scored by Pyro's own trace, with validation on.
 

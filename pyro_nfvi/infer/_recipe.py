@@ -442,14 +442,20 @@ class WordsRecipe:
 class SearchWorkRecipe:
     """Limits of the random search, in numbers computed (0.3 to 1.2 ns each)."""
 
-    #: All of it, about 0.4 s on one core.
+    #: All of it before training, about 0.4 s on one core.
     work: float = 6e8
+    #: All of it after training, from the guide's draws.
+    last: float = 2e8
     #: Most points.
     most: int = 2_000_000
     #: Numbers of the model that one call holds at most: they stay in the cache.
     cache: int = 400_000
     #: Rows of one call, at most.
     rows: int = 16_384
+    #: Rows of the guide's draws, of which its nets hold many numbers each.
+    pushed_rows: int = 4096
+    #: The best of these, which a mixture scores by all of its components.
+    rescored: int = 64
     #: Work of the search itself for a point.
     own: float = 50.0
     #: The same for each of its numbers.

@@ -12,8 +12,8 @@ from pyro_nfvi._gaussian_vi.mode_assignment import assign
 from pyro_nfvi._pyro_model.initial_values import prior_trace
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi.infer._checks.relabelling import UpToLabels, find_relabelling
-from pyro_nfvi.infer._findings import Level, Relabelled, find, from_json, to_json
+from pyro_nfvi.infer._checks.relabelling import UpToLabels, count_images, find_relabelling
+from pyro_nfvi.infer._findings import Level, NarrowModes, Relabelled, find, from_json, to_json
 
 X = torch.linspace(-2, 2, 12)
 Y = torch.sin(2 * X)
@@ -183,6 +183,7 @@ def test_modes_that_are_images_of_each_other_count_once():
     assert found.level is Level.DOUBT
     assert fit.modes == ()
     assert fit.verdict == "usable with reweighting"
+    assert find(fit.training.findings, NarrowModes).count == 0  # no image counts as one
     assert any("24 relabellings of weights, loc" in reason for reason in fit.verdict.reasons)
     assert find(from_json(to_json(fit.training.findings)), Relabelled) == found
     # One image is right: sorted locations are those of the data, which are far apart.
@@ -197,3 +198,60 @@ def test_where_all_images_fit_in_a_mixture_they_are_in_it():
     assert len(fit.modes) == 2
     assert fit.verdict == "good"
     assert abs(float((fit.sample(4000, seed=0)["loc"][:, 0] > 0).double().mean()) - 0.5) < 0.05
+
+
+def two_modes_each(size):
+    """Each coordinate is about 3 or -3: 2^K images of K! 2^K relabellings."""
+
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(size), 6.0).to_event(1))
+        each = torch.logaddexp(-8 * (x - 3).square(), -8 * (x + 3).square())
+        pyro.factor("f", each.sum(-1))
+
+    return model
+
+
+def apart(size):
+    """K locations that are held at K places, in any order: K! images."""
+
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(size), 9.0).to_event(1))
+        places = 3 * torch.arange(float(size))
+        each = -8 * (x.unsqueeze(-1) - places).square()
+        pyro.factor("f", torch.logsumexp(each, -1).sum(-1) + torch.logsumexp(each, -2).sum(-1))
+
+    return model
+
+
+#: Model, a mode, relabellings, and distinct images of the mode.
+IMAGES = [
+    (two_modes_each(2), [3.0, 3.0], 8, 4),
+    (two_modes_each(3), [3.0, -3.01, 3.02], 48, 8),
+    (two_modes_each(4), [3.0, -3.01, 3.02, 2.99], 384, 16),
+    (two_modes_each(5), [3.0, -3.01, 3.02, 2.99, 3.0], 3840, 17),
+    (apart(3), [0.0, 3.0, 6.0], 6, 6),
+    (apart(4), [0.0, 3.0, 6.0, 9.0], 24, 17),
+    # A mode on which all relabellings agree.
+    (two_modes_each(3), [0.0, 0.0, 0.0], 48, 1),
+]
+
+
+@pytest.mark.parametrize(("model", "mode", "order", "images"), IMAGES)
+def test_distinct_images_of_a_mode_are_counted(model, mode, order, images):
+    """As many as the relabellings make, and 17 where they are more than a mixture holds."""
+    log_joint = joint(model)
+    group = group_of(log_joint)
+    assert group.order == order
+    assert count_images(log_joint, group, torch.tensor(mode).double(), 16) == images
+
+
+@pytest.mark.slow
+def test_all_distinct_images_are_fitted_where_relabellings_are_many():
+    """48 exchanges and flips of three coordinates make eight images, which one fit holds."""
+    fit = NFVI(two_modes_each(3), seed=0, progress=False).run()
+    assert len(fit.modes) == 8
+    assert fit.verdict == "good"
+    x = fit.sample(20_000, seed=0)["x"]
+    # Octants of equal mass: seven standard deviations of the count, and errors of the weights.
+    counts = ((x > 0).long() * torch.tensor([1, 2, 4])).sum(-1).bincount(minlength=8)
+    assert float((counts / len(x) - 1 / 8).abs().max()) < 0.02

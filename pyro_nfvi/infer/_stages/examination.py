@@ -10,6 +10,7 @@ from pyro_nfvi.infer._checks.improper import IMPROPER_ROWS, check_proper
 from pyro_nfvi.infer._checks.missed_mass import WIDE_ROWS, mass_outside, too_much
 from pyro_nfvi.infer._checks.missed_modes import missed_modes
 from pyro_nfvi.infer._checks.moments import MOMENT_ROWS, moved_moments
+from pyro_nfvi.infer._checks.narrow_modes import narrow_modes
 from pyro_nfvi.infer._checks.pyro_density import opinion_of_pyro
 from pyro_nfvi.infer._checks.relabelling import count_once
 from pyro_nfvi.infer._checks.tails import TAIL_ROWS, follow_tails, short_tails
@@ -20,13 +21,14 @@ from pyro_nfvi.infer._findings import (
     MissedModes,
     ModeSearch,
     MovedMoments,
+    NarrowModes,
     Relabelled,
     TimeOver,
 )
 from pyro_nfvi.infer._fit import Fit, add_finding
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
-from pyro_nfvi.infer._recipe import MODE_CHECK, TIME
+from pyro_nfvi.infer._recipe import MODE_CHECK, SEARCH_WORK, TIME
 from pyro_nfvi.infer._stages.mode_finding import SearchedModes
 from pyro_nfvi.infer._time_plan import TimePlan
 
@@ -66,6 +68,8 @@ def examine(
         ),
         mass,
     ]
+    if narrow := _narrow_modes(problem, options, time, search, fit):
+        findings.append(narrow)
     tails: HeavyTails | None = None
     if time.affords(TAIL_ROWS[how], "the look at tails"):
         with options.progress.stage("following tails", 1, unit="look"):
@@ -169,6 +173,33 @@ def _mass_outside(
             if budget.over():
                 time.leave_out(what)
     return MassOutside.of(outside, unseen=not search.num_starts)
+
+
+def _narrow_modes(
+    problem: Problem, options: Options, time: TimePlan, search: SearchedModes, fit: Fit
+) -> NarrowModes | None:
+    """Search once more for narrow modes, where a search was possible before training."""
+    what = "the second look for narrow modes"
+    if not search.num_points or not time.affords(SEARCH_WORK.pushed_rows, what):
+        return None
+    symmetry = search.symmetry if search.symmetry and search.symmetry.one_image else None
+    with options.progress.stage("looking for narrow modes", 1, unit="look"):
+        budget = time.whole.part(TIME.check)
+        found = narrow_modes(
+            fit.guide.density(),
+            problem.log_joint,
+            fit.draws,
+            problem.seed,
+            effort=options.effort,
+            scored=search.up_to_labels(fit.guide.density()),
+            align=None
+            if symmetry is None
+            else lambda z: symmetry.group.align(symmetry.anchor.to(z), z),
+            budget=budget,
+        )
+        if budget.over():
+            time.leave_out(what)
+    return None if found is None else NarrowModes(found.count, found.share, found.points)
 
 
 def _relabelled(

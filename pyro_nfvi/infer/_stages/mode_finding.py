@@ -18,7 +18,7 @@ from pyro_nfvi.infer._checks.relabelling import (
     Relabelling,
     Scored,
     UpToLabels,
-    distinct,
+    count_images,
     find_relabelling,
 )
 from pyro_nfvi.infer._fit_options import Options
@@ -37,15 +37,17 @@ class LabelSymmetry:
     Attributes:
         group: The relabellings.
         anchor: A point ``(D,)`` of the image in which the fit is.
+        num_images: Distinct images of the mode there, counted as far as it matters.
     """
 
     group: Relabelling
     anchor: Tensor
+    num_images: int
 
     @property
     def one_image(self) -> bool:
-        """True where there are more images than modes that are kept: the fit holds one of them."""
-        return self.group.order > MODE_SEARCH.most_modes
+        """True where images leave no room for another mode: the fit holds one of them."""
+        return self.num_images >= MODE_SEARCH.most_modes
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +169,7 @@ def _find_symmetry(
 ) -> LabelSymmetry | None:
     """Find relabellings of exchangeable latents under which the mode has images.
 
-    Where these are no more than the modes that a mixture holds, all images are fitted.
+    Where its distinct images are fewer than the modes that a mixture holds, all are fitted.
     """
     if problem.on_parts:
         return None
@@ -180,7 +182,11 @@ def _find_symmetry(
     points = torch.cat([prior_points(log_joint, target, 3).to(noise), noise])
     with options.progress.stage("looking for exchangeable latents", 1, unit="look"):
         group = find_relabelling(log_joint, points, budget)
-        apart = group is not None and distinct(log_joint, group, found.loc, budget)
+        count = 1
+        if group is not None:
+            count = count_images(log_joint, group, found.loc, MODE_SEARCH.most_modes, budget)
     if budget.over():
         time.leave_out("the end of the look for exchangeable latents")
-    return LabelSymmetry(group, found.loc.to(like)) if group is not None and apart else None
+    if group is None or count < 2:
+        return None
+    return LabelSymmetry(group, found.loc.to(like), count)
