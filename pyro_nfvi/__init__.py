@@ -15,11 +15,7 @@ from pyro_nfvi import errors as errors
 from pyro_nfvi import flows as flows
 from pyro_nfvi import objectives as objectives
 from pyro_nfvi import testing as testing
-from pyro_nfvi._engine.cache import clear_cache
-from pyro_nfvi._show_versions import show_versions
 from pyro_nfvi._version import __version__
-from pyro_nfvi.arviz._to_arviz import to_arviz
-from pyro_nfvi.calibration._vsbc import vsbc
 from pyro_nfvi.distributions import FlowDensity
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
@@ -37,6 +33,10 @@ from pyro_nfvi.infer._nfvi import NFVI
 
 if TYPE_CHECKING:
     from pyro_nfvi import vae as vae
+    from pyro_nfvi._engine.cache import clear_cache
+    from pyro_nfvi._show_versions import show_versions
+    from pyro_nfvi.arviz._to_arviz import to_arviz
+    from pyro_nfvi.calibration._vsbc import vsbc
 
 __all__ = [
     "NFVI",
@@ -58,9 +58,22 @@ __all__ = [
     "vsbc",
 ]
 
+#: Names that are imported when they are first used, so that importing the package stays quick.
+_LAZY = {
+    "clear_cache": "pyro_nfvi._engine.cache",
+    "show_versions": "pyro_nfvi._show_versions",
+    "to_arviz": "pyro_nfvi.arviz._to_arviz",
+    "vsbc": "pyro_nfvi.calibration._vsbc",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # The VAE toolkit is imported when it is first used.
     if name == "vae":
         return import_module("pyro_nfvi.vae")
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'pyro_nfvi' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "vae"})

@@ -32,4 +32,15 @@ class ModelRecipe:
     shuffled_share: float = 0.25
 
 
+@dataclass(frozen=True)
+class WorkRecipe:
+    """Weights by which the work of a density is counted."""
+
+    #: Numbers that could be computed in the time in which one operation is called.
+    call: int = 5000
+    #: Floating-point operations of a matrix product that take the time of one number elsewhere.
+    product: int = 16
+
+
 MODELS = ModelRecipe()
+WORK = WorkRecipe()

@@ -8,14 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from pyro_nfvi._compat import DispatchMode
+from pyro_nfvi._pyro_model.recipe import WORK
 
-#: Numbers that could be computed in the time in which one operation is called.
-_CALL = 5000
-#: Floating-point operations of a matrix product that take the time of one number elsewhere.
-_PRODUCT = 16
 #: Parts of the names of factorisations, whose work grows with the last dimension of their input.
 _CUBIC = ("linalg", "cholesky", "solve")
 
@@ -49,8 +45,11 @@ class _Counter(DispatchMode):
     """Adds up the work of all that runs within it."""
 
     def __init__(self) -> None:
+        # Not imported with the package: its own imports take milliseconds.
+        from torch.utils.flop_counter import flop_registry
+
         super().__init__()
-        self.work = 0
+        self.work, self.flops = 0, flop_registry
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -70,9 +69,9 @@ class _Counter(DispatchMode):
         tensors = [*given, *(x for x in tree_leaves(out) if isinstance(x, Tensor))]
         work = max((x.numel() for x in tensors), default=0)
         packet = func.overloadpacket
-        if packet in flop_registry:
-            work += flop_registry[packet](*args, **(kwargs or {}), out_val=out) // _PRODUCT
+        if packet in self.flops:
+            work += self.flops[packet](*args, **(kwargs or {}), out_val=out) // WORK.product
         elif any(part in func.__name__ for part in _CUBIC):
             work *= max((x.shape[-1] for x in given if x.dim()), default=1)
-        self.work += work + _CALL
+        self.work += work + WORK.call
         return out
