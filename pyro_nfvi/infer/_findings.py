@@ -221,7 +221,7 @@ class MassOutside(Finding):
 
 @dataclass(frozen=True)
 class NarrowModes(Finding):
-    """Narrow modes that a random search among draws of the guide found, and that it misses.
+    """Narrow modes that a random search around draws of the guide found, and that it misses.
 
     Attributes:
         count: Their number.
@@ -243,8 +243,8 @@ class NarrowModes(Finding):
         modes = f"{self.count} narrow modes" if self.count > 1 else "a narrow mode"
         return (
             f"{modes} with about {100 * self.share:.2g} % of the posterior's mass or more, where "
-            f"the guide has next to nothing, came up among {self.points} more of its draws: fit "
-            "again with another seed, or start there"
+            f"the guide has next to nothing, came up among {self.points} points on and beside its "
+            "draws: fit again with another seed, or start there"
         )
 
 

@@ -454,8 +454,14 @@ class SearchWorkRecipe:
     rows: int = 16_384
     #: Rows of the guide's draws, of which its nets hold many numbers each.
     pushed_rows: int = 4096
-    #: The best of these, which a mixture scores by all of its components.
+    #: Points near each draw, which cost no pass through the guide's nets.
+    neighbours: int = 7
+    #: How far off they are, in differences of two draws.
+    nearness: float = 0.1
+    #: The best of a chunk, at which the guide's own density is computed.
     rescored: int = 64
+    #: Mass of a mode that the guide misses, relative to the guide's, from which on it is told.
+    least_share: float = 0.01
     #: Work of the search itself for a point.
     own: float = 50.0
     #: The same for each of its numbers.

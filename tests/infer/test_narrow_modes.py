@@ -93,7 +93,7 @@ def test_what_the_search_before_training_misses_cannot_be_good(monkeypatch):
     found = find(fit.training.findings, NarrowModes)
     assert (found.count, found.level) == (1, Level.DOUBT)
     assert fit.verdict != "good"
-    assert any(f"{found.points} more of its draws" in reason for reason in fit.verdict.reasons)
+    assert any(f"among {found.points} points" in reason for reason in fit.verdict.reasons)
 
 
 def funnel():

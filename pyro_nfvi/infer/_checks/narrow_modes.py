@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from pyro_nfvi._gaussian_vi.random_search import (
     heights,
     search_from,
 )
-from pyro_nfvi._gaussian_vi.recipe import RANDOM_SEARCH
+from pyro_nfvi._gaussian_vi.recipe import NESTED_MASS, RANDOM_SEARCH
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.work_count import work_of_rows
@@ -59,11 +60,13 @@ def narrow_modes(
 
     The search before training draws from Gaussians; where a posterior bends, as in the mouth of a
     funnel, most of its mass is elsewhere, and the guide's own draws are there. Three quarters of
-    the points are such draws, and a quarter comes from base noise 1.5 times as wide. Ascents
+    the points are such draws, and a quarter comes from base noise 1.5 times as wide; each comes
+    with seven neighbours. Ascents
     start from those at which log p - log q is highest, and where a top stands out a Gaussian is
     fitted. It counts under the conditions of :func:`random_search`: its evidence lower bound is
     more than a hundredth of the guide's, the guide's density under it is too low by 3 nats on
-    average, and the mass around it stands alone. So a guide that is right has none.
+    average, and the mass around it stands alone; and most of that mass lies where the guide's
+    density is e^3 times too low. So a guide that is right has none.
 
     Args:
         density: The guide's.
@@ -104,9 +107,28 @@ def narrow_modes(
     found = search_from(target, frame, approximation, points, generator=noise).normals
     if not len(found):
         return Narrow(0, 0.0, points.count)
-    bounds, _ = found.bounds(target, RANDOM_SEARCH.judged, noise)
-    mass = float((bounds - approximation.level).clamp_max(100.0).exp().sum())
-    return Narrow(len(found), mass / (1 + mass), points.count)
+    outside = _mass_outside(target, found, approximation, noise)
+    outside = outside[outside > SEARCH_WORK.least_share]
+    mass = float(outside.sum())
+    return Narrow(len(outside), mass / (1 + mass), points.count)
+
+
+def _mass_outside(
+    target: Target, modes: Normals, approximation: Approximation, noise: torch.Generator
+) -> Tensor:
+    """Mass of each mode ``(K,)``, relative to the guide's, where its density is e^3 times too low.
+
+    0 where that is less than half of the mode: one that the guide holds for the most part, such as
+    a ring that a flow has to cut somewhere, is no mode that it misses.
+    """
+    eps = modes.noise(RANDOM_SEARCH.around, noise)
+    z = modes.points(eps)
+    log_p = target(z)[0]
+    log_w = log_p - modes.log_q(eps) - math.log(eps.shape[-2]) - approximation.level
+    short = log_p - approximation.log_q(z.flatten(0, 1)).view_as(log_p) - approximation.level
+    weight = log_w.clamp_max(100.0).exp()
+    outside = (weight * (short > NESTED_MASS.outside)).sum(-1)
+    return torch.where(outside > 0.5 * weight.sum(-1), outside, 0.0)
 
 
 def _possible(
@@ -146,22 +168,26 @@ def _best_draws(
         # One component at a time, so that a chunk takes one push and hardly any inverse.
         place = int(torch.multinomial(weights, 1, generator=noise)) if len(parts) > 1 else 0
         wide = turn % 4 == 3
-        eps = parts[place].sample_base(min(most, num - done), generator=noise)
+        eps = parts[place].sample_base(max(2, min(most, num - done)), generator=noise)
         eps = RANDOM_SEARCH.wider * eps if wide else eps
         with torch.no_grad():
             z, log_q = parts[place].push(eps)
-        log_p = heights(target, z).double()
-        above = log_p - log_q - float(weights[place].log())
+        # Neighbours of a draw cost the model's work and not the guide's: they are apart by
+        # differences of draws, made small enough that the guide's density is about the same.
+        near = [z]
+        for step in range(1, given.neighbours + 1):
+            near.append(z + given.nearness * (z.roll(step, 0) - z.roll(-step, 0)))
+        log_p = torch.cat([heights(target, one) for one in near]).double()
+        every = torch.cat(near)
+        above = log_p - log_q.repeat(len(near)) - float(weights[place].log())
         above = torch.where(above < torch.inf, above, torch.full_like(above, -torch.inf))
-        radius = eps.square().sum(-1).double()
-        best = RANDOM_SEARCH.best if len(parts) == 1 else given.rescored
-        index, shell = shells[place][wide].best(above, radius, best)
-        z, log_q = z[index], log_q[index]
-        if len(parts) > 1 and len(index):  # of which other components may cover some
+        radius = eps.square().sum(-1).double().repeat(len(near))
+        index, shell = shells[place][wide].best(above, radius, given.rescored)
+        if len(index):
             with torch.no_grad():
-                log_q = density.log_prob(z)
-        kept.append((z.double(), log_p[index], log_q.double(), shell))
-        done += len(eps)
+                exact = density.log_prob(every[index]).double()
+            kept.append((every[index].double(), log_p[index], exact, shell))
+        done += len(every)
         turn += 1
     if not kept:
         none = torch.zeros(0, dtype=torch.float64, device=target.device)
@@ -173,12 +199,16 @@ def _best_draws(
 def _work(
     part: FlowDensity, log_joint: LogJoint, rows: int, noise: torch.Generator
 ) -> float | None:
-    """Work of one draw and its score; None where the model cannot be run."""
+    """Work of a point, of draws and their neighbours; None where the model cannot be run."""
     eps = part.sample_base(rows, generator=noise)
+    with torch.no_grad():
+        z = part.push(eps)[0]
+    push = work_of_rows(lambda e: part.push(e)[0], eps) / rows
     try:
-        work = work_of_rows(lambda e: log_joint(part.push(e)[0], {}), eps) / rows
+        work = work_of_rows(lambda points: log_joint(points, {}), z) / rows
     except (RuntimeError, ValueError, ArithmeticError):
         return None
+    work += push / (1 + SEARCH_WORK.neighbours)
     return work + SEARCH_WORK.own + SEARCH_WORK.own_dim * log_joint.latent.dim
 
 
