@@ -7,7 +7,6 @@ quotient, which is exactly 0, and floating point makes NaN of the product.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from pyro_nfvi._compat import DispatchMode, autograd_node, is_watched, lacking, without_modes
 from pyro_nfvi._operators import aten
+from pyro_nfvi._user_warning import warn
 
 #: Operations, by the names of autograd's nodes in small letters, whose value may be finite where
 #: their derivative is not.
@@ -112,11 +112,10 @@ def score(
     elif total is not None:
         found = torch.autograd.grad(total, inputs, allow_unused=True)
         if without is not None and not is_watched() and _is_missing(log_p, found):
-            warnings.warn(
+            warn(
                 "A gradient is not finite where the log density is, and its limit cannot be taken: "
                 f"{without}. Particles there are left out; take another release of PyTorch.",
                 RuntimeWarning,
-                stacklevel=2,
             )
         elif without is None and _is_missing(log_p, found):
             # The graph is gone, so the density is evaluated again.

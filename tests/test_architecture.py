@@ -36,6 +36,7 @@ STOREYS = {
         "_parent",
         "_random",
         "_typing",
+        "_user_warning",
         "_validation",
         "_version",
         "errors",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import pyro
@@ -16,6 +15,7 @@ from pyro_nfvi._pyro_model.model_run import ModelRun, is_observed
 from pyro_nfvi._pyro_model.recipe import MODELS
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import ModelError, ModelWarning
 
 #: Names of the parameters of a guide's distribution, as Pyro's modules give them.
@@ -85,13 +85,12 @@ def check_dependence(
             return
         if any(_differ(first, other, name) for name in looked_at):
             return
-    warnings.warn(
+    warn(
         f"No observed site ({', '.join(map(repr, observed))}) depends on a latent site "
         f"({', '.join(map(repr, latent.sites))}), so the posterior is the prior. Use the latents "
         "in the arguments of the observed sites. If that is meant, "
         "pyro.factor('no_data', torch.zeros(())) says so.",
         ModelWarning,
-        stacklevel=5,
     )
 
 

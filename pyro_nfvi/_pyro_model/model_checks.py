@@ -19,6 +19,7 @@ from pyro_nfvi._pyro_model.latent_space import LatentSpace, is_point_mass
 from pyro_nfvi._pyro_model.missing_data import mask_of
 from pyro_nfvi._pyro_model.model_run import ModelRun, is_deterministic, is_observed
 from pyro_nfvi._pyro_model.recipe import MODELS
+from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import ModelError, ModelWarning, OptionError
 
 
@@ -124,13 +125,12 @@ def check_data(
                 f"{names} would be drawn from the prior. If the prior is what you want to fit, "
                 "give the arguments inside: NFVI(lambda: model(...)).run()."
             )
-        warnings.warn(
+        warn(
             "The model has no observed site, so the fit will be of the prior of "
             f"{names}. If that is not meant, pass the data: run(data), with "
             "pyro.sample(..., obs=data) in the model (obs=None makes a site latent). If the "
             "density is meant as it stands, pyro.factor('no_data', torch.zeros(())) says so.",
             ModelWarning,
-            stacklevel=4,
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from pyro_nfvi._train.recipe import ENGINE, TRAINING
 from pyro_nfvi._train.step import EagerRunner, EagerStep
 from pyro_nfvi._train.step_comparison import After, difference, rounded_anew, slack_of, tolerance_of
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import EngineWarning, OptionError
 
 #: What ``engine=`` takes.
@@ -376,11 +376,10 @@ class _Builder:
             start.put(params, optimizer)
             optimizer.zero_grad(set_to_none=True)
         if problem is not None:
-            warnings.warn(
+            warn(
                 f"The compiled step is not used ({name}): {problem}. {self._whose()}; the fit goes "
                 "on without it.",
                 EngineWarning,
-                stacklevel=2,
             )
             raise Unsupported(problem)
         return seconds[0], seconds[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +30,7 @@ from pyro_nfvi._train.stepper import EngineFailed, SavedStates, Stepper
 from pyro_nfvi._train.stop_reason import Ending, broken_off, reason_of
 from pyro_nfvi._train.task import Task
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import DivergedError, EngineWarning, FileError
 from pyro_nfvi.infer._file_checks import check_optimizer
 from pyro_nfvi.infer._findings import LeftOut
@@ -256,11 +256,10 @@ class Loop:
             return
         if problem is None:
             return
-        warnings.warn(
+        warn(
             f"The compiled step ran {self.history.step} times and is given up: "
             f"{problem}. If the model is meant to change, use engine='eager'.",
             EngineWarning,
-            stacklevel=2,
         )
         self._fall_back(problem)
 
@@ -405,7 +404,7 @@ class Loop:
         try:
             self.checkpoint.save(self._state())
         except FileError as error:  # the fit itself is worth more than its checkpoint
-            warnings.warn(f"Checkpoint not written: {error}", stacklevel=2)
+            warn(f"Checkpoint not written: {error}")
 
     def _numbers(self) -> dict[str, Any]:
         """Return the values that go on, by their names in a file."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi._user_warning import warn
 from pyro_nfvi.arviz._draws import Draws
 from pyro_nfvi.arviz._labels import Labels
 from pyro_nfvi.arviz._model_view import ModelView
@@ -380,13 +380,12 @@ def report(
 ) -> None:
     """Warn of what is not there and was meant to be; the attributes say it in any case."""
     for remark in dict.fromkeys(remarks):
-        warnings.warn(remark, ConversionWarning, stacklevel=5)
+        warn(remark, ConversionWarning)
     loud = set(asked or ()) | ({"log_likelihood"} if has_model else set())
     for group in sorted(loud & set(missing)):
-        warnings.warn(
+        warn(
             f"The ArviZ result has no {group}, or not all of it: {missing[group]}.",
             ConversionWarning,
-            stacklevel=5,
         )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
-import warnings
 
 import torch
 from torch import Tensor
 
+from pyro_nfvi._user_warning import warn
 from pyro_nfvi.distributions._recipe import DATA
 from pyro_nfvi.errors import DataError, DataWarning, OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
@@ -172,12 +172,11 @@ def _check_columns(x: Tensor, flow: Flow) -> None:
     off = (mean.abs() > DATA.far) | (std > DATA.wide) | (std < DATA.narrow)
     if bool(off.any()):
         i = int(off.nonzero()[0])
-        warnings.warn(
+        warn(
             f"Column {i} has mean {mean[i]:.3g} and standard deviation {std[i]:.3g}; a flow starts "
             "from numbers of order 1. Standardise the data, or end the flow with an ActNorm: "
             f"Chain(flow, ActNorm({x.shape[-1]})); fit sets it.",
             DataWarning,
-            stacklevel=5,
         )
 
 
@@ -189,12 +188,11 @@ def _check_context(context: Tensor) -> None:
     off = (mean.abs() > DATA.far) | (std > DATA.wide) | narrow
     if bool(off.any()):
         i = int(off.nonzero()[0])
-        warnings.warn(
+        warn(
             f"Column {i} of the context has mean {mean[i]:.3g} and standard deviation "
             f"{std[i]:.3g}; the nets start from numbers of order 1, and learn little from others. "
             "Standardise the context; leave out what is constant.",
             DataWarning,
-            stacklevel=5,
         )
 
 
@@ -206,13 +204,12 @@ def _warn_of_ties(x: Tensor) -> None:
     tied = values * DATA.ties < len(x)
     if bool(tied.any()):
         i = int(tied.nonzero()[0])
-        warnings.warn(
+        warn(
             f"Column {i} holds {int(values[i])} distinct values in {len(x)} rows: a density can "
             "grow without bound there, and its likelihood means nothing. Take "
             "dequantize=UniformDequantize(levels, dim) on the integers, or add noise of the size "
             "of the rounding.",
             DataWarning,
-            stacklevel=6,
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -19,6 +18,7 @@ from pyro_nfvi._optim.recipe import MAXIMUM_LIKELIHOOD as _RECIPE
 from pyro_nfvi._optim.recovery import Action, Recovery
 from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._random import seeded, stream
+from pyro_nfvi._user_warning import warn
 from pyro_nfvi._validation import number, seed_number, whole
 from pyro_nfvi.distributions._data_checks import Rows, log_density_ceiling, split_rows
 from pyro_nfvi.distributions._density import Density
@@ -138,11 +138,10 @@ def fit_density(
     if not params:
         raise OptionError("The density has no parameter that requires a gradient: nothing to fit.")
     if _unseen(density.base):
-        warnings.warn(
+        warn(
             "The base has numbers that require a gradient, which fit does not train: it is no "
             "module. Take one of pyro_nfvi.distributions.",
             DataWarning,
-            stacklevel=3,
         )
     like = params[0]
     generator = stream(seed, "maximum likelihood", device=like.device)
@@ -328,12 +327,11 @@ class _Loop:
                 f"{int(bad.sum())} of {len(x)} held-out rows have no finite density, the first at "
                 f"{x[bad][0].tolist()}"
             )
-        warnings.warn(
+        warn(
             f"{what}: the last "
             "parameters are kept, with nothing to choose them by. Leave such rows out of valid, or "
             "scale the data.",
             DataWarning,
-            stacklevel=4,
         )
 
     def step(self, optimizer: torch.optim.Optimizer, batch: Rows, clip_norm: float) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Literal, final, get_args
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from pyro_nfvi._nn.made import MADE
 from pyro_nfvi._nn.mlp import Activation, hidden_widths
 from pyro_nfvi._typing import Contexts, Hidden, Image, ImageAndScore, Points
+from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._base import Flow, InverseKind
 from pyro_nfvi.flows._recipe import SIZES
@@ -95,10 +95,9 @@ class Autoregressive(Flow):
         )
         size = sum(parameter.numel() for parameter in self.net.parameters())
         if size > SIZES.large_net:
-            warnings.warn(
+            warn(
                 f"An autoregressive layer with dim={dim} and hidden={list(hidden)} has {size:,} "
                 "weights. A smaller hidden_dim, 'planar*16' or 'sylvester' grow with D, not D^2.",
-                stacklevel=3,
             )
 
     def forward(self, x: Points, context: Contexts | None = None) -> Image:

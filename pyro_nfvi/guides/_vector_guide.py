@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,6 +29,7 @@ from pyro_nfvi._pyro_model.latent_space import LatentSpace, is_discrete, is_poin
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
 from pyro_nfvi._pyro_model.start_fault import StartFault, start_fault
 from pyro_nfvi._typing import TensorDict, TensorPair
+from pyro_nfvi._user_warning import warn
 from pyro_nfvi.distributions._bases import Base
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import ModelError, ModelWarning, NotSetUpError, OptionError, ParamStoreError
@@ -179,11 +179,10 @@ class VectorGuide(AutoContinuous):
 
         kind, fault = find_start(attempt, init_loc_fn)
         if fault is not None and init_loc_fn is not init_to_median:
-            warnings.warn(
+            warn(
                 f"{type(self).__name__} cannot start at the point of init_loc_fn: {fault}. It "
                 f"starts at a point of another kind: {kind}.",
                 ModelWarning,
-                stacklevel=2,
             )
         self._unconstrained_shapes = {
             name: torch.Size(site.unconstrained_shape) for name, site in self.latent.sites.items()

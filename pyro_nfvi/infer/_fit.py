@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,11 +18,11 @@ from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.pyro_state import takes_turn, turn
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi._user_warning import warn
 from pyro_nfvi._validation import seed_number, whole
 from pyro_nfvi.diagnostics._importance import log_evidence, resample
 from pyro_nfvi.diagnostics._khat import TailReading
 from pyro_nfvi.diagnostics._verdict import Verdict
-from pyro_nfvi.distributions._bases import Base
 from pyro_nfvi.errors import ConversionWarning, ModelError, NotSetUpError
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
@@ -227,7 +226,7 @@ class Fit:
         density = self.guide.density()
         noise: torch.Generator | None = None
         state: AbstractContextManager[None] = nullcontext()
-        if seed is not None and (density.base is None or isinstance(density.base, Base)):
+        if seed is not None and density.takes_generator:
             noise = stream(seed, "sample", device=self.draws.z.device)
         elif seed is not None:  # torch.distributions draw from the global state
             state = seeded(seed, "sample")
@@ -495,12 +494,11 @@ class Fit:
     @staticmethod
     def _tell_missing(names: tuple[str, ...]) -> None:
         if names:
-            warnings.warn(
+            warn(
                 f"The draws are without {', '.join(map(repr, names))}, which a reparameteriser "
                 "replaced and the model computes from others. Load the fit with its model: "
                 "load(path, model=model, args=...).",
                 ConversionWarning,
-                stacklevel=4,
             )
 
     def _deterministic(self, z: Tensor, noise: torch.Generator | None) -> TensorDict:

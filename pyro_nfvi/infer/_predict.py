@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from pyro_nfvi._pyro_model.initial_values import prior_trace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.model_run import is_deterministic, is_observed
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import DataWarning, ModelError, OptionError
 from pyro_nfvi.infer._recipe import WORDS
 
@@ -159,13 +159,12 @@ def _tell_rows(trace: Trace, held: Collection[str], drawn: Collection[str]) -> N
     rows = {_plates(nodes[n]) for n in drawn if n in nodes and not is_deterministic(nodes[n])}
     own = sorted(n for n in held if n in nodes and _plates(nodes[n]) in rows - {frozenset()})
     if own:
-        warnings.warn(
+        warn(
             f"The latents {', '.join(map(repr, own))} have an entry for each row of the data, and "
             "were held at those of the fitted rows. For new rows draw them from their prior: "
             f"predict(..., from_prior={own}). If the rows are the same ones, say so with "
             "from_prior=[].",
             DataWarning,
-            stacklevel=4,
         )
 
 
@@ -311,9 +310,8 @@ def _tell_nan(values: Mapping[str, Tensor]) -> None:
         bad = torch.isnan(value) if value.is_floating_point() else torch.zeros(())
         if bool(bad.any()):
             share = 100 * float(bad.reshape(len(value), -1).any(1).double().mean())
-            warnings.warn(
+            warn(
                 f"{share:.3g} % of the predictions of {name!r} hold NaN: look for NaN in the new "
                 "data, and for what the model computes there.",
                 DataWarning,
-                stacklevel=4,
             )

@@ -13,6 +13,7 @@ from pyro.infer.autoguide import init_to_mean
 from torch import nn
 
 from pyro_nfvi import NFVI, AutoFlow, AutoPlanar, Fit, load
+from pyro_nfvi.distributions import StudentT
 from pyro_nfvi.errors import ModelError, ModelWarning, OptionError
 from pyro_nfvi.flows import make_flow
 from pyro_nfvi.objectives import TotalELBO
@@ -461,3 +462,22 @@ def test_a_prior_from_which_nothing_can_be_drawn():
     sd = NOISE_SD / len(Y) ** 0.5
     assert abs(row.mean - float(Y.mean())) < 0.1 * sd
     assert abs(row.sd / sd - 1) < 0.1
+
+
+def test_a_base_of_our_own_has_streams_of_its_own():
+    # What others draw from torch's global state, before and meanwhile, is of no consequence.
+    def draw(info):
+        torch.rand(info.step + 3)
+
+    def fitted(callbacks):
+        guide = AutoFlow(conjugate, "planar", base=StudentT(1))
+        return NFVI(
+            conjugate, guide=guide, max_steps=60, num_particles=8, seed=0, engine="eager",
+            progress=False, callbacks=callbacks,
+        ).run(Y)  # fmt: skip
+
+    one = fitted([])
+    torch.rand(7)
+    other = fitted([draw])
+    assert torch.equal(one.losses, other.losses)
+    assert torch.equal(one.draws.z, other.draws.z)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +17,7 @@ from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.term_sizes import largest_terms
 from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import DivergedError, ModelWarning
 from pyro_nfvi.infer._findings import Improper, with_finding
 from pyro_nfvi.infer._fit import Fit
@@ -85,7 +85,7 @@ def check_proper(fit: Fit, budget: Budget = UNLIMITED) -> Fit:
         error = DivergedError(f"{found} What the fit did until its end is this error's .fit.")
         error.fit = fit
         raise error
-    warnings.warn(str(found), ModelWarning, stacklevel=3)
+    warn(str(found), ModelWarning)
     return fit
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 import torch
 from torch import Tensor
 
 from pyro_nfvi._random import stream
 from pyro_nfvi._train.checkpoint import fingerprint
+from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import DataWarning
 from pyro_nfvi.infer._checks.improper import check_proper
 from pyro_nfvi.infer._checks.missed_mass import mass_outside
@@ -51,13 +51,12 @@ def scored_again(fit: Fit, arguments: str | None) -> Fit:
         difference = "its arguments are others, and mini-batches cannot be compared"
     if same:
         return dataclasses.replace(fit, draws=scored) if exact and not draws.exact else fit
-    warnings.warn(
+    warn(
         f"The fit was loaded with other data or another model than it was fitted to: {difference}. "
         "All that is said of it was computed anew, for what was given; the guide is the old one. "
         "To have the fit as it was, give load the same arguments, or no model; for the new data, "
         "fit again.",
         DataWarning,
-        stacklevel=4,
     )
     findings = (ModeSearch(0), OtherData())
     training = dataclasses.replace(

@@ -41,7 +41,7 @@ def score_guide(
     most = min(most, CALL_SIZES.evaluation // max(1, log_joint.size))
     count = max(SCORING.fewest_draws, most)
     density = guide.density()
-    noise = problem.stream("judge") if density.base is None else None
+    noise = problem.stream("judge") if density.takes_generator else None
     begin = time.whole.spent()
     with torch.no_grad(), options.progress.stage("scoring draws", count, unit="draw") as tick:
         draws = weigh(density, log_joint, count, noise, budget=time.whole, tick=tick)

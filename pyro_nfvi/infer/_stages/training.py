@@ -135,13 +135,13 @@ def _loop(
         unit=plan.param_unit,
     )
     step = EagerStep(guide, log_joint, options.objective, params, len(models), optimizer)
-    # Another base draws from torch's own state, which is the fit's for this time.
-    standard = guide.density().base is None
     asked = "eager" if plan.interrupted else options.engine
     with options.progress.stage("choosing and building the engine", 1, unit="engine") as tick:
         chosen = choose(asked, step, count, schedule.max_steps, budget=time.training)
         tick(1)
-    generator = problem.stream("training", plan.number) if standard else None
+    # A base of torch.distributions draws from torch's own state, which is the fit's for this time.
+    drawn = guide.density().takes_generator
+    generator = problem.stream("training", plan.number) if drawn else None
     window = min(plan.particle_factor, CONTINUED_TRAINING.window_factor) * CONVERGENCE.window
     loop = Loop(
         Task(guide, log_joint, options.objective, params, optimizer, count, generator),
