@@ -15,7 +15,7 @@ from pyro_nfvi import errors as errors
 from pyro_nfvi import flows as flows
 from pyro_nfvi import objectives as objectives
 from pyro_nfvi import testing as testing
-from pyro_nfvi._version import __version__
+from pyro_nfvi._version import __version__ as __version__
 from pyro_nfvi.distributions import FlowDensity
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
@@ -50,7 +50,6 @@ __all__ = [
     "AutoSylvester",
     "Fit",
     "FlowDensity",
-    "__version__",
     "clear_cache",
     "load",
     "show_versions",

@@ -164,6 +164,56 @@ def test_the_check_itself_sees_what_does_not_exist(objects):
     assert missing_attributes(attributes_in_prose(text, {"fit"}), objects) == ["fit.settings"]
 
 
+#: Dotted names of the package, in prose and in code; ``python -m pyro_nfvi.vae.train`` is one too.
+DOTTED = re.compile(r"(?<![\w./-])(?:pyro_nfvi|nfvi)(?:\.[A-Za-z_]\w*)+")
+#: References in docstrings, such as :func:`pyro_nfvi.vae.training_pass`.
+REFERENCE = re.compile(r":\w+:`~?(pyro_nfvi(?:\.[A-Za-z_]\w*)+)`")
+TEXTS = [*sorted(DOCS.rglob("*.md")), *sorted(DOCS.parent.glob("*.md"))]
+TEXTS = [page for page in TEXTS if page.stem.lower() != "changelog"]  # names names that are gone
+SOURCES = sorted((DOCS.parent / "pyro_nfvi").rglob("*.py"))
+
+
+def resolves(dotted: str) -> bool:
+    """Tell whether a dotted name is a module of the package, or reached by attributes from one."""
+    path = "pyro_nfvi"  # which pages call nfvi
+    here: object = importlib.import_module(path)
+    for part in dotted.split(".")[1:]:
+        path = f"{path}.{part}"
+        if not hasattr(here, part):
+            try:
+                importlib.import_module(path)
+            except ImportError:
+                return False
+        here = getattr(here, part)
+    return True
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(DOCS.parent)))
+def test_dotted_names_on_pages_resolve(page):
+    names = set(DOTTED.findall(page.read_text("utf-8")))
+    names = {name for name in names if not name.endswith((".md", ".py"))}
+    assert sorted(name for name in names if not resolves(name)) == []
+
+
+def test_references_in_docstrings_resolve():
+    names = {name for path in SOURCES for name in REFERENCE.findall(path.read_text("utf-8"))}
+    assert len(names) > 10
+    assert sorted(name for name in names if not resolves(name)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("nfvi.clear_cache", True),
+        ("nfvi.engine.clear_cache", False),
+        ("pyro_nfvi.vae.train", True),
+        ("pyro_nfvi.vae.NLL", False),
+    ],
+)
+def test_the_check_itself_knows_what_resolves(name, known):
+    assert resolves(name) == known
+
+
 def test_pages_state_the_thresholds_of_khat():
     from pyro_nfvi.diagnostics._psis import khat_threshold
     from pyro_nfvi.diagnostics._recipe import KHAT

@@ -1,10 +1,9 @@
-"""Tests of simulation-based calibration; ``pyro_nfvi.vsbc`` runs them on a model."""
+"""Variational simulation-based calibration of a model and its fit."""
 
 from __future__ import annotations
 
-from pyro_nfvi.calibration._uniformity_tests import bias_test, width_test
+from pyro_nfvi.calibration._vsbc import vsbc
 
 __all__ = [
-    "bias_test",
-    "width_test",
+    "vsbc",
 ]

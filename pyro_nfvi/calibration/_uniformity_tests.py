@@ -44,7 +44,7 @@ def bias_test(p: Tensor) -> tuple[Tensor, Tensor]:
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi.calibration import bias_test
+        >>> from pyro_nfvi.calibration._uniformity_tests import bias_test
         >>> p = (torch.arange(20) + 0.3) / 20
         >>> pvalue, side = bias_test(torch.stack([p, p**0.2], -1))
         >>> pvalue > 0.05, side
@@ -91,7 +91,7 @@ def width_test(p: Tensor) -> tuple[Tensor, Tensor]:
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi.calibration import width_test
+        >>> from pyro_nfvi.calibration._uniformity_tests import width_test
         >>> p = (torch.arange(100) + 0.3) / 100
         >>> pvalue, side = width_test(torch.stack([p, (p + 1) / 3], -1))
         >>> pvalue > 0.05, side[1]

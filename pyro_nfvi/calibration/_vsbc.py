@@ -56,8 +56,8 @@ def vsbc(
     Parameters :math:`\theta_i` are drawn from the prior and data from the model; each data set is
     fitted, and :math:`p_i = \Pr_q(\theta < \theta_i)` taken for every number. Were every fit the
     posterior, p would be uniform. Two tests are made of it: symmetry about 1/2
-    (:func:`pyro_nfvi.calibration.bias_test`, the test of VSBC) sees fits that are too low or too
-    high on average; the distribution of \|2p - 1\| (:func:`pyro_nfvi.calibration.width_test`) sees
+    (``bias_test``, the test of VSBC) sees fits that are too low or too
+    high on average; the distribution of \|2p - 1\| (``width_test``) sees
     those that are too narrow or too wide. It sees what no number of one fit can, modes that fits
     miss as well, but only on average over the prior: it does not say whether *the* fit to *your*
     data is right.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pyro_nfvi.diagnostics._importance import (
     ess,
-    iw_gap,
     log_evidence,
     resample,
     weighted_mean,
@@ -20,7 +19,6 @@ from pyro_nfvi.diagnostics._verdict import judge_weights
 
 __all__ = [
     "ess",
-    "iw_gap",
     "judge_weights",
     "log_evidence",
     "psis",

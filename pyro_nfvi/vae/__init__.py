@@ -8,16 +8,15 @@ from pyro_nfvi.vae._datasets import load_data
 from pyro_nfvi.vae._dense_networks import DenseDecoder, DenseEncoder
 from pyro_nfvi.vae._evaluation import evaluate
 from pyro_nfvi.vae._likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, LogitNormal
-from pyro_nfvi.vae._losses import ELBOLoss, IWAELoss, Loss
+from pyro_nfvi.vae._losses import ELBOLoss, IWAELoss, Loss, VAELoss
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._pictures import (
-    plot_curves,
     plot_interpolation,
     plot_posterior,
     plot_reconstructions,
     plot_samples,
 )
-from pyro_nfvi.vae._pixels import binarize, choose_preparation, dequantize
+from pyro_nfvi.vae._pixels import binarize, choose_preparation
 from pyro_nfvi.vae.train._run_folder import load_vae
 
 __all__ = [
@@ -34,13 +33,12 @@ __all__ = [
     "Likelihood",
     "LogitNormal",
     "Loss",
+    "VAELoss",
     "binarize",
     "choose_preparation",
-    "dequantize",
     "evaluate",
     "load_data",
     "load_vae",
-    "plot_curves",
     "plot_interpolation",
     "plot_posterior",
     "plot_reconstructions",

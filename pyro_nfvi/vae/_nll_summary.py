@@ -17,7 +17,7 @@ _UNKNOWN = math.nan
 
 
 class PerImage(Protocol):
-    """Importance-sampled numbers of each image; :class:`pyro_nfvi.vae.NLL` has them."""
+    """Importance-sampled numbers of each image, such as an ``NLL`` has."""
 
     @property
     def value(self) -> Tensor:

@@ -236,7 +236,7 @@ def plot_curves(lines: Sequence[dict[str, Any]]) -> Any:
         lines: Lines of ``log.jsonl``.
 
     Example:
-        >>> from pyro_nfvi.vae import plot_curves
+        >>> from pyro_nfvi.vae._pictures import plot_curves
         >>> part = {"elbo": -100.0, "kl": 20.0, "reconstruction": -80.0}
         >>> len(plot_curves([{"epoch": 1, "train": part, "valid": part}]).axes)
         2

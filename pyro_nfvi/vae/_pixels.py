@@ -55,7 +55,6 @@ def dequantize(x: Tensor, levels: int = 256, seed: int = 0, margin: float = 0.0)
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi.vae import dequantize
         >>> x = torch.tensor([[0, 128, 255]])
         >>> torch.equal((dequantize(x) * 256).floor().long(), x)
         True

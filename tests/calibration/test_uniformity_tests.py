@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_nfvi.calibration import bias_test, width_test
+from pyro_nfvi.calibration._uniformity_tests import bias_test, width_test
 from pyro_nfvi.errors import ShapeError, WeightError
 
 

@@ -19,10 +19,10 @@ from pyro_nfvi.vae import (
     LogitNormal,
     binarize,
     choose_preparation,
-    dequantize,
     load_data,
 )
 from pyro_nfvi.vae._idx import read_idx
+from pyro_nfvi.vae._pixels import dequantize
 from pyro_nfvi.vae.train._command import architecture_of
 from pyro_nfvi.vae.train._options import Options
 

@@ -22,14 +22,13 @@ from pyro_nfvi.vae import (
     _posterior_picture as posterior_picture,
 )
 from pyro_nfvi.vae import (
-    plot_curves,
     plot_interpolation,
     plot_posterior,
     plot_reconstructions,
     plot_samples,
 )
 from pyro_nfvi.vae._architecture import Architecture
-from pyro_nfvi.vae._pictures import save_figure, span_of
+from pyro_nfvi.vae._pictures import plot_curves, save_figure, span_of
 from pyro_nfvi.vae.train._command import train
 
 

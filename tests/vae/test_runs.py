@@ -28,10 +28,11 @@ from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.infer._fit_files import read_file, write_file
 from pyro_nfvi.objectives import Linear, Tempered
 from pyro_nfvi.plots._style import pyplot
-from pyro_nfvi.vae import ELBOLoss, IWAELoss, evaluate, plot_curves
+from pyro_nfvi.vae import ELBOLoss, IWAELoss, evaluate
 from pyro_nfvi.vae._evaluation import subset_of
 from pyro_nfvi.vae._losses import loss_from_spec
 from pyro_nfvi.vae._nll_summary import NLLSummary, doubt_of
+from pyro_nfvi.vae._pictures import plot_curves
 from pyro_nfvi.vae.train._command import loss_of, train
 from pyro_nfvi.vae.train._command import main as train_main
 from pyro_nfvi.vae.train._distributed import Team
