@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, TypeVar
 
+from pyro_nfvi.diagnostics._recipe import VERDICT
 from pyro_nfvi.infer._checks.missed_mass import Outside, too_much
-from pyro_nfvi.infer._recipe import GAPS, TAIL_CHECK, WORDS
+from pyro_nfvi.infer._recipe import TAIL_CHECK, WORDS
 
 _F = TypeVar("_F", bound="Finding")
 
@@ -488,7 +489,7 @@ class ParamsLeft(Finding):
     def level(self) -> Level:
         if self.nats is None:
             return Level.DOUBT
-        return Level.FAULT if self.nats > GAPS.good else Level.REMARK
+        return Level.FAULT if self.nats > VERDICT.gap else Level.REMARK
 
     def sentence(self) -> str:
         named = ", ".join(map(repr, self.names[:3])) + (", ..." if len(self.names) > 3 else "")

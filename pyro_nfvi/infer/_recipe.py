@@ -23,15 +23,13 @@ class CallSizes:
 
 @dataclass(frozen=True)
 class GapRecipe:
-    """Nats between the evidence and its bound that matter, and that do not."""
+    """Nats between the evidence and its bound, beside those of the verdict (``VERDICT``)."""
 
-    #: A guide is good where the tail of its weights is light and the gap below this.
-    good: float = 0.1
-    #: A gap, or a gain, that nobody sees in any number: rounds that gain less have converged, and a
-    #: guide of even weights is good whatever their tail.
-    small: float = 0.02
-    #: Share of effective draws from which on weights are even.
-    even_share: float = 0.9
+    #: A gap, or a gain, that nobody sees in any number: rounds that gain less have converged, and
+    #: growth ends at even weights whatever their tail. Stricter than the verdict's ``small_gap``,
+    #: 0.05: that lets a finished fit pass, while here another round of layers can still mend it,
+    #: and the gaps of several modes add up in their mixture.
+    negligible: float = 0.02
     #: Gap of a mode, times its weight, from which on it gets a flow of its own.
     mode_cost: float = 0.005
 

@@ -12,6 +12,7 @@ import torch
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
 from pyro_nfvi._optim.convergence import StopReason
 from pyro_nfvi.diagnostics._importance import iw_gap
+from pyro_nfvi.diagnostics._recipe import VERDICT
 from pyro_nfvi.errors import DivergedError, WeightError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._elementwise import Elementwise
@@ -87,13 +88,13 @@ def good_enough(fit: Fit) -> bool:
     Nothing that is computed from a fit's own draws sees a mode that it lost.
     """
     gap, even = _gap_and_even(fit)
-    return (fit.tail.close and gap < GAPS.good) or (gap < GAPS.small and even)
+    return (fit.tail.close and gap < VERDICT.gap) or (gap < GAPS.negligible and even)
 
 
 def nearly_exact(fit: Fit) -> bool:
     """Tell whether one mode of several is exact: their gaps and tails add up in the mixture."""
     gap, even = _gap_and_even(fit)
-    return gap < GAPS.small and (even or fit.tail.close)
+    return gap < GAPS.negligible and (even or fit.tail.close)
 
 
 def _gap_and_even(fit: Fit) -> tuple[float, bool]:
@@ -102,7 +103,7 @@ def _gap_and_even(fit: Fit) -> tuple[float, bool]:
     if not draws.exact:
         return math.inf, False
     try:
-        return iw_gap(draws.log_w), fit.ess > GAPS.even_share * len(draws.z)
+        return iw_gap(draws.log_w), fit.ess > VERDICT.even * len(draws.z)
     except WeightError:
         return math.inf, False
 

@@ -43,7 +43,7 @@ def settle_parameters(problem: Problem, options: Options, time: TimePlan, fit: F
         return add_finding(fit, ParamsLeft(None, names=named, looked=False))
     left = _nats_left(problem, options, time, fit, density)
     for _ in range(PARAMETERS.settling_moves if options.precondition else 0):
-        if left is None or left[0] < GAPS.small or not time.affords(rows):
+        if left is None or left[0] < GAPS.negligible or not time.affords(rows):
             break
         before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
         z, log_q = fit.draws.z[:count], fit.draws.log_q[:count]

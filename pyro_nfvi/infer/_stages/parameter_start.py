@@ -87,5 +87,5 @@ def start_params(
         total += ascent.gain
         if ascent.units is not None:
             unit = float(ascent.units.min())
-        idle = idle + 1 if ascent.gain < GAPS.small else 0
+        idle = idle + 1 if ascent.gain < GAPS.negligible else 0
     return ParamStart(total, rounds, idle >= 2, unit)
