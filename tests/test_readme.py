@@ -18,7 +18,7 @@ PAGES = [
     "docs/arviz.md",
     "docs/extending.md",
     "docs/getting_started.md",
-    "docs/trust.md",
+    pytest.param("docs/trust.md", marks=pytest.mark.slow),
     "docs/vae.md",
 ]
 

@@ -89,6 +89,7 @@ def test_fits_with_too_few_steps_are_caught():
     assert "too narrow" in found.verdict.reasons[0]
 
 
+@pytest.mark.slow
 def test_a_biased_guide_is_caught():
     class Low(AutoFlow):
         def density(self):

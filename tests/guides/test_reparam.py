@@ -249,6 +249,7 @@ class Drift(ForecastingModel):
         self.predict(dist.Normal(0.0, scale.unsqueeze(-1)), level)
 
 
+@pytest.mark.slow
 def test_forecasting_models_take_the_guide():
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
@@ -279,6 +280,7 @@ def drift_model(y):
         pyro.sample("y", dist.Normal(path, 0.3), obs=y)
 
 
+@pytest.mark.slow
 def test_a_replaced_site_is_a_latent_for_users(tmp_path):
     y = torch.linspace(-1.0, 1.0, 5)
     runner = NFVI(drift_model, "affine", max_steps=30, max_seconds=3, seed=0, progress=False)

@@ -136,6 +136,7 @@ def test_a_gaussian_can_stand_for_a_model_whose_parameters_are_at_rest():
     assert abs(float(fit.params["scale"]) / float(y.std()) - 1) < 0.01
 
 
+@pytest.mark.slow
 def test_saved_loaded_and_repeated(tmp_path):
     fits = [auto(eight_schools, max_steps=350).run() for _ in range(2)]
     assert torch.equal(fits[0].losses, fits[1].losses)
@@ -146,6 +147,7 @@ def test_saved_loaded_and_repeated(tmp_path):
     torch.testing.assert_close(again.sample(5, seed=1)["mu"], fits[0].sample(5, seed=1)["mu"])
 
 
+@pytest.mark.slow
 def test_interrupted_returns_the_best_so_far():
     def interrupt(info):
         if info.step == 50:

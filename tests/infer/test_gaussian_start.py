@@ -91,6 +91,7 @@ def test_saved_fits_keep_the_whitening(tmp_path):
     assert torch.equal(again.log_prob(values), fit.log_prob(values))
 
 
+@pytest.mark.slow
 def test_above_a_stated_dimension_it_is_diagonal():
     size = GUIDES.full_dim + 1
 
@@ -175,6 +176,7 @@ def test_a_mode_of_more_mass_that_no_start_saw_is_taken():
     assert fit.verdict == "good"
 
 
+@pytest.mark.slow
 def test_single_precision_holds_at_a_large_condition_number():
     """A polynomial far from its origin: a condition number of 1e9, in float32."""
     x = torch.linspace(5.0, 6.0, 2000)
@@ -197,6 +199,7 @@ def test_single_precision_holds_at_a_large_condition_number():
     assert "run the model in float64" in fit.report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [1e-9, 1e12])
 def test_numbers_may_come_in_billions(unit):
     def model(x, y):

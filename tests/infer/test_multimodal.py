@@ -112,6 +112,7 @@ def test_a_fit_repeats_with_its_seed(fitted):
     assert torch.equal(auto(two_modes).draws.z, fitted.draws.z)
 
 
+@pytest.mark.slow
 def test_explore_off_and_other_guides():
     lost = auto(two_modes, guide="affine", max_steps=300)
     assert lost.verdict == "do not trust"

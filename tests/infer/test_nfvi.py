@@ -117,7 +117,7 @@ def test_a_flow_is_copied_so_that_each_run_starts_alike():
         ({"max_steps": 10.0}, "max_steps is a whole number"),
         ({"max_seconds": -1}, "max_seconds is a positive time"),
         ({"objective": "elbo"}, "'path', 'total'"),
-        ({"engine": "jit"}, "engine is one of auto, native"),
+        ({"engine": "jit"}, "engine is one of auto, compiled, eager"),
         ({"seed": "a"}, "seed needs to be a whole number"),
         ({"callbacks": print}, "callbacks is a sequence"),
         ({"optim": -1.0}, "positive learning rate"),

@@ -411,6 +411,7 @@ def one_by_one(x, y):
         pyro.sample("y", dist.Normal(off + b * x + shift, 0.2), obs=y)
 
 
+@pytest.mark.slow
 def test_parameters_start_where_a_model_runs_one_draw_at_a_time():
     x, y = X[::6], Y[::6] + 30
     fit = run(one_by_one, x, y, guide="affine", max_steps=100, engine="eager")

@@ -191,6 +191,7 @@ def test_modes_that_are_images_of_each_other_count_once():
     assert float((places - torch.linspace(-7.5, 7.5, 4)).abs().max()) < 0.4
 
 
+@pytest.mark.slow
 def test_where_all_images_fit_in_a_mixture_they_are_in_it():
     fit = NFVI(lambda: mixture(2), seed=0, max_steps=1000, progress=False).run()
     found = find(fit.training.findings, Relabelled)

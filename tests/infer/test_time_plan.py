@@ -164,6 +164,7 @@ def test_a_part_of_a_budget_ends_with_it():
     assert Budget.start(None, clock).at_most(3.0).left() == 3.0
 
 
+@pytest.mark.slow
 def test_enough_time_changes_nothing():
     free = NFVI(slow(Clock(0.0)), seed=0, progress=False, engine="eager", max_steps=300).run(Y)
     fit, _ = fitted(slow, 1e-6, 1e9, max_steps=300)

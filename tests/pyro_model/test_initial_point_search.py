@@ -224,7 +224,15 @@ def test_mistakes_are_raised_at_once():
         AutoFlow(early).setup()
 
 
-@pytest.mark.parametrize("name", ["-inf, vague prior", "subsampled", "one by one", "enumerated"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "-inf, vague prior",
+        "subsampled",
+        pytest.param("one by one", marks=pytest.mark.slow),
+        "enumerated",
+    ],
+)
 def test_fits_end_at_the_posterior(name):
     """Medians against a grid: 0.2 sd are 7 standard errors of 2000 draws."""
     steps = 300 if name == "one by one" else 1000
