@@ -6,14 +6,15 @@ be it, and the levels before and after differ with the choice. The place is summ
 grid the levels are normal.
 """
 
+import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
 from _cli import check, options
 from _compare import compare, tell
+from _figure import FIT, GREY, INK, REFERENCE, STYLE
 
 from pyro_nfvi import NFVI
-from pyro_nfvi.plots._style import FIT, GREY, INK, REFERENCE, STYLE, pyplot
 
 PRIOR_SD = 3.0  # of the levels
 NAMES = ("before", "after", "spread")
@@ -77,7 +78,6 @@ def share_of_the_first(draws):
 
 
 def picture(draws, exact, y, path):
-    plt = pyplot()
     with plt.rc_context(STYLE):
         figure, (series, left, right) = plt.subplots(
             1, 3, figsize=(11, 3.2), layout="constrained", width_ratios=(1.5, 1, 1)

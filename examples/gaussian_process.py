@@ -5,14 +5,15 @@ skewed, which is why a point estimate is too sure of itself. The reference is ex
 all three.
 """
 
+import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
 from _cli import check, options
 from _compare import compare, tell
+from _figure import FIT, GREY, INK, REFERENCE, STYLE
 
 from pyro_nfvi import NFVI
-from pyro_nfvi.plots._style import FIT, GREY, INK, REFERENCE, STYLE, pyplot
 
 NAMES = ("length", "amplitude", "noise")
 PRIORS = {"length": (0.0, 0.7), "amplitude": (0.0, 0.7), "noise": (-1.5, 0.7)}
@@ -76,7 +77,6 @@ def predict(draws, x, y, places):
 
 
 def picture(draws, exact, x, y, path):
-    plt = pyplot()
     places = torch.linspace(-0.5, 8.0, 150)
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(

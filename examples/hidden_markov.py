@@ -5,15 +5,16 @@ the states by itself. The reference: NUTS on the likelihood written by hand (the
 so that the sum is checked as well.
 """
 
+import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
 from _cli import check, options
 from _compare import compare, tell
+from _figure import FIT, GREY, INK, REFERENCE, STYLE
 from pyro.infer import MCMC, NUTS
 
 from pyro_nfvi import NFVI
-from pyro_nfvi.plots._style import FIT, GREY, INK, REFERENCE, STYLE, pyplot
 
 START = torch.tensor([0.5, 0.5])
 
@@ -89,7 +90,6 @@ def probability_of_wild(draws, y):
 
 
 def picture(draws, exact, y, states, path):
-    plt = pyplot()
     time = torch.arange(len(y))
     shown = {"stay (calm)": ("stay", 0), "stay (wild)": ("stay", 1), "wilder": ("wilder", None)}
     with plt.rc_context(STYLE):

@@ -7,15 +7,16 @@ verdict, which is about the weights, says that there are. The reference: NUTS on
 its band of functions.
 """
 
+import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
 from _cli import check, options
 from _compare import tell
+from _figure import FIT, GREY, INK, STYLE
 from pyro.infer import MCMC, NUTS
 
 from pyro_nfvi import NFVI
-from pyro_nfvi.plots._style import FIT, GREY, INK, STYLE, pyplot
 
 UNITS = 5
 PLACES = torch.linspace(-3.2, 3.2, 120, dtype=torch.float64)
@@ -50,7 +51,6 @@ def functions(draws):
 
 
 def picture(fitted, exact, x, y, path):
-    plt = pyplot()
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(9, 3.4), layout="constrained", sharey=True

@@ -5,14 +5,15 @@ counties, many in some, less radon on upper floors, more where there is more ura
 Nothing is downloaded. The reference: NUTS, started from the fit.
 """
 
+import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
 from _cli import check, options
 from _compare import compare, tell
+from _figure import FIT, GREY, INK, STYLE
 
 from pyro_nfvi import NFVI
-from pyro_nfvi.plots._style import FIT, GREY, INK, STYLE, pyplot
 
 COUNTIES = 30
 
@@ -45,7 +46,6 @@ def model(county, floor, uranium, log_radon):
 
 def picture(draws, exact, data, path):
     county, floor, _, log_radon = data
-    plt = pyplot()
     size = torch.bincount(county, minlength=COUNTIES)
     order = size.argsort()
     place = torch.arange(COUNTIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
@@ -193,6 +194,36 @@ def test_dotted_names_on_pages_resolve(page):
     names = set(DOTTED.findall(page.read_text("utf-8")))
     names = {name for name in names if not name.endswith((".md", ".py"))}
     assert sorted(name for name in names if not resolves(name)) == []
+
+
+def private_imports(source: str) -> list[str]:
+    """Imports of private modules or names of the package."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyro_nfvi"):
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.startswith("pyro_nfvi")]
+    return [name for name in found if re.search(r"\._[a-z]", name)]
+
+
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+
+
+def test_examples_and_pages_import_public_names():
+    wrong = {}
+    for path in sorted((DOCS.parent / "examples").glob("*.py")):
+        wrong[path.name] = private_imports(path.read_text("utf-8"))
+    for path in TEXTS:
+        blocks = BLOCK.findall(path.read_text("utf-8"))
+        wrong[path.name] = [name for block in blocks for name in private_imports(block)]
+    assert {name: found for name, found in wrong.items() if found} == {}
+
+
+def test_the_check_itself_sees_a_private_import():
+    assert private_imports("from pyro_nfvi._math import bounded\nimport pyro_nfvi.vae") == [
+        "pyro_nfvi._math.bounded"
+    ]
 
 
 def test_references_in_docstrings_resolve():

@@ -96,7 +96,7 @@ class Planar(ParamFlow):
         (torch.Size([5, 3]), torch.Size([5]))
     """
 
-    inverse_kind = "numeric"  # to rounding: see numerics.solve_tanh
+    inverse_kind = "numeric"  # to rounding: see _math.solve_tanh
 
     @classmethod
     def from_values(
