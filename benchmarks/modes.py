@@ -154,7 +154,7 @@ def main():
     body = f"""
 Six posteriors whose modes have known masses, fitted by `NFVI(model).run()` with nothing but a seed
 ({args.seeds} each). The prior of the made-up densities is a round normal with sd 10; where the
-modes lie, it does not tell. Masses are counted in {DRAWS} draws of the fit (a standard error of at
+modes lie, it does not say. Masses are counted in {DRAWS} draws of the fit (a standard error of at
 most 0.0035), those shown of the seed with the largest error. k-hat, modes found: one number for
 each seed; ESS and time: medians.
 
@@ -165,7 +165,7 @@ each seed; ESS and time: medians.
 All modes are found and no mass is off by more than {PROMISE} in **{kept} of {len(ours)}** fits.
 The rows with `explore="off"` (one seed) are what one flow makes of them. The verdict then goes by
 where the Gaussian's own twelve starts ended, and by wide draws around the fit.
-*A mode that none of the starts climbs to stays unseen by the default fit too*: narrow
+*A mode that no ascent reaches stays unseen by the default fit too*: narrow
 ones far from the draws of the prior, in particular, and more than 16.
 
 {in_words(env)} Written by `python benchmarks/modes.py`.

@@ -57,7 +57,7 @@ class Singularity:
 
     Attributes:
         operation: Its name in torch, such as ``"pow"``.
-        at: Its first argument there, where that can be told.
+        at: Its first argument there, where that is known.
     """
 
     operation: str

@@ -29,7 +29,7 @@ def describe_error(error: BaseException) -> str:
     """Describe an exception of a model: its class, and its first line or its place.
 
     What Pyro appends of the trace's shapes is left out. Where there is no text, the file and line
-    of the user's code stand in its place; a distribution without a sampler is told as such, with
+    of the user's code stand in its place; a distribution without a sampler is named as such, with
     its site.
 
     Example:

@@ -202,7 +202,8 @@ def scoring(*modules: nn.Module | None) -> AbstractContextManager[None]:
 def recorded(*modules: nn.Module | None) -> AbstractContextManager[None]:
     """Train where gradients are recorded, evaluate where they are not.
 
-    For Pyro's door: ``SVI.step`` records gradients and ``SVI.evaluate_loss`` does not.
+    For models and guides that Pyro runs: ``SVI.step`` records gradients, ``SVI.evaluate_loss``
+    does not.
     """
     if torch.compiler.is_compiling():
         return nullcontext()

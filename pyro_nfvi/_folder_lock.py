@@ -1,4 +1,4 @@
-"""Locks on folders of unfinished work, by which those of processes that died are told."""
+"""Locks on folders of unfinished work, by which those of processes that died are recognized."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: work is told to be left behind by its age
+except ImportError:  # Windows: abandoned work is recognized by its age
     fcntl = None  # type: ignore[assignment]
 
 

@@ -20,7 +20,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while _is_between(frame) and frame.f_back is not None:
         frame = frame.f_back
     # As ``warnings.warn`` does for a frame counted by hand, with the registry of its module, in
-    # which Python remembers what was told.
+    # which Python remembers which warnings were shown.
     names = frame.f_globals
     warnings.warn_explicit(
         message,

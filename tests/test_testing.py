@@ -343,7 +343,7 @@ class ContextFromStart(DiagonalAffine.__bases__[0]):  # ParamFlow
 
 
 class IgnoresContext(Shift):
-    """Checks its context at the door, and forgets it there."""
+    """Checks its context on entry, and forgets it there."""
 
 
 class ContextDoesNotBroadcast(Flow):

@@ -66,7 +66,7 @@ class Rival:
         return found
 
     def sample(self, method, **settings):
-        """The draws by site as tensors, and what else is told."""
+        """The draws by site as tensors, and other figures."""
         found = self.ask(method, into=str(self.draws), **settings)
         with np.load(self.draws) as file:
             draws = {name: torch.from_numpy(file[name]) for name in file.files}

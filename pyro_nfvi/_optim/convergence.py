@@ -183,7 +183,7 @@ class BestBlock:
     """The best block of steps until now, and how long the bound has been far below it.
 
     Attributes:
-        recipe: Numbers by which a fall is told from noise.
+        recipe: Numbers by which a fall is distinguished from noise.
         bound: Mean bound of the block, in nats.
         spread: Range of its losses.
         low_steps: Steps in a row whose bound lies far below it.

@@ -21,7 +21,7 @@ class RecoveryRecipe:
 
 @dataclass(frozen=True)
 class RetreatRecipe:
-    """Numbers by which a bound that has fallen for good is told from noise."""
+    """Numbers by which a bound that has fallen for good is distinguished from noise."""
 
     #: Nats below the best block, at least.
     fall: float = 1.0

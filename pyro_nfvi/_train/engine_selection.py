@@ -305,7 +305,7 @@ class _Builder:
         )
 
     def _inputs(self, count: int) -> tuple[Tensor, TensorDict]:
-        """Noise and indices of a step of no fit, from a seed of their own."""
+        """Noise and indices of a step outside of the fit, from a seed of their own."""
         density, log_joint = self.step.guide.density(), self.step.log_joint
         with torch.no_grad(), seeded(0, "engine inputs"):
             objective = self.step.objective

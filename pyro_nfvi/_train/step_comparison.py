@@ -31,7 +31,7 @@ class _Tolerance:
         spreads: Spreads of an eager step under random rounding that a difference may have. The
             largest of few draws understates the range, and orders of summation differ.
         most: Largest difference that random rounding can excuse: beyond it a wrong step could
-            no longer be told from a right one.
+            no longer be distinguished from a right one.
         repeats: Eager steps under random rounding.
         least_step: Difference of a parameter after a step that counts for nothing.
     """
@@ -186,7 +186,7 @@ def difference(
     slack = slack_of(tolerance * size, size, spreads)
     if expected == expected and not abs(expected - found) <= slack:
         return f"its bound is {found:.8g}, not {expected:.8g}"
-    # What is small beside the rest of its kind is rounding, and told apart from 0 by nobody.
+    # What is small beside the rest of its kind is rounding, indistinguishable from 0.
     largest: dict[str, float] = {}
     for state in eager.states:
         for key, value in state.items():

@@ -58,7 +58,7 @@ class Labels:
         event_dim = site["fn"].event_dim
         found = self._at(site, shape, event_dim)
         if event_dim and is_deterministic(site) and not any(found):
-            # pyro.deterministic counts every dimension as event unless told otherwise.
+            # pyro.deterministic counts every dimension as event by default.
             found = self._at(site, shape, 0)
         return _numbered(name, found)
 

@@ -1,4 +1,4 @@
-"""The one door through which log weights enter: what is a weight and what is an error."""
+"""Validation of log weights on entry: which values are weights and which are errors."""
 
 from __future__ import annotations
 

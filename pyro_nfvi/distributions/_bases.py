@@ -230,7 +230,7 @@ class StudentT(_LocationScale):
         try:
             start = torch.as_tensor(df, dtype=torch.float64).detach()
         except (TypeError, ValueError, RuntimeError):
-            start = torch.zeros(())  # told below
+            start = torch.zeros(())  # refused below
         fits = start.shape in (torch.Size(), (dim,)) and bool((start > 1).all())
         if not (fits and bool(start.to(self.loc.dtype).isfinite().all())):
             raise OptionError(f"StudentT needs finite df above 1, one or {dim}; got {df!r}.")

@@ -49,7 +49,7 @@ class Dequantizer(nn.Module, ABC):
         try:
             counts = torch.as_tensor(levels)
         except (TypeError, ValueError, RuntimeError):
-            counts = torch.empty(0)  # told below
+            counts = torch.empty(0)  # refused below
         real = not (counts.is_floating_point() or counts.is_complex())
         fits = counts.shape in (torch.Size(), (dim,)) and real
         if not fits or counts.dtype == torch.bool or int(counts.min()) < 2:

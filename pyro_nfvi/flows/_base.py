@@ -162,7 +162,7 @@ class Flow(Bijection):
     condition = as_transform
 
     def enter(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Check a point and a context at the door and broadcast the point to the context."""
+        """Check a point and a context on entry and broadcast the point to the context."""
         name = f"{type(self).__name__}(dim={self.dim}, context_dim={self.context_dim})"
         if not isinstance(x, Tensor):
             raise ShapeError(

@@ -62,7 +62,7 @@ class Tail:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes unless told otherwise, and where the way to compute something changes."""
+    """Default sizes, and where the way to compute something changes."""
 
     #: Hidden width of an autoregressive net: 2 D between these, since weights grow as D^2.
     least_hidden: int = 32

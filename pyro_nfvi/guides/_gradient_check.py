@@ -23,7 +23,7 @@ def watch_gradient(
 ) -> None:
     """Raise, in the backward pass, where the gradient of a drawn vector is not finite.
 
-    Autograd of the user's own loop cannot be told to take limits; parameters would be NaN after
+    Autograd of the user's own loop cannot be made to take limits; parameters would be NaN after
     one step.
 
     Args:

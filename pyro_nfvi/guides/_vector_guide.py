@@ -196,7 +196,7 @@ class VectorGuide(AutoContinuous):
     def _trace_prototype(self, init_loc_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         def start(site: dict[str, Any]) -> Any:
             # Pyro's init functions refuse discrete sites, marked for enumeration or not; those that
-            # are not are told with the cure once the latent space is made.
+            # are not are refused with the cure once the latent space is made.
             if _is_enumerated(site) or is_discrete(site["fn"]) or is_point_mass(site):
                 return site["fn"].sample()
             try:

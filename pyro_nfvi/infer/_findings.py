@@ -23,7 +23,7 @@ _F = TypeVar("_F", bound="Finding")
 class Level(IntEnum):
     """Weight of a finding in the verdict."""
 
-    #: Told, and no more.
+    #: Reported, without an effect on the verdict.
     REMARK = 0
     #: The verdict is not "good".
     DOUBT = 1

@@ -47,7 +47,8 @@ class Fit:
 
     Attributes:
         guide: The trained guide.
-        draws: 2000 draws with both densities, on which ``elbo``, ``khat`` and the rest rest.
+        draws: 2000 draws with both densities, from which ``elbo``, ``khat`` and the other figures
+            are computed.
         training: How the fit came about.
         params: Values of the model's own ``pyro.param`` parameters after training.
         log_joint: The model's log joint; None for a fit that was loaded without the model.

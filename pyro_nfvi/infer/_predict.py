@@ -273,7 +273,7 @@ def _axis(trace: Trace, name: str, subsample: Mapping[str, Tensor]) -> int | Non
     for frame in site["cond_indep_stack"]:
         if frame.name in subsample and frame.vectorized:
             length = len(subsample[frame.name])
-            # pyro.deterministic counts every dimension as event unless told otherwise.
+            # pyro.deterministic counts every dimension as event by default.
             events = [site["fn"].event_dim, *([0] if is_deterministic(site) else [])]
             for event_dim in events:
                 axis = value.dim() + frame.dim - event_dim

@@ -458,7 +458,7 @@ class SearchWorkRecipe:
     nearness: float = 0.1
     #: The best of a chunk, at which the guide's own density is computed.
     rescored: int = 64
-    #: Mass of a mode that the guide misses, relative to the guide's, from which on it is told.
+    #: Mass of a mode that the guide misses, relative to the guide's, from which on it is reported.
     least_share: float = 0.01
     #: Work of the search itself for a point.
     own: float = 50.0

@@ -1,4 +1,4 @@
-"""Colours and style of the pictures, and the door to matplotlib."""
+"""Colours and style of the pictures, and the import of matplotlib."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a FlowVAE at the door: flow and prior built, outputs of the encoder checked."""
+"""Parts of a FlowVAE at construction: flow and prior built, outputs of the encoder checked."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def prior_density(
 
 
 def call_net(what: str, net: Callable[..., Any], *given: Tensor) -> Any:
-    """Call encoder or decoder; what torch says of sizes and types is told with its name."""
+    """Call encoder or decoder; errors of torch about sizes and types name it."""
     try:
         return net(*given)
     except (RuntimeError, ValueError) as error:

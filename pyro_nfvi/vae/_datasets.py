@@ -256,7 +256,7 @@ def _images(x: np.ndarray, part: str, name: str, form: _Form) -> np.ndarray:
 
 
 def _shaped(x: np.ndarray, part: str, name: str, form: _Form) -> np.ndarray:
-    """Give images the shape that was told; a table of numbers has none of its own."""
+    """Give images the shape that was given; a table of numbers has none of its own."""
     width = math.prod(x.shape[1:])
     # Rows with an axis of size 1 beside them are rows still.
     if max(x.shape[1:]) == width and (form.shape is None or form.levels is None):
@@ -273,9 +273,9 @@ def _shaped(x: np.ndarray, part: str, name: str, form: _Form) -> np.ndarray:
         ]  # fmt: skip
         raise DataError(
             f"{name}: the {part} images are rows of {width} numbers, from {float(x.min()):g} to "
-            f"{float(x.max()):g} ({x.dtype}): pixels, counts or a table, which cannot be told from "
-            f"the numbers. Say {' and '.join(missing)}, or save the images with the shape (N, "
-            "height, width). Counts have no likelihood here."
+            f"{float(x.max()):g} ({x.dtype}): pixels, counts or a table, which the numbers "
+            f"do not say. State {' and '.join(missing)}, or save the images with the shape "
+            "(N, height, width). Counts have no likelihood here."
         )
     if form.shape is None or x.shape[1:] == form.shape:
         return x

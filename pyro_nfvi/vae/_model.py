@@ -217,7 +217,7 @@ class FlowVAE(PyroModule):
             )
         return y.to(like)
 
-    # ----------------------------------------------------------------------------- Pyro's door
+    # ----------------------------------------------------------------------- use from Pyro
 
     def model(self, x: Tensor, y: Tensor | None = None, *, num_data: int | None = None) -> Tensor:
         """Pyro model: prior of ``z``, likelihood of ``x``, in the plate ``data``.

@@ -104,7 +104,7 @@ def test_rows_do_not_touch_each_other():
         both = both[0] if method is natural_gradient_ascent else both
         assert torch.isfinite(both.loc).all()
         assert torch.isfinite(both.factor).all()
-        assert (both.loc[1] == 1e6).all()  # nothing to climb: it stays, and shrinks
+        assert (both.loc[1] == 1e6).all()  # no slope: it stays, and shrinks
         assert both.factor[1, 0, 0] == 0.5**20
 
 

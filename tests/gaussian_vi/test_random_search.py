@@ -1,4 +1,4 @@
-"""Narrow modes to which no climb leads are found by many evaluations, as often as said."""
+"""Narrow modes that no ascent reaches are found by many evaluations, as often as said."""
 
 import math
 

@@ -188,7 +188,7 @@ def test_other_modes(centres, count):
 
 
 def test_a_mode_that_a_model_run_row_by_row_has_elsewhere_is_told():
-    """No modes are looked for there, but a few climbs end in places that draws come from."""
+    """No modes are looked for there, but a few ascents end in places that draws come from."""
 
     def model():
         m = pyro.sample("m", dist.Normal(ZERO, 10.0))

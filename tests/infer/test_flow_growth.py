@@ -19,7 +19,7 @@ def auto(model, **options):
 
 
 def tried(fit):
-    return [rung["flow"] for rung in fit.training.settings["tried"]]
+    return [one["flow"] for one in fit.training.settings["tried"]]
 
 
 def test_a_gaussian_posterior_takes_no_flow():
@@ -41,12 +41,12 @@ def test_a_funnel_takes_flows_and_each_is_better():
     # With or without a layer for its tails, which sampled weights decide.
     assert tried(fit)[0] == ""
     assert tried(fit)[1] in ("iaf*2", "iaf*2|tail")
-    bounds = [rung["elbo"] for rung in fit.training.settings["tried"] if rung["kept"]]
-    errors = [rung["elbo_se"] for rung in fit.training.settings["tried"] if rung["kept"]]
+    bounds = [one["elbo"] for one in fit.training.settings["tried"] if one["kept"]]
+    errors = [one["elbo_se"] for one in fit.training.settings["tried"] if one["kept"]]
     for before, after, one, other in zip(bounds, bounds[1:], errors, errors[1:]):
         assert after > before - 2 * math.hypot(one, other)
     assert fit.elbo == bounds[-1] > bounds[0] + 0.5
-    steps = [rung["steps"] for rung in fit.training.settings["tried"]][1:]
+    steps = [one["steps"] for one in fit.training.settings["tried"]][1:]
     assert len(fit.losses) == sum(steps) <= 6000
     # The repr and the report speak of the same steps.
     assert f"{len(fit.losses)} steps, " in repr(fit)
@@ -67,12 +67,12 @@ def test_a_flow_that_is_not_good_enough_trains_on_with_more_particles():
     assert last["kept"]
     # In each of four seeds the bound rose by 0.1 nats at least; the log evidence is 0.
     assert before["elbo"] + 0.03 < last["elbo"] < 0.02
-    assert len(fit.losses) == sum(rung["steps"] for rung in fit.training.settings["tried"][1:])
+    assert len(fit.losses) == sum(one["steps"] for one in fit.training.settings["tried"][1:])
 
 
 def test_more_particles_count_towards_a_number_of_steps():
     fit = auto(bananas, max_steps=600).run()
-    steps = [rung["steps"] for rung in fit.training.settings["tried"]][1:]
+    steps = [one["steps"] for one in fit.training.settings["tried"]][1:]
     assert sum(steps) <= 600
     assert not any("particles" in flow for flow in tried(fit))
 

@@ -136,7 +136,7 @@ def test_no_gaussian_is_said():
 
 
 def test_the_top_of_a_funnel_is_no_place_to_start():
-    # Its density has no maximum: a climb ends at a point of no width.
+    # Its density has no maximum: an ascent ends at a point of no width.
     def funnel(y):
         scale = pyro.sample("scale", dist.LogNormal(torch.tensor(0.0), 1.5))
         with pyro.plate("groups", 8):

@@ -1,4 +1,4 @@
-"""Densities that no posterior can have are told, with the latent that runs away."""
+"""Densities that no posterior can have are refused, with the latent that runs away."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Several modes: found, weighed, mixed, told, and kept in a file.
+"""Several modes: found, weighed, mixed, reported, and kept in a file.
 
 The posteriors are those of ``benchmarks/modes.py``; no draw of their priors lies in a mode.
 """
@@ -149,8 +149,8 @@ def test_flows_on_the_modes_that_need_them():
     target = TARGETS["regression"]()
     fit = auto(target.model)
     assert (mass(target, fit) - target.weights).abs().max() < 0.03
-    rungs = fit.training.settings["tried"]
-    bounds = {rung["flow"]: rung["elbo"] for rung in rungs}
+    tried = fit.training.settings["tried"]
+    bounds = {one["flow"]: one["elbo"] for one in tried}
     assert bounds["2 Gaussians"] > bounds[""] + 0.2
     assert bounds["mixture of these"] > bounds["2 Gaussians"] + 0.03
     assert fit.training.settings["flow"] == "iaf*2 + iaf*2"

@@ -1,4 +1,4 @@
-"""Needles that the search before training misses are found among draws of the guide, or told."""
+"""Needles that the first search misses are found among draws of the guide, or reported."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Latents that may change places: found from the density, counted once, told in the verdict."""
+"""Latents that may change places: found from the density, counted once, stated in the verdict."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Which engine a fit gets, and that the user is told why."""
+"""Which engine a fit gets, and that the fit states the reason."""
 
 import dataclasses
 import threading

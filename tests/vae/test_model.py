@@ -1,4 +1,4 @@
-"""FlowVAE: laws of its terms, Pyro's door, conditioning, and what is refused."""
+"""FlowVAE: laws of its terms, use from Pyro, conditioning, and what is refused."""
 
 from __future__ import annotations
 

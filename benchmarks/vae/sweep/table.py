@@ -97,7 +97,7 @@ def sweep(
     _check_distinct("--seeds", seeds)
     _check_distinct("--flows", flows)
     rows = []
-    # A flow that cannot be built is told of before the others have trained.
+    # A flow that cannot be built is reported before the others have trained.
     every = [_with_flow(options, flow) for flow in flows]
     for flow, chosen in zip(flows, every, strict=True):
         results, size = [], 0
@@ -210,7 +210,7 @@ def table(rows: Sequence[Row], published: Sequence[Published] = ()) -> list[dict
 def _columns_of(one: Published) -> dict[str, str]:
     """Columns of numbers in the order of ours; papers say nothing of their weights."""
     found = in_columns(one)
-    weights = "not told" if found["NLL"] else ""
+    weights = "not given" if found["NLL"] else ""
     return {
         "-ELBO": found["-ELBO"], "NLL": found["NLL"], "-ELBO of its images": "",
         "NLL weights": weights,

@@ -404,7 +404,7 @@ def _values(site: LatentSite, z: Tensor) -> Tensor:
 
 
 def _features(family: Family, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Numbers of each label ``(N, K, *)``, by which labels are told apart."""
+    """Numbers of each label ``(N, K, *)``, by which labels are distinguished."""
     found = {}
     for name in family.names:
         value = values[name]

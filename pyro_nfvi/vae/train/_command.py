@@ -114,7 +114,7 @@ def loss_of(options: Options, steps_per_epoch: int) -> VAELoss:
 
 
 def train(options: Options, *, say: Any = print) -> Run:
-    """Train as told; what ``python -m pyro_nfvi.vae.train`` does.
+    """Train by the options; what ``python -m pyro_nfvi.vae.train`` does.
 
     Args:
         options: The options.

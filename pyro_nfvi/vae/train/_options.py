@@ -205,7 +205,7 @@ class Options:
 def migrated(options: dict[str, Any]) -> dict[str, Any]:
     """Return options that an earlier version wrote, in the terms of this one.
 
-    Warm-up was told in epochs, and test images that a file does not name were drawn by the seed.
+    Warm-up was given in epochs, and test images that a file does not name were drawn by the seed.
     """
     found = dict(options)
     if "warmup" in found and "warmup_epochs" not in found:
