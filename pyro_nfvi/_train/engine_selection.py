@@ -204,16 +204,16 @@ def choose(
         try:
             return builder.build("native", "the step is captured and compiled", asked=asked)
         except Unsupported as error:
-            reasons.append(f"not native: {error}")
+            reasons.append(f"not compiled as a whole: {error}")
         if builder.uncovered:
             try:
                 reason = "; ".join(["the step is captured and compiled", *reasons])
                 return builder.build("hybrid", reason, faster=not asked, asked=asked)
             except Unsupported as error:
-                reasons.append(f"not hybrid: {error}")
+                reasons.append(f"not compiled in part: {error}")
     else:
         reasons.append(
-            f"not native: a fit of fewer than {ENGINE.compile_steps} steps is over before a "
+            f"not compiled: a fit of fewer than {ENGINE.compile_steps} steps is over before a "
             "compiler has run"
         )
     try:
@@ -221,7 +221,7 @@ def choose(
         return builder.build("graph", reason, faster=not asked, asked=asked)
     except Unsupported as error:
         if str(error) not in "; ".join(reasons):
-            reasons.append(f"not graph: {error}")
+            reasons.append(f"not replayed: {error}")
     if asked:
         raise _refused(engine, Unsupported("; ".join(reasons)))
     return Chosen("eager", "; ".join(reasons), EagerRunner(step), seconds=builder.seconds)

@@ -83,7 +83,7 @@ def forget(monkeypatch, *names):
     [
         ({"cholesky"}, "native", "captured and compiled"),
         ({"softplus"}, "hybrid", "no rule for the operation aten.softplus"),
-        (None, "", "not native: "),
+        (None, "", "not compiled as a whole: "),
     ],
     ids=["one that is not used", "one that is used", "all"],
 )
@@ -142,7 +142,7 @@ def test_an_engine_that_fails_costs_speed_and_never_the_fit(monkeypatch, stage):
     found = fit("schools", engine="auto", max_steps=600)
     assert "(native)" not in found.engine_reason
     assert len(found.losses) == 600
-    assert "not native: it failed while it was " in found.engine_reason
+    assert "not compiled as a whole: it failed while it was " in found.engine_reason
     said = {"import": "ModuleNotFoundError", "symbols": "AttributeError"}
     assert said.get(stage, "Broken: out of paper") in found.engine_reason
     assert "\n" not in found.engine_reason

@@ -122,7 +122,7 @@ def test_an_optimiser_that_is_not_known_falls_back():
         "schools", engine="auto", max_steps=1000, optim=lambda leaves: Mine(leaves, lr=0.01)
     )
     assert "(native)" not in found.engine_reason
-    assert "not native" in found.engine_reason
+    assert "not compiled" in found.engine_reason
 
 
 def test_an_optimiser_of_a_part_of_the_parameters_falls_back():
@@ -157,7 +157,7 @@ def test_a_wrong_engine_is_not_used(monkeypatch, wrong):
     with pytest.warns(EngineWarning, match=r"The compiled step is not used \(graph\): "):
         found = fit("schools", engine="auto", max_steps=300, callbacks=[lambda info: True])
     assert found.engine == "eager"
-    assert "not graph: " in found.engine_reason
+    assert "not replayed: " in found.engine_reason
 
 
 @pytest.mark.parametrize("engine", ["graph", pytest.param("native", marks=needs_compiler)])
