@@ -185,6 +185,14 @@ class LogJoint:
         return self._run.model
 
     @property
+    def in_parts(self) -> bool:
+        """True where particles are runs of their own, or see mini-batches of the data.
+
+        Checks that need many rows of the whole log joint in one call do without there.
+        """
+        return self.how == "loop" or bool(self.subsampled)
+
+    @property
     def missing(self) -> TensorDict:
         """Values to put where an observation is NaN under a mask, by site."""
         return self._run.missing
@@ -302,7 +310,7 @@ class LogJoint:
         return Evaluation(log_p, deterministic, likelihood, found, prior)
 
     @takes_turn
-    def blame(self, z: Tensor) -> list[str]:
+    def locate_nonfinite(self, z: Tensor) -> list[str]:
         """Name the sites at which ``z (D,)`` makes the model not finite."""
         with torch.no_grad(), pyro.validation_enabled(False):
             values, _ = self.latent.constrain(z)

@@ -55,7 +55,7 @@ def _cause(
     log_p, gradient, _ = score(lambda rows: log_joint(rows, streams), z)
     bad = (~torch.isfinite(log_p)).nonzero().reshape(-1)
     if len(bad):
-        sites = log_joint.blame(z[bad[0]])
+        sites = log_joint.locate_nonfinite(z[bad[0]])
         if sites:
             return sites[0], f"the log density of site {sites[0]!r} is not finite"
         return "", "the log joint is not finite"

@@ -46,7 +46,7 @@ def locate_nonfinite(
 
 
 def _sites(log_joint: LogJoint, z: Tensor) -> str:
-    found = log_joint.blame(z)
+    found = log_joint.locate_nonfinite(z)
     if not found:
         return "log joint is not finite"
     names = ", ".join(repr(name) for name in found[:3])

@@ -87,18 +87,18 @@ def _nice(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
     return [*layers, DiagonalAffine(dim, context_dim)]
 
 
-def _spline_kernel(options: dict[str, Any]) -> SplineTransformer:
+def _spline_transformer(options: dict[str, Any]) -> SplineTransformer:
     given = {key: options.pop(key) for key in ("bins", "bound") if key in options}
     return SplineTransformer(**given)
 
 
 def _nsf(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
-    transformer = _spline_kernel(options)
+    transformer = _spline_transformer(options)
     return _couplings(dim, context_dim, count, transformer, **options)
 
 
 def _nsf_ar(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
-    transformer = _spline_kernel(options)
+    transformer = _spline_transformer(options)
     return _alternate(Autoregressive)(dim, context_dim, count, transformer=transformer, **options)
 
 

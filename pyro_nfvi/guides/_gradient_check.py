@@ -67,7 +67,7 @@ def _told(
         assert model is not None
         log_joint = LogJoint(model, args, kwargs, space)
         fault = find_gradient_fault(log_joint, row)
-        sites = log_joint.blame(row) if fault is None else []
+        sites = log_joint.locate_nonfinite(row) if fault is None else []
     except Exception:  # the model may fail in any way; the plain words remain true
         return f"{plain} Look for a scale that can reach 0, or a logarithm of a small number."
     if fault is None and not sites:

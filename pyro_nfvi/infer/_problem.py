@@ -43,11 +43,6 @@ class Problem:
         """The latent sites as one vector."""
         return self.log_joint.latent
 
-    @property
-    def on_parts(self) -> bool:
-        """True where particles are runs of their own, or see mini-batches of the data."""
-        return self.log_joint.how == "loop" or bool(self.log_joint.subsampled)
-
     def stream(self, *labels: int | str) -> torch.Generator:
         """Return the random stream of these labels, on the latents' device."""
         return stream(self.seed, *labels, device=self.latent.init_loc.device)

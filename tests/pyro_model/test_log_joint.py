@@ -479,14 +479,14 @@ def test_handlers_of_the_caller_do_not_leak_in():
         torch.testing.assert_close(log_joint(z), expected)
 
 
-def test_blame_names_the_site():
+def test_the_site_that_is_not_finite_is_located():
     def model():
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(x.log(), 1.0, validate_args=False), obs=torch.tensor(0.0))
 
     log_joint = build(model, init={"x": torch.tensor(1.0)}, way="loop")
-    assert log_joint.blame(torch.tensor([-1.0])) == ["y"]
-    assert log_joint.blame(torch.tensor([1.0])) == []
+    assert log_joint.locate_nonfinite(torch.tensor([-1.0])) == ["y"]
+    assert log_joint.locate_nonfinite(torch.tensor([1.0])) == []
 
 
 def test_float64_in_float64_out():

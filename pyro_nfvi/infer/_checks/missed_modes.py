@@ -72,7 +72,7 @@ def search_model_modes(
         search; None where one run of the model is too large for so many starts.
     """
     count = min(MODE_CHECK.points, CALL_SIZES.search // max(1, log_joint.size))
-    if count < MODE_CHECK.fewest_points or log_joint.how == "loop" or log_joint.subsampled:
+    if count < MODE_CHECK.fewest_points or log_joint.in_parts:
         return None
     frame = Normals(found.loc[None], found.factor[None])
     half = count // 2

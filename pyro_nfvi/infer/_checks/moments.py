@@ -78,7 +78,7 @@ def moved_moments(
     section 2.
     """
     rows = min(MOMENTS.rows, CALL_SIZES.check // max(1, log_joint.size))
-    alone = density.base is not None or log_joint.subsampled or log_joint.how == "loop"
+    alone = density.base is not None or log_joint.in_parts
     if not draws.exact or alone or rows < MOMENTS.fewest_effective:
         return ()
     noise = stream(seed, "moments", device=draws.z.device)

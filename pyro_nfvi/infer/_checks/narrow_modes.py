@@ -134,7 +134,7 @@ def _mass_outside(
 def _possible(
     density: FlowDensity | MixtureDensity, log_joint: LogJoint, draws: WeighedDraws
 ) -> bool:
-    if log_joint.how == "loop" or log_joint.subsampled or not draws.exact:
+    if log_joint.in_parts or not draws.exact:
         return False
     drawn = all(part.takes_generator for part in _parts(density))
     return drawn and bool(torch.isfinite(draws.log_w).sum() > 1)

@@ -33,7 +33,7 @@ def follow_tails(
     Cost:
         Some tens of calls of the model, of up to 8000 rows.
     """
-    if log_joint.how == "loop" or log_joint.subsampled:
+    if log_joint.in_parts:
         return HeavyTails(looked=False)
     indices = tail_indices(
         Target(log_joint, latent.init_loc, budget=budget),
@@ -70,7 +70,7 @@ def short_tails(
     Cost:
         Some tens of calls of the model, of up to 8000 rows.
     """
-    if log_joint.how == "loop" or log_joint.subsampled or latent.dim > TAIL_CHECK.short_dim:
+    if log_joint.in_parts or latent.dim > TAIL_CHECK.short_dim:
         return ShortTails()
     ratio = tail_moments(
         Target(log_joint, latent.init_loc, budget=budget),

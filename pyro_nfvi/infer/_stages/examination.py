@@ -110,7 +110,7 @@ def leaves_mass_out(problem: Problem, time: TimePlan, search: SearchedModes, fit
     No where it could not be mended: for lack of time, or in a model that is run row by row.
     """
     affordable = time.affords(WIDE_ROWS[problem.log_joint.how], of=time.training)
-    if not affordable or problem.on_parts:
+    if not affordable or problem.log_joint.in_parts:
         return False
     density = search.up_to_labels(fit.guide.density())
     budget = time.training.part(TIME.check)

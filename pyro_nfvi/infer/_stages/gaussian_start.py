@@ -85,7 +85,7 @@ def _best_in_units(
     """
     numbers = GAUSSIAN_START.start_particles * max(1, log_joint.size)
     most = max(1, min(GAUSSIAN_START.starts, CALL_SIZES.search // numbers))
-    if log_joint.how == "loop" or log_joint.subsampled:
+    if log_joint.in_parts:
         most = 1  # many runs cost too much, and bounds on other data cannot be compared
     drawn = prior_points(log_joint, target, 3) if most > 1 else None
     size = _size(log_joint.latent.init_loc, drawn)
@@ -158,7 +158,7 @@ def start_along(
     Returns:
         A line for the report, or none where nothing was gained.
     """
-    unfit = log_joint.subsampled or log_joint.how == "loop" or guide._outer_kind != "whitened"
+    unfit = log_joint.in_parts or guide._outer_kind != "whitened"
     if found.factor.dim() == 2 or unfit or budget.over():
         return []
     target = Target(log_joint, guide.latent.init_loc, budget=budget)

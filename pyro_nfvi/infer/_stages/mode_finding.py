@@ -171,7 +171,7 @@ def _find_symmetry(
 
     Where its distinct images are fewer than the modes that a mixture holds, all are fitted.
     """
-    if problem.on_parts:
+    if problem.log_joint.in_parts:
         return None
     log_joint, like = problem.log_joint, problem.latent.init_loc
     # Draws of the prior; where it has none, points about the origin.
