@@ -170,7 +170,6 @@ DOTTED = re.compile(r"(?<![\w./-])(?:pyro_nfvi|nfvi)(?:\.[A-Za-z_]\w*)+")
 #: References in docstrings, such as :func:`pyro_nfvi.vae.training_pass`.
 REFERENCE = re.compile(r":\w+:`~?(pyro_nfvi(?:\.[A-Za-z_]\w*)+)`")
 TEXTS = [*sorted(DOCS.rglob("*.md")), *sorted(DOCS.parent.glob("*.md"))]
-TEXTS = [page for page in TEXTS if page.stem.lower() != "changelog"]  # names names that are gone
 SOURCES = sorted((DOCS.parent / "pyro_nfvi").rglob("*.py"))
 
 
