@@ -187,7 +187,7 @@ def _usable(latent: LatentSpace, z: Tensor) -> Tensor:
         if len(held) >= max(10, len(z) // 2) and float(held.std(0).max()) < IMPROPER.wide:
             return held
     start = latent.init_loc.detach()
-    noise = torch.randn(100, len(start), generator=stream(0, "runaway"))
+    noise = torch.randn(100, len(start), generator=stream(0, "improper"))
     return start + noise.to(start)
 
 

@@ -74,7 +74,7 @@ def mass_outside(
     dim = z.shape[-1]
     if not draws.exact:
         return None
-    noise = stream(seed, "outside", device=z.device)
+    noise = stream(seed, "missed mass", device=z.device)
     rows = (
         MASS_OUTSIDE.loop_rows
         if log_joint.how == "loop"
