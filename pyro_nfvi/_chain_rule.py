@@ -184,7 +184,7 @@ def find_singularity(value: Tensor, inputs: Sequence[Tensor]) -> Singularity | N
     if lacking(*_NEEDED) is not None:
         found = torch.autograd.grad(value, inputs, allow_unused=True, retain_graph=True)
         finite = all(g is None or bool(torch.isfinite(g).all()) for g in found)
-        return None if finite else Singularity("an operation that this PyTorch does not tell")
+        return None if finite else Singularity("an operation that this PyTorch does not name")
     nodes = _nodes_at_risk(value)
     for guarded in (nodes, frozenset[Any]()):
         watch = _ChainRule(guarded, watch=True)

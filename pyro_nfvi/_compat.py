@@ -122,7 +122,7 @@ def is_watched(*, unknown: bool = False) -> bool:
     """Tell whether a mode sees the operations that run now.
 
     Args:
-        unknown: The answer where this PyTorch does not tell.
+        unknown: The answer where this PyTorch does not say.
     """
     count = _PRIVATE["_len_torch_dispatch_stack"]
     return unknown if count is None else count() > 0
@@ -132,7 +132,7 @@ def is_transformed(*, unknown: bool = False) -> bool:
     """Tell whether a transform such as ``torch.func.vmap`` is at work.
 
     Args:
-        unknown: The answer where this PyTorch does not tell.
+        unknown: The answer where this PyTorch does not say.
     """
     level = _PRIVATE["maybe_current_level"]
     return unknown if level is None else level() is not None
@@ -142,6 +142,6 @@ def autograd_node() -> Any:
     """Return the node of autograd's graph whose backward pass runs now, or None.
 
     Raises:
-        NotImplementedError: This PyTorch does not tell.
+        NotImplementedError: This PyTorch does not say.
     """
     return _needed("_current_autograd_node")()

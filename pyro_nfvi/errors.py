@@ -49,7 +49,7 @@ class LawError(NFVIError, AssertionError):
 
 
 class ModelError(NFVIError, RuntimeError, ValueError):
-    """The Pyro model cannot be fitted with this guide; the message tells the cure."""
+    """The Pyro model cannot be fitted with this guide; the message states the cure."""
 
 
 class NotSetUpError(NFVIError, RuntimeError):

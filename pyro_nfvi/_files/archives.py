@@ -60,7 +60,7 @@ def _binary() -> int:
 
 
 def check_room(size: int, packed: int) -> None:
-    """Look at a size that a packed file tells, before it is unpacked.
+    """Look at a size that a packed file declares, before it is unpacked.
 
     Args:
         size: Bytes that it would take.

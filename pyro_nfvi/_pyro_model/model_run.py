@@ -356,7 +356,7 @@ class ModelRun:
             plates = [f.name for f in site["cond_indep_stack"] if f.vectorized]
             log_prob = sum_out(trace, group, plates, under_vmap=self.under_vmap)
             if any(f.site["name"] in self.latent.sites for f in group):
-                # Continuous latents tell of the discrete ones: the density is given them.
+                # Continuous latents depend on the discrete ones: the density is given them.
                 rest = [f for f in group if f is not factor]
                 log_prob = log_prob - sum_out(trace, rest, plates, under_vmap=self.under_vmap)
         if particles is None:

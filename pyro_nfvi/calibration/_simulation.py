@@ -85,7 +85,7 @@ class Simulator:
         observed: Sites that are data; see :func:`pyro_nfvi.vsbc`.
 
     Raises:
-        ModelError: Data cannot be simulated from the model; the message tells why.
+        ModelError: Data cannot be simulated from the model; the message says why.
         OptionError: ``observed`` names no site, or is of the wrong kind.
     """
 

@@ -219,7 +219,7 @@ def log_density_ceiling(x: Tensor) -> float:
     .. math:: \mathbb{E}[\log q(x)] \le -\sum_i \log \delta_i
 
     for the smallest distance :math:`\delta_i` of two values of column i: a cell of that size holds
-    a probability of at most 1. A mean above it tells that the density grows at the points without
+    a probability of at most 1. A mean above it shows that the density grows at the points without
     bound. Infinite where some column is not rounded.
 
     Args:

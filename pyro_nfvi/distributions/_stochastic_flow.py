@@ -188,7 +188,7 @@ class PathSampler(nn.Module):
         That of its layers.
 
     Raises:
-        OptionError: No layer, sizes that do not agree, or a D that nothing tells.
+        OptionError: No layer, sizes that do not agree, or a D that nothing determines.
 
     Source: Wu, Köhler and Noé 2020, arXiv:2002.06707, equations 6-13.
 

@@ -67,7 +67,7 @@ class Flow(Bijection):
     autocast it computes in full precision, points and contexts of half precision lifted.
 
     A flow of your own defines ``__init__(dim, context_dim)``, ``forward`` and ``inverse``;
-    :func:`pyro_nfvi.testing.check_flow` then tells whether it keeps the promises.
+    :func:`pyro_nfvi.testing.check_flow` then examines whether it keeps the promises.
 
     Args:
         dim: Event size D, at least 1.

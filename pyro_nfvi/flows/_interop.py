@@ -174,7 +174,7 @@ def _is_zuko(source: Any) -> bool:
 
 
 def _check_reals(transform: Transform) -> None:
-    """Refuse what is no bijection of all reals, as far as the transform tells."""
+    """Refuse what is no bijection of all reals, as far as the transform declares."""
     if not transform.bijective:
         raise _refusal(transform, "it is no bijection")
     for name in ("domain", "codomain"):

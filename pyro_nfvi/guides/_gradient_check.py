@@ -58,7 +58,7 @@ def _told(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> str:
-    """Say where the gradient of the coordinate comes from, as far as the model tells."""
+    """Say where the gradient of the coordinate comes from, as far as the model shows."""
     plain = (
         f"The gradient of the loss with respect to {space.at(column)!r} is not finite. The step "
         "was not taken."

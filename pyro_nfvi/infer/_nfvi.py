@@ -82,8 +82,8 @@ class NFVI:
             prior and wide draws around the Gaussian, ``"off"`` not beyond the Gaussian's own
             starts. With ``guide="auto"`` several modes become a mixture
             (:class:`AutoMixture <pyro_nfvi.AutoMixture>`), each with half of ``max_steps``
-            (3000 by default); for another guide the verdict tells which it misses. A mode to which
-            no start ascends is not found.
+            (3000 by default); for another guide the verdict names those that it misses. A mode that
+            no ascent reaches is not found.
         stop: Stop when the bound is flat; False takes exactly ``max_steps``.
         engine: What runs the steps: ``"auto"`` compiles them where that works and pays, and says
             why in ``fit.engine_reason``; ``"compiled"`` raises an error with the reason where it

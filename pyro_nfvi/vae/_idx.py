@@ -36,10 +36,10 @@ def looks_like_idx(path: Path) -> bool:
 
 
 def _content(source: Path) -> bytes:
-    """Read a file, and of a packed one no more than its header tells, and a byte that it does not.
+    """Read a file; of a packed one, at most a byte more than its header declares.
 
     Raises:
-        Malformed: Its header tells more than can be unpacked.
+        Malformed: Its header declares more than can be unpacked.
     """
     with source.open("rb") as file:
         if file.read(2) != b"\x1f\x8b":

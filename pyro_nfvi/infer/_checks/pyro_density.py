@@ -59,7 +59,7 @@ def check_by_pyro(log_joint: LogJoint, budget: Budget = UNLIMITED) -> SecondOpin
 
 
 def opinion_of_pyro(fit: FittedPosterior, budget: Budget = UNLIMITED) -> SecondOpinion:
-    """Let Pyro score some of a fit's draws, and tell what it says of them."""
+    """Let Pyro score some of a fit's draws, and return what it says of them."""
     opinion = second_opinion(
         fit.require_model(), fit.draws.z[: PYRO_CHECK.draws], budget=_short(budget)
     )

@@ -26,7 +26,7 @@ TAIL_ROWS = {"plate": TAIL_CHECK.rows, "vmap": TAIL_CHECK.rows, "loop": 0}
 def follow_tails(
     latent: LatentSpace, log_joint: LogJoint, draws: WeighedDraws, budget: Budget = UNLIMITED
 ) -> HeavyTails:
-    """Follow the marginal of each number outwards, and tell which fall as a power.
+    """Follow the marginal of each number outwards, and return which fall as a power.
 
     Numbers for which there is no time left count as unknown.
 
