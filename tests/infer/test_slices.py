@@ -20,7 +20,7 @@ from pyro_nfvi.infer._checks.improper import find_improper_direction
 from pyro_nfvi.infer._checks.missed_mass import mass_outside
 from pyro_nfvi.infer._checks.missed_modes import missed_modes
 from pyro_nfvi.infer._checks.moments import moved_moments
-from pyro_nfvi.infer._checks.relabelling import count_once, distinct, find_relabelling
+from pyro_nfvi.infer._checks.relabelling import count_images, count_once, find_relabelling
 from pyro_nfvi.infer._weighted_draws import score
 
 Y = torch.linspace(-7.5, 7.5, 6)
@@ -98,7 +98,7 @@ def the_look_for_exchangeable_latents(clock):
     def look(budget):
         group = find_relabelling(joint, points, budget)
         if group is not None:
-            distinct(joint, group, points[0].double(), budget)
+            count_images(joint, group, points[0].double(), 16, budget)
             count_once(joint, group, points.double(), budget)
         return not budget.over()
 
