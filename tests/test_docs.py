@@ -251,3 +251,10 @@ def test_pages_state_the_thresholds_of_khat():
     text = (DOCS / "trust.md").read_text("utf-8")
     for number in (KHAT.close, round(khat_threshold(2000), 1), KHAT.no_mean):
         assert f"{number:g}" in text.partition("## How k-hat is read")[2].partition("\n## ")[0]
+
+
+def test_tables_of_our_own_directives_stand_in_restructured_text():
+    """Markdown would show their list-table as text, without a warning."""
+    ours = re.compile(r"^```\{(recipes|laws)\}", re.M)
+    wrong = [page.name for page in DOCS.rglob("*.md") if ours.search(page.read_text("utf-8"))]
+    assert wrong == []

@@ -41,7 +41,7 @@ def recipes_of(module: str) -> list[type]:
 
 
 class RecipeTable(Directive):
-    """``.. recipes:: module`` lists every number of the module's recipes with its reason."""
+    """``.. recipes:: module``, in ``{eval-rst}``, lists every number of the module's recipes."""
 
     required_arguments = 1
 
@@ -57,7 +57,9 @@ class RecipeTable(Directive):
                 value = field.default
                 if isinstance(value, (int, float, str, tuple)):
                     lines += [f"   * - ``{field.name}``", f"     - {value}"]
-                    lines += [f"     - {said.get(field.name, '')}"]
+                    # Bars stand for absolute values here, not for substitutions.
+                    meaning = said.get(field.name, "").replace("|", "\\|")
+                    lines += [f"     - {meaning}"]
             lines.append("")
         holder = nodes.container()
         self.state.nested_parse(StringList(lines, source="recipes"), self.content_offset, holder)

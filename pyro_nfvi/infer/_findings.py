@@ -227,7 +227,7 @@ class NarrowModes(Finding):
     Attributes:
         count: Their number.
         share: Share of the mass that they hold together, at least.
-        points: Points at which the density was evaluated.
+        points: Points at which the density was evaluated; 0 where that could not be done.
     """
 
     count: int
@@ -239,6 +239,8 @@ class NarrowModes(Finding):
         return Level.DOUBT if self.count else Level.REMARK
 
     def sentence(self) -> str:
+        if not self.points:
+            return "draws of the guide were not searched for narrow modes beside them"
         if not self.count:
             return ""
         modes = f"{self.count} narrow modes" if self.count > 1 else "a narrow mode"

@@ -155,3 +155,9 @@ def test_a_needle_on_a_bent_ridge_is_found_or_told(seed):
     # Half of the mass: -0.3, and 0.35 or more for the ridge alone.
     last = float(fit.sample(20_000, seed=0)["x"][:, 3].mean())
     assert fit.verdict != "good" or last < 0.2
+
+
+def test_a_search_that_could_not_be_made_is_said():
+    assert "not searched" in NarrowModes(0).sentence()
+    assert NarrowModes(0, points=1000).sentence() == ""
+    assert "1000 points" in NarrowModes(1, 0.1, 1000).sentence()

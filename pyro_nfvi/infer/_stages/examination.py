@@ -199,7 +199,9 @@ def _narrow_modes(
         )
         if budget.over():
             time.leave_out(what)
-    return None if found is None else NarrowModes(found.count, found.share, found.points)
+    if found is None:
+        return NarrowModes(0)
+    return NarrowModes(found.count, found.share, found.points)
 
 
 def _relabelled(
