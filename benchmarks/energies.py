@@ -143,7 +143,7 @@ def main():
                     row["kl"][name].append(kl)
                     row["engine"] = fitting.engine
                     row["gave_up"] = row.get("gave_up", 0) + gave_up
-                    row["steps_per_second"].append(fitting.timing["steps_per_s"])
+                    row["steps_per_second"].append(1 / fitting.timing.step)
             found.append(row)
             kls = {name: [round(kl, 3) for kl in kls] for name, kls in row["kl"].items()}
             print(f"{flow}*{layers:<3d}", row["engine"], kls, flush=True)

@@ -81,15 +81,15 @@ def measure(row, seconds):
     count = 20
     while True:
         again = fit(count)
-        if again.timing["fit"] >= seconds / 3 or count >= 20_000:
+        if again.timing.training >= seconds / 3 or count >= 20_000:
             break
         count *= 4
-    steps = [1e6 * again.timing["step"]]
+    steps = [1e6 * again.timing.step]
     for _ in range(FITS - 1):
         again = fit(count)
-        steps.append(1e6 * again.timing["step"])
+        steps.append(1e6 * again.timing.step)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    timing = {key: first.timing[key] for key in ("capture", "compile")}
+    timing = {key: getattr(first.timing, key) for key in ("capture", "compile")}
     print(json.dumps({"steps": steps, "count": count, "memory": memory, **timing}))
 
 

@@ -54,7 +54,7 @@ def seconds(model, engine, particles, steps, y):
     )  # fmt: skip
     recipe.engine = engine  # a back end by its name, which users do not choose
     fit = recipe.run(y)
-    return fit.timing["step"], fit.engine_reason
+    return fit.timing.step, fit.engine_reason
 
 
 def main():

@@ -45,6 +45,6 @@ def tell(fit, *, trust=False):
             there is nothing else to go by.
     """
     print(f"verdict: {fit.verdict} ({'; '.join(fit.verdict.reasons)})")
-    print(f"{len(fit.losses)} steps, {fit.timing['total']:.0f} s, engine {fit.engine}")
+    print(f"{len(fit.losses)} steps, {fit.timing.total:.0f} s, engine {fit.engine}")
     if trust and fit.verdict == "do not trust":
         raise SystemExit(f"The fit is not to be trusted. {fit.verdict.next_step}")

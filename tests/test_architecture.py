@@ -35,6 +35,8 @@ STOREYS = {
         "_operators",
         "_parent",
         "_random",
+        "_stopwatch",
+        "_timing",
         "_typing",
         "_user_warning",
         "_validation",

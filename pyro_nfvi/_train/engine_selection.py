@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +18,8 @@ from pyro_nfvi._engine.graph_runner import GraphRunner
 from pyro_nfvi._engine.program import NoRule, OptimizerSpec, Program, Runner, Unsupported
 from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._random import seeded, stream
+from pyro_nfvi._stopwatch import Stopwatch
+from pyro_nfvi._timing import Part
 from pyro_nfvi._train.recipe import ENGINE, TRAINING
 from pyro_nfvi._train.step import EagerRunner, EagerStep
 from pyro_nfvi._train.step_comparison import After, difference, rounded_anew, slack_of, tolerance_of
@@ -39,7 +41,6 @@ class Chosen:
         reason: Why, in words.
         runner: Runs its steps.
         watch: Compares the step with the model from time to time; None for the eager step.
-        seconds: Time of ``capture`` and ``compile``.
         asked: It was asked for by name, so that there is no other to fall back to.
     """
 
@@ -47,7 +48,6 @@ class Chosen:
     reason: str
     runner: Runner
     watch: Watch | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
     asked: bool = False
 
     @property
@@ -164,6 +164,7 @@ def choose(
     max_steps: int,
     *,
     budget: Budget = UNLIMITED,
+    watch: Stopwatch | None = None,
 ) -> Chosen:
     """Choose and build the engine.
 
@@ -174,6 +175,7 @@ def choose(
         max_steps: Most steps of the fit.
         budget: Time for building and for the steps: with a limit, no more than half of what is
             left goes into an engine, and nothing is built for fewer steps than pay it back.
+        watch: Credits the time of capture, compilation and comparison.
 
     Raises:
         OptionError: The engine asked for cannot run this fit; the message is the reason.
@@ -184,7 +186,7 @@ def choose(
         least = ENGINE.capture_steps
         reason = f"a fit of fewer than {least} steps is over before a capture is paid back"
         return Chosen("eager", reason, EagerRunner(step))
-    builder = _Builder(step, num_particles, budget)
+    builder = _Builder(step, num_particles, budget, watch or Stopwatch())
     if engine == "auto" and budget.limit is not None:
         possible = int(budget.left() / builder.step_seconds())
         if possible < ENGINE.capture_steps:
@@ -224,15 +226,16 @@ def choose(
             reasons.append(f"not replayed: {error}")
     if asked:
         raise _refused(engine, Unsupported("; ".join(reasons)))
-    return Chosen("eager", "; ".join(reasons), EagerRunner(step), seconds=builder.seconds)
+    return Chosen("eager", "; ".join(reasons), EagerRunner(step))
 
 
 class _Builder:
     """Captures once and builds engines from it."""
 
-    def __init__(self, step: EagerStep, num_particles: int, budget: Budget = UNLIMITED) -> None:
-        self.step, self.budget = step, budget
-        self.seconds: dict[str, float] = {}
+    def __init__(
+        self, step: EagerStep, num_particles: int, budget: Budget, watch: Stopwatch
+    ) -> None:
+        self.step, self.budget, self.watch = step, budget, watch
         #: Native code failed for want of a rule, and the rest might be compiled.
         self.uncovered = False
         self._program: Program | Unsupported | None = None
@@ -248,25 +251,24 @@ class _Builder:
             asked: It was asked for by name.
         """
         program = self._captured()
-        begin = time.monotonic()
+        part: Part = "capture" if name == "graph" else "compile"
         try:
-            with _stage("built"):
+            with _stage("built"), self.watch.part(part):
                 spec = OptimizerSpec.of(self.step.optimizer, program.params, TRAINING.clip_norm)
                 # Half of the time is for the steps.
                 runner = _BUILD[name](program, spec, self.budget.left() / 2)
         except NoRule:
             self.uncovered = True
             raise
-        if name != "graph":
-            self.seconds["compile"] = time.monotonic() - begin
         head, *rest = reason.split("; ", 1)
         reason = "; ".join([f"{head} ({name})", *rest])
         if name == "hybrid":
             reason = f"{reason}; {_left(runner)}"
-        eager, mine = self._check(name, runner)
+        with self.watch.part("comparison"):
+            eager, mine = self._check(name, runner)
         if faster and mine > eager:
             raise Unsupported(f"a step takes {1e3 * mine:.2g} ms, an eager one {1e3 * eager:.2g}")
-        return Chosen(name, reason, runner, Watch(self.step), self.seconds, asked)
+        return Chosen(name, reason, runner, Watch(self.step), asked)
 
     def step_seconds(self) -> float:
         """Time one eager gradient, at least a microsecond."""
@@ -277,15 +279,14 @@ class _Builder:
 
     def _captured(self) -> Program:
         if self._program is None:
-            begin, step = time.monotonic(), self.step
+            step = self.step
             try:
-                with _stage("capturing the step"):
+                with _stage("capturing the step"), self.watch.part("capture"):
                     self._program = self._capture()
             except Unsupported as error:
                 # Pyro appends the shapes of the trace to what passes through it.
                 self._program = Unsupported(str(error).partition("\nTrace Shapes:")[0].rstrip())
             step.optimizer.zero_grad(set_to_none=True)
-            self.seconds["capture"] = time.monotonic() - begin
         if isinstance(self._program, Unsupported):
             raise self._program
         return self._program

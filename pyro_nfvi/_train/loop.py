@@ -119,11 +119,17 @@ class Loop:
             task.guide.density(), task.log_joint, task.num_particles, task.generator
         )
         self._pace = math.inf  # seconds that a step takes
+        self._resumed = 0  # steps of earlier calls
 
     @property
     def engine(self) -> Chosen:
         """The engine that takes the steps now."""
         return self._stepper.engine
+
+    @property
+    def steps_taken(self) -> int:
+        """Steps of this call, without those before a checkpoint that it went on from."""
+        return self.history.step - self._resumed
 
     def other_states(self) -> list[Snapshot]:
         """Return states that may be better than the last one, after :meth:`run`."""
@@ -142,6 +148,7 @@ class Loop:
             FileError: The checkpoint is of another fit, or damaged.
         """
         self._resume()
+        self._resumed = self.history.step
         history, schedule = self.history, self.schedule
         # What an earlier call took of a fit that is resumed is no part of this one's time.
         if self.budget.limit is not None:

@@ -162,5 +162,5 @@ class Stepper:
         assert self.engine.watch is not None
         reason = f"{self.engine.backend} until step {step}, then {problem}"
         runner = EagerRunner(self.engine.watch.step)
-        self.engine = Chosen("eager", reason, runner, seconds=self.engine.seconds)
+        self.engine = Chosen("eager", reason, runner)
         self.push()

@@ -17,6 +17,7 @@ from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.pyro_state import takes_turn, turn
 from pyro_nfvi._random import seeded, stream
+from pyro_nfvi._timing import Timing
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._user_warning import warn
 from pyro_nfvi._validation import seed_number, whole
@@ -166,9 +167,13 @@ class Fit:
         return self.training.engine_reason
 
     @property
-    def timing(self) -> dict[str, float]:
-        """Seconds of each part."""
-        return dict(self.training.timing)
+    def timing(self) -> Timing:
+        """Seconds of the call that made the fit, part by part.
+
+        ``fit.timing.parts`` sums to ``fit.timing.total``; ``fit.timing.step`` is the time of one
+        step of training.
+        """
+        return self.training.timing
 
     @property
     def why_stopped(self) -> StopReason:

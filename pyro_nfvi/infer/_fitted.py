@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from pyro_nfvi._optim.convergence import StopReason
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._timing import Timing
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.diagnostics._khat import TailReading
 from pyro_nfvi.diagnostics._verdict import Verdict
@@ -62,6 +63,10 @@ class FittedPosterior(Protocol):
     @property
     def why_stopped(self) -> StopReason:
         """Reason for which training ended."""
+
+    @property
+    def timing(self) -> Timing:
+        """Seconds of the call that made the fit."""
 
     @property
     def tail(self) -> TailReading:

@@ -23,6 +23,7 @@ from pyro_nfvi._pyro_model.initial_point_search import any_trace
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
+from pyro_nfvi._timing import Timing
 from pyro_nfvi.distributions import _bases as bases
 from pyro_nfvi.errors import FileError, ModelError, OptionError, ParamStoreError
 from pyro_nfvi.flows._base import Flow
@@ -224,6 +225,7 @@ def _training(described: Mapping[str, Any], losses: Tensor) -> Training:
         if "findings" in training
         else from_settings(training["settings"], MODE_SEARCH.most_modes)  # a file of version 0.1
     )
+    training["timing"] = Timing.from_json(training["timing"])
     made = Training(losses=losses, **training)
     for found in made.findings:
         found.sentence()  # its values are those of its kind
@@ -231,7 +233,6 @@ def _training(described: Mapping[str, Any], losses: Tensor) -> Training:
     modes = made.settings.get("modes", [])
     if not (
         all(isinstance(word, str) for word in words)
-        and all(isinstance(value, (int, float)) for value in made.timing.values())
         and all(isinstance(mode, dict) for mode in modes)
     ):
         raise Malformed("its account of the training is none")

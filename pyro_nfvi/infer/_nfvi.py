@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from pyro.infer import config_enumerate
@@ -22,7 +23,7 @@ from pyro_nfvi._train.engine_selection import ENGINES, check_engine
 from pyro_nfvi._train.optimizer import OptimSpec, check_optim
 from pyro_nfvi._train.progress import Progress, StepInfo
 from pyro_nfvi._validation import seed_number, whole
-from pyro_nfvi.errors import ModelError, NFVIError, OptionError
+from pyro_nfvi.errors import DivergedError, ModelError, NFVIError, OptionError
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._guide_spec import GuideSpec, check_guide, make_guide
@@ -193,17 +194,31 @@ class NFVI:
         return self._run(Budget.start(self.max_seconds), args, kwargs)
 
     def _run(self, budget: Budget, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fit:
+        time = TimePlan(budget)
+        try:
+            fit = self._fitted(time, args, kwargs)
+        except DivergedError as error:
+            if isinstance(error.fit, Fit):
+                error.fit = _timed(error.fit, time)
+            raise
+        fit = _timed(fit, time)
+        fit.guide.param_guard = fit._params.guard()
+        return fit
+
+    def _fitted(self, time: TimePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fit:
+        """Run the stages of a fit, one after the other."""
         seed = fresh_seed() if self.seed is None else self.seed
+        watch, options = time.watch, self._options()
         with own_random_state(seed, "fit"), ExitStack() as stack:
-            with _explained(), seeded(seed, "set-up"):
-                names = stack.enter_context(own_params(self.model, args, kwargs))
-                model = _enumerated(self.model, args, kwargs)
-            check_engine(self.engine)
-            options, time = self._options(), TimePlan(budget)
-            asked = None if options.automatic else options.guide
-            guide = make_guide(asked, model, options.outer)
-            fresh = not guide.is_set_up
-            problem = set_up(model, args, kwargs, names, seed, guide, time)
+            with watch.part("set_up"):
+                with _explained(), seeded(seed, "set-up"):
+                    names = stack.enter_context(own_params(self.model, args, kwargs))
+                    model = _enumerated(self.model, args, kwargs)
+                check_engine(self.engine)
+                asked = None if options.automatic else options.guide
+                guide = make_guide(asked, model, options.outer)
+                fresh = not guide.is_set_up
+                problem = set_up(model, args, kwargs, names, seed, guide, time)
             start = WarmStart(notes=problem.notes)
             if fresh:
                 start = warm_start(problem, options, time, guide)
@@ -212,10 +227,10 @@ class NFVI:
             else:
                 plan = TrainingPlan.after(start, options.max_steps)
                 fit = train(problem, options, time, guide, plan)
-            fit = settle_parameters(problem, options, time, fit)
-            fit = examine(problem, options, time, start.search, fit)
-        fit.guide.param_guard = fit._params.guard()
-        return fit
+            with watch.part("parameters"):
+                fit = settle_parameters(problem, options, time, fit)
+            with watch.part("checks"):
+                return examine(problem, options, time, start.search, fit)
 
     def _options(self) -> Options:
         return Options(
@@ -236,6 +251,11 @@ class NFVI:
             resume=self.resume,
             progress=Progress(self.progress),
         )
+
+
+def _timed(fit: Fit, time: TimePlan) -> Fit:
+    """Write into the record of a fit where the time of the call went."""
+    return replace(fit, training=replace(fit.training, timing=time.watch.read()))
 
 
 def _cure(words: str) -> str:

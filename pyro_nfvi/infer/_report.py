@@ -10,7 +10,7 @@ from pyro_nfvi.infer._fitted import FittedPosterior
 def report(fit: FittedPosterior) -> str:
     """Describe the guide, its training, and its quality, a line each."""
     training, draws, latent = fit.training, fit.draws, fit.latent
-    settings, timing = training.settings, training.timing
+    settings = training.settings
     sites = ", ".join(latent.sites)
     count = sum(p.numel() for p in fit.guide.parameters())
     lines = [
@@ -21,8 +21,7 @@ def report(fit: FittedPosterior) -> str:
         f"particles by {settings.get('particles_by')} ({settings.get('particles_why')})",
         f"engine {training.engine}: {training.engine_reason}",
         f"stopped: {training.why_stopped}. {training.why_stopped.detail}",
-        f"time: {timing['total']:.1f} s (set-up {timing['setup']:.1f}, steps {timing['fit']:.1f}, "
-        f"evaluation {timing['evaluate']:.1f}), {timing['steps_per_s']:.0f} steps/s",
+        f"time: {training.timing}, {training.timing.steps} steps of training",
         f"ELBO {fit.elbo:.3f} ± {fit.elbo_se:.3f} nats",
     ]
     if math.isnan(fit.khat):

@@ -35,6 +35,7 @@ def save(fit: FittedPosterior, path: str | os.PathLike[str]) -> None:
         "why_stopped": [str(why), why.detail, why.unfinished],
         "notes": list(fit.training.notes),
         "findings": to_json(fit.training.findings),
+        "timing": fit.timing.to_json(),
     }
     spec = {
         "latent": fit.latent.spec(),

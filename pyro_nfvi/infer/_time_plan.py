@@ -1,4 +1,4 @@
-"""``TimePlan``: the clock of one call, and what was left out for lack of time."""
+"""``TimePlan``: the clock of one call, where its time goes, and what there was no time for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 
 from pyro_nfvi._budget import Budget
 from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._stopwatch import Stopwatch
 from pyro_nfvi.infer._recipe import CALL_SIZES, TIME
 
 
@@ -18,6 +19,8 @@ class TimePlan:
 
     def __init__(self, whole: Budget) -> None:
         self.whole = whole
+        #: Credits the time of the call to its parts.
+        self.watch = Stopwatch(whole.clock, whole.begin)
         #: The same, less what is kept for the evaluation at the end.
         self.training = whole
         #: Seconds that the model takes for one more draw, where time is limited.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from pyro_nfvi._optim.convergence import StopReason
+from pyro_nfvi._timing import Timing
 from pyro_nfvi.infer._findings import Finding
 
 
@@ -21,17 +22,17 @@ class Training:
         why_stopped: Reason for which training ended.
         engine: Name of the engine that ran the steps.
         engine_reason: Reason for its choice.
-        timing: Seconds of ``setup``, ``fit``, ``evaluate`` and ``total``, and ``steps_per_s``.
         settings: Options of the fit, by name.
         notes: Events on the way, a line each.
         findings: Findings about the fit beyond its weights, for the verdict.
+        timing: Seconds of the call, part by part; written at its end.
     """
 
     losses: Tensor
     why_stopped: StopReason
     engine: str
     engine_reason: str
-    timing: dict[str, float]
     settings: dict[str, Any]
     notes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    timing: Timing = field(default_factory=Timing)

@@ -150,9 +150,8 @@ def test_report_and_repr(fit):
     assert "k-hat" in repr(fit)
     assert fit.engine in ("compiled", "eager")
     assert fit.engine_reason
-    assert set(fit.timing) == {
-        "setup", "fit", "evaluate", "total", "steps_per_s", "capture", "compile", "step",
-    }  # fmt: skip
+    assert str(fit.timing) in text
+    assert f"{fit.timing.steps} steps of training" in text
     assert fit.elbo_se < 0.05
 
 

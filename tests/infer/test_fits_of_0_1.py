@@ -27,6 +27,10 @@ def test_a_fit_of_0_1_loads_with_its_numbers(name, tmp_path):
     found = fit.guide.density().log_prob(fit.draws.z[:3])
     assert torch.allclose(found, torch.tensor(log_q), rtol=1e-4, atol=1e-4)
     assert fit.verdict in ("good", "usable with reweighting", "do not trust")
+    timing = fit.timing
+    assert timing.total > timing.scoring > 0
+    assert sum(timing.parts.values()) == pytest.approx(timing.total, rel=1e-9)
     fit.save(tmp_path / "again.nfvi")
     again = nfvi.load(tmp_path / "again.nfvi")
     assert torch.equal(again.draws.z, fit.draws.z)
+    assert again.timing == timing

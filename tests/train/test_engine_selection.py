@@ -39,7 +39,7 @@ def test_a_short_fit_is_not_worth_a_capture():
     found = fit("schools", engine="auto", max_steps=50)
     assert found.engine == "eager"
     assert "fewer than 300 steps" in found.engine_reason
-    assert found.timing["capture"] == found.timing["compile"] == 0.0
+    assert found.timing.capture == found.timing.compile == 0.0
 
 
 @pytest.mark.parametrize("engine", ["graph", pytest.param("native", marks=needs_compiler)])
@@ -51,8 +51,8 @@ def test_every_engine_gives_the_eager_fit(name, engine):
     found = fit(name, engine=engine)
     assert found.engine == "compiled"
     assert found.engine_reason == f"asked for ({engine})"
-    assert found.timing["capture"] > 0
-    assert found.timing["step"] > 0
+    assert found.timing.capture > 0
+    assert found.timing.step > 0
     # float32 over 60 steps, each from its own states; the largest seen is 2e-5.
     torch.testing.assert_close(found.losses, expected.losses, rtol=1e-3, atol=1e-3)
     for key, value in expected.params.items():

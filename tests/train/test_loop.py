@@ -163,7 +163,7 @@ def test_max_seconds():
     fit = quick(max_steps=10**6, max_seconds=1.0, stop=False).run(Y)
     assert fit.why_stopped == "max_seconds"
     assert time.monotonic() - begin < 20
-    assert 0.0 < fit.timing["fit"] <= fit.timing["total"] < 10
+    assert 0.0 < fit.timing.training <= fit.timing.total < 10
 
 
 def test_callbacks_are_told_and_may_stop():

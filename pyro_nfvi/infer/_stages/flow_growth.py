@@ -209,13 +209,6 @@ def gaussian_fit(
     start: WarmStart,
 ) -> Fit:
     """Score the Gaussian alone, and wrap it up as a fit."""
-    seconds = time.whole.spent()
-    timing = dict.fromkeys(("fit", "evaluate", "total", "capture", "compile"), 0.0)
-    timing |= {
-        "setup": seconds,
-        "step": 0.0,
-        "steps_per_s": len(gaussian.losses) / max(1e-9, seconds),
-    }
     last, most = len(gaussian.losses), options.max_steps
     if start.interrupted:
         text = "Interrupted while other modes were looked for: there may be more."
@@ -231,7 +224,6 @@ def gaussian_fit(
         reason,
         "eager",
         "the Gaussian stage runs in PyTorch",
-        timing,
         settings_of(problem, options, guide),
         start.notes,
     )
@@ -257,8 +249,9 @@ def train_from(
         plan: Steps and particles.
     """
     with problem.own_names():
-        guide = problem.guide(formula)
-        copy_layers(start, guide)
+        with time.watch.part("set_up"):
+            guide = problem.guide(formula)
+            copy_layers(start, guide)
         return train(problem, options, time, guide, plan)
 
 
@@ -324,28 +317,17 @@ def with_earlier_losses(before: Fit, after: Fit) -> Fit:
     """Return the later fit, with the losses of both trainings."""
     losses = torch.cat([before.training.losses, after.training.losses])
     notes = (*before.training.notes, *after.training.notes)
-    timing = dict(after.training.timing)
-    for name in ("fit", "capture", "compile"):
-        timing[name] += before.training.timing[name]
-    timing["steps_per_s"] = len(losses) / max(1e-9, timing["fit"])
-    timing["step"] = timing["fit"] / max(1, len(losses))
-    training = dataclasses.replace(
-        after.training,
-        losses=losses,
-        notes=notes,
-        timing=timing,
-    )
+    training = dataclasses.replace(after.training, losses=losses, notes=notes)
     return dataclasses.replace(after, training=training)
 
 
-def reported(fit: Fit, tried: Sequence[Candidate], notes: Sequence[str], total: float) -> Fit:
+def reported(fit: Fit, tried: Sequence[Candidate], notes: Sequence[str]) -> Fit:
     """Add to a fit's record what was tried, and what of it was kept."""
     kept = fit.training.settings["flow"] or "the Gaussian alone"
     lines = [*dict.fromkeys([*notes, *fit.training.notes])]
     lines += [f"auto: {one}" for one in tried]
     why = "good enough" if good_enough(fit) else "the best of what was tried"
     lines.append(f"auto: {kept} is kept, {why}")
-    timing = {**fit.training.timing, "total": total}
     reason = fit.why_stopped
     if sum(one.steps > 0 for one in tried if one.flow) > 1:
         detail = (
@@ -356,7 +338,6 @@ def reported(fit: Fit, tried: Sequence[Candidate], notes: Sequence[str], total: 
     training = dataclasses.replace(
         fit.training,
         notes=tuple(lines),
-        timing=timing,
         settings=settings,
         why_stopped=reason,
     )

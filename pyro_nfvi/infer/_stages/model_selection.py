@@ -67,13 +67,15 @@ def select_model(
     look = time.affords(TAIL_ROWS[problem.log_joint.how], of=time.training)
     if best is not None and look:
         budget = time.training.part(TIME.candidate_check)
-        tails = follow_tails(best.latent, problem.log_joint, best.draws, budget)
+        with time.watch.part("checks"):
+            tails = follow_tails(best.latent, problem.log_joint, best.draws, budget)
     heavy = tails is not None and bool(tails.indices)
 
     def accepted(fit: Fit) -> bool:
         if heavy and not fit.training.settings["flow"]:
             return False
-        return good_enough(fit) and not _too_narrow(problem, time, start.search, tails, fit)
+        with time.watch.part("checks"):
+            return good_enough(fit) and not _too_narrow(problem, time, start.search, tails, fit)
 
     plan = TrainingPlan.after(start, options.max_steps)
     grown = grow_flow(problem, options, time, guide, best, plan, accepted=accepted, tail=heavy)
@@ -87,7 +89,7 @@ def select_model(
     longer = continue_training(problem, options, time, grown.best, last, accepted=accepted)
     tried += grown.tried + longer.tried
     notes = (*start.notes, *grown.notes, *longer.notes)
-    return reported(longer.best, tried, notes, time.whole.spent())
+    return reported(longer.best, tried, notes)
 
 
 def _too_narrow(

@@ -69,7 +69,8 @@ def fit_modes(
     draws = MULTIMODAL.weight_draws * (len(modes) + 2)
     if not time.affords(draws, "a mixture of the modes"):
         return None, tried
-    guides = [_gaussian(problem, modes, place) for place in range(len(modes))]
+    with time.watch.part("set_up"):
+        guides = [_gaussian(problem, modes, place) for place in range(len(modes))]
     training = dataclasses.replace(single.training, notes=())
     parts = [score_guide(problem, options, time, guide, training) for guide in guides]
     best, errors = _mixed(problem, options, time, parts, training)
@@ -110,13 +111,13 @@ def fit_modes(
         if fit.why_stopped in ENDS:
             break
     if losses:
-        training = _joint_record(training, [part for part in parts if len(part.losses)], losses)
+        training = _joint_record([part for part in parts if len(part.losses)], losses)
         deep, new_errors = _mixed(problem, options, time, parts, training)
         kept = bound_gain(deep, best, options.objective) > 0
         tried += (candidate("mixture of these", deep, time.whole.spent() - begun, kept=kept),)
         if kept:
             best, errors = deep, new_errors
-    fit = reported(best, tried, notes, time.whole.spent())
+    fit = reported(best, tried, notes)
     return _described(fit, modes, errors), tried
 
 
@@ -131,18 +132,18 @@ def _mixed(
     problem: Problem, options: Options, time: TimePlan, parts: list[Fit], training: Training
 ) -> tuple[Fit, Tensor]:
     """Put fits of the modes together, learn the weights, and score the whole."""
-    with problem.own_names():
+    with time.watch.part("set_up"), problem.own_names():
         guide = AutoMixture(problem.model, len(parts), [_formula(part) for part in parts])
         guide.setup(*problem.log_joint.args, **problem.log_joint.kwargs)
         guide.adopt([part.guide for part in parts])
     density = guide.density()
     most = MULTIMODAL.weight_draws
     count = min(most, *(len(part.draws.z) for part in parts))
-    with torch.no_grad():
+    with time.watch.part("scoring"), torch.no_grad():
         z = torch.cat([part.draws.z[:count] for part in parts])
         log_p = torch.cat([part.draws.log_p[:count] for part in parts])
         each = torch.cat([density.components(rows) for rows in z.split(most)])
-    weights, errors = mixture_weights(log_p, each)
+        weights, errors = mixture_weights(log_p, each)
     guide.set_weights(weights)
     settings = {**training.settings, **settings_of(problem, options, guide)}
     made = dataclasses.replace(training, settings=settings)
@@ -165,16 +166,9 @@ def _by_cost(mixture: Fit, parts: list[Fit]) -> list[int]:
     return [place for place in order if costs[place] > GAPS.mode_cost]
 
 
-def _joint_record(first: Training, parts: list[Fit], losses: list[Tensor]) -> Training:
+def _joint_record(parts: list[Fit], losses: list[Tensor]) -> Training:
     """Make one record of all trainings."""
     trained = [part.training for part in parts if part.training.settings["flow"]]
-    timing: dict[str, float] = dict(trained[-1].timing)
-    for name in ("fit", "capture", "compile"):
-        timing[name] = sum(one.timing[name] for one in trained)
-    steps = sum(map(len, losses))
-    timing["setup"] = first.timing["setup"]
-    timing["steps_per_s"] = steps / max(1e-9, timing["fit"])
-    timing["step"] = timing["fit"] / max(1, steps)
     # What ended the whole, else what left something to gain, else the last.
     early = [one for one in trained if one.why_stopped in (*ENDS, "not_finite")]
     cut = [one for one in trained if one.why_stopped == "max_steps"]
@@ -185,7 +179,6 @@ def _joint_record(first: Training, parts: list[Fit], losses: list[Tensor]) -> Tr
         last,
         findings=() if worst is None else (worst,),
         losses=torch.cat(losses),
-        timing=timing,
         notes=tuple(dict.fromkeys(note for one in trained for note in one.notes)),
     )
 

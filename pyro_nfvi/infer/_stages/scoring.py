@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ def score_guide(
         options: Options of the fit.
         time: Clock of the call.
         guide: The guide.
-        training: How it came about; the times of the evaluation are added.
+        training: How it came about.
     """
     log_joint = problem.log_joint
     most = SCORING.loop_draws if log_joint.how == "loop" else SCORING.draws
@@ -42,19 +41,16 @@ def score_guide(
     count = max(SCORING.fewest_draws, most)
     density = guide.density()
     noise = problem.stream("judge") if density.takes_generator else None
-    begin = time.whole.spent()
-    with torch.no_grad(), options.progress.stage("scoring draws", count, unit="draw") as tick:
+    bar = options.progress.stage("scoring draws", count, unit="draw")
+    with time.watch.part("scoring"), torch.no_grad(), bar as tick:
         draws = weigh(density, log_joint, count, noise, budget=time.whole, tick=tick)
-    end = time.whole.spent()
     whole = most_on_all_data(log_joint)
     if len(draws.z) < min(count, whole):
         time.leave_out("some of the draws on which a fit is judged")
     if not draws.exact and len(draws.z) <= whole:
         time.leave_out("a look at all data")
-    timing = {**training.timing, "evaluate": end - begin, "total": end}
     params = ModelParams.of(log_joint.param_leaves(), log_joint.param_constraints)
-    made = replace(training, timing=timing)
-    return Fit(guide, draws, made, params.constrained(), log_joint, params)
+    return Fit(guide, draws, training, params.constrained(), log_joint, params)
 
 
 def settings_of(

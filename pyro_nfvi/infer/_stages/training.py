@@ -90,13 +90,14 @@ def train(
     Raises:
         DivergedError: With the best fit until then.
     """
-    loop = _loop(problem, options, time, guide, plan)
-    started = time.whole.spent()
+    with time.watch.part("set_up"):
+        loop = _loop(problem, options, time, guide, plan)
     try:
         if plan.interrupted:
             reason = _INTERRUPTED
         elif time.affords(loop.task.num_particles, "a step of training"):
-            reason = loop.run()
+            with time.watch.part("training"):
+                reason = loop.run()
         else:
             reason = _NO_STEP
     except DivergedError as error:
@@ -106,11 +107,13 @@ def train(
             left = loop.left_out()
             if left is not None and left.level is Level.FAULT:
                 gave_up = stuck(left, loop.history.step)
-            saved = _finished(problem, options, time, loop, gave_up, started)
+            saved = _finished(problem, options, time, loop, gave_up)
         if not time.affords(IMPROPER_ROWS[problem.log_joint.how]):
             raise with_fit(error, saved) from error
-        raise explain_divergence(error, saved, time.whole) from error
-    return _finished(problem, options, time, loop, reason, started)
+        with time.watch.part("checks"):
+            explained = explain_divergence(error, saved, time.whole)
+        raise explained from error
+    return _finished(problem, options, time, loop, reason)
 
 
 def _loop(
@@ -137,7 +140,9 @@ def _loop(
     step = EagerStep(guide, log_joint, options.objective, params, len(models), optimizer)
     asked = "eager" if plan.interrupted else options.engine
     with options.progress.stage("choosing and building the engine", 1, unit="engine") as tick:
-        chosen = choose(asked, step, count, schedule.max_steps, budget=time.training)
+        chosen = choose(
+            asked, step, count, schedule.max_steps, budget=time.training, watch=time.watch
+        )
         tick(1)
     # A base of torch.distributions draws from torch's own state, which is the fit's for this time.
     drawn = guide.density().takes_generator
@@ -186,15 +191,17 @@ def _finished(
     time: TimePlan,
     loop: Loop,
     reason: StopReason,
-    started: float,
 ) -> Fit:
     """Keep the better of the last and the best state, score it, and wrap it up."""
-    trained, history, engine = time.whole.spent(), loop.history, loop.engine
+    history, engine = loop.history, loop.engine
     notes = list(history.notes)
     left, others = loop.left_out(), loop.other_states()
-    if time.affords(SCORING.kept_draws) and not keep_best_state(
-        loop.task, others, problem.seed, time.whole
-    ):
+    time.watch.count_steps(loop.steps_taken)
+    with time.watch.part("scoring"):
+        kept = not time.affords(SCORING.kept_draws) or keep_best_state(
+            loop.task, others, problem.seed, time.whole
+        )
+    if not kept:
         which = "the average of some, or " if loop.options.average else ""
         notes.append(
             f"{which}the state of an earlier step was better than the last one and is kept"
@@ -204,22 +211,11 @@ def _finished(
         notes.append(f"{words} skipped: gradients were not finite")
     if history.num_bad:
         notes.append(f"{history.num_bad} particles were left out: not finite")
-    timing = {
-        "setup": started,
-        "fit": trained - started,
-        "evaluate": 0.0,
-        "total": 0.0,
-        "steps_per_s": history.step / max(1e-9, trained - started),
-        "capture": engine.seconds.get("capture", 0.0),
-        "compile": engine.seconds.get("compile", 0.0),
-        "step": (trained - started) / max(1, history.step),
-    }
     training = Training(
         torch.tensor(history.losses, dtype=torch.float64),
         reason,
         engine.name,
         engine.reason,
-        timing,
         settings_of(problem, options, loop.task.guide),
         tuple(notes),
         () if left is None else (left,),

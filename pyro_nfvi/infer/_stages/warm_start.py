@@ -56,19 +56,22 @@ def warm_start(problem: Problem, options: Options, time: TimePlan, guide: AutoFl
         time.leave_out("a Gaussian to start from")
         return WarmStart(notes=problem.notes)
     init_loc, budget = problem.latent.init_loc, time.training.part(TIME.gaussian)
+    watch = time.watch
     params: ParamStart | None = None
     notes = problem.notes
     try:
-        params, lines = _start_params(problem, options, budget)
+        with watch.part("parameters"):
+            params, lines = _start_params(problem, options, budget)
         notes += lines
-        found = gaussian_stage(
-            problem.log_joint,
-            init_loc,
-            effort=options.effort,
-            generator=problem.stream("gaussian"),
-            budget=budget,
-            progress=options.progress,
-        )
+        with watch.part("gaussian"):
+            found = gaussian_stage(
+                problem.log_joint,
+                init_loc,
+                effort=options.effort,
+                generator=problem.stream("gaussian"),
+                budget=budget,
+                progress=options.progress,
+            )
     except KeyboardInterrupt:
         return WarmStart(params=params, notes=notes, interrupted=True)
     except WeightError as error:
@@ -76,18 +79,20 @@ def warm_start(problem: Problem, options: Options, time: TimePlan, guide: AutoFl
         return WarmStart(params=params, notes=notes)
     if budget.over():
         time.leave_out("the last steps to the Gaussian")
-    search = find_modes(problem, options, time, found)
+    with watch.part("modes"):
+        search = find_modes(problem, options, time, found)
+        better, modes = found, search.modes
+        if modes is not None and time.affords(GAUSSIAN_START.compared_draws * (1 + len(modes))):
+            noise = problem.stream("best mode")
+            better = best_of(problem.log_joint, init_loc, found, modes, noise)
     notes += search.notes
-    modes = search.modes
-    if modes is not None and time.affords(GAUSSIAN_START.compared_draws * (1 + len(modes))):
-        noise = problem.stream("best mode")
-        better = best_of(problem.log_joint, init_loc, found, modes, noise)
-        if better is not found:
-            notes += ("a mode of more mass than the first one was found",)
-        found = better
-    guide.start_at(found.loc, found.factor)
-    noise = problem.stream("directions")
-    notes += tuple(start_along(guide, problem.log_joint, found, noise, budget=time.training))
+    if better is not found:
+        notes += ("a mode of more mass than the first one was found",)
+    found = better
+    with watch.part("gaussian"):
+        guide.start_at(found.loc, found.factor)
+        noise = problem.stream("directions")
+        notes += tuple(start_along(guide, problem.log_joint, found, noise, budget=time.training))
     notes = (_described(found), *notes)
     if found.condition > GAUSSIAN_START.condition and init_loc.dtype == torch.float32:
         notes += (
