@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._engine.program import BlockResult, OptimizerSpec, Program
+from pyro_nfvi._optim.gradient_clipping import clip_gradient
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,7 @@ class GraphRunner:
                 # Fused optimisers read the memory as it lies, and so does autograd write it.
                 same = grad.stride() == param.stride()
                 param.grad = grad if same else torch.empty_like(param).copy_(grad)
-            norm = torch.nn.utils.clip_grad_norm_(params, self.spec.clip)
-            if not bool(torch.isfinite(norm)):
+            if not clip_gradient(params, self.spec.clip):
                 return StepResult(float(bound), bad, ok=False)
             optimizer.step()
             return StepResult(float(bound), bad, ok=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from pyro_nfvi._gaussian_vi.gaussians import Normals
 from pyro_nfvi._gaussian_vi.recipe import PATHS
 from pyro_nfvi._gaussian_vi.target import Target
+from pyro_nfvi._optim.learning_rate import cosine
 
 
 def valleys(target: Target, one: Tensor, others: Tensor, dip: float) -> Tensor:
@@ -51,7 +50,7 @@ def bent_valleys(target: Target, frame: Normals, one: Tensor, others: Tensor, di
         inner = slope[:, 1:-1]
         across = inner - (inner * along).sum(-1, keepdim=True) * along
         length = (path[:, 1:] - path[:, :-1]).norm(dim=-1).mean(-1)[:, None, None]
-        fall = 0.5 * (1 + math.cos(math.pi * step / PATHS.steps))
+        fall = cosine(step / PATHS.steps, end=0.0)
         rate = PATHS.move * fall + PATHS.last_move
         size = across.norm(dim=-1, keepdim=True)
         # Far away the direction counts; near the ridge, in units of the frame, the slope does.

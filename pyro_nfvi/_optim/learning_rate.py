@@ -23,6 +23,22 @@ def default_rate(dim: int) -> float:
     return max(_RECIPE.least_adam, _RECIPE.adam * fall)
 
 
+def cosine(share: float, end: float = _RECIPE.end) -> float:
+    r"""Factor on the rate of a cosine decay, :math:`e + (1 - e)\tfrac12(1 + \cos \pi s)`.
+
+    Args:
+        share: How much of the decay is over, s, from 0 to 1.
+        end: Factor e at its end.
+
+    Source: Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5.
+
+    Example:
+        >>> cosine(0.0), cosine(1.0), cosine(0.5, end=0.0)
+        (1.0, 0.01, 0.5)
+    """
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * share))
+
+
 @dataclass
 class Schedule:
     """Factor on the learning rate at each step; says when training is over.
@@ -79,8 +95,7 @@ class Schedule:
         warm = min(1.0, (step + 1) / _RECIPE.warm_up)
         if self.decay is None:
             return warm
-        share = self._share(step, seconds)
-        return warm * (_RECIPE.end + (1 - _RECIPE.end) * 0.5 * (1 + math.cos(math.pi * share)))
+        return warm * cosine(self._share(step, seconds))
 
     def block(self, step: int, count: int, seconds: float) -> list[float]:
         """Return the factors of ``count`` steps that are taken at once, from ``step`` on.

@@ -14,12 +14,17 @@ from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._files.archives import Malformed
-from pyro_nfvi._optim.convergence import BestBlock, Plateau, StopReason, forecast
+from pyro_nfvi._optim.early_stopping import Plateau
+from pyro_nfvi._optim.iterate_averaging import averaged
+from pyro_nfvi._optim.learning_curve import forecast
 from pyro_nfvi._optim.learning_rate import GroupRates, Schedule
 from pyro_nfvi._optim.recipe import CONVERGENCE, ConvergenceRecipe
 from pyro_nfvi._optim.recovery import Action, Recovery
-from pyro_nfvi._optim.snapshot import Snapshot, averaged
+from pyro_nfvi._optim.rollback import BestBlock
+from pyro_nfvi._optim.snapshot import Snapshot
+from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._train.checkpoint import Checkpoint, LoopState
+from pyro_nfvi._train.ending import Ending, broken_off, reason_of
 from pyro_nfvi._train.engine_selection import Chosen
 from pyro_nfvi._train.left_out_particles import left_out
 from pyro_nfvi._train.noise import Noise
@@ -27,7 +32,6 @@ from pyro_nfvi._train.nonfinite import locate_nonfinite
 from pyro_nfvi._train.progress import SILENT, Bar, Progress, StepInfo
 from pyro_nfvi._train.recipe import TRAINING
 from pyro_nfvi._train.stepper import EngineFailed, SavedStates, Stepper
-from pyro_nfvi._train.stop_reason import Ending, broken_off, reason_of
 from pyro_nfvi._train.task import Task
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._user_warning import warn

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_nfvi._engine.graph_runner import StepResult, one_by_one
 from pyro_nfvi._engine.program import BlockResult
 from pyro_nfvi._eval_mode import fit_pass
+from pyro_nfvi._optim.gradient_clipping import clip_gradient
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._train.recipe import TRAINING
 from pyro_nfvi.guides._auto_flow import AutoFlow
@@ -49,8 +50,7 @@ class EagerStep:
         result = self.gradient(eps, streams)
         if not result.ok:
             return result
-        norm = torch.nn.utils.clip_grad_norm_(self.params, TRAINING.clip_norm)
-        if not bool(torch.isfinite(norm)):
+        if not clip_gradient(self.params, TRAINING.clip_norm):
             return StepResult(result.bound, result.num_bad, ok=False)
         self.optimizer.step()
         return result

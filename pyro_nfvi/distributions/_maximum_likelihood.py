@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from pyro_nfvi._eval_mode import evaluation, moving_buffers, training_pass
 from pyro_nfvi._optim.early_stopping import EarlyStopping
+from pyro_nfvi._optim.gradient_clipping import clip_gradient
 from pyro_nfvi._optim.recipe import MAXIMUM_LIKELIHOOD as _RECIPE
 from pyro_nfvi._optim.recovery import Action, Recovery
 from pyro_nfvi._optim.snapshot import Snapshot
@@ -345,8 +346,7 @@ class _Loop:
             loss = self.loss(x, context, self.generator).mean()
         if bool(loss.isfinite()):
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(self.params, clip_norm)
-            if bool(norm.isfinite()):
+            if clip_gradient(self.params, clip_norm):
                 optimizer.step()
                 return float(loss.detach())
         with torch.no_grad():

@@ -43,14 +43,4 @@ class DequantizationRecipe:
     resolved: float = 0.05
 
 
-@dataclass(frozen=True)
-class PathRecipe:
-    """Training of a stochastic normalizing flow."""
-
-    #: Steps in a row without a finite gradient, after which training gives up.
-    most_bad: int = 20
-
-
-BASES, DATA, DEQUANTIZATION, PATHS = (
-    BaseRecipe(), DataRecipe(), DequantizationRecipe(), PathRecipe(),
-)  # fmt: skip
+BASES, DATA, DEQUANTIZATION = BaseRecipe(), DataRecipe(), DequantizationRecipe()

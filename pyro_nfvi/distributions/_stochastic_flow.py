@@ -13,11 +13,14 @@ from tqdm.auto import tqdm
 
 from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._eval_mode import scoring, training_pass
+from pyro_nfvi._optim.gradient_clipping import clip_gradient
+from pyro_nfvi._optim.learning_rate import cosine
+from pyro_nfvi._optim.recovery import Action, Recovery
+from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi._validation import number, seed_number, whole
 from pyro_nfvi.distributions._bases import Base, DiagonalNormal
-from pyro_nfvi.distributions._recipe import PATHS
 from pyro_nfvi.errors import DivergedError, OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
 
@@ -289,10 +292,12 @@ class PathSampler(nn.Module):
     ) -> list[float]:
         r"""Maximise the bound :math:`\mathbb{E}[\log w]` with Adam; return it step by step.
 
-        The rate falls to a hundredth along a cosine. Steps without a finite gradient are skipped.
+        The rate falls to a hundredth along a cosine. A step without a finite gradient is skipped;
+        after five in a row the last good state comes back at half the rate (the policy of all
+        trainings, :class:`pyro_nfvi._optim.recovery.Recovery`).
 
         Raises:
-            DivergedError: Twenty such steps in a row.
+            DivergedError: After five times of that.
             OptionError: An option that is no number of its kind, or nothing that could be trained.
         """
         num_steps = whole("fit: num_steps", num_steps)
@@ -306,28 +311,31 @@ class PathSampler(nn.Module):
             raise OptionError("PathSampler has no parameter that requires a gradient to fit.")
         noise = stream(seed, "path sampler", device=params[0].device)
         optimizer = torch.optim.Adam(params, lr=lr)
+        recovery, good = Recovery(), Snapshot.take(0, params, optimizer)
         bounds: list[float] = []
-        bad = 0
         for step in tqdm(range(num_steps), disable=not progress, desc="paths", unit="step"):
-            falling = 0.5 * (1 + math.cos(math.pi * step / num_steps))
-            optimizer.param_groups[0]["lr"] = lr * (0.01 + 0.99 * falling)
+            optimizer.param_groups[0]["lr"] = lr * recovery.rate * cosine(step / num_steps)
             optimizer.zero_grad(set_to_none=True)
             # A caller's no_grad is about what it computes, not about the fit.
             with torch.enable_grad(), training_pass():
                 bound = self.sample(num_samples, generator=noise)[1].mean()
                 (-bound).backward()
-            norm = nn.utils.clip_grad_norm_(params, clip_norm)
-            if bool(norm.isfinite()) and bool(bound.isfinite()):
+            ok = clip_gradient(params, clip_norm) and bool(bound.isfinite())
+            if ok:
                 optimizer.step()
-                bad = 0
-            else:
-                bad += 1
-                if bad == PATHS.most_bad:
-                    raise DivergedError(
-                        f"No finite gradient in {bad} steps: lower lr or the layers' step_size, "
-                        "or begin nearer to the target."
-                    )
             bounds.append(float(bound.detach()))
+            action = recovery.after(1, ok=ok)
+            if action is Action.SNAPSHOT:
+                good = Snapshot.take(step + 1, params, optimizer)
+            elif action is Action.RESTORE:
+                good.put(params, optimizer)
+                recovery.restored(step + 1)
+            elif action is Action.GIVE_UP:
+                raise DivergedError(
+                    f"The fit gave up after {step + 1} steps, {recovery.skipped} of them without a "
+                    "finite gradient. Lower lr or the layers' step_size, or begin nearer to the "
+                    "target."
+                )
         return bounds
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_nfvi._optim.convergence import StopReason
+from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.pyro_state import takes_turn, turn

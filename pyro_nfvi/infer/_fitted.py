@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from pyro_nfvi._optim.convergence import StopReason
+from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._timing import Timing

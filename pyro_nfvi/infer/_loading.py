@@ -16,7 +16,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_nfvi._files.archives import Malformed
 from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
-from pyro_nfvi._optim.convergence import StopReason
+from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._pyro_model.constraints import support_of, support_spec
 from pyro_nfvi._pyro_model.enumeration import unmarked
 from pyro_nfvi._pyro_model.initial_point_search import any_trace

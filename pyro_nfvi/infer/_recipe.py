@@ -369,7 +369,7 @@ class PyroCheckRecipe:
 
 
 @dataclass(frozen=True)
-class RelabellingRecipe:
+class LabelSwitchingRecipe:
     """Exchangeable latents."""
 
     #: Points at which a density is compared with itself.
@@ -384,6 +384,13 @@ class RelabellingRecipe:
     longest_axis: int = 32
     #: Images of a mode that are looked at together.
     images: int = 16
+    #: Difference between the densities of a point and of its image, relative to their size, that
+    #: is rounding: where the result is in double precision, data may still be in single precision.
+    double: float = 1e-7
+    #: The same in single precision.
+    single: float = 2e-5
+    #: The same in half precision.
+    half: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -485,7 +492,7 @@ MOMENTS = MomentRecipe()
 TAIL_CHECK = TailCheckRecipe()
 IMPROPER = ImproperRecipe()
 PYRO_CHECK = PyroCheckRecipe()
-RELABELLING = RelabellingRecipe()
+LABEL_SWITCHING = LabelSwitchingRecipe()
 RESCORING = RescoringRecipe()
 FILES = FileRecipe()
 WORDS = WordsRecipe()

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_nfvi._optim.convergence import StopReason
+from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._timing import Timing
 from pyro_nfvi.infer._findings import Finding
 

@@ -163,7 +163,7 @@ def test_trained_on_the_density_alone_a_flow_loses_a_well_and_this_does_not():
 
 def test_fit_gives_up_where_nothing_is_finite():
     sampler = PathSampler(lambda z: z.sum(-1) * math.nan, [DiagonalAffine(2)])
-    with pytest.raises(DivergedError, match="No finite gradient"):
+    with pytest.raises(DivergedError, match="30 of them without a finite gradient"):
         sampler.fit(50, progress=False)
 
 

@@ -7,7 +7,7 @@ import torch
 from infer.models import Y, conjugate
 
 from pyro_nfvi import NFVI, load
-from pyro_nfvi._optim.convergence import StopReason
+from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi.diagnostics._verdict import VERDICTS
 from pyro_nfvi.infer import _findings as findings
 from pyro_nfvi.infer._findings import Finding, Level, MissedModes, find, from_json, to_json

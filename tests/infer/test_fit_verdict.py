@@ -144,7 +144,7 @@ def test_ctrl_c_while_modes_are_looked_for_is_an_interruption(monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyro_nfvi.infer._stages.mode_finding.search_model_modes", interrupt)
+    monkeypatch.setattr("pyro_nfvi.infer._stages.mode_search_stage.search_model_modes", interrupt)
     fit = auto(conjugate, Y)
     assert fit.why_stopped == "interrupted"
     assert "modes were looked for" in fit.why_stopped.detail

@@ -12,8 +12,9 @@ from pyro_nfvi._pyro_model.initial_values import prior_trace
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.distributions._mixture import MixtureDensity
-from pyro_nfvi.infer._checks import missed_modes, narrow_modes
+from pyro_nfvi.infer._checks import narrow_modes
 from pyro_nfvi.infer._findings import Level, NarrowModes, find
+from pyro_nfvi.infer._stages import model_mode_search
 from pyro_nfvi.infer._weighted_draws import weigh
 
 
@@ -87,7 +88,7 @@ def test_nothing_is_concluded_where_particles_run_one_by_one():
 
 def test_what_the_search_before_training_misses_cannot_be_good(monkeypatch):
     """The search scores one point, so that nothing but the guide's draws comes to the needle."""
-    monkeypatch.setattr(missed_modes, "_num_searched", lambda *_: (1, 1))
+    monkeypatch.setattr(model_mode_search, "_num_searched", lambda *_: (1, 1))
     at = torch.tensor([0.8, -0.5, 0.6])
     fit = NFVI(with_needle(at, 0.02, 0.5), seed=0, max_steps=400, progress=False).run()
     found = find(fit.training.findings, NarrowModes)

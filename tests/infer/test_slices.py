@@ -17,10 +17,10 @@ from pyro_nfvi._pyro_model.initial_values import prior_trace
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.infer._checks.improper import find_improper_direction
+from pyro_nfvi.infer._checks.label_switching import count_images, count_once, find_relabelling
 from pyro_nfvi.infer._checks.missed_mass import mass_outside
 from pyro_nfvi.infer._checks.missed_modes import missed_modes
 from pyro_nfvi.infer._checks.moments import moved_moments
-from pyro_nfvi.infer._checks.relabelling import count_images, count_once, find_relabelling
 from pyro_nfvi.infer._weighted_draws import score
 
 Y = torch.linspace(-7.5, 7.5, 6)

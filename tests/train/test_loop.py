@@ -9,8 +9,10 @@ import torch
 from infer.models import BrokenAfter, Y, conjugate, evidence
 
 from pyro_nfvi import NFVI
-from pyro_nfvi._optim.convergence import Plateau, StopReason, forecast
+from pyro_nfvi._optim.early_stopping import Plateau
+from pyro_nfvi._optim.learning_curve import forecast
 from pyro_nfvi._optim.learning_rate import Schedule, default_rate
+from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._train.recipe import TRAINING
 from pyro_nfvi.errors import DivergedError, FileError, OptionError
 

@@ -9,7 +9,7 @@ import torch
 from engine.zoo import on
 
 from pyro_nfvi import NFVI
-from pyro_nfvi._optim.snapshot import averaged
+from pyro_nfvi._optim.iterate_averaging import averaged
 
 Y = torch.tensor([1.0, 2.0, 3.0, 2.5])
 

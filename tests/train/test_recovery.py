@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_nfvi import NFVI
-from pyro_nfvi._optim.convergence import BestBlock
+from pyro_nfvi._optim.rollback import BestBlock
 
 
 def ridge():

@@ -18,7 +18,7 @@ from pyro_nfvi.diagnostics._importance import iw_gap
 from pyro_nfvi.diagnostics._khat import read_tail
 from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.errors import WeightError
-from pyro_nfvi.infer._checks.relabelling import Scored
+from pyro_nfvi.infer._checks.label_switching import Scored
 from pyro_nfvi.infer._recipe import MASS_OUTSIDE, MODE_CHECK, MOMENTS
 from pyro_nfvi.infer._weighted_draws import WeighedDraws, most_on_all_data, score
 

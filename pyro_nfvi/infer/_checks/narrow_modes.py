@@ -25,7 +25,7 @@ from pyro_nfvi._pyro_model.work_count import work_of_rows
 from pyro_nfvi._random import stream
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.distributions._mixture import MixtureDensity
-from pyro_nfvi.infer._checks.relabelling import Scored
+from pyro_nfvi.infer._checks.label_switching import Scored
 from pyro_nfvi.infer._recipe import SEARCH_WORK
 from pyro_nfvi.infer._weighted_draws import WeighedDraws
 

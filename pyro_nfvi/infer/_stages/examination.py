@@ -7,12 +7,12 @@ from dataclasses import replace
 from pyro_nfvi._budget import Budget
 from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
 from pyro_nfvi.infer._checks.improper import IMPROPER_ROWS, check_proper
+from pyro_nfvi.infer._checks.label_switching import count_once
 from pyro_nfvi.infer._checks.missed_mass import WIDE_ROWS, mass_outside, too_much
 from pyro_nfvi.infer._checks.missed_modes import missed_modes
 from pyro_nfvi.infer._checks.moments import MOMENT_ROWS, moved_moments
 from pyro_nfvi.infer._checks.narrow_modes import narrow_modes
 from pyro_nfvi.infer._checks.pyro_density import opinion_of_pyro
-from pyro_nfvi.infer._checks.relabelling import count_once
 from pyro_nfvi.infer._checks.tails import TAIL_ROWS, follow_tails, short_tails
 from pyro_nfvi.infer._findings import (
     Finding,
@@ -29,7 +29,7 @@ from pyro_nfvi.infer._fit import Fit, add_finding
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import MODE_CHECK, SEARCH_WORK, TIME
-from pyro_nfvi.infer._stages.mode_finding import SearchedModes
+from pyro_nfvi.infer._stages.mode_search_stage import SearchedModes
 from pyro_nfvi.infer._time_plan import TimePlan
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
-from pyro_nfvi._optim.convergence import StopReason
+from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi.diagnostics._importance import iw_gap
 from pyro_nfvi.diagnostics._recipe import VERDICT
 from pyro_nfvi.errors import DivergedError, WeightError

@@ -23,7 +23,7 @@ from pyro_nfvi.infer._stages.flow_growth import (
     grow_flow,
     reported,
 )
-from pyro_nfvi.infer._stages.mode_finding import SearchedModes
+from pyro_nfvi.infer._stages.mode_search_stage import SearchedModes
 from pyro_nfvi.infer._stages.multimodal import fit_modes
 from pyro_nfvi.infer._stages.training import TrainingPlan
 from pyro_nfvi.infer._stages.warm_start import WarmStart

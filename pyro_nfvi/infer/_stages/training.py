@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pyro_nfvi._optim.convergence import StopReason
 from pyro_nfvi._optim.learning_rate import Schedule, default_rate
 from pyro_nfvi._optim.recipe import CONVERGENCE
+from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._train.best_state import keep_best_state
 from pyro_nfvi._train.checkpoint import Checkpoint, fingerprint
+from pyro_nfvi._train.ending import stuck
 from pyro_nfvi._train.engine_selection import choose
 from pyro_nfvi._train.loop import Loop, LoopOptions
 from pyro_nfvi._train.optimizer import make_optimizer
 from pyro_nfvi._train.step import EagerStep
-from pyro_nfvi._train.stop_reason import stuck
 from pyro_nfvi._train.task import Task
 from pyro_nfvi.errors import DivergedError
 from pyro_nfvi.guides._auto_flow import AutoFlow

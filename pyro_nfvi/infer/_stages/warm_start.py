@@ -10,12 +10,12 @@ from pyro_nfvi._budget import Budget
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.guides._auto_flow import AutoFlow
-from pyro_nfvi.infer._checks.missed_modes import best_of
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import GAUSSIAN_START, PARAMETERS, TIME
 from pyro_nfvi.infer._stages.gaussian_start import gaussian_stage, start_along
-from pyro_nfvi.infer._stages.mode_finding import SearchedModes, find_modes
+from pyro_nfvi.infer._stages.mode_search_stage import SearchedModes, find_modes
+from pyro_nfvi.infer._stages.model_mode_search import best_of
 from pyro_nfvi.infer._stages.parameter_start import ParamStart, start_params
 from pyro_nfvi.infer._time_plan import TimePlan
 from pyro_nfvi.infer._weighted_draws import whole_density

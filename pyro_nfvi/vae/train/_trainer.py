@@ -17,6 +17,8 @@ from tqdm.auto import tqdm
 from pyro_nfvi._autocast import full_dtype
 from pyro_nfvi._eval_mode import evaluation, mode_free, moving_buffers, training_pass
 from pyro_nfvi._optim.early_stopping import EarlyStopping
+from pyro_nfvi._optim.gradient_clipping import clip_gradient
+from pyro_nfvi._optim.learning_rate import cosine
 from pyro_nfvi._optim.recovery import Action, Recovery
 from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._random import seeded, stream
@@ -221,8 +223,8 @@ class Trainer:
             loss = self.plan.loss(self.vae, x, y, eps=eps, step=at.step, mean=self.team.mean)
             (loss.surrogate.sum() / len(rows)).backward()
         self.team.sum_gradients(self._params)
-        norm = torch.nn.utils.clip_grad_norm_(self._params, self.plan.clip_norm)
-        if bool(torch.isfinite(norm)):
+        finite = clip_gradient(self._params, self.plan.clip_norm)
+        if finite:
             self.optimizer.step()
             self.team.average_changes(self._moving, before, len(x) / len(rows))
             at.kl_weight = loss.weight
@@ -235,7 +237,7 @@ class Trainer:
                 for buffer, value in zip(self._moving, before):
                     buffer.copy_(value)
         at.step += 1
-        self._recover(x, y, eps, ok=bool(torch.isfinite(norm)))
+        self._recover(x, y, eps, ok=finite)
         if at.step % 10 == 0 and at.sums[3]:
             bound, _, kl, count = at.sums
             bar.set_postfix_str(
@@ -270,7 +272,7 @@ class Trainer:
         if self.plan.decay == "none":
             return rate
         share = self.progress.step / (self.plan.epochs * self.steps_per_epoch)
-        return rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        return rate * cosine(min(1.0, share), end=0.0)
 
     def _noise_of_nets(self) -> AbstractContextManager[None]:
         """Noise that nets draw from torch's own state, as of seed, step and process."""

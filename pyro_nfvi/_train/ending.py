@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pyro_nfvi._optim.convergence import Forecast, StopReason
+from pyro_nfvi._optim.learning_curve import Forecast
 from pyro_nfvi._optim.recipe import CONVERGENCE, ConvergenceRecipe
+from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi.infer._findings import LeftOut, Level
 
 

@@ -13,8 +13,7 @@ from pyro_nfvi._gaussian_vi.mode_search import Modes
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
 from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
 from pyro_nfvi._gaussian_vi.target import Target
-from pyro_nfvi.infer._checks.missed_modes import modes_of_starts, proposals, search_model_modes
-from pyro_nfvi.infer._checks.relabelling import (
+from pyro_nfvi.infer._checks.label_switching import (
     Relabelling,
     Scored,
     UpToLabels,
@@ -25,6 +24,11 @@ from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import GAUSSIAN_START, TIME
 from pyro_nfvi.infer._stages.gaussian_start import prior_points
+from pyro_nfvi.infer._stages.model_mode_search import (
+    modes_of_starts,
+    proposals,
+    search_model_modes,
+)
 from pyro_nfvi.infer._time_plan import TimePlan
 
 _END = "the end of the search for modes"

@@ -12,7 +12,7 @@ from pyro_nfvi._gaussian_vi.mode_assignment import assign
 from pyro_nfvi._pyro_model.initial_values import prior_trace
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi.infer._checks.relabelling import UpToLabels, count_images, find_relabelling
+from pyro_nfvi.infer._checks.label_switching import UpToLabels, count_images, find_relabelling
 from pyro_nfvi.infer._findings import Level, NarrowModes, Relabelled, find, from_json, to_json
 
 X = torch.linspace(-2, 2, 12)

@@ -1,4 +1,4 @@
-"""Latents that a posterior lets exchange: components of a mixture, hidden units of a network."""
+"""Label switching: latents that a posterior lets change places, as a mixture's components do."""
 
 from __future__ import annotations
 
@@ -20,11 +20,7 @@ from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.constraints import bijection
 from pyro_nfvi._pyro_model.latent_space import LatentSite, LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi.infer._recipe import RELABELLING
-
-#: How far apart the densities of a point and its image may be, relative to their size (in float64
-#: data and parts of a model may still be in single precision).
-_TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-7}
+from pyro_nfvi.infer._recipe import LABEL_SWITCHING
 
 
 class Scored(Protocol):
@@ -198,7 +194,7 @@ def count_images(
     images = [loc]
     place = 0
     while place < len(images):
-        for new in relabelling.generators(images[place]).split(RELABELLING.images):
+        for new in relabelling.generators(images[place]).split(LABEL_SWITCHING.images):
             if budget.over():
                 return relabelling.order if len(images) > 1 else 1
             for known in images:
@@ -260,7 +256,7 @@ def find_relabelling(
     points = points.detach().double()
     with torch.no_grad():
         ok = torch.isfinite(log_joint(points.to(latent.init_loc), {}))
-    points = points[ok][: RELABELLING.points]
+    points = points[ok][: LABEL_SWITCHING.points]
     if len(points) < 2:
         return None
     points = _with_far_points(log_joint, points)
@@ -284,10 +280,10 @@ def find_relabelling(
 def _choices(sites: dict[str, LatentSite]) -> Iterator[Family]:
     """Axes that may change places together: of each length, few before many."""
     for size in sorted({size for site in sites.values() for size in site.shape}):
-        if not 2 <= size <= RELABELLING.longest_axis:
+        if not 2 <= size <= LABEL_SWITCHING.longest_axis:
             continue
         axes = [(n, i) for n, s in sites.items() for i, k in enumerate(s.shape) if k == size]
-        for count in range(1, len(axes) + 1 if len(axes) <= RELABELLING.axes else 2):
+        for count in range(1, len(axes) + 1 if len(axes) <= LABEL_SWITCHING.axes else 2):
             for chosen in itertools.combinations(axes, count):
                 yield Family(size, chosen)
 
@@ -298,14 +294,13 @@ def _with_far_points(log_joint: LogJoint, points: Tensor) -> Tensor:
     Where components sit among the data, those of exactly equal size let their weights change places
     alone. From one side of the data, one component is the nearest to all of them.
     """
-    far = points[torch.arange(len(RELABELLING.aside), device=points.device) % len(points)].clone()
+    aside = points.new_tensor(LABEL_SWITCHING.aside).unsqueeze(-1)
+    far = points[torch.arange(len(aside), device=points.device) % len(points)].clone()
     for site in log_joint.latent.records:
         if site.shape and site.shape == site.unconstrained_shape and _is_real(site):
             part = points[:, site.start : site.stop]
             reach = 1 + float(part.abs().max())
-            far[:, site.start : site.stop] += reach * part.new_tensor(RELABELLING.aside).unsqueeze(
-                -1
-            )
+            far[:, site.start : site.stop] += reach * aside
     ok = [_heights(log_joint, one[None]) is not None for one in far]
     return torch.cat([points, far[torch.tensor(ok, device=far.device)]])
 
@@ -335,7 +330,7 @@ def _signed(
     """Return the family with the most sites that may change signs together, if any may."""
     real = [n for n in family.names if _is_real(sites[n])]
     real = [n for n in real if sum(name == n for name, _ in family.axes) == 1][
-        : RELABELLING.signed_sites
+        : LABEL_SWITCHING.signed_sites
     ]
     first = (torch.arange(family.length) == 0)[None]
     plain = torch.arange(family.length)[None]
@@ -355,7 +350,9 @@ def _same(log_joint: LogJoint, moved: Sequence[Tensor], heights: Tensor) -> bool
     if found is None:
         return False
     apart = (found.view(len(moved), -1) - heights).abs()
-    tolerance = _TOLERANCE.get(found.dtype, 1e-3)
+    given = LABEL_SWITCHING
+    known = {torch.float32: given.single, torch.float64: given.double}
+    tolerance = known.get(found.dtype, given.half)
     return bool((apart <= tolerance * (1 + heights.abs().double())).all())
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_nfvi._optim.convergence import forecast
+from pyro_nfvi._optim.learning_curve import forecast
 
 
 def losses(count, gap=200.0, noise=0.0):

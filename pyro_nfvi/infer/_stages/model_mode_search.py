@@ -1,0 +1,224 @@
+"""Mode search of a model: where it starts, how long it takes, and what it finds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._gaussian_vi.gaussians import Normals
+from pyro_nfvi._gaussian_vi.mode_ascent import ascend
+from pyro_nfvi._gaussian_vi.mode_proposals import Proposals
+from pyro_nfvi._gaussian_vi.mode_search import Modes, search_modes
+from pyro_nfvi._gaussian_vi.modes_of_starts import other_modes
+from pyro_nfvi._gaussian_vi.multistart import GaussianFit
+from pyro_nfvi._gaussian_vi.nested_mass import add_nested, narrow
+from pyro_nfvi._gaussian_vi.random_search import random_search
+from pyro_nfvi._gaussian_vi.target import Target
+from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._pyro_model.work_count import work_of_rows
+from pyro_nfvi._train.progress import SILENT, Progress
+from pyro_nfvi.infer._checks.label_switching import Relabelling
+from pyro_nfvi.infer._recipe import CALL_SIZES, GAUSSIAN_START, MODE_CHECK, SEARCH_WORK
+from pyro_nfvi.infer._stages.gaussian_start import prior_points, uniform_points
+
+
+def modes_of_starts(
+    log_joint: LogJoint,
+    like: Tensor,
+    found: GaussianFit,
+    relabelling: Relabelling | None = None,
+    budget: Budget = UNLIMITED,
+) -> Normals | None:
+    """Return the modes on which starts of the Gaussian ended, besides the best's; or None."""
+    align = None if relabelling is None else relabelling.align
+    index = other_modes(Target(log_joint, like, budget=budget), found, align=align)
+    return found.starts.take(index) if len(index) else None
+
+
+def search_model_modes(
+    log_joint: LogJoint,
+    like: Tensor,
+    found: GaussianFit,
+    *,
+    effort: float,
+    generator: torch.Generator,
+    relabelling: Relabelling | None = None,
+    budget: Budget = UNLIMITED,
+    progress: Progress = SILENT,
+) -> tuple[Modes, Proposals, int] | None:
+    """Search for modes from draws of the prior, uniform ones and wide ones around a Gaussian.
+
+    Modes of other widths, inside of these or around them, are found by their mass, and narrow
+    ones by a random search.
+
+    Args:
+        log_joint: The model.
+        like: A tensor of the guide's dtype and device.
+        found: The best Gaussian.
+        effort: 1 for all steps; a fraction for a fit of few steps.
+        generator: Source of the noise.
+        relabelling: Relabellings up to which modes count once.
+        budget: Time for it; ``finished`` of the modes says whether it was enough.
+        progress: Shows a bar.
+
+    Returns:
+        The modes, where mass may be looked for later, and the number of points of the random
+        search; None where one run of the model is too large for so many starts.
+    """
+    count = min(MODE_CHECK.points, CALL_SIZES.search // max(1, log_joint.size))
+    if count < MODE_CHECK.fewest_points or log_joint.in_parts:
+        return None
+    frame = Normals(found.loc[None], found.factor[None])
+    half = count // 2
+
+    with progress.stage("looking for modes") as tick:
+        target = Target(log_joint, like, budget=budget, tick=tick)
+
+        def more(num: int) -> Tensor:
+            return prior_points(log_joint, target, num).to(found.loc)
+
+        eps = frame.noise(count - half, generator)
+        reach = torch.tensor(MODE_CHECK.reaches).repeat(len(eps[0]))[: len(eps[0])]
+        eps = eps * reach.to(eps)[:, None]
+        drawn = more(half - half // 4)
+        cast = uniform_points(target, found.loc, half // 4, generator)
+        points = torch.cat([drawn, cast, frame.points(eps)[0]])
+        align = None if relabelling is None else relabelling.align
+        modes = search_modes(
+            target, found, points, more=more, align=align, effort=effort, generator=generator
+        )
+        where = proposals(target, found, modes, drawn, generator)
+        num_points, rows = _num_searched(log_joint, like, effort)
+        narrow_ones = random_search(
+            target,
+            modes.normals,
+            modes.weights,
+            num_points,
+            wide=prior_width(found, drawn),
+            chunk=rows,
+            align=align,
+            generator=generator,
+        )
+        modes, where = add_nested(
+            target,
+            modes,
+            where,
+            searched=narrow_ones,
+            align=align,
+            effort=effort,
+            generator=generator,
+        )
+        return modes, where, narrow_ones.num_points
+
+
+def _num_searched(log_joint: LogJoint, like: Tensor, effort: float) -> tuple[int, int]:
+    """Points of the random search that cost as much as it may, and how many at once.
+
+    By counted work, since a number that rests on measured time would make fits irreproducible.
+    """
+    given = SEARCH_WORK
+    dim = log_joint.latent.dim
+    rows = max(1, min(given.rows, given.cache // max(1, log_joint.size)))
+    try:
+        z = log_joint.latent.init_loc.expand(rows, -1)
+        work = work_of_rows(lambda rows: log_joint(rows, {}), z.to(like)) / rows
+    except (RuntimeError, ValueError, ArithmeticError):  # no such mode, or no such model in it
+        return 0, rows
+    work += given.own + given.own_dim * dim
+    return int(min(effort * given.work / work, given.most)), rows
+
+
+def proposals(
+    target: Target,
+    found: GaussianFit,
+    modes: Modes | None,
+    drawn: Tensor,
+    generator: torch.Generator,
+) -> Proposals:
+    """Places and widths from which mass is looked for, wherever something has been.
+
+    What each start of the Gaussian ended in; the highest point that was reached, at widths from a
+    third to a thousandth of the best Gaussian's; and, where wide draws say something at all, around
+    the modes, the prior's draws and the unconstrained origin.
+
+    Args:
+        target: The density.
+        found: The best Gaussian, with its starts.
+        modes: Modes that were found; None where none were looked for.
+        drawn: Draws from the prior ``(N, D)``, possibly none.
+        generator: Source of the noise.
+
+    Cost:
+        Without modes, 41 rows of the model from each of eleven points, which ascend.
+    """
+    best = Normals(found.loc[None], found.factor[None])
+    fine = found.start_bounds > -torch.inf
+    ends = found.starts.take(fine.nonzero().squeeze(-1)) if bool(fine.any()) else best
+    where = Proposals.of(_joined(best, ends))
+    known = best
+    if modes is None:  # too few rows for a search: a few ascents, each a place of its own
+        cast = uniform_points(target, found.loc, MODE_CHECK.uniform_ascents, generator)
+        points = torch.cat(
+            [torch.zeros_like(best.loc), cast, drawn[: MODE_CHECK.prior_ascents].to(best.loc)]
+        )
+        tops = ascend(target, best, points, MODE_CHECK.ascent_steps)[0]
+        tops = tops[torch.isfinite(tops).all(-1)]
+        where = where + Proposals.of(
+            Normals(tops, best.factor.expand(len(tops), *best.factor.shape[1:]))
+        )
+    else:
+        known = modes.normals
+        where = where + Proposals.of(known)
+        if modes.top is not None and bool(torch.isfinite(modes.top).all()):
+            where = where + narrow(target, best, modes.top)
+    if best.dim > MODE_CHECK.wide_dim:
+        return where
+    for reach in MODE_CHECK.reaches:
+        where = where + Proposals.of(Normals(known.loc, reach * known.factor), MODE_CHECK.freedom)
+    origin = Normals.around(torch.zeros_like(best.loc), 1.0, diagonal=not best.is_full)
+    where = where + Proposals.of(origin, MODE_CHECK.freedom)
+    prior = prior_width(found, drawn)
+    return where if prior is None else where + Proposals.of(prior, MODE_CHECK.freedom)
+
+
+def prior_width(found: GaussianFit, drawn: Tensor) -> Normals | None:
+    """Return a Gaussian of the width of draws from the prior ``(N, D)``; None without any."""
+    if len(drawn) < 2:
+        return None
+    # Half of the distance between the quartiles, of a prior of whatever tails.
+    upper, lower = drawn.quantile(0.75, 0), drawn.quantile(0.25, 0)
+    scale = (0.741 * (upper - lower)).clamp_min(1e-10)
+    factor = torch.diag(scale) if found.factor.dim() == 2 else scale
+    return Normals(drawn.median(0).values[None].to(found.loc), factor[None].to(found.loc))
+
+
+def _joined(one: Normals, other: Normals) -> Normals:
+    return Normals(torch.cat([one.loc, other.loc]), torch.cat([one.factor, other.factor]))
+
+
+def best_of(
+    log_joint: LogJoint,
+    like: Tensor,
+    found: GaussianFit,
+    modes: Modes,
+    generator: torch.Generator,
+) -> GaussianFit:
+    """Return the Gaussian with the highest bound: what was found, or a mode that no start saw."""
+    pair = Normals(
+        torch.cat([found.loc[None], modes.normals.loc]),
+        torch.cat([found.factor[None], modes.normals.factor]),
+    )
+    bounds, errors = pair.bounds(Target(log_joint, like), GAUSSIAN_START.compared_draws, generator)
+    best = int(bounds.argmax())
+    if best == 0 or bounds[best] < bounds[0] + 2 * (errors[0] + errors[best]):
+        return found
+    return dataclasses.replace(
+        found,
+        loc=pair.loc[best],
+        factor=pair.factor[best],
+        bound=float(bounds[best]),
+        bound_se=float(errors[best]),
+    )
