@@ -38,3 +38,18 @@ def test_the_files_that_newcomers_are_sent_to_exist():
     assert [one for one in sorted(named) if not (ROOT / one).exists()] == []
     assert "_FAMILIES" in (ROOT / "pyro_nfvi/flows/_registry.py").read_text("utf-8")
     assert "_KNOWN" in (ROOT / "pyro_nfvi/objectives/_make_objective.py").read_text("utf-8")
+
+
+def test_the_legs_of_versions_install_what_the_package_needs():
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    tables = [text[text.index("\ndependencies = [") :].split("\n]")[0]]
+    extras = text[text.index("[project.optional-dependencies]") :].split("\n[")[0]
+    tables += [line for line in extras.splitlines() if re.match(r"(arviz|ode|vae)\b", line)]
+    bounds = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', "\n".join(tables)))
+    assert {"torch", "loky", "arviz", "torchdiffeq"} <= set(bounds)
+    lowest = (ROOT / "tests/versions/lowest.txt").read_text("utf-8")
+    pins = dict(re.findall(r"^([\w-]+)==([\d.]+)$", lowest, re.M))
+    padded = {name: (bound.split(".") + ["0"] * 3)[:3] for name, bound in bounds.items()}
+    assert {name: (pins[name].split(".") + ["0"] * 3)[:3] for name in bounds} == padded
+    newest = (ROOT / "tests/versions/newest.txt").read_text("utf-8")
+    assert set(bounds) - set(newest.split()) == set()
