@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_nfvi._engine.broadcast_sinking import sink_broadcasts
 from pyro_nfvi._engine.native.compiled_objects import compile_text
 from pyro_nfvi._engine.native.cpp_source import Source, generate, header
 from pyro_nfvi._engine.native.eager_calls import EagerCalls
@@ -101,15 +102,16 @@ def build_native(
         raise Unsupported("tensors that are not on the CPU")
     kind = kind_of(optimizer_spec)
     begin = time.perf_counter()
-    holders = [node for node in program.graph.graph.nodes if node.op == "placeholder"]
+    graph = sink_broadcasts(program.graph)
+    holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     consts = holders[len(holders) - len(program.consts) :] if program.consts else []
-    known = known_values(program.graph, dict(zip(consts, program.consts)))
+    known = known_values(graph, dict(zip(consts, program.consts)))
     # Where weights decay, what a mask hides moves too.
     still = not any(o.get("weight_decay") or not o.get("eps", 1) for o in optimizer_spec.options)
     amsgrad = any(options.get("amsgrad") for options in optimizer_spec.options)
     outer = kind in ("Adam", "AdamW") and not amsgrad
-    masked = find_masked(program.graph, known, len(program.params), outer=outer) if still else []
-    source = generate(program.graph, known, program.eps.shape[0], masked, eager=eager)
+    masked = find_masked(graph, known, len(program.params), outer=outer) if still else []
+    source = generate(graph, known, program.eps.shape[0], masked, eager=eager)
     real = ctype(program.params[0].dtype)
     bound, bad = source.outputs[-2:]
     if bound[0] not in _BOUNDS or bad[0] != "int64_t":
