@@ -375,6 +375,7 @@ def report(
     missing: Mapping[str, str],
     asked: Collection[str] | None,
     *,
+    made: Collection[str],
     has_model: bool,
     remarks: Collection[str] = (),
 ) -> None:
@@ -382,6 +383,8 @@ def report(
     for remark in dict.fromkeys(remarks):
         warn(remark, ConversionWarning)
     loud = set(asked or ()) | ({"log_likelihood"} if has_model else set())
+    # Sensitivity to a prior of which a part is missing (az.psens) is a wrong number.
+    loud |= {"log_prior"} & set(made)
     for group in sorted(loud & set(missing)):
         warn(
             f"The ArviZ result has no {group}, or not all of it: {missing[group]}.",

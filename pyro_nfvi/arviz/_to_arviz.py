@@ -45,7 +45,8 @@ def to_arviz(
     ``log_prior`` (the latent sites' terms of ``log_p``), ``sample_stats`` with ``log_p`` and
     ``log_q`` of every draw, ``prior``, ``prior_predictive``, ``observed_data`` and
     ``constant_data``. Plates name the dimensions. What could not be made is said in
-    ``posterior.attrs["missing_<group>"]``; a missing log likelihood is warned about.
+    ``posterior.attrs["missing_<group>"]``; what is missing of the log likelihood,
+    or of a log prior that is there in part, is warned about.
 
     The draws of a fit are independent: R-hat and ESS say nothing about its quality. Read
     ``sample_stats.attrs["khat"]`` (see :func:`pyro_nfvi.diagnostics.psis`), or convert several
@@ -181,7 +182,13 @@ def collect(
     found = as_chains(made)
     if isinstance(predictions, Predictions):
         add_predictions(found, predictions, view)
-    report(missing, groups, has_model=parts[0].model is not None, remarks=remarks)
+    report(
+        missing,
+        groups,
+        made=found.variables,
+        has_model=parts[0].model is not None,
+        remarks=remarks,
+    )
     for dim, labels in (coords or {}).items():
         found.coords[dim] = np.asarray(labels)
     _check_coords(found, coords or {})

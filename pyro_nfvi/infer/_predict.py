@@ -111,7 +111,7 @@ def predict_from(
         wanted = [name for name in made if name in asked]
         found = _gathered(forward, count, values, wanted) if wanted else {}
         if not (same or stated) and place == 0:
-            _tell_rows(trace, latents & values.keys(), set(made) - latents)
+            _tell_rows(log_joint, trace, latents & values.keys(), set(made) - latents)
         if not subsample:
             outcome = found
             break
@@ -153,19 +153,41 @@ def _gathered(
     return whole
 
 
-def _tell_rows(trace: Trace, held: Collection[str], drawn: Collection[str]) -> None:
-    """Warn of latents that belong to the fitted rows, entry by entry, and are held at others."""
+def _tell_rows(
+    log_joint: LogJoint, trace: Trace, held: Collection[str], drawn: Collection[str]
+) -> None:
+    """Warn of latents that belong to the fitted rows, entry by entry, and are held at others.
+
+    They lie in the plates of a drawn site, or outside of all plates with as many entries as there
+    were rows, such as a Gaussian process at the fitted covariates.
+    """
     nodes = trace.nodes
-    rows = {_plates(nodes[n]) for n in drawn if n in nodes and not is_deterministic(nodes[n])}
-    own = sorted(n for n in held if n in nodes and _plates(nodes[n]) in rows - {frozenset()})
+    sites = [n for n in drawn if n in nodes and not is_deterministic(nodes[n])]
+    rows = {_plates(nodes[n]) for n in sites}
+    own = {n for n in held if n in nodes and _plates(nodes[n]) in rows - {frozenset()}}
+    vectors = [n for n in held - own if n in nodes and not _plates(nodes[n])]
+    lengths = {n: _row_lengths(nodes[n]) for n in sites}
+    # As many entries as rows by chance (coefficients, say) is one more question, no wrong number.
+    if any(set(nodes[n]["value"].shape) & length for n in vectors for length in lengths.values()):
+        fitted = prior_trace(log_joint.model, log_joint.args, log_joint.kwargs).nodes
+        same = [lengths[n] & _row_lengths(fitted[n]) for n in sites if n in fitted]
+        own |= {n for n in vectors if any(set(nodes[n]["value"].shape) & one for one in same)}
     if own:
         warn(
-            f"The latents {', '.join(map(repr, own))} have an entry for each row of the data, and "
-            "were held at those of the fitted rows. For new rows draw them from their prior: "
-            f"predict(..., from_prior={own}). If the rows are the same ones, say so with "
-            "from_prior=[].",
+            f"The latents {', '.join(map(repr, sorted(own)))} have an entry for each row of the "
+            "data, and were held at those of the fitted rows. For new rows draw them from their "
+            f"prior: predict(..., from_prior={sorted(own)}). If the rows are the same ones, say so "
+            "with from_prior=[].",
             DataWarning,
         )
+
+
+def _row_lengths(site: Mapping[str, Any]) -> set[int]:
+    """Lengths of the plates of a site; outside of all plates, of the first axis of its value."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    if frames:
+        return {int(frame.size) for frame in frames} - {1}
+    return set(site["value"].shape[:1]) - {1}
 
 
 def _check_names(asked: Collection[str], known: Collection[str]) -> None:

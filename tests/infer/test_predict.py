@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -359,6 +360,44 @@ def test_a_latent_of_each_row_is_held_in_silence_only_where_that_was_said():
     assert (fresh.mean(0) - FAR - 3).abs().max() < 0.3
     assert float((fresh - FAR).std()) == pytest.approx(1.02, rel=0.05)
     assert "effect" not in fit.predict(num_samples=10)
+
+
+def process(x, y=None):
+    """A Gaussian process at the covariates: no plate says that its entries are the rows'."""
+    cov = torch.exp(-0.5 * (x[:, None] - x) ** 2) + 1e-3 * torch.eye(len(x))
+    f = pyro.sample("f", dist.MultivariateNormal(torch.zeros(len(x)), cov))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("y", dist.Normal(f, 0.1), obs=y)
+
+
+def white_noise(x, y=None):
+    f = pyro.sample("f", dist.Normal(torch.zeros(len(x)), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(f + x, 0.1).to_event(1), obs=y)
+
+
+def outputs(x, y=None):
+    """Two coefficients and two outputs of each row: nothing belongs to a row."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("rows", len(x)):
+        mean = w.unsqueeze(-2) * x.unsqueeze(-1)
+        pyro.sample("y", dist.Normal(mean, 0.1).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"), [(process, True), (white_noise, True), (outputs, False)]
+)
+def test_entries_for_each_row_are_told_without_a_plate_too(model, told):
+    y = torch.stack([X, Y], -1) if model is outputs else Y
+    fit = run(model, X, y, **QUICK)
+    for new in (FAR, FAR[:2]):
+        if told and len(new) != len(X):
+            with pytest.raises(ModelError, match=r"'f' has shape \(30,\)"):
+                fit.predict(new, num_samples=3)
+            continue
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit.predict(new, num_samples=3)
+        assert ["entry for each row" in str(one.message) for one in caught] == [True] * told
 
 
 @pytest.mark.parametrize("count", [30, 7])
