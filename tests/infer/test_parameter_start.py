@@ -448,3 +448,18 @@ def test_parameters_that_cannot_be_examined_are_told():
     assert fit.verdict == "do not trust"
     assert any("'off' were not examined" in reason for reason in fit.verdict.reasons)
     assert any("start where the model puts them" in note for note in fit.training.notes)
+
+
+@pytest.mark.parametrize("guide", ["auto", "affine"])
+def test_a_parameter_of_which_the_model_makes_nothing_stays(guide):
+    """One that predictions alone use, say: the evidence has no gradient in any parameter then."""
+
+    def model():
+        rate = pyro.param("rate", torch.tensor(2.0), constraint=dist.constraints.positive)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+        pyro.deterministic("later", rate * z)
+
+    fit = NFVI(model, guide, seed=0, progress=False, max_steps=100).run()
+    assert float(fit.params["rate"]) == 2.0
+    assert fit.verdict == "good"

@@ -1,12 +1,18 @@
 """The automatic guide puts a tail layer at the output where tails are what it lacks."""
 
+from types import SimpleNamespace
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions import constraints
 
 from pyro_nfvi import NFVI
-from pyro_nfvi.infer._checks.tails import heavy_tails, with_tail
+from pyro_nfvi._pyro_model.initial_values import prior_trace
+from pyro_nfvi._pyro_model.latent_space import LatentSpace
+from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi.infer._checks.tails import follow_tails, heavy_tails, seen, short_tails, with_tail
 from pyro_nfvi.infer._findings import HeavyTails, find
 
 
@@ -66,3 +72,55 @@ def test_heavy_tails_are_seen_in_a_gaussian(seed):
 
 def test_where_the_layer_goes():
     assert with_tail("nsf*2|iaf*2") == "nsf*2|iaf*2|tail"
+
+
+def inverse_wishart(x):
+    """Four degrees of freedom, two dimensions: an entry of the diagonal has the index 1.5."""
+    trace = torch.linalg.inv(x).diagonal(dim1=-1, dim2=-2).sum(-1)
+    return -3.5 * torch.logdet(x) - 0.5 * trace
+
+
+@pytest.mark.parametrize(
+    ("name", "heavy"),
+    [
+        ("simplex", None),
+        ("two categories", None),
+        ("simplexes", None),
+        ("correlations", None),
+        ("covariance", 1.5),
+    ],
+)
+def test_what_falls_as_a_power_is_the_number_not_its_coordinate(name, heavy):
+    """Entries of simplexes and correlations are bounded; variances are logarithms inside."""
+    torch.manual_seed(0)
+    fn = {
+        "simplex": dist.Dirichlet(torch.full((4,), 0.15)),
+        "two categories": dist.Dirichlet(torch.full((2,), 0.1)),
+        "simplexes": dist.Dirichlet(torch.full((3, 3), 0.2)).to_event(1),
+        "correlations": dist.LKJCholesky(3, 1.0),
+        "covariance": dist.ImproperUniform(constraints.positive_definite, (), (2, 2)),
+    }[name]
+    if heavy is None:
+        draws = fn.sample((2000,))
+    else:
+        rows = torch.randn(2000, 4, 2)
+        draws = torch.linalg.inv(rows.mT @ rows)
+        draws = 0.5 * (draws + draws.mT)
+
+    def model():
+        x = pyro.sample("x", fn)
+        pyro.factor("term", torch.zeros(()) if heavy is None else inverse_wishart(x))
+
+    latent = LatentSpace.from_trace(prior_trace(model, (), {}))
+    log_joint = LogJoint(model, (), {}, latent)
+    exact = SimpleNamespace(z=latent.pack({"x": draws}))
+    found = follow_tails(latent, log_joint, exact)
+    assert found.looked
+    assert not found.unknown
+    if heavy is None:
+        assert found.names == ()
+        assert float(seen(latent, exact.z).abs().max()) <= 1
+        assert short_tails(latent, log_joint, exact, ()).names == ()
+    else:
+        assert found.names[0] == "x[0]"
+        assert found.indices[0] == pytest.approx(heavy, rel=0.2)

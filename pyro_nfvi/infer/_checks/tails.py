@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -85,13 +87,32 @@ def short_tails(
 
 
 def seen(latent: LatentSpace, z: Tensor) -> Tensor:
-    """Give points ``(N, D)`` with each number in its own space, where it has a place there."""
+    """Give points ``(N, D)`` with each number in its own space.
+
+    Entries of a simplex and of a matrix, of which there are more than coordinates, are those that
+    grow with theirs: all but the last, and those of the lower triangle.
+    """
     points = z.clone()
     values, _ = latent.constrain(z)
     for site in latent.records:
-        if site.shape == site.unconstrained_shape:
-            points[:, site.start : site.stop] = values[site.name].reshape(len(z), -1)
+        value = values[site.name]
+        if site.shape != site.unconstrained_shape:
+            value = _independent(value, len(site.shape), site.unconstrained_shape)
+        if value.numel() == len(z) * (site.stop - site.start):
+            points[:, site.start : site.stop] = value.reshape(len(z), -1)
     return points
+
+
+def _independent(value: Tensor, dims: int, coordinates: Sequence[int]) -> Tensor:
+    """The entries of a simplex, or of a matrix, that stand for coordinates of the given shape."""
+    n = value.shape[-1]
+    if len(coordinates) == dims:
+        return value[..., :-1]
+    offset = {n * (n + 1) // 2: 0, n * (n - 1) // 2: -1}.get(coordinates[-1])
+    if offset is None or value.shape[-2] != n:
+        return value
+    rows, columns = torch.tril_indices(n, n, offset, device=value.device)
+    return value[..., rows, columns]
 
 
 def heavy_tails(fit: FittedPosterior) -> bool:

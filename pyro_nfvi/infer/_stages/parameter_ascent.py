@@ -73,7 +73,11 @@ class Evidence:
         """Value, gradient ``(P,)`` in float64, effective draws."""
         with torch.enable_grad():
             value, effective = self.value()
-            found = torch.autograd.grad(value, self.leaves, create_graph=graph, allow_unused=True)
+            found: Sequence[Tensor | None] = [None] * len(self.leaves)
+            if value.requires_grad:  # else the model makes nothing of its parameters
+                found = torch.autograd.grad(
+                    value, self.leaves, create_graph=graph, allow_unused=True
+                )
         return float(value.detach()), _flat(found, self.leaves), effective
 
     def hessian(self, gradient: Tensor) -> Tensor:
