@@ -1,8 +1,9 @@
-"""Capture: model, flow, objective and gradient of one step as a :class:`Program`."""
+"""Capture: one step of a fit as a :class:`Program`, a log joint as a :class:`DensityProgram`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pyro
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pyro_nfvi._engine.program import Program, Unsupported
+from pyro_nfvi._chain_rule import score
+from pyro_nfvi._engine.program import DensityProgram, Program, Unsupported
 from pyro_nfvi._eval_mode import fit_pass
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.guides._auto_flow import AutoFlow
@@ -60,29 +62,72 @@ def capture(
     streams = {name: subsample[name] for name in subsample}
     inputs |= {f"stream_{i}": index for i, index in enumerate(streams.values())}
     recorder = Recorder(inputs)
+    with _reasons("the step"), fit_pass(guide), recorder:
+        estimate = objective.at(subsample)(
+            guide.density(), lambda z: log_joint(z, subsample), eps, model_params
+        )
+        grads = torch.autograd.grad(estimate.surrogate, list(params), allow_unused=True)
+        bound, num_bad = estimate.bound, estimate.num_bad
+    reached = [i for i, grad in enumerate(grads) if grad is not None]
+    recorder.output([*(grads[i] for i in reached), bound, num_bad])
+    _refuse_views(recorder, params)
+    _drop_inputs(recorder, {f"param_{i}" for i in range(len(params)) if i not in reached})
+    graph = GraphModule(torch.nn.Module(), recorder.graph)
+    return Program(graph, tuple(params[i] for i in reached), eps, streams, tuple(recorder.consts))
+
+
+def capture_density(
+    log_joint: LogJoint, z: Tensor, subsample: Mapping[str, Tensor]
+) -> DensityProgram:
+    """Record the log density of a block of rows with its gradient.
+
+    The gradient is that of :func:`pyro_nfvi._chain_rule.score`, whose limits become part of the
+    graph. The model runs once, without validation, in the store scope of the caller.
+
+    Args:
+        log_joint: The model's log joint.
+        z: A block of rows ``(R, D)``.
+        subsample: Indices of the plates that subsample.
+
+    Raises:
+        Unsupported: The model cannot be captured; the message is the reason.
+    """
+    from pyro_nfvi._engine.recorder import Recorder  # as above
+
+    params = log_joint.param_leaves()
+    inputs = {"z": z}
+    inputs |= {f"stream_{i}": index for i, index in enumerate(subsample.values())}
+    inputs |= {f"param_{i}": leaf for i, leaf in enumerate(params.values())}
+    recorder = Recorder(inputs)
+    with _reasons("the log joint"), recorder:
+        log_p, gradient, _ = score(lambda rows: log_joint.eager(rows, subsample), z)
+    recorder.output([log_p, gradient])
+    _refuse_views(recorder, list(params.values()))
+    graph = GraphModule(torch.nn.Module(), recorder.graph)
+    return DensityProgram(graph, z, dict(subsample), params, tuple(recorder.consts))
+
+
+@contextmanager
+def _reasons(what: str) -> Iterator[None]:
+    """Run a model without validation, with gradients, and make a reason of any exception."""
     try:
-        with pyro.validation_enabled(False), torch.enable_grad(), fit_pass(guide), recorder:
-            estimate = objective.at(subsample)(
-                guide.density(), lambda z: log_joint(z, subsample), eps, model_params
-            )
-            grads = torch.autograd.grad(estimate.surrogate, list(params), allow_unused=True)
-            bound, num_bad = estimate.bound, estimate.num_bad
+        with pyro.validation_enabled(False), torch.enable_grad():
+            yield
     except Unsupported:
         raise
     except Exception as error:  # a user's model may fail in any way
         lines = str(error).strip().splitlines() or [""]
         raise Unsupported(
-            f"the step failed while it was captured: {type(error).__name__}: {lines[0][:200]}"
+            f"{what} failed while it was captured: {type(error).__name__}: {lines[0][:200]}"
         ) from error
-    reached = [i for i, grad in enumerate(grads) if grad is not None]
-    recorder.output([*(grads[i] for i in reached), bound, num_bad])
+
+
+def _refuse_views(recorder: Recorder, params: Sequence[Tensor]) -> None:
+    """Refuse constants that look into a parameter, and so would change with it."""
     storages = {param.untyped_storage().data_ptr() for param in params}
     for const in recorder.consts:
         if const.untyped_storage().data_ptr() in storages:
             raise Unsupported("a view of a parameter was taken before the model ran")
-    _drop_inputs(recorder, {f"param_{i}" for i in range(len(params)) if i not in reached})
-    graph = GraphModule(torch.nn.Module(), recorder.graph)
-    return Program(graph, tuple(params[i] for i in reached), eps, streams, tuple(recorder.consts))
 
 
 def _drop_inputs(recorder: Recorder, names: set[str]) -> None:

@@ -71,6 +71,30 @@ class Program:
 
 
 @dataclass(frozen=True)
+class DensityProgram:
+    r"""A log joint with its gradient as a pure function of a block of rows.
+
+    Inputs of ``graph``, in this order: ``z (R, D)``, the streams, the model's parameters, the
+    constants. Outputs: the log density ``(R,)`` in nats and its gradient in ``z``, ``(R, D)``.
+    Otherwise as in :class:`Program`.
+
+    Attributes:
+        graph: The graph.
+        z: Example rows ``(R, D)``.
+        streams: Subsample indices, examples by name.
+        params: Examples of the model's parameters by name. They are inputs, since training moves
+            them; a name leads to the present tensor.
+        consts: Tensors that stay the same: data, masks, buffers.
+    """
+
+    graph: GraphModule
+    z: Tensor
+    streams: Mapping[str, Tensor] = field(default_factory=dict)
+    params: Mapping[str, Tensor] = field(default_factory=dict)
+    consts: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
 class OptimizerSpec:
     """Settings of the optimiser that a runner needs.
 

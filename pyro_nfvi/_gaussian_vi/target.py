@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,44 @@ from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._chain_rule import score
 from pyro_nfvi._gaussian_vi.recipe import TARGET
 from pyro_nfvi._typing import TensorPair, TensorTriple
+
+
+class ScoredDensity(Protocol):
+    """A log density that brings its gradient, as a model's compiled log joint does."""
+
+    def value_and_grad(self, z: Tensor, /) -> TensorPair:
+        """Evaluate rows ``(N, D)``: log density ``(N,)`` and gradient ``(N, D)``, without a graph.
+
+        Rows are independent; one that cannot be scored has NaN or -inf.
+        """
+
+
+def scorer(
+    log_density: Callable[[Tensor], Tensor] | ScoredDensity,
+) -> Callable[[Tensor], TensorPair]:
+    """Return a function from rows to log densities and gradients, by autograd where need be."""
+    own: Callable[[Tensor], TensorPair] | None = getattr(log_density, "value_and_grad", None)
+    if own is not None:
+        return own
+    assert callable(log_density)
+
+    def by_autograd(rows: Tensor) -> TensorPair:
+        log_p, gradient, _ = score(log_density, rows)
+        return log_p, gradient
+
+    return by_autograd
+
+
+def _by_value(density: ScoredDensity) -> Callable[[Tensor], Tensor]:
+    """Return a function of rows that is differentiable through a density's own gradient."""
+
+    def log_density(z: Tensor) -> Tensor:
+        log_p, gradient = density.value_and_grad(z.detach())
+        # Zero, with that gradient.
+        slope = (gradient * (z - z.detach())).sum(-1) if z.requires_grad else 0.0
+        return log_p + slope
+
+    return log_density
 
 
 class Target:
@@ -23,7 +62,8 @@ class Target:
     dtype.
 
     Args:
-        log_density: ``(N, D) -> (N,)``, in nats, differentiable, rows independent.
+        log_density: ``(N, D) -> (N,)``, in nats, differentiable, rows independent; or a
+            :class:`ScoredDensity`, which brings its gradient.
         like: Any tensor of the dtype and device that the density takes.
         budget: Time for all that is done with this target. What iterates stops, with what it has
             by then, where none is left.
@@ -43,13 +83,16 @@ class Target:
 
     def __init__(
         self,
-        log_density: Callable[[Tensor], Tensor],
+        log_density: Callable[[Tensor], Tensor] | ScoredDensity,
         like: Tensor,
         *,
         budget: Budget = UNLIMITED,
         tick: Callable[[int], object] | None = None,
     ) -> None:
-        self.log_density, self.budget, self.tick = log_density, budget, tick
+        self.budget, self.tick = budget, tick
+        self._value_and_grad = scorer(log_density)
+        #: The density as a differentiable function of rows.
+        self.log_density = log_density if callable(log_density) else _by_value(log_density)
         self.dtype, self.device = like.dtype, like.device
         #: Rows evaluated so far, each with its gradient.
         self.num_rows = 0
@@ -108,10 +151,23 @@ class Target:
         other.budget, other.num_rows, other._seconds = budget, 0, 0.0
         return other
 
+    def in_units(self, units: Tensor) -> Target:
+        """Return the density of ``u`` where ``z = units * u``, as a target of such ``u``."""
+        other, inner, plain = copy.copy(self), self._value_and_grad, self.log_density
+        scale, shift = units.to(self.device, self.dtype), float(units.log().sum())
+
+        def value_and_grad(u: Tensor) -> TensorPair:
+            log_p, gradient = inner(scale * u)
+            return log_p + shift, gradient * scale
+
+        other._value_and_grad = value_and_grad
+        other.log_density = lambda u: plain(scale * u) + shift
+        return other
+
     def _evaluate(self, rows: Tensor, smallest: int) -> TensorPair:
         """Log density and score; where the density raises, in halves, until it does not."""
         try:
-            log_p, gradient, _ = score(self.log_density, rows)
+            log_p, gradient = self._value_and_grad(rows)
             return log_p.double(), gradient.double()
         except (TypeError, NameError, AttributeError, ImportError):
             raise  # a mistake of the model's own code

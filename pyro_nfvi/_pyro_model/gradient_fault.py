@@ -53,6 +53,7 @@ def find_gradient_fault(
         A few runs of the model, and backward passes of each of its sites.
     """
     subsample = log_joint.draw_subsample() if subsample is None else subsample
+    log_joint = log_joint.eager  # the graph of its operations is looked at
     named = log_joint.named_parameters()
     with torch.enable_grad():
         point = z.detach()[None].requires_grad_()

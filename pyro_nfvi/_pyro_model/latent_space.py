@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pyro.distributions import Delta
+from pyro.distributions.util import broadcast_shape
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -284,8 +285,8 @@ class LatentSpace:
         """
         batches = [self._batch_of(site, values) for site in self.records]
         try:
-            batch = torch.broadcast_shapes(*batches)
-        except RuntimeError as error:
+            batch = broadcast_shape(*batches)  # torch's own imports sympy, for half a second
+        except ValueError as error:
             found = {site.name: tuple(b) for site, b in zip(self.records, batches)}
             raise ShapeError(
                 f"The leading (batch) shapes of the values do not broadcast: {found}."

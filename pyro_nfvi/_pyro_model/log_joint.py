@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import pyro
 import torch
@@ -12,8 +13,10 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from pyro_nfvi._compat import is_watched
+from pyro_nfvi._chain_rule import score
+from pyro_nfvi._compat import is_transformed, is_watched
 from pyro_nfvi._pyro_model.dependence import check_dependence, check_own_guide
 from pyro_nfvi._pyro_model.discrete_draws import Assignment
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
@@ -42,13 +45,41 @@ from pyro_nfvi._pyro_model.pyro_state import takes_turn
 from pyro_nfvi._pyro_model.recipe import MODELS
 from pyro_nfvi._pyro_model.subsampling import draw_without_replacement
 from pyro_nfvi._random import stream
-from pyro_nfvi._typing import TensorDict
+from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.errors import ModelError, OptionError, ShapeError
 
 Way = Literal["plate", "vmap", "loop"]
 _WAYS: tuple[Way, ...] = ("plate", "vmap", "loop")
 #: Log joint, deterministic sites, log likelihoods.
 _Outputs: TypeAlias = "tuple[Tensor, TensorDict, TensorDict]"
+
+
+class ScoredDensity(Protocol):
+    """Compiled code that stands in for a model."""
+
+    def takes(self, z: Tensor, subsample: Mapping[str, Tensor]) -> bool:
+        """Tell whether it was built for such inputs."""
+
+    def value_and_grad(self, z: Tensor, subsample: Mapping[str, Tensor]) -> TensorPair:
+        """Evaluate rows ``(N, D)``: log density ``(N,)`` and gradient ``(N, D)``."""
+
+
+class _Compiled(torch.autograd.Function):
+    """A log density by compiled code, with its gradient in the rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, compiled: ScoredDensity, subsample: Mapping[str, Tensor]
+    ) -> Tensor:
+        log_p, gradient = compiled.value_and_grad(rows, subsample)
+        ctx.save_for_backward(gradient)
+        return log_p
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return grads[0].unsqueeze(-1) * gradient, None, None
 
 
 class LogJoint:
@@ -170,6 +201,7 @@ class LogJoint:
             taken = {n for site in first.nodes.values() for n in _axes(site)}
             self._count = next(n for n in itertools.count(3) if n not in taken)
             self.how, self.why = self._choose(way, subsample)
+        self._compiled: ScoredDensity | None = None
         self._way = way
         self._how_sites: dict[frozenset[str], Way] = {}
         self._assignment: Assignment | None = None
@@ -243,10 +275,58 @@ class LogJoint:
             for name, (size, count) in self.subsampled.items()
         }
 
+    @property
+    def eager(self) -> LogJoint:
+        """The log joint by the model itself, without compiled code."""
+        if self._compiled is None:
+            return self
+        alone = copy.copy(self)
+        alone._compiled = None
+        return alone
+
+    def use(self, compiled: ScoredDensity | None) -> None:
+        """Evaluate by compiled code from now on, wherever it can stand in for the model."""
+        self._compiled = compiled
+
     @takes_turn
     def __call__(self, z: Tensor, subsample: Mapping[str, Tensor] | None = None) -> Tensor:
         """Evaluate ``z (*b, D)``; without ``subsample`` new indices are drawn."""
-        return self._evaluate(z, subsample, self.how)[0].reshape(z.shape[:-1])
+        subsample = self.draw_subsample() if subsample is None else subsample
+        compiled = self._standing_in(z, subsample)
+        if compiled is None or (torch.is_grad_enabled() and self.parameters()):
+            return self._evaluate(z, subsample, self.how)[0].reshape(z.shape[:-1])
+        rows = z.reshape(-1, self.latent.dim)
+        if torch.is_grad_enabled() and z.requires_grad:
+            log_p: Tensor = _Compiled.apply(rows, compiled, subsample)
+        else:
+            log_p, _ = compiled.value_and_grad(rows, subsample)
+        return log_p.reshape(z.shape[:-1])
+
+    @takes_turn
+    def value_and_grad(
+        self, z: Tensor, subsample: Mapping[str, Tensor] | None = None
+    ) -> TensorPair:
+        """Evaluate rows ``(N, D)``: log density ``(N,)`` and gradient ``(N, D)``, without a graph.
+
+        The gradient is that of :func:`pyro_nfvi._chain_rule.score`.
+        """
+        subsample = self.draw_subsample() if subsample is None else subsample
+        compiled = self._standing_in(z, subsample)
+        if compiled is not None:
+            return compiled.value_and_grad(z, subsample)
+        log_p, gradient, _ = score(lambda rows: self.eager(rows, subsample), z)
+        return log_p, gradient
+
+    def _standing_in(self, z: Tensor, subsample: Mapping[str, Tensor]) -> ScoredDensity | None:
+        """Return the compiled code, if there is some that takes these inputs and nobody watches.
+
+        What records operations, or transforms functions, has to see the model.
+        """
+        compiled = self._compiled
+        if compiled is None or is_watched(unknown=True) or is_transformed(unknown=True):
+            return None
+        fits = z.dim() > 0 and z.shape[-1] == self.latent.dim and compiled.takes(z, subsample)
+        return compiled if fits else None
 
     @takes_turn
     def evaluate(

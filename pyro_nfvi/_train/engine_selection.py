@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,13 +14,15 @@ from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._engine.capture import capture
 from pyro_nfvi._engine.graph_runner import GraphRunner
 from pyro_nfvi._engine.program import NoRule, OptimizerSpec, Program, Runner, Unsupported
+from pyro_nfvi._engine.rounding import rounded_anew, slack_of, tolerance_of
 from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._stopwatch import Stopwatch
 from pyro_nfvi._timing import Part
+from pyro_nfvi._train.engine_faults import attempt
 from pyro_nfvi._train.recipe import ENGINE, TRAINING
 from pyro_nfvi._train.step import EagerRunner, EagerStep
-from pyro_nfvi._train.step_comparison import After, difference, rounded_anew, slack_of, tolerance_of
+from pyro_nfvi._train.step_comparison import After, difference
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import EngineWarning, OptionError
@@ -116,39 +116,12 @@ def check_engine(engine: str) -> None:
     if engine not in ("compiled", "native", "hybrid"):
         return
     try:
-        with _stage("imported"):
+        with attempt("imported"):
             from pyro_nfvi._engine.native.compiler import find_compiler
-        with _stage("looking for a compiler"):
+        with attempt("looking for a compiler"):
             find_compiler()
     except Unsupported as error:
         raise _refused(engine, error) from error
-
-
-@contextmanager
-def _stage(doing: str) -> Iterator[None]:
-    """Make a reason of any exception: an engine that fails costs speed, never the fit.
-
-    Args:
-        doing: What the engine was doing, in the words of the reason.
-
-    Raises:
-        Unsupported: Something else was raised, which is the cause.
-    """
-    try:
-        yield
-    except Unsupported:
-        raise
-    except Exception as error:  # a release of PyTorch, a compiler, a loader: each in its own way
-        raise failed(doing, error) from error
-
-
-def failed(doing: str, error: Exception) -> Unsupported:
-    """Make a reason of an exception: its class, its first line, and where it arose."""
-    lines = str(error).strip().splitlines() or [""]
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    told = f"{type(error).__name__}: {lines[0][:200]}".rstrip(": ")
-    return Unsupported(f"it failed while it was {doing}: {told}{where}")
 
 
 def _refused(engine: str, error: Unsupported) -> OptionError:
@@ -253,7 +226,7 @@ class _Builder:
         program = self._captured()
         part: Part = "capture" if name == "graph" else "compile"
         try:
-            with _stage("built"), self.watch.part(part):
+            with attempt("built"), self.watch.part(part):
                 spec = OptimizerSpec.of(self.step.optimizer, program.params, TRAINING.clip_norm)
                 # Half of the time is for the steps.
                 runner = _BUILD[name](program, spec, self.budget.left() / 2)
@@ -281,7 +254,7 @@ class _Builder:
         if self._program is None:
             step = self.step
             try:
-                with _stage("capturing the step"), self.watch.part("capture"):
+                with attempt("capturing the step"), self.watch.part("capture"):
                     self._program = self._capture()
             except Unsupported as error:
                 # Pyro appends the shapes of the trace to what passes through it.
@@ -350,7 +323,7 @@ class _Builder:
         moved = Snapshot.take(0, params, optimizer)
         try:
             seconds, after = [], []
-            for one, guard in ((EagerRunner(step), nullcontext()), (runner, _stage("run"))):
+            for one, guard in ((EagerRunner(step), nullcontext()), (runner, attempt("run"))):
                 with guard:
                     moved.put(params, optimizer)
                     one.push()
@@ -394,7 +367,7 @@ def _graph(program: Program, spec: OptimizerSpec, timeout: float) -> Runner:
 def _native(
     program: Program, spec: OptimizerSpec, timeout: float, *, eager: bool = False
 ) -> Runner:
-    with _stage("imported"):
+    with attempt("imported"):
         from pyro_nfvi._engine.native.runner import build_native
     return build_native(program, spec, eager=eager, timeout=timeout)
 

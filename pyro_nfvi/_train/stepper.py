@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pyro_nfvi._engine.program import BlockResult, SnapshotRunner
 from pyro_nfvi._optim.snapshot import Snapshot
-from pyro_nfvi._train.engine_selection import Chosen, failed
+from pyro_nfvi._train.engine_faults import failed
+from pyro_nfvi._train.engine_selection import Chosen
 from pyro_nfvi._train.step import EagerRunner
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import NFVIError

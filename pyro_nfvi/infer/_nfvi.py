@@ -218,7 +218,7 @@ class NFVI:
                 asked = None if options.automatic else options.guide
                 guide = make_guide(asked, model, options.outer)
                 fresh = not guide.is_set_up
-                problem = set_up(model, args, kwargs, names, seed, guide, time)
+                problem = set_up(model, args, kwargs, names, seed, guide, options, time)
             start = WarmStart(notes=problem.notes)
             if fresh:
                 start = warm_start(problem, options, time, guide)

@@ -13,6 +13,7 @@ import torch
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._random import stream
+from pyro_nfvi._train.density_selection import EAGER, DensityEngine
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.infer._scopes import only
 
@@ -26,12 +27,14 @@ class Problem:
         param_names: The ``pyro.param`` names of the model.
         seed: Seed of all noise.
         notes: Lines for the report about the set-up.
+        density: What evaluates the log joint, and why.
     """
 
     log_joint: LogJoint
     param_names: frozenset[str]
     seed: int
     notes: tuple[str, ...] = ()
+    density: DensityEngine = EAGER
 
     @property
     def model(self) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.model_run import Evaluation
 from pyro_nfvi._pyro_model.subsampling import cover
-from pyro_nfvi._typing import TensorDict
+from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.diagnostics._importance import ess
 from pyro_nfvi.diagnostics._khat import TailReading, read_tail
 from pyro_nfvi.diagnostics._psis import psis
@@ -141,7 +141,41 @@ def most_on_all_data(log_joint: LogJoint) -> int:
     )
 
 
-def whole_density(log_joint: LogJoint, num: int) -> Callable[[Tensor], Tensor] | None:
+class WholeDensity:
+    """The log joint on all data of a model that subsamples: a weighted sum over mini-batches.
+
+    Args:
+        log_joint: The model, with one plate that subsamples.
+
+    Cost:
+        One evaluation of the log joint for each mini-batch of a cover of the data.
+    """
+
+    def __init__(self, log_joint: LogJoint) -> None:
+        ((self._name, (size, count)),) = log_joint.subsampled.items()
+        self._log_joint = log_joint
+        self._index, self._weights = cover(size, count)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Evaluate ``z (N, D)``, with gradients."""
+        parts = [weight * self._log_joint(z, batch).double() for weight, batch in self._batches(z)]
+        return torch.stack(parts).sum(0)
+
+    def value_and_grad(self, z: Tensor) -> TensorPair:
+        """Evaluate rows ``(N, D)``: log density ``(N,)`` and gradient, without a graph."""
+        log_p, gradient = torch.zeros(len(z)).to(z).double(), torch.zeros_like(z).double()
+        for weight, batch in self._batches(z):
+            part, slope = self._log_joint.value_and_grad(z, batch)
+            log_p += weight * part.double()
+            gradient += weight * slope.double()
+        return log_p, gradient
+
+    def _batches(self, z: Tensor) -> Iterator[tuple[float, TensorDict]]:
+        for row, weight in zip(self._index.to(z.device), self._weights.tolist()):
+            yield weight, {self._name: row}
+
+
+def whole_density(log_joint: LogJoint, num: int) -> LogJoint | WholeDensity | None:
     """Return the log joint on all data, with gradients; None where that takes too long.
 
     Args:
@@ -154,17 +188,7 @@ def whole_density(log_joint: LogJoint, num: int) -> Callable[[Tensor], Tensor] |
         most_on_all_data(log_joint) < WEIGHTED_DRAWS.gradient_calls * num
     ):  # it is called some hundred times
         return None
-    ((name, (size, count)),) = log_joint.subsampled.items()
-    index, weights = cover(size, count)
-
-    def density(z: Tensor) -> Tensor:
-        parts = [
-            weight * log_joint(z, {name: row}).double()
-            for row, weight in zip(index.to(z.device), weights.tolist())
-        ]
-        return torch.stack(parts).sum(0)
-
-    return density
+    return WholeDensity(log_joint)
 
 
 def score(

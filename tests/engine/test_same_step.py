@@ -17,9 +17,10 @@ from engine.zoo import ZOO, Case
 from generated_models import DISCRETE, LATENT, OBSERVED, Spec, Statement, draw_data, model_of
 
 from pyro_nfvi._engine.native.runner import build_native
+from pyro_nfvi._engine.rounding import rounded_anew
 from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._train.step import EagerRunner
-from pyro_nfvi._train.step_comparison import After, difference, rounded_anew
+from pyro_nfvi._train.step_comparison import After, difference
 
 
 def process():

@@ -11,6 +11,25 @@ from pyro_nfvi._engine.program import Unsupported
 
 
 @dataclass(frozen=True)
+class BuildInfo:
+    """Record of how a source was built.
+
+    Attributes:
+        generate: Seconds to write the source.
+        compile: Seconds to compile it, or to find it compiled.
+        cached: Whether it was found.
+        loops: Loops and calls of the source.
+        eager: Names of the operations that PyTorch computes.
+    """
+
+    generate: float
+    compile: float
+    cached: bool
+    loops: int
+    eager: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class _CompileTime:
     """Line by which the time of a compile is expected, from the length of its source.
 

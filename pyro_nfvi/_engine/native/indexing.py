@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch
+from pyro.distributions.util import broadcast_shape
 
 from pyro_nfvi._engine.native.expressions import Expr, Ix
 from pyro_nfvi._engine.native.lowering import Lowering, lowers
@@ -34,7 +34,7 @@ def _advanced(
     if any(i is not None and i.ctype in ("bool", "uint8_t") for i in indices):
         raise Unsupported("a mask as an index, whose result has no fixed size")
     axes = [d for d, i in enumerate(indices) if i is not None]
-    batch = tuple(torch.broadcast_shapes(*(i.shape for i in indices if i is not None)))
+    batch = tuple(broadcast_shape(*(i.shape for i in indices if i is not None)))
     together = axes == list(range(axes[0], axes[0] + len(axes)))
     return batch, axes, axes[0] if together else 0
 

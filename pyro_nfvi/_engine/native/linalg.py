@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-import torch
+from pyro.distributions.util import broadcast_shape
 
 from pyro_nfvi._engine.native.lowering import Lowering, lowers
 from pyro_nfvi._engine.native.pointwise import lazy
@@ -65,7 +65,7 @@ def _solve(
     low: Lowering, a: Val, b: Val, *, upper: bool, left: bool = True, unit: bool = False
 ) -> BufVal:
     """Solve ``a x = b``, or ``x a = b``, for triangular a."""
-    batch = tuple(torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]))
+    batch = tuple(broadcast_shape(a.shape[:-2], b.shape[:-2]))
     x = _copy(low, b, (*batch, *b.shape[-2:]))
     n = a.shape[-1]
     matrix = low.realize(a)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
-import mmap
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_nfvi._engine.broadcast_sinking import sink_broadcasts
-from pyro_nfvi._engine.native.compiled_objects import compile_text
+from pyro_nfvi._engine.native.aligned_memory import aligned
+from pyro_nfvi._engine.native.compiled_objects import BuildInfo, compile_text
 from pyro_nfvi._engine.native.cpp_source import Source, generate, header
 from pyro_nfvi._engine.native.eager_calls import EagerCalls
 from pyro_nfvi._engine.native.expressions import ctype
@@ -46,27 +44,6 @@ _SYMBOLS = ("nfvi_work", "nfvi_run")
 _ALIGNMENT = 16
 #: Types that a bound may have: data in float64 make it one, whatever the parameters are.
 _BOUNDS = {"float": torch.float32, "double": torch.float64}
-#: Bytes of a large page.
-_PAGED = 1 << 21
-
-
-@dataclass(frozen=True)
-class BuildInfo:
-    """Record of how a step was built.
-
-    Attributes:
-        generate: Seconds to write the source.
-        compile: Seconds to compile it, or to find it compiled.
-        cached: Whether it was found.
-        loops: Loops and calls of the source.
-        eager: Names of the operations that PyTorch computes.
-    """
-
-    generate: float
-    compile: float
-    cached: bool
-    loops: int
-    eager: tuple[str, ...] = ()
 
 
 def build_native(
@@ -199,7 +176,7 @@ class NativeRunner:
         self._outer_array = (OuterStruct * max(1, len(self._outer)))(*self._outer)
         flat = [end for stretch in stretches for end in stretch]
         self._stretches = (ctypes.c_int64 * len(flat))(*flat)
-        self._flat = _aligned(5 * place, dtype).view(5, place)
+        self._flat = aligned(5 * place, dtype).view(5, place)
         self._flat.zero_()
 
     def _used(self, k: int, group: int, size: int) -> list[tuple[int, int]]:
@@ -227,7 +204,7 @@ class NativeRunner:
         program, count = self._program, len(self._program.params)
         self._bound = torch.zeros(1, dtype=_BOUNDS[source.outputs[-2][0]])
         self._bad = torch.zeros(1, dtype=torch.int64)
-        self._work = _aligned(int(self._library.nfvi_work()) // 8 + 8, torch.float64)
+        self._work = aligned(int(self._library.nfvi_work()) // 8 + 8, torch.float64)
         self._data = source.data  # the code reads them: they must live
         self._eager = EagerCalls(source.eager)
         inputs = [self._part(0, k).data_ptr() for k in range(count)]
@@ -366,18 +343,3 @@ class NativeRunner:
                 parts = [self._part(row, k) for row in (2, 3, 4)]
                 taken = self._groups[number].steps
                 write_state(self._spec.optimizer, param, self._kind, names, parts, taken)
-
-
-def _aligned(count: int, dtype: torch.dtype) -> Tensor:
-    """Return numbers that start at a line of the cache; many of them lie in large pages."""
-    size = torch.empty((), dtype=dtype).element_size()
-    if count * size >= _PAGED and hasattr(mmap, "MADV_HUGEPAGE"):
-        room = mmap.mmap(-1, count * size + _PAGED)  # the tensor keeps it alive
-        with contextlib.suppress(OSError):
-            room.madvise(mmap.MADV_HUGEPAGE)
-        raw = torch.frombuffer(room, dtype=dtype)
-        skip = (-raw.data_ptr() % _PAGED) // size
-    else:
-        raw = torch.empty(count + 64 // size, dtype=dtype)
-        skip = (-raw.data_ptr() % 64) // size
-    return raw[skip : skip + count]

@@ -26,6 +26,17 @@ class Context(ctypes.Structure):
     _fields_ = [(name, _P) for name in ("inputs", "out", "data", "work", "sgemm", "dgemm", "eager")]
 
 
+class TargetStruct(ctypes.Structure):
+    """``struct NfviTarget`` of density.h."""
+
+    _fields_ = [
+        ("call", _P),
+        ("cx", _P),
+        ("streams", _I),
+        *((name, _P) for name in ("rows", "log_p", "score")),
+    ]
+
+
 class GroupStruct(ctypes.Structure):
     """``struct Group`` of runtime.h."""
 

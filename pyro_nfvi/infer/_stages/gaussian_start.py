@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -119,9 +118,8 @@ def _fitted(
     generator: torch.Generator,
 ) -> GaussianFit:
     """Fit with the latents in these units, and give the fit back in their own."""
-    scale, shift = units.to(target.device, target.dtype), float(units.log().sum())
-    target = copy.copy(target)
-    target.log_density = lambda u: log_joint(scale * u) + shift
+    if not bool((units == 1).all()):
+        target = target.in_units(units)
     init = log_joint.latent.init_loc.detach().double() / units
     if drawn is not None:
         tries = iter([_starts(target, init, drawn / units, most, effort, generator)])

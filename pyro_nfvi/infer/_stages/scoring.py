@@ -65,4 +65,6 @@ def settings_of(
         "seed": problem.seed,
         "particles_by": problem.log_joint.how,
         "particles_why": problem.log_joint.why,
+        "density_by": problem.density.backend,
+        "density_why": problem.density.reason,
     }

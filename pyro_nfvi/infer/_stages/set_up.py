@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._train.density_selection import choose_density
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.infer._checks.pyro_density import check_by_pyro
+from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._time_plan import TimePlan
 
@@ -19,9 +21,12 @@ def set_up(
     param_names: frozenset[str],
     seed: int,
     guide: AutoFlow,
+    options: Options,
     time: TimePlan,
 ) -> Problem:
-    """Build a guide's parameters, and the log joint of its latent space; check it by Pyro's own.
+    """Build a guide's parameters, and the log joint of its latent space; check and compile it.
+
+    The log joint is compared with Pyro's own trace, and its compiled form with the log joint.
 
     Args:
         model: The model, with discrete sites marked.
@@ -30,6 +35,7 @@ def set_up(
         param_names: Its ``pyro.param`` names.
         seed: Seed of all noise.
         guide: The guide.
+        options: Options of the fit.
         time: Clock of the call; the pace of the model is measured.
 
     Raises:
@@ -39,5 +45,12 @@ def set_up(
     log_joint = LogJoint(model, args, kwargs, guide.latent)
     opinion = check_by_pyro(log_joint, time.whole)
     unseen = "Pyro's own trace scored no point around the start"
+    with options.progress.stage("compiling the model", 1, unit="engine") as tick:
+        density = choose_density(
+            options.engine, log_joint, options.max_steps, budget=time.whole, watch=time.watch
+        )
+        tick(1)
+    log_joint.use(density.compiled)
     time.measure(log_joint)
-    return Problem(log_joint, param_names, seed, () if opinion.draws else (unseen,))
+    notes = () if opinion.draws else (unseen,)
+    return Problem(log_joint, param_names, seed, notes, density)

@@ -137,7 +137,8 @@ def _loop(
         models=models,
         unit=plan.param_unit,
     )
-    step = EagerStep(guide, log_joint, options.objective, params, len(models), optimizer)
+    # What compiled steps are compared with is the model itself.
+    step = EagerStep(guide, log_joint.eager, options.objective, params, len(models), optimizer)
     asked = "eager" if plan.interrupted else options.engine
     with options.progress.stage("choosing and building the engine", 1, unit="engine") as tick:
         chosen = choose(

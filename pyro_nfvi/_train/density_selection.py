@@ -1,0 +1,72 @@
+"""Choice of what evaluates the log joint of a fit: compiled code, or the model itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._engine.program import Unsupported
+from pyro_nfvi._pyro_model.log_joint import LogJoint, ScoredDensity
+from pyro_nfvi._stopwatch import Stopwatch
+from pyro_nfvi._train.engine_faults import attempt
+from pyro_nfvi._train.recipe import ENGINE
+
+
+@dataclass(frozen=True)
+class DensityEngine:
+    """What evaluates the log joint.
+
+    Attributes:
+        backend: ``"native"``, ``"hybrid"`` (native, with operations left to PyTorch) or
+            ``"eager"``, the model itself.
+        reason: Why, in words.
+        compiled: The compiled code; None where the model is evaluated.
+    """
+
+    backend: str
+    reason: str
+    compiled: ScoredDensity | None = None
+
+
+EAGER = DensityEngine("eager", "asked for")
+
+
+def choose_density(
+    engine: str,
+    log_joint: LogJoint,
+    max_steps: int,
+    *,
+    budget: Budget = UNLIMITED,
+    watch: Stopwatch | None = None,
+) -> DensityEngine:
+    """Compile the log joint where that works and is worth its time.
+
+    Nothing that is measured decides: a fit gives the same numbers whether the compiled code was
+    found or had to be made. What does not work leaves the model in its place.
+
+    Args:
+        engine: ``"auto"``, ``"compiled"`` or ``"eager"``.
+        log_joint: The model's log joint, by the model itself.
+        max_steps: Most steps of the fit, which say how often the log joint is evaluated before,
+            between and after them.
+        budget: Time of the call; with a limit, a compile takes a quarter of it at most.
+        watch: Is credited with the times of capture, compile and comparison.
+    """
+    if engine == "eager":
+        return EAGER
+    if engine == "auto" and max_steps < ENGINE.compile_steps:
+        return DensityEngine(
+            "eager",
+            f"a fit of fewer than {ENGINE.compile_steps} steps evaluates it too few times",
+        )
+    timeout = math.inf if budget.limit is None else budget.left() / 4
+    try:
+        with attempt("compiling the log joint"):
+            from pyro_nfvi._engine.compiled_density import CompiledDensity
+
+            found = CompiledDensity(log_joint, timeout=timeout, watch=watch)
+    except Unsupported as error:
+        # Pyro appends the shapes of the trace to what passes through it.
+        return DensityEngine("eager", str(error).partition("\nTrace Shapes:")[0].rstrip())
+    return DensityEngine(found.backend, "the log joint is compiled", found)
