@@ -149,14 +149,7 @@ def _from_guide(
 def _from_mcmc(mcmc: Any) -> Draws:
     values = {name: value.detach() for name, value in mcmc.get_samples(group_by_chain=True).items()}
     chains, draws = next(iter(values.values())).shape[:2]
-    stats = {}
-    diagnostics = getattr(mcmc, "_diagnostics", None) or []
-    if len(diagnostics) == chains and all(d and "divergences" in d for d in diagnostics):
-        diverging = torch.zeros(chains, draws, dtype=torch.bool)
-        for chain, found in enumerate(diagnostics):
-            where = [int(index) for index in found["divergences"]]
-            diverging[chain, [index for index in where if 0 <= index < draws]] = True
-        stats["diverging"] = diverging
+    stats = dict(getattr(mcmc, "sample_stats", None) or _divergences(mcmc, chains, draws))
     kernel = mcmc.kernel
     return Draws(
         values,
@@ -167,6 +160,18 @@ def _from_mcmc(mcmc: Any) -> Draws:
         stats,
         {"source": type(kernel).__name__ if kernel is not None else "MCMC"},
     )
+
+
+def _divergences(mcmc: Any, chains: int, draws: int) -> TensorDict:
+    """Read where transitions of Pyro's MCMC diverged."""
+    diagnostics = getattr(mcmc, "_diagnostics", None) or []
+    if len(diagnostics) != chains or not all(d and "divergences" in d for d in diagnostics):
+        return {}
+    diverging = torch.zeros(chains, draws, dtype=torch.bool)
+    for chain, found in enumerate(diagnostics):
+        where = [int(index) for index in found["divergences"]]
+        diverging[chain, [index for index in where if 0 <= index < draws]] = True
+    return {"diverging": diverging}
 
 
 def _from_fit(

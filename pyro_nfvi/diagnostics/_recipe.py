@@ -66,4 +66,13 @@ class VerdictRecipe:
     named: int = 3
 
 
+@dataclass(frozen=True)
+class ConvergenceRecipe:
+    """Convergence of Markov chains."""
+
+    #: Quantiles whose effective draws are the tail's (Vehtari et al. 2021, section 4.3).
+    tail_levels: tuple[float, float] = (0.05, 0.95)
+
+
 PSIS_RECIPE, KHAT, VERDICT = PsisRecipe(), KhatRecipe(), VerdictRecipe()
+CONVERGENCE = ConvergenceRecipe()

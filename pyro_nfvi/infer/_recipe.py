@@ -430,6 +430,36 @@ class FileRecipe:
 
 
 @dataclass(frozen=True)
+class ChainRecipe:
+    """Checks of chains that ran through a fit."""
+
+    #: Nested R-hat from which on superchains disagree a little: their means are 0.2 sds apart.
+    nested_rhat: float = 1.02
+    #: ... and from which on they cannot be trusted: 0.45 sds.
+    nested_rhat_fault: float = 1.1
+    #: R-hat from which on chains disagree, where each is long enough to be compared by itself:
+    #: one chain of 64 that stays elsewhere gives 1.04.
+    rhat: float = 1.03
+    #: ... and from which on they cannot be trusted.
+    rhat_fault: float = 1.2
+    #: Draws of a chain from which on R-hat is read: that of 64 exact chains of 250 is below 1.02.
+    rhat_draws: int = 250
+    #: Share of divergent transitions from which on draws miss the places where they happen.
+    divergent: float = 0.001
+    #: ... and from which on they cannot be trusted.
+    divergent_fault: float = 0.05
+    #: Effective draws below which quantiles are rough: 100 for each of the usual four chains
+    #: (Vehtari et al. 2021).
+    effective: int = 400
+    #: Rounding of the log density, in nats, from which on acceptance is not exact: 5 % of it.
+    rounding: float = 0.05
+    #: Most numbers that the draws of a run may hold: 1.6 GB of float64.
+    numbers: int = 200_000_000
+    #: Rows that go through a flow, or through the model, at once.
+    rows: int = 4096
+
+
+@dataclass(frozen=True)
 class WordsRecipe:
     """Lengths of what a user reads."""
 
@@ -495,4 +525,5 @@ PYRO_CHECK = PyroCheckRecipe()
 LABEL_SWITCHING = LabelSwitchingRecipe()
 RESCORING = RescoringRecipe()
 FILES = FileRecipe()
+CHAINS = ChainRecipe()
 WORDS = WordsRecipe()

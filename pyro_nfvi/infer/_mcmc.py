@@ -1,0 +1,89 @@
+"""Hamiltonian chains side by side in the space that a fit has straightened."""
+
+from __future__ import annotations
+
+import pyro
+from torch import Tensor
+
+from pyro_nfvi._budget import Budget
+from pyro_nfvi._mcmc.chains import run_chains
+from pyro_nfvi._mcmc.scored_density import Differentiated, PulledBack
+from pyro_nfvi._mcmc.starts import choose_starts
+from pyro_nfvi._random import fresh_seed, stream
+from pyro_nfvi._train.progress import Progress
+from pyro_nfvi._typing import TensorDict
+from pyro_nfvi._validation import seed_number, whole
+from pyro_nfvi.errors import OptionError
+from pyro_nfvi.infer._chain_scope import require_chainable, sampling_scope
+from pyro_nfvi.infer._fitted import FittedPosterior
+from pyro_nfvi.infer._mcmc_run import MCMCRun, Sampling, make_run
+from pyro_nfvi.infer._recipe import CHAINS
+
+
+def mcmc(
+    fit: FittedPosterior,
+    *,
+    num_samples: int = 1000,
+    num_chains: int = 64,
+    warmup_steps: int = 200,
+    max_seconds: float | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+) -> MCMCRun:
+    """Run Hamiltonian chains through the fit; see :meth:`Fit.mcmc`."""
+    num_samples = whole("num_samples", num_samples)
+    num_chains = whole("num_chains", num_chains, 2)
+    warmup_steps = whole("warmup_steps", warmup_steps, 0)
+    budget = Budget.start(max_seconds)
+    seed = seed_number(seed)
+    log_joint = require_chainable(fit)
+    numbers = num_samples * num_chains * fit.latent.dim
+    if numbers > CHAINS.numbers:
+        raise OptionError(
+            f"{num_chains} chains of {num_samples} draws of {fit.latent.dim} latents are "
+            f"{numbers:.2g} numbers, and {CHAINS.numbers:.2g} are the most: take fewer draws "
+            "(num_samples) or chains (num_chains)."
+        )
+    seed = fresh_seed() if seed is None else seed
+    with (
+        sampling_scope(fit, seed, "mcmc") as density,
+        pyro.validation_enabled(False),
+        Progress(progress).stage(
+            f"{num_chains} chains", warmup_steps + num_samples, unit="draw"
+        ) as tick,
+    ):
+        target = PulledBack(Differentiated(lambda z: log_joint(z, {})), density.flow)
+
+        def draw(count: int) -> Tensor:
+            return density.sample_base(count).detach()
+
+        starts = choose_starts(target, draw, num_chains)
+        device = starts.position.device
+        chains = run_chains(
+            target,
+            starts.position,
+            stream(seed, "mcmc", "transitions", device=device),
+            num_samples=num_samples,
+            warmup=warmup_steps,
+            budget=budget,
+            tick=tick,
+        )
+        stats: TensorDict = {
+            "diverging": chains.divergent,
+            "acceptance_rate": chains.acceptance,
+            "n_steps": chains.steps.to(device).expand(num_chains, -1),
+        }
+        sampling = Sampling(
+            method="HMC",
+            num_samples=num_samples,
+            warmup_steps=warmup_steps,
+            warmup=chains.warmup,
+            superchains=starts.superchains,
+            wide=starts.wide,
+            step_size=chains.tuning.step_size,
+            length=chains.tuning.length,
+            gradients=chains.gradients,
+            ending=chains.ending,
+            seconds=budget.spent(),
+        )
+        return make_run(fit, density, chains.draws, stats, sampling, chains.log_p)

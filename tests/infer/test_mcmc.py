@@ -1,0 +1,236 @@
+"""``fit.mcmc``: exact draws of posteriors that are known, and the faults that it tells."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from infer.models import Y, conjugate, eight_schools, posterior
+from scipy.stats import kstest
+
+from pyro_nfvi import NFVI, load, to_arviz
+from pyro_nfvi._mcmc.chains import Ending
+from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError
+from pyro_nfvi.infer._chain_findings import ChainsDisagree, CutShort, Divergent, StuckChains
+from pyro_nfvi.infer._findings import Level, MissedModes, find
+from pyro_nfvi.infer._fit import add_finding
+
+ZERO = torch.tensor(0.0)
+
+
+def fitted(model, *args, guide="affine", **options):
+    chosen = {"max_steps": 100, "seed": 0, "progress": False, "explore": "off"} | options
+    return NFVI(model, guide, **chosen).run(*args)
+
+
+@pytest.fixture(scope="module")
+def run():
+    fit = fitted(conjugate, Y)
+    return fit, fit.mcmc(num_samples=100, warmup_steps=60, seed=0, progress=False)
+
+
+def test_draws_are_those_of_the_posterior(run):
+    _, found = run
+    mean, sd = posterior(Y)
+    draws = found.get_samples()["mu"]
+    assert draws.shape == (6400,)
+    assert found.get_samples(group_by_chain=True, deterministic=True)["twice"].shape == (64, 100)
+    torch.testing.assert_close(found.get_samples(deterministic=True)["twice"], 2 * draws)
+    # Five standard errors of mean and sd (a false alarm in 1 of a million runs).
+    assert found.ess > 2000
+    assert abs(draws.mean() - mean) < 5 * sd / found.ess**0.5
+    assert abs(draws.std() / sd - 1) < 5 / found.ess_tail**0.5
+    assert found.rhat < 1.05
+    assert found.nested_rhat < 1.01
+    assert found.khat < 0.7
+    assert found.verdict == "good"
+    assert "64 chains of 100 draws" in repr(found)
+    assert abs(found.summary()["mu"].mean - float(draws.mean())) < 1e-4
+
+
+def test_the_fit_may_be_wrong():
+    """Draws of a guide that was hardly trained are far off, and those of its chains are not."""
+    fit = fitted(conjugate, Y, max_steps=3, precondition=False, seed=1)
+    mean, sd = posterior(Y)
+    law = torch.distributions.Normal(mean, sd)
+
+    def p(draws):
+        return kstest(draws.double().numpy(), lambda x: law.cdf(torch.as_tensor(x)).numpy()).pvalue
+
+    assert p(fit.sample(500, seed=0)["mu"]) < 1e-6
+    found = fit.mcmc(num_samples=4, num_chains=500, warmup_steps=100, seed=0, progress=False)
+    # The last draws of chains are independent: a false alarm at 1e-6.
+    assert p(found.samples["mu"][:, -1]) > 1e-6
+
+
+@pytest.mark.parametrize("guide", ["affine", "iaf*1"])
+def test_constrained_sites_are_exact(guide):
+    def model():
+        pyro.sample("p", dist.Dirichlet(torch.tensor([2.0, 3.0, 5.0])))
+        pyro.sample("s", dist.Gamma(torch.tensor(3.0), 2.0))
+        pyro.factor("o", ZERO)
+
+    fit = fitted(model, guide=guide, max_steps=60)
+    found = fit.mcmc(num_samples=4, num_chains=800, warmup_steps=80, seed=0, progress=False)
+    laws = {
+        "p": (found.samples["p"][:, -1, 0], "beta", (2.0, 8.0)),
+        "s": (found.samples["s"][:, -1], "gamma", (3.0, 0.0, 0.5)),
+    }
+    for draws, law, numbers in laws.values():
+        assert kstest(draws.double().numpy(), law, numbers).pvalue > 1e-6
+
+
+def test_log_p_and_arviz(run):
+    pytest.importorskip("arviz")
+    fit, found = run
+    idata = to_arviz(found)
+    assert idata["posterior"]["mu"].shape == (64, 100)
+    assert idata["log_likelihood"]["y"].shape == (64, 100, len(Y))
+    log_p = torch.as_tensor(idata["sample_stats"]["log_p"].values)
+    torch.testing.assert_close(log_p, found.log_p, atol=1e-3, rtol=1e-4)
+    assert {"diverging", "acceptance_rate", "n_steps"} <= set(idata["sample_stats"].data_vars)
+    assert found.predict(seed=0)["y"].shape == (6400, len(Y))
+    assert fit.model is found.kernel.model
+
+
+def test_same_seed_same_draws_and_nothing_of_the_process_changes():
+    fit = fitted(conjugate, Y, max_steps=20)
+    before = torch.get_rng_state()
+    one, two, other = (
+        fit.mcmc(num_samples=10, warmup_steps=10, num_chains=8, seed=seed, progress=False)
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one.samples["mu"], two.samples["mu"])
+    assert not torch.equal(one.samples["mu"], other.samples["mu"])
+    assert all(p.requires_grad for p in fit.guide.parameters())
+    assert len(pyro.poutine.runtime._PYRO_STACK) == 0
+
+
+def test_parameters_of_the_model_stay_at_their_fitted_values():
+    def model(y):
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        mu = pyro.sample("mu", dist.Normal(ZERO, 5.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+    fit = fitted(model, Y, max_steps=300)
+    scale = float(fit.params["scale"])
+    found = fit.mcmc(num_samples=50, num_chains=64, seed=0, progress=False)
+    precision = 1 / 25 + len(Y) / scale**2
+    mean = float(Y.sum()) / scale**2 / precision
+    assert abs(float(found.samples["mu"].mean()) - mean) < 5 * (precision * found.ess) ** -0.5
+    assert float(fit.params["scale"]) == scale
+
+
+# ------------------------------------------------------------------------- what is told
+
+
+def test_places_that_disagree_are_told():
+    def two():
+        x = pyro.sample("x", dist.Normal(ZERO, 10.0))
+        far = dist.Normal(torch.tensor([0.0, 9.0]), torch.tensor([1.0, 0.3]))
+        pyro.factor("o", far.log_prob(x.unsqueeze(-1)).logsumexp(-1))
+
+    fit = fitted(two, max_steps=60)
+    # A law that is wide enough to reach the mode that the fit has not seen.
+    wide = fit.mcmc(num_samples=100, num_chains=256, warmup_steps=50, seed=0, progress=False)
+    if wide.samples["x"].max() > 6:
+        assert find(wide.findings, ChainsDisagree) is not None
+        assert wide.verdict != "good"
+    assert fit.verdict != "good" or wide.samples["x"].max() < 6
+
+
+def test_what_the_fit_has_not_seen_stays_in_the_verdict(run):
+    fit, _ = run
+    missed = add_finding(fit, MissedModes(1))
+    found = missed.mcmc(num_samples=100, warmup_steps=50, seed=0, progress=False)
+    assert found.findings == ()
+    assert found.verdict == "do not trust"
+    assert any("not reached" in reason for reason in found.verdict.reasons)
+
+
+def test_divergent_chains_are_told():
+    fit = fitted(eight_schools, max_steps=100)
+    found = fit.mcmc(num_samples=30, num_chains=32, warmup_steps=40, seed=0, progress=False)
+    assert find(found.findings, Divergent) is not None or find(found.findings, ChainsDisagree)
+    assert found.verdict != "good"
+    assert found.verdict.next_step
+
+
+class Switch:
+    """A model that is broken once it is told so."""
+
+    def __init__(self, broken):
+        self.broken, self.on = broken, False
+
+    def __call__(self):
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.factor("o", self.broken(x) if self.on else 0.0 * x.sum(-1))
+
+
+def test_regions_without_a_density_are_left_out_and_told():
+    model = Switch(lambda x: torch.where(x[..., 0] > 0.5, -math.inf, 0.0))
+    fit = fitted(model)
+    model.on = True
+    found = fit.mcmc(num_samples=60, warmup_steps=60, seed=0, progress=False)
+    assert (found.samples["x"][..., 0] <= 0.5).all()
+    assert find(found.findings, Divergent) is not None
+    model.broken = lambda x: x.sum(-1) * math.nan
+    with pytest.raises(ModelError, match="found no start"):
+        fit.mcmc(num_samples=10, seed=0, progress=False)
+
+
+def test_chains_that_never_move_are_told():
+    starts = []
+
+    def broken(x):
+        if not starts:
+            starts.append(x.detach().clone())
+        return torch.where((x.unsqueeze(-2) == starts[0]).all(-1).any(-1), 0.0, -math.inf)
+
+    model = Switch(broken)
+    fit = fitted(model)
+    model.on = True
+    found = fit.mcmc(num_samples=10, num_chains=8, warmup_steps=20, seed=0, progress=False)
+    assert find(found.findings, StuckChains) == StuckChains(8, 8)
+    assert found.verdict == "do not trust"
+    assert "another parametrisation" in found.verdict.next_step
+
+
+def test_time_is_bounded(run):
+    fit, _ = run
+    short = fit.mcmc(num_samples=10**5, num_chains=8, max_seconds=0.5, seed=0, progress=False)
+    told = find(short.findings, CutShort)
+    assert told is not None
+    assert told.ending is Ending.TIME
+    assert told.level is Level.DOUBT
+    assert 4 <= short.log_p.shape[1] < 10**5
+    assert short.verdict != "good"
+
+
+def test_progress_is_a_line_where_there_is_no_terminal(run, capsys):
+    fit, _ = run
+    fit.mcmc(num_samples=5, num_chains=8, warmup_steps=5, seed=0)
+    assert "NFVI: 8 chains: 10 draws" in capsys.readouterr().err
+
+
+def test_bad_requests(tmp_path, run):
+    fit, _ = run
+    for wrong in ({"num_samples": 0}, {"num_chains": 1}, {"warmup_steps": -1}, {"max_seconds": 0}):
+        with pytest.raises(OptionError, match=next(iter(wrong))):
+            fit.mcmc(**wrong)
+    with pytest.raises(OptionError, match="take fewer draws"):
+        fit.mcmc(num_samples=10**7)
+    fit.save(tmp_path / "fit")
+    with pytest.raises(NotSetUpError, match="without its model"):
+        load(tmp_path / "fit").mcmc()
+
+    def subsampled():
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 5, subsample_size=2) as index:
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=Y[index])
+
+    with pytest.raises(ModelError, match="'data' subsamples"):
+        fitted(subsampled, max_steps=5).mcmc()
