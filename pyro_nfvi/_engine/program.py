@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from pyro_nfvi._optim.torch_optimizers import Adam
 from pyro_nfvi.errors import NFVIError
 
 
@@ -135,6 +136,7 @@ class OptimizerSpec:
             for group in optimizer.param_groups
         )
         own = type(optimizer).__module__.split(".")[:2] == ["torch", "optim"]
+        own = own or isinstance(optimizer, Adam)
         kind = type(optimizer).__name__ if own else ""
         return cls(optimizer, kind, tuple(where[id(param)] for param in params), options, clip)
 

@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from pyro_nfvi._compat import without_modes
 from pyro_nfvi._engine.graph_tensors import frozen
+from pyro_nfvi._operators import aten
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -133,7 +134,7 @@ class Sinking:
         shape = tuple(meta.shape)
         for axis, (size, stride) in enumerate(zip(shape, meta.stride())):
             if size > 1 and stride == 0:  # a constant that was expanded before
-                made = self.emit(torch.ops.aten.slice.Tensor, (made, axis, 0, 1))
+                made = self.emit(aten.slice.Tensor, (made, axis, 0, 1))
         return Repeated(made, shape)
 
     # --------------------------------------------------------------------------- operations
@@ -174,18 +175,11 @@ class Sinking:
         kwargs = kwargs or {}
 
         def run() -> Any:
-            def meta_of(x: Node) -> Any:
-                return x.meta["val"]
-
             if meta is not None:
                 return meta
-            given = torch.fx.node.map_arg(args, meta_of)
-            options = torch.fx.node.map_arg(kwargs, meta_of)
-            if "device" in options:
-                options = {**options, "device": "meta"}
             with without_modes(), torch.no_grad():
                 try:
-                    return func(*given, **options)
+                    return _of_zeros(func, args, kwargs)
                 except (RuntimeError, NotImplementedError, IndexError, TypeError) as error:
                     raise NoNarrowForm(str(error)) from error
 
@@ -228,7 +222,7 @@ class Sinking:
         base, axis = value.base, value.axis + len(value.shape)
         if base.along(axis):
             return Repeated(base.node, value.shape)
-        made = self.emit(torch.ops.aten.index_select.default, (base.node, axis, value.index))
+        made = self.emit(aten.index_select.default, (base.node, axis, value.index))
         return Repeated(made, value.shape)
 
     def whole(self, node: Node) -> Node:
@@ -255,7 +249,7 @@ class Sinking:
             return value.node
         key = value.node, wanted
         if key not in self._expanded:
-            made = self.emit(torch.ops.aten.expand.default, (value.node, list(wanted)))
+            made = self.emit(aten.expand.default, (value.node, list(wanted)))
             self._expanded[key] = made
         return self._expanded[key]
 
@@ -265,6 +259,39 @@ class Sinking:
         whole = {axis % rank for axis in axes} if rank else set()
         pairs = enumerate(zip(value.shape, value.distinct))
         return self.fit(value, [size if d in whole else mine for d, (size, mine) in pairs])
+
+
+def _of_zeros(func: Any, args: Any, kwargs: Any) -> Any:
+    """Return the meta tensors of an operation's results, from a run on zeros.
+
+    On the meta device some operations are Python, which imports PyTorch's compiler; so it is the
+    second choice, for an operation that refuses zeros.
+    """
+
+    def zeros(node: Node) -> Any:
+        def one(x: Tensor) -> Tensor:
+            count = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride()))
+            held = torch.zeros(count if x.numel() else 0, dtype=x.dtype)
+            return held.as_strided(x.shape, x.stride())
+
+        meta = node.meta["val"]
+        return one(meta) if isinstance(meta, Tensor) else [one(x) for x in meta]
+
+    def meta_of(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+        return [meta_of(one) for one in x] if isinstance(x, (tuple, list)) else x
+
+    def run(given: Callable[[Node], Any], device: str) -> Any:
+        options = torch.fx.node.map_arg(kwargs, given)
+        if "device" in options:
+            options = {**options, "device": device}
+        return func(*torch.fx.node.map_arg(args, given), **options)
+
+    try:
+        return meta_of(run(zeros, "cpu"))
+    except (RuntimeError, NotImplementedError, IndexError, TypeError):
+        return run(lambda node: node.meta["val"], "meta")
 
 
 def broadcast(shapes: Iterable[Sequence[int]], rank: int) -> Shape:

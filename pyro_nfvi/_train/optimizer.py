@@ -9,6 +9,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from pyro_nfvi._optim.torch_optimizers import Adam
 from pyro_nfvi._train.recipe import TRAINING
 from pyro_nfvi.errors import OptionError
 
@@ -79,7 +80,7 @@ def make_optimizer(
             {"params": list(models) if unit < 1 else [], "lr": unit * rate},
         ]
         fused = all(leaf.is_floating_point() and leaf.device.type != "mps" for leaf in leaves)
-        return torch.optim.Adam([group for group in groups if group["params"]], fused=fused)
+        return Adam([group for group in groups if group["params"]], fused=fused)
     if isinstance(optim, PyroOptim):
         return optim.pt_optim_constructor(leaves, **optim.pt_optim_args)
     made = optim(leaves)

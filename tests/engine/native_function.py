@@ -47,7 +47,6 @@ class NativeFunction:
         self._results = [node.meta["val"] for node in nodes[-1].args[0]]
         text = (
             f"{self._source.text}\n"
-            '#define NFVI_API extern "C" __attribute__((visibility("default")))\n'
             "NFVI_API int64_t nfvi_work(){return NFVI_WORK;}\n"
             "NFVI_API void nfvi_call(Ctx* cx){step(cx);}\n"
         )

@@ -37,8 +37,8 @@ from pyro_nfvi._engine.native.shared_library import (
 from pyro_nfvi._engine.native.sparse_weights import Masked, find_masked, full_blocks, ranges, table
 from pyro_nfvi._engine.program import BlockResult, OptimizerSpec, Program, Unsupported
 
-#: Functions of a compiled step.
-_SYMBOLS = ("nfvi_work", "nfvi_run")
+#: Functions of a compiled step, and of the loop over steps.
+_STEP_SYMBOLS, _LOOP_SYMBOLS = ("nfvi_work", "nfvi_step"), ("nfvi_run",)
 #: Numbers to a multiple of which parameters are padded in the flat vectors: each then starts at a
 #: line of the cache (64 bytes of floats).
 _ALIGNMENT = 16
@@ -96,19 +96,35 @@ def build_native(
     text = "\n".join(
         [
             source.text,
-            header("runtime.h"),
             "NFVI_API int64_t nfvi_work(){return NFVI_WORK;}",
-            "NFVI_API void nfvi_run(Fit* f,const void* const* from,const double* rates,"
-            "int64_t n,double* bounds,int64_t* bad,uint8_t* ok)"
-            f"{{run<{real},{bound[0]}>(f,from,rates,n,bounds,bad,ok);}}",
+            "NFVI_API void nfvi_step(Ctx* cx){step(cx);}",
         ]
     )
+    loop = _loop_source(real, kind, outer=any(one.outer for one in masked))
     middle = time.perf_counter()
-    data, cached = compile_text(text, _SYMBOLS, timeout)
+    data, cached = compile_text(text, _STEP_SYMBOLS, timeout)
+    stepping, _ = compile_text(loop, _LOOP_SYMBOLS, timeout)
     end = time.perf_counter()
     left = tuple(one.name for one in source.eager)
     info = BuildInfo(middle - begin, end - middle, cached, source.loops, left)
-    return NativeRunner(program, optimizer_spec, kind, source, data, info, masked)
+    return NativeRunner(program, optimizer_spec, kind, source, (data, stepping), info, masked)
+
+
+def _loop_source(real: str, kind: str, *, outer: bool) -> str:
+    """Write the loop over steps, which all models share.
+
+    Args:
+        real: Type of the parameters.
+        kind: The optimiser.
+        outer: Whether some gradient is left as a column and a row.
+    """
+    names = ("base.h", "gemm.h", "gemv.h", "holes.h", "runtime.h")
+    entry = (
+        "NFVI_API void nfvi_run(Fit* f,const void* const* from,const double* rates,"
+        "int64_t n,double* bounds,int64_t* bad,uint8_t* ok)"
+        f"{{run<{real},{KINDS[kind]},{int(outer)}>(f,from,rates,n,bounds,bad,ok);}}"
+    )
+    return "\n".join([*(header(name) for name in names), entry])
 
 
 class NativeRunner:
@@ -127,7 +143,7 @@ class NativeRunner:
         spec: OptimizerSpec,
         kind: str,
         source: Source,
-        compiled: bytes,
+        compiled: tuple[bytes, bytes],
         info: BuildInfo,
         masked: Sequence[Masked] = (),
     ) -> None:
@@ -135,9 +151,10 @@ class NativeRunner:
         self._masked = {one.index: one for one in masked}
         self._shown = {k: one.mask.reshape(-1) != 0 for k, one in self._masked.items()}
         self._program, self._spec, self._kind = program, spec, kind
-        self._library = load(compiled, _SYMBOLS)
+        self._library = load(compiled[0], _STEP_SYMBOLS)
         self._library.nfvi_work.restype = ctypes.c_int64
-        self._library.nfvi_run.restype = None
+        self._run = load(compiled[1], _LOOP_SYMBOLS).nfvi_run
+        self._run.restype = None
         # Rows of the flat vectors that steps change: values and the state that is in use.
         used = [state_names(kind, options) for options in spec.options]
         self._changing = [0, *(2 + k for k in range(3) if any(names[k] for names in used))]
@@ -232,7 +249,6 @@ class NativeRunner:
         self._fit = FitStruct(
             *rows,
             len(self._stretches) // 2,
-            KINDS[self._kind],
             len(self._spec.options),
             program.eps.shape[0],
             ctypes.addressof(self._stretches),
@@ -247,6 +263,8 @@ class NativeRunner:
             0,
             len(self._outer),
             ctypes.addressof(self._outer_array),
+            ctypes.cast(self._library.nfvi_step, ctypes.c_void_p),
+            int(self._bound.dtype == torch.float64),
         )
 
     # --------------------------------------------------------------------------- the runner
@@ -271,7 +289,7 @@ class NativeRunner:
         interrupted = self._eager.interrupted = False
         self._fit.done = 0
         try:
-            self._library.nfvi_run(
+            self._run(
                 ctypes.byref(self._fit),
                 pointers([tensor.data_ptr() for tensor in held]),
                 *(ctypes.c_void_p(rates.data_ptr()), ctypes.c_int64(n)),

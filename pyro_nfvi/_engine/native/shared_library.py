@@ -63,7 +63,7 @@ class FitStruct(ctypes.Structure):
 
     _fields_ = [
         *((name, _P) for name in ("par", "grd", "s1", "s2", "s3")),
-        *((name, _I) for name in ("stretches", "kind", "groups", "particles")),
+        *((name, _I) for name in ("stretches", "groups", "particles")),
         ("at", _P),
         ("clip", _D),
         ("group", _P),
@@ -76,6 +76,8 @@ class FitStruct(ctypes.Structure):
         ("done", _I),
         ("outers", _I),
         ("outer", _P),
+        ("step", _P),
+        ("wide", _I),
     ]
 
 

@@ -16,6 +16,7 @@ from pyro_nfvi._gaussian_vi.gaussians import Normals
 from pyro_nfvi._gaussian_vi.low_rank_gaussian import add_directions
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit, fit_gaussian
 from pyro_nfvi._gaussian_vi.target import Target
+from pyro_nfvi._optim.torch_optimizers import LBFGS
 from pyro_nfvi._pyro_model.initial_values import prior_trace
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
@@ -274,7 +275,7 @@ def _ascend(target: Target, start: Tensor, steps: int) -> list[Tensor]:
             return -log_p[0]
         return torch.full((), 1e30, dtype=log_p.dtype)
 
-    optimizer = torch.optim.LBFGS([point], max_iter=steps, line_search_fn="strong_wolfe")
+    optimizer = LBFGS([point], max_iter=steps, line_search_fn="strong_wolfe")
     with suppress(_TimeOver):
         optimizer.step(descent)
     if not path:

@@ -1,30 +1,39 @@
 // What generated code stands on: types, and mathematics that the compiler can put into vectors.
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <limits>
+#include <stdint.h>
 
+// Mathematics of the C library, declared here: <cmath> takes longer to read than a step to parse.
+// glibc has some of it in vectors; saying so lets loops be vectorised without -ffast-math.
 #ifdef NFVI_LIBMVEC
-// glibc has these in vectors; saying so lets loops over them be vectorised without -ffast-math.
 #define NFVI_SIMD __attribute__((simd("notinbranch")))
+#else
+#define NFVI_SIMD
+#endif
 #define NFVI_DECLARE(name) \
   NFVI_SIMD double name(double) noexcept; \
   NFVI_SIMD float name##f(float) noexcept;
+#define NFVI_SCALAR(name) \
+  double name(double) noexcept; \
+  float name##f(float) noexcept;
 extern "C" {
 NFVI_DECLARE(exp) NFVI_DECLARE(log) NFVI_DECLARE(sin) NFVI_DECLARE(cos) NFVI_DECLARE(tan)
 NFVI_DECLARE(exp2) NFVI_DECLARE(log2) NFVI_DECLARE(log10) NFVI_DECLARE(expm1) NFVI_DECLARE(log1p)
 NFVI_DECLARE(sinh) NFVI_DECLARE(cosh) NFVI_DECLARE(tanh) NFVI_DECLARE(asin) NFVI_DECLARE(acos)
 NFVI_DECLARE(atan) NFVI_DECLARE(asinh) NFVI_DECLARE(acosh) NFVI_DECLARE(atanh) NFVI_DECLARE(erf)
 NFVI_DECLARE(erfc)
+NFVI_SCALAR(sqrt) NFVI_SCALAR(fabs) NFVI_SCALAR(floor) NFVI_SCALAR(ceil) NFVI_SCALAR(trunc)
+NFVI_SCALAR(rint)
 NFVI_SIMD double pow(double, double) noexcept;
 NFVI_SIMD float powf(float, float) noexcept;
 NFVI_SIMD double atan2(double, double) noexcept;
 NFVI_SIMD float atan2f(float, float) noexcept;
 NFVI_SIMD double hypot(double, double) noexcept;
 NFVI_SIMD float hypotf(float, float) noexcept;
+double copysign(double, double) noexcept;
+float copysignf(float, float) noexcept;
+double fmod(double, double) noexcept;
+float fmodf(float, float) noexcept;
 }
-#endif
 
 #define NFVI_UNARY(name) \
   static inline double m_##name(double x) { return ::name(x); } \
@@ -156,3 +165,5 @@ struct Ctx {
   nfvi_dgemm dgemm;
   nfvi_eager eager;
 };
+
+#define NFVI_API extern "C" __attribute__((visibility("default")))

@@ -26,12 +26,10 @@ static void evaluate(NfviTarget* self, const void* z, const void* const* streams
   for (int64_t begin = 0; begin < n; begin += R) {
     const int64_t m = n - begin < R ? n - begin : R;
     const T* from = (const T*)z + begin * D;
-    std::memcpy(rows, from, m * D * sizeof(T));
-    for (int64_t i = m; i < R; i++) std::memcpy(rows + i * D, from + (m - 1) * D, D * sizeof(T));
+    __builtin_memcpy(rows, from, m * D * sizeof(T));
+    for (int64_t i = m; i < R; i++) __builtin_memcpy(rows + i * D, from + (m - 1) * D, D * sizeof(T));
     step(cx);
-    std::memcpy((B*)log_p + begin, self->log_p, m * sizeof(B));
-    std::memcpy((T*)score + begin * D, self->score, m * D * sizeof(T));
+    __builtin_memcpy((B*)log_p + begin, self->log_p, m * sizeof(B));
+    __builtin_memcpy((T*)score + begin * D, self->score, m * D * sizeof(T));
   }
 }
-
-#define NFVI_API extern "C" __attribute__((visibility("default")))

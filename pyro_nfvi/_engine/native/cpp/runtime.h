@@ -1,4 +1,5 @@
 // The loop over steps: clip, refuse what is not finite, update. No globals: all state is in Fit.
+// A unit of its own, since it depends neither on the model nor on the guide.
 enum Kind { ADAM, ADAMW, RMSPROP, SGD, ADAGRAD, CLIPPED };
 
 struct Group {
@@ -17,7 +18,7 @@ struct Outer {
 
 struct Fit {
   void *par, *grd, *s1, *s2, *s3;  // flat vectors
-  int64_t stretches, kind, groups, particles;
+  int64_t stretches, groups, particles;
   const int64_t* at;     // begin and end of each stretch that is in use, in whole vectors
   double clip;
   Group* group;
@@ -30,9 +31,9 @@ struct Fit {
   int64_t done;          // steps tried in this block
   int64_t outers;
   const Outer* outer;
+  void (*step)(Ctx*);    // the unit of the step
+  int64_t wide;          // 1 where the bound is a double, 0 where it is a float
 };
-
-static void step(Ctx* cx);
 
 // The numbers of a group, without the holes of masked weights.
 #define NFVI_EACH(g, at) \
@@ -246,7 +247,7 @@ static void adam(const Group& g, const Outer& o, double rate, T scale, T* p, con
       });
 }
 
-template <class T> static double norm(T* x, const Fit* f) {
+template <class T, bool OUTER> static double norm(T* x, const Fit* f) {
   typedef typename Vec<T, NFVI_BYTES>::type V;
   constexpr int W = NFVI_BYTES / sizeof(T), U = 4;
   double total = 0;
@@ -275,11 +276,14 @@ template <class T> static double norm(T* x, const Fit* f) {
       room = 1024;
     }
   }
-  for (int64_t k = 0; k < f->outers; k++) total += norm<T>(x, f->outer[k]);
+  if constexpr (OUTER)
+    for (int64_t k = 0; k < f->outers; k++) total += norm<T>(x, f->outer[k]);
   return ::sqrt(total + (double)lanes<T, NFVI_BYTES>((sum[0] + sum[1]) + (sum[2] + sum[3])));
 }
 
-template <class T> static void update(Fit* f, const double* rate, double length) {
+// KIND: the optimiser; OUTER: whether there are gradients that only column and row are there of.
+template <class T, int KIND, bool OUTER>
+static void update(Fit* f, const double* rate, double length) {
   const double scale = f->clip / (length + 1e-6);
   const T s = scale < 1 ? (T)scale : (T)1;
   for (int64_t k = 0; k < f->groups; k++) {
@@ -287,16 +291,15 @@ template <class T> static void update(Fit* f, const double* rate, double length)
     g.steps += 1;
     T *p = (T*)f->par, *s1 = (T*)f->s1, *s2 = (T*)f->s2, *s3 = (T*)f->s3;
     const T* d = (const T*)f->grd;
-    for (int64_t j = 0; j < f->outers; j++)
-      if (f->outer[j].group == k) adam<T>(g, f->outer[j], rate[k], s, p, d, s1, s2);
-    switch (f->kind) {
-      case ADAM: adam<T>(g, f->at, false, rate[k], s, p, d, s1, s2, s3); break;
-      case ADAMW: adam<T>(g, f->at, true, rate[k], s, p, d, s1, s2, s3); break;
-      case RMSPROP: rmsprop<T>(g, f->at, rate[k], s, p, d, s1, s2, s3); break;
-      case SGD: sgd<T>(g, f->at, rate[k], s, p, d, s1); break;
-      case ADAGRAD: adagrad<T>(g, f->at, rate[k], s, p, d, s1); break;
-      case CLIPPED: clipped<T>(g, f->at, rate[k], s, p, d, s1, s2); break;
-    }
+    if constexpr (OUTER)
+      for (int64_t j = 0; j < f->outers; j++)
+        if (f->outer[j].group == k) adam<T>(g, f->outer[j], rate[k], s, p, d, s1, s2);
+    if constexpr (KIND == ADAM) adam<T>(g, f->at, false, rate[k], s, p, d, s1, s2, s3);
+    if constexpr (KIND == ADAMW) adam<T>(g, f->at, true, rate[k], s, p, d, s1, s2, s3);
+    if constexpr (KIND == RMSPROP) rmsprop<T>(g, f->at, rate[k], s, p, d, s1, s2, s3);
+    if constexpr (KIND == SGD) sgd<T>(g, f->at, rate[k], s, p, d, s1);
+    if constexpr (KIND == ADAGRAD) adagrad<T>(g, f->at, rate[k], s, p, d, s1);
+    if constexpr (KIND == CLIPPED) clipped<T>(g, f->at, rate[k], s, p, d, s1, s2);
   }
 }
 
@@ -318,25 +321,23 @@ struct Flush {
 #endif
 };
 
-// Up to n steps; only the last one may be refused. The bound is of type B.
-template <class T, class B>
+// Up to n steps; only the last one may be refused.
+template <class T, int KIND, bool OUTER>
 static void run(Fit* f, const void* const* from, const double* rates, int64_t n, double* bounds,
     int64_t* bad, uint8_t* ok) {
   const Flush flush{};
   for (int64_t s = 0; s < n; s++) {
     for (int64_t k = 0; k < f->streams; k++)
       f->cx->in[f->first_stream + k] = (const char*)from[k] + s * f->stride[k];
-    step(f->cx);
-    bounds[s] = (double)*(const B*)f->bound;
+    f->step(f->cx);
+    bounds[s] = f->wide ? *(const double*)f->bound : (double)*(const float*)f->bound;
     bad[s] = *f->bad;
     // A NaN squared stays one, an overflow of the squares is infinite as in torch.
-    const double length = norm((T*)f->grd, f);
+    const double length = norm<T, OUTER>((T*)f->grd, f);
     const bool fine = 2 * bad[s] <= f->particles && length <= (double)std::numeric_limits<T>::max();
     ok[s] = fine;
     f->done = s + 1;
     if (!fine) return;
-    update<T>(f, rates + s * f->groups, length);
+    update<T, KIND, OUTER>(f, rates + s * f->groups, length);
   }
 }
-
-#define NFVI_API extern "C" __attribute__((visibility("default")))
