@@ -91,6 +91,7 @@ class Gatherer:
                 self.missing[group] = self.reason
         else:
             log_p = self._evaluation(self.view, log_p)
+            self._note_mini_batch(self.view)
             self._predictive(self.view)
             if self.prior:
                 self._prior(self.view)
@@ -257,6 +258,21 @@ class Gatherer:
                 "takes the scale."
             )
 
+    def _note_mini_batch(self, view: ModelView) -> None:
+        """Tell that rows are missing where a plate subsamples."""
+        told = view.mini_batch
+        if not told:
+            return
+        for group in ("log_likelihood", "sample_stats", "observed_data", "posterior_predictive"):
+            if self._wants(group):
+                self.groups.note(group, mini_batch=told)
+        self.remarks.append(
+            f"The result is of one mini-batch, {told}: log_likelihood, observed_data and the "
+            "predictions have these rows alone, log_p is scaled from them, and az.loo is theirs. "
+            "For all rows give the model with the whole plate (subsample_size=None): "
+            "to_arviz(fit, model=whole_model)."
+        )
+
     def _lacks(self, group: str, why: str) -> None:
         """Note that something of a group is missing; what was noted before stays."""
         before = self.missing.get(group)
@@ -339,7 +355,8 @@ class Gatherer:
             if value is not None:
                 self._add("sample_stats", name, (), value)
         attrs = dict(self.draws.attrs)
-        if log_p is not None and log_q is not None and "khat" not in attrs:
+        part = self.view is not None and self.view.mini_batch  # whose weights are noise
+        if log_p is not None and log_q is not None and "khat" not in attrs and not part:
             attrs |= weight_attrs(log_p.cpu() - log_q.cpu())
         if "sample_stats" in self.groups.variables:
             self.groups.note("sample_stats", **attrs)

@@ -74,7 +74,8 @@ def loo_approximate(data: Any, *, var_name: str | None = None) -> LOO:
         One smoothing of S weights per observation.
 
     Raises:
-        OptionError: A group or variable is missing, or there are several observed sites.
+        OptionError: A group or variable is missing, there are several observed sites, or the data
+            are one mini-batch of all.
 
     Source: Magnusson, Andersen, Jonasson & Vehtari 2019, PMLR 97, section 2.2.
 
@@ -105,6 +106,11 @@ def loo_approximate(data: Any, *, var_name: str | None = None) -> LOO:
         raise OptionError(
             f"sample_stats has no {missing[0]}: these draws are not from an approximation with a "
             "known density. Use az.loo."
+        )
+    if "mini_batch" in likelihood.attrs:
+        raise OptionError(
+            f"The log likelihood is of one mini-batch ({likelihood.attrs['mini_batch']}), whose "
+            "weights are noise. Convert with the whole plate: to_arviz(fit, model=whole_model)."
         )
     draws = likelihood[name].values
     count = draws.shape[0] * draws.shape[1]

@@ -80,6 +80,14 @@ class ModelView:
         """Draws that are evaluated together."""
         return max(1, RECIPE.numbers_in_chunk // max(1, self.log_joint.size))
 
+    @property
+    def mini_batch(self) -> str:
+        """How many rows of how many there are where plates subsample; empty where none does."""
+        plates = self.log_joint.subsampled.items()
+        return ", ".join(
+            f"{count} of the {size} rows of {name!r}" for name, (size, count) in plates
+        )
+
     def observed(self) -> dict[str, Tensor]:
         """Values of the observed sites, factors left out."""
         return {

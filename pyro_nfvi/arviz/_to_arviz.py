@@ -234,6 +234,12 @@ def _reweight(draws: Draws, view: ModelView, num_samples: int) -> tuple[Draws, T
             "reweighted=True needs draws with a known density, from a fit or a guide; "
             f"{draws.attrs.get('source', 'this source')} has none."
         )
+    if view.mini_batch:
+        raise OptionError(
+            f"reweighted=True needs the log joint of all data, and here it is that of one "
+            f"mini-batch ({view.mini_batch}), whose weights are noise. Give the model with the "
+            "whole plate: to_arviz(fit, model=whole_model, reweighted=True)."
+        )
     flat = {name: value[0] for name, value in draws.values.items()}
     log_p = torch.cat([part.log_p for part in view.evaluate(flat, deterministic=False)])
     log_q = draws.log_q[0]

@@ -115,7 +115,7 @@ def predict_from(
         if not subsample:
             outcome = found
             break
-        _scatter(outcome, found, trace, subsample, first=place == 0)
+        _scatter(outcome, found, trace, subsample)
         # What no plate of the batch holds is one value for all batches.
         shared = {n: outcome[n] for n in found if _axis(trace, n, subsample) is None}
         values |= {n: v for n, v in shared.items() if not is_deterministic(trace.nodes[n])}
@@ -165,7 +165,7 @@ def _tell_rows(
     sites = [n for n in drawn if n in nodes and not is_deterministic(nodes[n])]
     rows = {_plates(nodes[n]) for n in sites}
     own = {n for n in held if n in nodes and _plates(nodes[n]) in rows - {frozenset()}}
-    vectors = [n for n in held - own if n in nodes and not _plates(nodes[n])]
+    vectors = [n for n in set(held) - own if n in nodes and not _plates(nodes[n])]
     lengths = {n: _row_lengths(nodes[n]) for n in sites}
     # As many entries as rows by chance (coefficients, say) is one more question, no wrong number.
     if any(set(nodes[n]["value"].shape) & length for n in vectors for length in lengths.values()):
@@ -309,18 +309,18 @@ def _scatter(
     found: TensorDict,
     trace: Trace,
     subsample: Mapping[str, Tensor],
-    *,
-    first: bool,
 ) -> None:
-    """Put the rows of one batch where they belong among all rows."""
+    """Put the rows of one batch where they belong among all rows.
+
+    Sites of a sequential plate are of one row each, and come in the batch that holds it.
+    """
     ((plate, index),) = subsample.items()
     for name, value in found.items():
         axis = _axis(trace, name, subsample)
         if axis is None:
-            if first:
-                whole[name] = value
+            whole.setdefault(name, value)
             continue
-        if first:
+        if name not in whole:
             shape = list(value.shape)
             shape[axis + 1] = int(trace.nodes[plate]["fn"].size)
             whole[name] = value.new_empty(shape)

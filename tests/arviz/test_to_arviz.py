@@ -16,6 +16,7 @@ from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 from pyro_nfvi import NFVI, AutoFlow, AutoIAF, to_arviz
+from pyro_nfvi.arviz import loo_approximate
 from pyro_nfvi.errors import ConversionWarning, MissingPackageError, OptionError
 
 az = pytest.importorskip("arviz")
@@ -293,7 +294,17 @@ def test_subsampled_data_share_one_set_of_indices():
         with pyro.plate("data", 100, subsample_size=10) as index:
             pyro.sample("y", dist.Normal(mu, 10.0), obs=data[index])
 
-    idata = to_arviz(AutoFlow(model).setup(data), args=(data,), num_samples=5)
+    guide = AutoFlow(model).setup(data)
+    with pytest.warns(ConversionWarning, match=r"one mini-batch, 10 of the 100 rows of 'data'"):
+        idata = to_arviz(guide, args=(data,), num_samples=5)
+    assert idata["log_likelihood"].attrs["mini_batch"] == "10 of the 100 rows of 'data'"
+    # Weights of one mini-batch are noise: nothing is made of them.
+    assert "khat" not in idata["posterior"].attrs
+    assert not {"khat", "ess", "log_evidence"} & set(idata["sample_stats"].attrs)
+    with pytest.raises(OptionError, match="mini-batch"):
+        loo_approximate(idata)
+    with pytest.raises(OptionError, match="mini-batch"):
+        to_arviz(guide, args=(data,), num_samples=5, reweighted=True)
     index = idata["observed_data"]["data"].values
     np.testing.assert_array_equal(idata["observed_data"]["y"], index)
     mu = torch.tensor(idata["posterior"]["mu"].values[0])

@@ -362,6 +362,24 @@ def test_a_latent_of_each_row_is_held_in_silence_only_where_that_was_said():
     assert "effect" not in fit.predict(num_samples=10)
 
 
+def sequential_sub_sampled(x, y=None):
+    a, b = pyro.sample("a", dist.Normal(0.0, 5.0)), pyro.sample("b", dist.Normal(0.0, 5.0))
+    for i in pyro.plate("rows", len(x), subsample_size=min(len(x), 7)):
+        seen = None if y is None else y[i]
+        pyro.sample(f"y_{int(i)}", dist.Normal(a + b * x[i], 0.1), obs=seen)
+
+
+@pytest.mark.parametrize("new", [(), (FAR, Y), (FAR[:17],)])
+def test_a_sequential_plate_that_subsamples_is_gone_through(new):
+    """30 and 17 rows in batches of seven: the last one goes round, and rows are drawn once."""
+    fit = run(sequential_sub_sampled, X, Y)
+    found = fit.predict(*new, num_samples=100, seed=0)
+    x = new[0] if new else X
+    assert sorted(found) == sorted(f"y_{i}" for i in range(len(x)))
+    rows = torch.stack([found[f"y_{i}"] for i in range(len(x))], -1)
+    assert float((rows.mean(0) - (A + B * x)).abs().max()) < 0.5
+
+
 def process(x, y=None):
     """A Gaussian process at the covariates: no plate says that its entries are the rows'."""
     cov = torch.exp(-0.5 * (x[:, None] - x) ** 2) + 1e-3 * torch.eye(len(x))
