@@ -30,6 +30,7 @@ from pyro_nfvi.guides._named import (
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._loading import load
 from pyro_nfvi.infer._nfvi import NFVI
+from pyro_nfvi.infer._target import Target
 
 if TYPE_CHECKING:
     from pyro_nfvi import vae as vae
@@ -50,6 +51,7 @@ __all__ = [
     "AutoSylvester",
     "Fit",
     "FlowDensity",
+    "Target",
     "clear_cache",
     "load",
     "show_versions",

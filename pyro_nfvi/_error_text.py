@@ -12,6 +12,16 @@ from types import FrameType
 
 #: Packages in whose code nobody looks for the cause.
 _LIBRARIES = ("torch", "pyro", "pyro_nfvi", "opt_einsum")
+#: Mistakes in the user's own code: no other values of the latents would mend them.
+MISTAKES = (
+    TypeError,
+    NameError,
+    AttributeError,
+    ImportError,
+    NotImplementedError,
+    SyntaxError,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,13 @@ from typing import Any, TypeAlias
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_nfvi._error_text import place_of, repeated_name
+from pyro_nfvi._error_text import MISTAKES, place_of, repeated_name
 from pyro_nfvi._pyro_model.initial_values import around_origin, feasible, start_trace, value_of
 from pyro_nfvi._pyro_model.recipe import MODELS
 from pyro_nfvi._pyro_model.start_fault import StartFault
 from pyro_nfvi.errors import ModelError
 
 Init: TypeAlias = Callable[[Mapping[str, Any]], Tensor]
-
-#: Mistakes in the model's own code: another point would not mend them.
-_MISTAKES = (
-    TypeError,
-    NameError,
-    AttributeError,
-    ImportError,
-    NotImplementedError,
-    SyntaxError,
-    MemoryError,
-)
 
 
 def start_kinds(init_loc_fn: Init) -> Iterator[tuple[str, Init]]:
@@ -82,7 +71,7 @@ def find_start(
             if shapes:
                 raise ModelError(words) from None
             raise
-        except _MISTAKES:
+        except MISTAKES:
             raise
         except Exception as error:  # a point at which the model fails, in any way it likes
             if (name := repeated_name(error)) is not None:

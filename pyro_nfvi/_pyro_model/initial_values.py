@@ -17,6 +17,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_nfvi._pyro_model.constraints import bijection, support_of
+from pyro_nfvi._pyro_model.flat_prior import FlatPrior
 from pyro_nfvi._pyro_model.latent_space import is_discrete
 from pyro_nfvi._pyro_model.recipe import MODELS
 from pyro_nfvi.errors import ModelError
@@ -57,6 +58,8 @@ class StartMessenger(InitMessenger):
 def feasible(site: Mapping[str, Any]) -> Tensor:
     """Return the value of a site at 0 in the unconstrained space; needs no draw.
 
+    A :class:`FlatPrior` brings a point of its own.
+
     Example:
         >>> import torch
         >>> import pyro.distributions as dist
@@ -64,8 +67,8 @@ def feasible(site: Mapping[str, Any]) -> Tensor:
         >>> feasible({"fn": fn})
         tensor([1., 1., 1.])
     """
-    transform, zeros = _origin(site)
-    return transform(zeros)
+    transform, origin = _origin(site)
+    return transform(origin)
 
 
 def around_origin(site: Mapping[str, Any]) -> Tensor:
@@ -75,8 +78,8 @@ def around_origin(site: Mapping[str, Any]) -> Tensor:
     """
     if is_discrete(site["fn"]):
         return site["fn"].sample()
-    transform, zeros = _origin(site)
-    return transform(MODELS.start_radius * (2 * torch.rand_like(zeros) - 1))
+    transform, origin = _origin(site)
+    return transform(origin + MODELS.start_radius * (2 * torch.rand_like(origin) - 1))
 
 
 def value_of(site: Mapping[str, Any]) -> Tensor:
@@ -128,6 +131,8 @@ def _origin(site: Mapping[str, Any]) -> tuple[Any, Tensor]:
         transform = bijection(support_of(fn))
     except ModelError as error:
         raise ModelError(f"Latent site {site.get('name', '')!r}: {error}") from error
+    if isinstance(fn, FlatPrior):
+        return transform, fn.start.expand(fn.shape())
     try:
         # Forked: where a start lies does not depend on how its dtype is found.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

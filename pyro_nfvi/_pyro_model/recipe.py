@@ -40,6 +40,10 @@ class WorkRecipe:
     call: int = 5000
     #: Floating-point operations of a matrix product that take the time of one number elsewhere.
     product: int = 16
+    #: The same for a row of a log density of arrays, evaluated in batches: about 1 µs.
+    external_row: int = 2_000
+    #: The same for one that is called for each row: about 20 µs.
+    external_call: int = 40_000
 
 
 MODELS = ModelRecipe()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from pyro_nfvi._compat import DispatchMode
+from pyro_nfvi._pyro_model.external_density import EXTERNAL, external_work
 from pyro_nfvi._pyro_model.recipe import WORK
 
 #: Parts of the names of factorisations, whose work grows with the last dimension of their input.
@@ -21,7 +22,8 @@ def work_of_rows(density: Callable[[Tensor], Tensor], z: Tensor) -> float:
 
     An operation counts 5000 besides for being called; of a matrix product a sixteenth of its
     floating-point operations count, and factorisations take the last dimension of their input as a
-    factor. Work that is not done by PyTorch is not seen.
+    factor. A log density of NumPy arrays (:class:`ExternalDensity`) counts by its rows; other work
+    that is not done by PyTorch is not seen.
 
     Args:
         density: ``(N, D) -> (N,)``.
@@ -63,6 +65,9 @@ class _Counter(DispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
+        if func is EXTERNAL:
+            self.work += external_work(*args)
+            return out
         if getattr(func, "is_view", False):
             return out
         given = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor)]

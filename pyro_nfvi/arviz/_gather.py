@@ -22,12 +22,15 @@ from pyro_nfvi.arviz._tree import Groups
 from pyro_nfvi.diagnostics._importance import ess, log_evidence
 from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.errors import ConversionWarning, OptionError, WeightError
+from pyro_nfvi.infer._target import Target
 
 #: What the draws of an approximation are, and what that is for LOO; by whether they are reweighted.
 _DRAWS = {
     False: "of the approximation, not corrected by their importance weights (see sample_stats)",
     True: "resampled by Pareto-smoothed importance weights",
 }
+#: Why a density of the user's own has no groups of its terms.
+_ONE_DENSITY = "a Target is one density, without terms of data and prior"
 _LOO = {
     False: (
         "az.loo, az.waic and az.compare take these draws for exact ones. Corrected: "
@@ -190,6 +193,9 @@ class Gatherer:
     def _likelihood_sites(self, view: ModelView) -> list[str]:
         if not self._wants("log_likelihood"):
             return []
+        if isinstance(self.draws.model, Target):
+            self._lacks("log_likelihood", _ONE_DENSITY)
+            return []
         factors = view.factors()
         names = [*view.observed(), *(name for name, in_plate in factors.items() if in_plate)]
         rest = [name for name, in_plate in factors.items() if not in_plate]
@@ -228,6 +234,9 @@ class Gatherer:
     def _prior_sites(self, view: ModelView) -> list[str]:
         """Sites of the prior that have a density of their own."""
         if not self._wants("log_prior"):
+            return []
+        if isinstance(self.draws.model, Target):
+            self._lacks("log_prior", _ONE_DENSITY)
             return []
         log_joint, nodes = view.log_joint, view.trace.nodes
         for name in log_joint.priors:

@@ -22,6 +22,7 @@ from pyro_nfvi.diagnostics._importance import resample
 from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.infer._predict import Predictions
+from pyro_nfvi.infer._target import Target
 
 
 @takes_turn
@@ -182,11 +183,12 @@ def collect(
     found = as_chains(made)
     if isinstance(predictions, Predictions):
         add_predictions(found, predictions, view)
+    has_terms = not (parts[0].model is None or isinstance(parts[0].model, Target))
     report(
         missing,
         groups,
         made=found.variables,
-        has_model=parts[0].model is not None,
+        has_model=has_terms,
         remarks=remarks,
     )
     for dim, labels in (coords or {}).items():

@@ -503,6 +503,34 @@ class SearchWorkRecipe:
     own_dim: float = 10.0
 
 
+@dataclass(frozen=True)
+class DensityCheckRecipe:
+    """The look at a log density that is not of Pyro, before it is fitted."""
+
+    #: Points near the start at which it is examined.
+    points: int = 4
+    #: How far from the start they are, in units of the vector.
+    radius: float = 0.5
+    #: Draws, uniform in (-2, 2) around the start, in search of points where it is finite.
+    tries: int = 100
+    #: Coordinates whose derivatives are compared with differences one by one; of a larger vector
+    #: as many random directions.
+    directions: int = 32
+    #: Step of a central difference, in powers of the rounding unit: a third balances the error of
+    #: the difference and that of rounding.
+    step_power: float = 1 / 3
+    #: Largest relative difference from the slope that is no fault: solvers of differential
+    #: equations have gradients good to per mille.
+    slope: float = 0.02
+    #: The same in errors of the difference, as two steps of it tell them.
+    errors: float = 10.0
+    #: Points of the four at which a coordinate's derivative has to be off, since a kink is one.
+    off_points: int = 2
+    #: Largest relative difference of two evaluations of a row, in square roots of the rounding
+    #: unit: sums over threads and matrix products differ by rounding.
+    repeated: float = 1.0
+
+
 CALL_SIZES = CallSizes()
 GAPS = GapRecipe()
 TIME = TimeRecipe()
@@ -527,3 +555,4 @@ RESCORING = RescoringRecipe()
 FILES = FileRecipe()
 CHAINS = ChainRecipe()
 WORDS = WordsRecipe()
+DENSITY_CHECK = DensityCheckRecipe()
