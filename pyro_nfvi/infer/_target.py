@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_nfvi._compat import is_watched
 from pyro_nfvi._pyro_model.external_density import ExternalDensity, Returns
 from pyro_nfvi._pyro_model.flat_prior import FlatPrior
-from pyro_nfvi._typing import TensorDict
+from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import ModelError, OptionError, ShapeError
 from pyro_nfvi.infer._density_checks import check_density
@@ -215,6 +215,27 @@ class Target:
                 f"derived raised {type(error).__name__}: {error}, for {form}. It takes what "
                 "log_density takes."
             ) from error
+
+
+class Direct:
+    """A target's density as what stands in for its log joint, without Pyro around it.
+
+    Args:
+        target: The target.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._density = target.density
+
+    def takes(self, z: Tensor, subsample: Mapping[str, Tensor]) -> bool:
+        """Return True: a target subsamples nothing and takes rows of any dtype."""
+        del z
+        return not subsample
+
+    def value_and_grad(self, z: Tensor, subsample: Mapping[str, Tensor]) -> TensorPair:
+        """Evaluate rows ``(N, D)``: log density ``(N,)`` and gradient ``(N, D)``, no graph."""
+        del subsample
+        return self._density.value_and_grad(z)
 
 
 def _shapes(

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi._train.density_selection import choose_density
+from pyro_nfvi._train.density_selection import DensityEngine, choose_density
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.infer._checks.pyro_density import check_by_pyro
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
+from pyro_nfvi.infer._target import Direct, Target
 from pyro_nfvi.infer._time_plan import TimePlan
 
 
@@ -45,11 +46,14 @@ def set_up(
     log_joint = LogJoint(model, args, kwargs, guide.latent)
     opinion = check_by_pyro(log_joint, time.whole)
     unseen = "Pyro's own trace scored no point around the start"
-    with options.progress.stage("compiling the model", 1, unit="engine") as tick:
-        density = choose_density(
-            options.engine, log_joint, options.max_steps, budget=time.whole, watch=time.watch
-        )
-        tick(1)
+    if isinstance(model, Target) and model.density.returns == "value_and_grad":
+        density = DensityEngine("eager", "the target's own function is called", Direct(model))
+    else:
+        with options.progress.stage("compiling the model", 1, unit="engine") as tick:
+            density = choose_density(
+                options.engine, log_joint, options.max_steps, budget=time.whole, watch=time.watch
+            )
+            tick(1)
     log_joint.use(density.compiled)
     time.measure(log_joint)
     notes = () if opinion.draws else (unseen,)
