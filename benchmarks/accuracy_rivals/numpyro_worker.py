@@ -4,7 +4,8 @@ Reads a line of JSON for each request and answers with one. ``method`` says what
 
 * ``bnaf``, ``iaf``: a fit, with ``seed``, ``steps``, ``particles``, ``rate``, ``last_rate`` and
   ``draws``, all steps in one compiled call;
-* ``nuts``: one chain, with ``seed``, ``warmup`` and ``draws``, and nothing compiled before;
+* ``nuts``: ``chains`` one after the other (1), with ``seed``, ``warmup`` and ``draws``, and nothing
+  compiled before;
 * ``density``: the log joint at ``points``, an npz of values with the points on axis 0.
 
 ``into`` is where draws are written. Times are from the call on; importing, reading the data and
@@ -15,7 +16,6 @@ writing the draws are no part of them. ``seconds`` and ``cpu`` include tracing a
 import json
 import os
 import sys
-import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ from numpyro.infer.autoguide import AutoBNAFNormal, AutoIAFNormal
 from numpyro.infer.util import initialize_model, log_density
 
 from benchmarks.accuracy_rivals.numpyro_models import MODELS
+from benchmarks.time_rivals.costs import Clock, one_core
+from benchmarks.time_rivals.larger_numpyro import LARGER
 
 GUIDES = {"bnaf": AutoBNAFNormal, "iaf": AutoIAFNormal}
 
@@ -43,17 +45,6 @@ def read(path):
     return {n: jnp.asarray(a) if a.ndim else a.item() for n, a in arrays.items()}
 
 
-class Clock:
-    """Seconds and processor seconds since it was made."""
-
-    def __init__(self):
-        self.begin = time.perf_counter(), time.process_time()
-
-    def read(self, prefix=""):
-        seconds, cpu = time.perf_counter() - self.begin[0], time.process_time() - self.begin[1]
-        return {f"{prefix}seconds": seconds, f"{prefix}cpu": cpu}
-
-
 class Worker:
     """One posterior and what was last done with it."""
 
@@ -61,7 +52,7 @@ class Worker:
         arguments = read(data)
         # Numbers are sizes, which have to be known to the compiler.
         sizes = {name: x for name, x in arguments.items() if isinstance(x, int)}
-        self.model = partial(MODELS[name], **sizes)
+        self.model = partial({**MODELS, **LARGER}[name], **sizes)
         self.data = {name: x for name, x in arguments.items() if name not in sizes}
 
     def fit(self, method, seed, steps, particles, rate, last_rate, draws, into):
@@ -89,10 +80,11 @@ class Worker:
         write(into, {**sites, **found})
         return {**cost, "elbo": -float(losses[-1])}
 
-    def nuts(self, seed, warmup, draws, into):
+    def nuts(self, seed, warmup, draws, into, chains=1):
         jax.clear_caches()
         clock = Clock()
-        begin, key = jax.random.split(jax.random.PRNGKey(seed))
+        keys = jax.random.split(jax.random.PRNGKey(seed), 1 + chains)
+        begin, key = keys[:2]
         # The kernel in one scan rather than by ``MCMC``, which compiles anew on every run, so that
         # compiling and running can be told apart; they add up to what ``MCMC`` takes.
         made = initialize_model(begin, self.model, model_kwargs=self.data)
@@ -108,9 +100,14 @@ class Worker:
 
         compiled = jax.jit(run).lower(state).compile()
         warm = Clock()
-        path = jax.block_until_ready(compiled(state))
+        paths = [jax.block_until_ready(compiled(state))]
+        for key in keys[2:]:
+            started = initialize_model(key, self.model, model_kwargs=self.data)
+            state = kernel.init(key, warmup, started.param_info.z, (), {})
+            paths.append(jax.block_until_ready(compiled(state)))
         cost = warm.read("warm_")
-        z, diverging, steps = jax.tree.map(lambda x: x[warmup:], path)
+        parts = [jax.tree.map(lambda x: x[warmup:], path) for path in paths]
+        z, diverging, steps = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
         sites = jax.block_until_ready(jax.vmap(made.postprocess_fn)(z))
         cost.update(clock.read())
         write(into, sites)
@@ -144,6 +141,7 @@ def write(into, draws):
 
 
 def main():
+    one_core()
     warnings.simplefilter("ignore")
     worker = Worker(*sys.argv[1:])
     jnp.ones(3).sum().block_until_ready()  # the library's own start is no part of a fit
