@@ -78,7 +78,7 @@ def ours(posterior, guide, seed, steps):
         "verdict": str(fit.verdict),
         "reasons": list(fit.verdict.reasons),
         "elbo": fit.elbo,
-        "flow": fit.training.settings["flow"],
+        "flow": fit.training.settings.flow,
         "engine": fit.engine,
         "steps": len(fit.losses),
     }

@@ -361,7 +361,7 @@ def fitted(name, seed, protocol=PROTOCOL, **options):
         "verdict": str(fit.verdict),
         "reasons": list(fit.verdict.reasons),
         "khat": fit.khat,
-        "flow": fit.training.settings["flow"],
+        "flow": fit.training.settings.flow,
         "engine": fit.engine,
         "elbo": fit.elbo,
         "modes": len(fit.modes),

@@ -52,7 +52,7 @@ def one(name, seed, explore, steps):
         "ess": fit.ess / len(fit.draws.z),
         "elbo": fit.elbo,
         "evidence": fit.log_evidence()[0],
-        "flow": fit.training.settings["flow"],
+        "flow": fit.training.settings.flow,
         "engine": fit.engine,
         **cost,
     }

@@ -161,7 +161,7 @@ def test_attributes_that_prose_names_exist(page, objects):
 
 
 def test_the_check_itself_sees_what_does_not_exist(objects):
-    text = "See `fit.settings` and `fit.training.settings['flow']`.\n```python\nfit.nothing\n```\n"
+    text = "See `fit.settings` and `fit.training.settings.flow`.\n```python\nfit.nothing\n```\n"
     assert missing_attributes(attributes_in_prose(text, {"fit"}), objects) == ["fit.settings"]
 
 

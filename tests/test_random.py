@@ -4,13 +4,16 @@ import itertools
 import re
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from infer.models import Y, conjugate
 
-from pyro_nfvi import NFVI
+from pyro_nfvi import NFVI, _random, load
 from pyro_nfvi._random import fold_in, numpy_stream, seeded, stream
 from pyro_nfvi._train import noise
+from pyro_nfvi.errors import DataWarning
 
 PACKAGE = Path(__file__).resolve().parent.parent / "pyro_nfvi"
 LABELS = ["training", "judge", "sample", "resample", "gaussian", "modes", "keep", 0, 1, 2, 3]
@@ -86,6 +89,44 @@ def test_fits_of_different_seeds_share_no_noise(monkeypatch):
         )
         # Shared noise would come back up to rounding; a few of 2000 come so near by chance.
         assert (near < 1e-6).double().mean() < 0.1
+
+
+#: Streams of a constant seed, and why: what a model is refused by, and by which way it is
+#: evaluated, must not depend on the seed of a fit.
+SET_UP = {
+    "log joint": "points at which ways to evaluate particles are compared",
+    "dependence": "points at which an observed site has to depend on a latent one",
+    "assignment": "noise with which ways to draw discrete sites are compared",
+    "second opinion": "points at which Pyro scores the model too",
+    "engine inputs": "inputs of the step that is recorded",
+    "engine check": "parameters at which recorded and eager steps are compared",
+    "random rounding": "rounding errors by which these may differ",
+    "mixture": "places of a mixture's components before anything is fitted",
+}
+
+
+def test_every_stream_of_a_fit_is_named_by_its_seed(monkeypatch, tmp_path):
+    """Two modes, one of which the guide misses, and more parameters than Newton's method takes."""
+
+    def model(y):
+        w = pyro.param("w", torch.zeros(45))
+        x = pyro.sample("x", dist.Normal(torch.tensor(0.0), 3.0))
+        pyro.factor("modes", torch.logaddexp(-8 * (x - 2).square(), -8 * (x + 2).square()))
+        pyro.sample("y", dist.Normal(w + x[..., None], 1.0).to_event(1), obs=y)
+
+    seen, y = set(), torch.zeros(45)
+    monkeypatch.setattr(_random, "fold_in", lambda *name: seen.add(name) or fold_in(*name))
+    seed, path = 7_654_321, tmp_path / "fit"
+    options = {"guide": "affine", "max_steps": 120, "progress": False}
+    fit = NFVI(model, seed=seed, **options).run(y)
+    fit.save(path)
+    with pytest.warns(DataWarning):
+        load(path, model=model, args=(y + 0.1,))
+    labels = {name[1] for name in seen if name[0] == seed}
+    assert labels >= {"training", "judge", "keep", "missed mass", "moments", "parameters"}
+    assert labels >= {"missed modes", "improper", "rescoring"}
+    others = {name[1] for name in seen if name[0] != seed}
+    assert others <= {*SET_UP, "load"}, others
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)

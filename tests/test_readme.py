@@ -15,9 +15,9 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 PAGES = [
     "README.md",
-    "docs/arviz.md",
+    pytest.param("docs/arviz.md", marks=pytest.mark.slow),
     "docs/extending.md",
-    "docs/getting_started.md",
+    pytest.param("docs/getting_started.md", marks=pytest.mark.slow),
     pytest.param("docs/trust.md", marks=pytest.mark.slow),
     "docs/vae.md",
 ]

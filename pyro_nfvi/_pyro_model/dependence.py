@@ -95,7 +95,10 @@ def check_dependence(
 
 
 def _trace(run: ModelRun, values: TensorDict, subsample: Mapping[str, Tensor]) -> Trace:
-    """Run the model with the same random numbers each time, if it draws any of its own."""
+    """Run the model with the same random numbers each time, if it draws any of its own.
+
+    Here and for the points the seed is a constant: what is said of a model is not said by chance.
+    """
     with seeded(0, "dependence"):
         return run.trace(values, subsample)
 

@@ -39,6 +39,7 @@ class Assignment:
             trace = run.trace(values, subsample, enumerate_sites=False)
         #: Batch shapes of the discrete sites.
         self._shapes = {name: trace.nodes[name]["fn"].batch_shape for name in run.enumerated}
+        # The way is chosen by what the model is, whatever the seed of a fit.
         noise = self.noise(len(points), points, stream(0, "assignment"))
         expected = self._draw(points, subsample, noise, "loop")
         self.how = "loop"

@@ -506,7 +506,10 @@ class LogJoint:
         return first
 
     def points(self, count: int) -> Tensor:
-        """Return points near the start and far, ``(count, D)``, from a fixed seed."""
+        """Return points near the start and far, ``(count, D)``: the same whatever the fit's seed.
+
+        A model is refused, and its particles evaluated one way or another, by what it is.
+        """
         loc = self.latent.init_loc
         noise = torch.randn(count, self.latent.dim, generator=stream(0, "log joint")).to(loc)
         away = torch.linspace(0.1, 1.5, count).to(loc).unsqueeze(-1) * noise

@@ -115,7 +115,7 @@ def vsbc(
         ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
         >>> found = nfvi.vsbc(
         ...     model, (torch.zeros(5),), num_simulations=20, num_workers=1, seed=0,
-        ...     progress=False, guide="affine", max_steps=50, engine="eager",
+        ...     progress=False, guide="affine", max_steps=50, engine="eager", explore="off",
         ... )
         >>> found.verdict, found.p["mu"].shape, found.failed
         ('calibrated', torch.Size([20]), ())

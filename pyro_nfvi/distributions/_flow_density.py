@@ -273,7 +273,7 @@ def _point_of(base: Base | Distribution | None) -> Tensor | None:
         support = support.base_constraint
     if support in (constraints.real, constraints.real_vector):
         return None
-    with seeded(0, "density"):
+    with seeded(0, "density"):  # any point of the support will do
         point: Tensor = base.sample()
     return point
 

@@ -132,6 +132,7 @@ class AutoMixture(VectorGuide):
         self.parts = nn.ModuleList(parts)
         self.logits = nn.Parameter(loc.new_zeros(len(parts)))
         with torch.no_grad():
+            # A guide has no seed: it starts at the same place whenever it is built.
             noise = stream(0, "mixture")
             for part, recipe in zip(parts, self._recipes, strict=True):
                 away = torch.randn(len(loc), generator=noise, dtype=torch.float64).to(loc)

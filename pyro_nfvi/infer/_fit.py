@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +134,7 @@ class Fit:
         ``starts``, how many starts ended there, and ``at``, where it is, by site. They are those
         that a start came to: others are not in the fit.
         """
-        return tuple(self.training.settings.get("modes", ()))
+        return tuple(asdict(mode) for mode in self.training.settings.modes)
 
     @property
     def num_starts(self) -> int:

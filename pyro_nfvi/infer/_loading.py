@@ -43,6 +43,7 @@ from pyro_nfvi.infer._fit_files import read_file
 from pyro_nfvi.infer._model_parameters import ModelParams
 from pyro_nfvi.infer._saving import KIND
 from pyro_nfvi.infer._scopes import own_params, own_random_state
+from pyro_nfvi.infer._settings import Settings
 from pyro_nfvi.infer._training import Training
 from pyro_nfvi.infer._weighted_draws import WeighedDraws
 
@@ -226,15 +227,12 @@ def _training(described: Mapping[str, Any], losses: Tensor) -> Training:
         else from_settings(training["settings"], MODE_SEARCH.most_modes)  # a file of version 0.1
     )
     training["timing"] = Timing.from_json(training["timing"])
+    training["settings"] = Settings.from_json(training["settings"])
     made = Training(losses=losses, **training)
     for found in made.findings:
         found.sentence()  # its values are those of its kind
     words = (made.engine, made.engine_reason, *made.notes)
-    modes = made.settings.get("modes", [])
-    if not (
-        all(isinstance(word, str) for word in words)
-        and all(isinstance(mode, dict) for mode in modes)
-    ):
+    if not all(isinstance(word, str) for word in words):
         raise Malformed("its account of the training is none")
     return made
 

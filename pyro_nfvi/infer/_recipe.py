@@ -105,6 +105,25 @@ class GaussianStartRecipe:
     prior_draws: int = 20
     #: Draws on which the Gaussians of modes are compared.
     compared_draws: int = 1024
+    #: Standard errors by which one of these has to be better than the Gaussian of the starts.
+    compared_errors: float = 2.0
+    #: Draws from the prior from which units and starts are taken.
+    prior_starts: int = 3
+    #: Uniform draws from which starts are taken.
+    uniform_starts: int = 2
+    #: Draws of either kind from which an ascent begins.
+    prior_ascents: int = 2
+    uniform_ascents: int = 1
+    #: Width of starts at the initial point and the origin: that of most unconstrained priors.
+    wide: float = 1.0
+    #: Width of all others, which are near a mode or may be anywhere.
+    narrow: float = 0.1
+    #: Width of the last one at the initial point, where nothing can be evaluated around it.
+    narrowest: float = 1e-3
+    #: Uniform draws that are tried one after the other, where starts cannot be compared.
+    single_starts: int = 3
+    #: Particles of each step where each is a run of its own.
+    loop_particles: int = 8
 
 
 @dataclass(frozen=True)
@@ -140,6 +159,10 @@ class MultimodalRecipe:
     weight_draws: int = 1000
     #: Numbers by which a line of the report says where a mode is.
     named: int = 6
+    #: Share of ``max_steps`` for each mode.
+    mode_steps: float = 0.5
+    #: Times ``max_steps`` for all modes together, at most.
+    all_steps: int = 3
 
 
 @dataclass(frozen=True)
@@ -178,6 +201,26 @@ class ParameterRecipe:
     shifts: tuple[float, ...] = (1.0, -1.0)
     #: Parts of the way at which the draws that were held out look.
     parts: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.03)
+    #: Draws of the even mean that need a finite density, as a share: one that is lost is chance.
+    finite_share: float = 0.99
+    #: Square root of a curvature below which the evidence does not depend on a parameter, whose
+    #: unit is then one.
+    no_curvature: float = 1e-8
+    #: Factor on the damping after a step that is taken.
+    damping_down: float = 0.1
+    #: Least damping.
+    least_damping: float = 1e-9
+    #: Factor on the damping after a step that is not.
+    damping_up: float = 4.0
+    #: Share of the promised gain that a step of L-BFGS has to make (Armijo's condition).
+    armijo: float = 1e-4
+    #: Curvature of a pair of L-BFGS, relative to its change of the gradient, at least.
+    pair_curvature: float = 1e-12
+    #: Steps of L-BFGS, at least, before a small gain ends it: the first ones are in no units yet.
+    fewest_steps: int = 4
+    #: Distance from the parameters of another start of L-BFGS, in units: far enough to leave a
+    #: saddle, near enough for the weights.
+    away: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -196,6 +239,10 @@ class ParameterStartRecipe:
     draws: int = 256
     #: The fewest of these, where one run of the model is large.
     fewest_draws: int = 64
+    #: Width of the Gaussian at first.
+    width: float = 0.1
+    #: Rounds in a row that gain nothing, after which it ends.
+    idle: int = 2
 
 
 @dataclass(frozen=True)
@@ -240,8 +287,12 @@ class ModeCheckRecipe:
     points: int = 192
     #: Fewest of these that are worth it.
     fewest_points: int = 8
-    #: Widths of draws around the best Gaussian, relative to it.
+    #: Widths of draws around the best Gaussian, relative to it; half of the points are such.
     reaches: tuple[float, ...] = (3.0, 10.0)
+    #: Share of the other half that is uniform; the rest are draws from the prior.
+    uniform_share: float = 0.25
+    #: Least width of the prior's draws.
+    least_width: float = 1e-10
     #: Ascents from uniform draws, where no modes are searched.
     uniform_ascents: int = 4
     #: Ascents from draws of the prior there.
@@ -351,6 +402,49 @@ class ImproperRecipe:
     curved_dim: int = 100
     #: Rows of one call of the model where time is limited.
     piece: int = 256
+    #: Distance up to which a direction that mixes coordinates is followed, in spreads: it is known
+    #: up to rounding. In double precision.
+    mixed_double: float = 1e9
+    #: The same in single precision.
+    mixed_single: float = 1e5
+    #: The same in half precision.
+    mixed_half: float = 1e4
+    #: Lines that are followed, at least, however few runs of the model there are.
+    fewest_lines: int = 4
+    #: Draws that numbers still hold, at least, for lines to start from draws.
+    fewest_draws: int = 10
+    #: Points about the start from which they start otherwise.
+    start_points: int = 100
+    #: Draws from which the direction of the largest spread is taken, at most.
+    spread_draws: int = 512
+    #: Ratio of the two largest coordinates of a direction from which on it is one coordinate.
+    dominance: float = 20.0
+    #: Step of the differences of gradients that give the curvature, in spreads.
+    difference: float = 1e-2
+    #: Directions of least curvature, at most.
+    flat_lines: int = 3
+    #: Curvature of these relative to the largest, at most.
+    flatness: float = 1e-3
+    #: Distances at which these are made straight by Newton steps, in spreads.
+    straightened: tuple[float, ...] = (10.0, 100.0, 1e3, 1e4, 1e5)
+    #: Turn of a direction in one such step, at most: beyond, the quadratic says little.
+    most_turn: float = 0.5
+    #: Rounding of a density, in units in the last place of its largest term.
+    rounding: float = 8.0
+    #: Share of the change along a line that may be rounding.
+    rounding_share: float = 1e-3
+    #: Share of the distance by which a point may come back changed from the constrained space.
+    held: float = 0.01
+    #: Latent numbers by which a direction is named, at most.
+    named: int = 3
+    #: Share of the largest coordinate that such a number has, at least.
+    named_share: float = 0.3
+    #: Distance at which a message looks where a number goes, in spreads.
+    described: float = 80.0
+    #: Factor by which a number has grown that goes up to infinity.
+    grown: float = 10.0
+    #: Share that is left of a number that goes down to 0.
+    vanished: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -374,6 +468,9 @@ class LabelSwitchingRecipe:
 
     #: Points at which a density is compared with itself.
     points: int = 6
+    #: Candidates for these: draws from the prior, and standard normal ones about the origin.
+    prior_candidates: int = 3
+    normal_candidates: int = 8
     #: How far beside the points some more lie, in units of how far these reach.
     aside: tuple[float, ...] = (3.0, -3.0, 10.0, -10.0)
     #: Axes of one length of which every subset is tried.

@@ -15,10 +15,9 @@ def report(fit: FittedPosterior) -> str:
     count = sum(p.numel() for p in fit.guide.parameters())
     lines = [
         f"{latent.dim} latents ({sites if len(sites) < 60 else f'{len(latent.sites)} sites'}); "
-        f"guide {type(fit.guide).__name__}({settings.get('flow', '')}), {count} parameters",
-        f"objective {settings.get('objective')}, {settings.get('num_particles')} particles, "
-        f"seed {settings.get('seed')}",
-        f"particles by {settings.get('particles_by')} ({settings.get('particles_why')})",
+        f"guide {type(fit.guide).__name__}({settings.flow}), {count} parameters",
+        f"objective {settings.objective}, {settings.num_particles} particles, seed {settings.seed}",
+        f"particles by {settings.particles_by} ({settings.particles_why})",
         f"engine {training.engine}: {training.engine_reason}",
         f"stopped: {training.why_stopped}. {training.why_stopped.detail}",
         f"time: {training.timing}, {training.timing.steps} steps of training",

@@ -36,6 +36,7 @@ def save(fit: FittedPosterior, path: str | os.PathLike[str]) -> None:
         "notes": list(fit.training.notes),
         "findings": to_json(fit.training.findings),
         "timing": fit.timing.to_json(),
+        "settings": fit.training.settings.to_json(),
     }
     spec = {
         "latent": fit.latent.spec(),

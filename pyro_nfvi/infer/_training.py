@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
 from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._timing import Timing
 from pyro_nfvi.infer._findings import Finding
+from pyro_nfvi.infer._settings import Settings
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Training:
         why_stopped: Reason for which training ended.
         engine: Name of the engine that ran the steps.
         engine_reason: Reason for its choice.
-        settings: Options of the fit, by name.
+        settings: Options of the fit, and what it chose.
         notes: Events on the way, a line each.
         findings: Findings about the fit beyond its weights, for the verdict.
         timing: Seconds of the call, part by part; written at its end.
@@ -32,7 +32,7 @@ class Training:
     why_stopped: StopReason
     engine: str
     engine_reason: str
-    settings: dict[str, Any]
+    settings: Settings
     notes: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     timing: Timing = field(default_factory=Timing)

@@ -137,6 +137,7 @@ def _picture(
     plan = _afford(vae, x, y, panels, points)
     chosen, count = plan.scanned, plan.shown
     x, y = x[:chosen], None if y is None else y[:chosen]
+    # One model has one picture: the seed is a constant.
     drawn = vae.encode(x, y).draw(400, generator=stream(0, "posterior picture", device=x.device)).z
     scene = _Scene(vae, x, y, vae.condition(y, x), drawn.double().cpu().numpy())
     windows, bent = _look(scene, plan)

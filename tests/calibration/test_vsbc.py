@@ -26,7 +26,9 @@ from pyro_nfvi.errors import ModelError, OptionError
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = sys.modules["pyro_nfvi.calibration._vsbc"]
-FAST = {"guide": "affine", "max_steps": 30, "engine": "eager", "stop": False}
+FAST = {
+    "guide": "affine", "max_steps": 30, "engine": "eager", "stop": False, "explore": "off",
+}  # fmt: skip
 QUIET = {"progress": False, "num_workers": 1, "seed": 0}
 Y = torch.zeros(5)
 

@@ -21,6 +21,9 @@ from pyro_nfvi.testing._tracing import check_compiled
 
 #: Laws that trace the root finding of every layer: long, and inverses are rarely compiled.
 SLOW = {"make_fx inverse", "compile inverse"}
+#: Laws that take long, and do not depend on the size of a flow: the fast set examines the largest
+#: size alone, with a context where the flow takes one, and the slow set all sizes.
+ONE_SIZE = {"make_fx", "density", "copies", "vmap", "purity"}
 #: Pairs of a law and a flow that take longest; other flows of the family are examined.
 LONG = {
     ("make_fx", "continuous"),
@@ -29,15 +32,24 @@ LONG = {
     ("make_fx", "nsf-ar*1"),
     ("make_fx", "relu*3"),
     ("density", "block"),
+    ("density", "iaf*2|planar*4"),
+    ("density", "realnvp*4"),
+    ("density", "nsf*2"),
 }
 COMPILE = {"compile", "compile inverse"}
 
 
-def examine(flow: str, law: str, context_dims=(0, 3)) -> None:
-    case = FLOWS[flow]
+def sizes(flow: str, law: str) -> list[int]:
+    """Sizes at which a law is examined."""
+    case, most = FLOWS[flow], LAWS[law].scope.max_dim
+    return [dim for dim in case.dims if dim >= case.min_dim and (most is None or dim <= most)]
+
+
+def examine(flow: str, law: str, context_dims=(0, 3), *, largest: bool = False) -> None:
+    case, dims = FLOWS[flow], sizes(flow, law)
     check_flow(
         case.make,
-        dims=[dim for dim in case.dims if dim >= case.min_dim],
+        dims=dims[-1:] if largest else dims,
         context_dims=context_dims if case.context else (0,),
         laws=[law],
         slack={name: factor for name, (factor, _) in case.slack.items()},
@@ -51,6 +63,8 @@ def law_by_flow():
         for flow, case in FLOWS.items():
             if law in case.exempt or (LAWS[law].scope.context and not case.context):
                 continue
+            if not sizes(flow, law):
+                continue
             slow = law in SLOW or case.slow or (law, flow) in LONG
             marks = [pytest.mark.slow] * slow + [pytest.mark.compile] * (law in COMPILE)
             found.append(pytest.param(flow, law, id=f"{law.replace(' ', '_')}-{flow}", marks=marks))
@@ -60,7 +74,16 @@ def law_by_flow():
 @pytest.mark.parametrize(("flow", "law"), law_by_flow())
 def test_flow_keeps_law(flow, law):
     # Compiling costs a second; with a context in the slow set.
-    examine(flow, law, (0,) if law == "compile" else (0, 3))
+    contexts = {"compile": (0,)} | dict.fromkeys(ONE_SIZE, (3,))
+    examine(flow, law, contexts.get(law, (0, 3)), largest=law in ONE_SIZE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", sorted(ONE_SIZE))
+@pytest.mark.parametrize("flow", FLOWS)
+def test_flow_keeps_law_at_every_size(flow, law):
+    if law not in FLOWS[flow].exempt and sizes(flow, law):
+        examine(flow, law)
 
 
 @pytest.mark.slow

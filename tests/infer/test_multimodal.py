@@ -149,11 +149,11 @@ def test_flows_on_the_modes_that_need_them():
     target = TARGETS["regression"]()
     fit = auto(target.model)
     assert (mass(target, fit) - target.weights).abs().max() < 0.03
-    tried = fit.training.settings["tried"]
-    bounds = {one["flow"]: one["elbo"] for one in tried}
+    tried = fit.training.settings.tried
+    bounds = {one.flow: one.elbo for one in tried}
     assert bounds["2 Gaussians"] > bounds[""] + 0.2
     assert bounds["mixture of these"] > bounds["2 Gaussians"] + 0.03
-    assert fit.training.settings["flow"] == "iaf*2 + iaf*2"
+    assert fit.training.settings.flow == "iaf*2 + iaf*2"
     assert fit.verdict == "good"
 
 

@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from infer.models import NOISE_SD, PRIOR_SD, Y, conjugate, eight_schools, evidence, posterior
+from infer.models import NOISE_SD, PRIOR_SD, Y, conjugate, evidence, posterior
 from pyro.infer.autoguide import init_to_mean
 from torch import nn
 
@@ -20,7 +20,7 @@ from pyro_nfvi.objectives import TotalELBO
 
 
 def quick(model=conjugate, guide="affine", **options):
-    chosen = {"max_steps": 300, "seed": 0, "progress": False} | options
+    chosen = {"max_steps": 300, "seed": 0, "progress": False, "explore": "off"} | options
     return NFVI(model, guide, **chosen)
 
 
@@ -54,16 +54,6 @@ def test_losses_are_negative_bounds_in_nats_one_per_step():
     assert fit.losses[0] > fit.losses[-20:].mean() + 1
     assert abs(fit.losses[-20:].mean() + fit.elbo) < 0.5
     assert fit.why_stopped == "max_steps"
-
-
-def test_eight_schools_centred():
-    # Log evidence -31.37 by importance sampling. One seed of a stochastic fit: the margin is
-    # several times the spread over seeds.
-    fit = NFVI(eight_schools, seed=0, progress=False, max_steps=1500).run()
-    assert -31.65 < fit.elbo < -31.3
-    value, se = fit.log_evidence()
-    assert abs(value + 31.37) < 0.1 + 3 * se
-    assert abs(fit.summary(reweighted=True)["mu"].mean - 4.4) < 0.5
 
 
 # ------------------------------------------------------------------------------- guides
@@ -371,7 +361,7 @@ def test_no_seed_is_a_new_seed_each_time_and_is_told():
     torch.manual_seed(0)
     two = quick(seed=None, max_steps=20).run(Y)
     assert not torch.equal(one.losses, two.losses)
-    again = quick(seed=one.training.settings["seed"], max_steps=20).run(Y)
+    again = quick(seed=one.training.settings.seed, max_steps=20).run(Y)
     assert torch.equal(one.losses, again.losses)
 
 

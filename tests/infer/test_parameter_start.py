@@ -310,7 +310,9 @@ def test_no_finite_gradient_is_not_judged():
     def density(z):
         return -0.5 * z.square().sum(-1) + 0 * (leaf.exp() + 1e-300).pow(-2) - leaf.exp().sqrt()
 
-    assert nats_left(density, z, -0.5 * z.square().sum(-1), {"leaf": leaf}) is None
+    assert (
+        nats_left(density, z, -0.5 * z.square().sum(-1), {"leaf": leaf}, torch.Generator()) is None
+    )
     assert ParamsLeft(None, 0.0, ("s",)).level is not Level.REMARK
 
 
@@ -332,7 +334,7 @@ def test_ascent_in_units_of_its_own(count):
     log_q = -0.5 * z.square().sum(-1)
     evidence = Evidence(quadratic(units, leaf), z, log_q, [leaf])
     before = evidence.look()[0]
-    found = raise_evidence(evidence, steps=200)
+    found = raise_evidence(evidence, torch.Generator(), steps=200)
     assert evidence.look()[0] > -0.1
     assert found.gain == pytest.approx(-before, rel=1e-3)
     if count == 3:
@@ -348,13 +350,13 @@ def test_nats_left_are_those_of_the_exact_gap_and_no_chance():
     def density(z):  # the evidence is -0.5 |leaf|^2 / 4
         return -0.5 * z.square().sum(-1) + (z * leaf).sum(-1) * 0.2 - 0.145 * leaf.square().sum()
 
-    at_rest = nats_left(density, z, log_q, {"leaf": leaf})
+    at_rest = nats_left(density, z, log_q, {"leaf": leaf}, torch.Generator())
     assert at_rest is not None
     assert at_rest[0] < 0.1
     assert not leaf.any()
     with torch.no_grad():
         leaf[0] = 1.0
-    found = nats_left(density, z, log_q, {"leaf": leaf})
+    found = nats_left(density, z, log_q, {"leaf": leaf}, torch.Generator())
     assert found is not None
     assert 0.08 < found[0] < 0.2  # 0.125 exactly
 
@@ -374,7 +376,7 @@ def test_a_flow_trains_beside_parameters_in_small_units():
             pyro.sample("y", dist.Normal(unit, s), obs=y)
 
     fit = run(model, y, max_steps=900)
-    assert fit.training.settings["flow"]
+    assert fit.training.settings.flow
     found, exact = float(fit.params["s"]), float((y - unit).square().mean().sqrt())
     # 0.02 nats are a relative error of (0.02 / 40)^(1/2).
     assert found == pytest.approx(exact, rel=0.023)
@@ -415,7 +417,7 @@ def one_by_one(x, y):
 def test_parameters_start_where_a_model_runs_one_draw_at_a_time():
     x, y = X[::6], Y[::6] + 30
     fit = run(one_by_one, x, y, guide="affine", max_steps=100, engine="eager")
-    assert fit.training.settings["particles_by"] == "loop"
+    assert fit.training.settings.particles_by == "loop"
     assert any("gained" in note and "before training" in note for note in fit.training.notes)
 
     def exact(off):

@@ -129,7 +129,7 @@ def the_look_at_missed_modes(clock, fit):
     modes = Normals.around(loc, 0.1)
 
     def look(budget):
-        missed_modes(density, fit.log_joint, modes, fit.draws, budget)
+        missed_modes(density, fit.log_joint, modes, fit.draws, 0, budget)
         return not budget.over()
 
     return look
@@ -142,7 +142,7 @@ def the_look_at_moments(clock, fit):
 
 def the_look_for_a_posterior(clock, fit):
     def look(budget):
-        find_improper_direction(fit.latent, fit.log_joint, fit.draws.z, {}, budget)
+        find_improper_direction(fit.latent, fit.log_joint, fit.draws.z, {}, 0, budget)
         return not budget.over()
 
     return look

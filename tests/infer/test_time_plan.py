@@ -94,9 +94,9 @@ def fitted(make, each, limit, **options):
     ("make", "each", "limit"),
     [
         (slow, 0.01, 1.0),  # as many as 100 runs of the model: less than the Gaussian takes
-        (slow, 0.01, 5.0),
+        pytest.param(slow, 0.01, 5.0, marks=pytest.mark.slow),
         (two_modes, 0.01, 2.0),
-        (two_modes, 0.01, 12.0),
+        pytest.param(two_modes, 0.01, 12.0, marks=pytest.mark.slow),
         (alone, 0.01, 2.0),
         (alone, 0.1, 5.0),  # no step of training is begun that would not end in time
         (with_param, 0.01, 2.0),

@@ -118,7 +118,7 @@ def law(examples):
 
 
 @given(specs())
-@law(30)
+@law(12)
 def test_log_joint_is_that_of_pyro(spec):
     check(spec)
 

@@ -243,12 +243,12 @@ def test_a_model_that_changes_during_the_fit_is_noticed(engine):
 def test_fits_in_two_threads_are_the_fits_of_one():
     # Data first: they are drawn from the random state that a running fit has borrowed.
     cases = {name: ZOO[name]() for name in ("schools", "in_place")}
-    expected = {name: fit(case, engine="eager", max_steps=120) for name, case in cases.items()}
+    expected = {name: fit(case, engine="eager", max_steps=60) for name, case in cases.items()}
     found, errors = {}, []
 
     def run(name):
         try:
-            found[name] = fit(cases[name], engine="graph", max_steps=120)
+            found[name] = fit(cases[name], engine="graph", max_steps=60)
         except Exception as error:
             errors.append(error)
 

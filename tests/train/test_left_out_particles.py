@@ -31,7 +31,8 @@ def hill(dose, y):
 
 
 @pytest.mark.parametrize(
-    "engine", ["auto", pytest.param("graph", marks=pytest.mark.slow),
+    "engine", [pytest.param("auto", marks=pytest.mark.slow),
+               pytest.param("graph", marks=pytest.mark.slow),
                pytest.param("hybrid", marks=pytest.mark.slow),
                pytest.param("eager", marks=pytest.mark.slow)]
 )  # fmt: skip
@@ -47,6 +48,21 @@ def test_a_zero_dose_leaves_the_posterior_as_it_is(engine):
     assert abs(float(draws["ec50"].mean()) - 2.21) < 0.1
     assert fit.verdict == "good"
     assert find(fit.training.findings, LeftOut) is None
+
+
+def test_a_zero_dose_leaves_a_short_fit_as_it_is():
+    # Reweighted draws of a Gaussian, whose effective number is at least 500: five standard errors.
+    with torch.random.fork_rng():
+        dose, y = hill_data()
+        fit = NFVI(hill, "affine", seed=0, max_steps=300, explore="off", progress=False).run(
+            dose, y
+        )
+    h = fit.resample(4000, seed=1)["h"]
+    assert fit.ess > 500
+    assert abs(float(h.mean()) - 0.817) < 5 * 0.12 / 500**0.5
+    assert abs(float(h.std()) - 0.123) < 0.02
+    assert find(fit.training.findings, LeftOut) is None
+    assert fit.draws.num_bad == 0
 
 
 def test_a_loop_of_the_users_own_gets_site_and_cause():

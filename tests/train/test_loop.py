@@ -311,11 +311,11 @@ def test_bad_particles_are_counted_and_the_rest_trains():
 
 def test_a_resumed_fit_gives_the_numbers_of_an_uninterrupted_one(tmp_path):
     path = tmp_path / "fit.ckpt"
-    options = {"guide": "iaf*2", "max_steps": 260, "stop": True}
+    options = {"guide": "iaf*2", "max_steps": 130, "stop": True}
     whole = quick(**options).run(Y)
-    cut = quick(**options, checkpoint=path, callbacks=[StopAt(137)]).run(Y)
+    cut = quick(**options, checkpoint=path, callbacks=[StopAt(67)]).run(Y)
     assert cut.why_stopped == "interrupted"
-    assert len(cut.losses) == 137
+    assert len(cut.losses) == 67
     resumed = quick(**options, checkpoint=path, resume=True).run(Y)
     assert torch.equal(whole.losses, resumed.losses)
     assert torch.equal(whole.draws.z, resumed.draws.z)

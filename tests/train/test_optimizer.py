@@ -63,13 +63,13 @@ def test_the_average_of_mini_batches_goes_on_from_a_checkpoint(tmp_path):
         with pyro.plate("data", len(y), subsample_size=2) as index:
             pyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
 
-    options = {"optim": 0.1, "seed": 0, "max_steps": 400, "stop": False, "engine": "eager",
+    options = {"optim": 0.1, "seed": 0, "max_steps": 240, "stop": False, "engine": "eager",
                "precondition": False, "progress": False}  # fmt: skip
     whole = NFVI(batches, "affine", **options).run(Y)
     where = {"checkpoint": tmp_path / "fit", "checkpoint_every": 50}
 
     def stop(info):
-        return info.step == 320
+        return info.step == 200
 
     NFVI(batches, "affine", callbacks=[stop], **options, **where).run(Y)
     again = NFVI(batches, "affine", resume=True, **options, **where).run(Y)

@@ -23,8 +23,6 @@ from pyro_nfvi.infer._findings import Improper, with_finding
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._recipe import CALL_SIZES, IMPROPER
 
-#: Directions that mix coordinates are known up to rounding, and are followed less far.
-_MIXED_REACH = {torch.float32: 1e5, torch.float64: 1e9}
 #: The runs by how particles are evaluated.
 IMPROPER_ROWS = {"plate": IMPROPER.runs, "vmap": IMPROPER.runs, "loop": IMPROPER.loop_runs}
 
@@ -76,8 +74,7 @@ def check_proper(fit: Fit, budget: Budget = UNLIMITED) -> Fit:
     """
     if fit.log_joint is None or len(fit.losses) < IMPROPER.fewest_steps:
         return fit
-    subsample = fit.log_joint.draw_subsample()
-    found = find_improper_direction(fit.latent, fit.log_joint, fit.draws.z, subsample, budget)
+    found = _find_in(fit, budget)
     if found is None:
         return fit
     fit = _noted(fit, found)
@@ -95,8 +92,7 @@ def explain_divergence(
     """Give the error of a fit that diverged its fit, and the latent that did, if one is known."""
     found = None
     if fit is not None and fit.log_joint is not None:
-        subsample = fit.log_joint.draw_subsample()
-        found = find_improper_direction(fit.latent, fit.log_joint, fit.draws.z, subsample, budget)
+        found = _find_in(fit, budget)
         fit = fit if found is None else _noted(fit, found)
     return with_fit(error if found is None else DivergedError(f"{found} {error}"), fit)
 
@@ -105,6 +101,14 @@ def with_fit(error: DivergedError, fit: Fit | None) -> DivergedError:
     """Give the error of a fit that diverged its fit, without a look for why it did."""
     error.fit = fit
     return error
+
+
+def _find_in(fit: Fit, budget: Budget) -> ImproperDirection | None:
+    log_joint, seed = fit.require_model(), fit.training.settings.seed
+    subsample = log_joint.draw_subsample(
+        stream(seed, "improper", "subsample", device=fit.draws.z.device)
+    )
+    return find_improper_direction(fit.latent, log_joint, fit.draws.z, subsample, seed, budget)
 
 
 def _noted(fit: Fit, found: ImproperDirection) -> Fit:
@@ -131,6 +135,7 @@ def find_improper_direction(
     log_joint: LogJoint,
     z: Tensor,
     subsample: TensorDict,
+    seed: int,
     budget: Budget = UNLIMITED,
 ) -> ImproperDirection | None:
     """Follow lines from draws ``z (S, D)`` far out, and see whether the log joint falls.
@@ -148,20 +153,25 @@ def find_improper_direction(
         budget is spent.
     """
     try:
-        return _find(latent, log_joint, z, subsample, budget)
+        return _find(latent, log_joint, z, subsample, seed, budget)
     except Exception:  # a matrix without a Cholesky factor, say: out there it is no fault
         return None
 
 
 def _find(
-    latent: LatentSpace, log_joint: LogJoint, z: Tensor, subsample: TensorDict, budget: Budget
+    latent: LatentSpace,
+    log_joint: LogJoint,
+    z: Tensor,
+    subsample: TensorDict,
+    seed: int,
+    budget: Budget,
 ) -> ImproperDirection | None:
-    z = _usable(latent, z.detach())
+    z = _usable(latent, z.detach(), seed)
     centres = z[:: max(1, len(z) // IMPROPER.centres)][: IMPROPER.centres]
     lines = _lines(latent, log_joint, z, centres[0], subsample, budget)
     runs = IMPROPER.loop_runs if log_joint.how == "loop" else IMPROPER.runs
     runs = min(runs, CALL_SIZES.check // max(1, log_joint.size))
-    lines = lines[: max(4, runs // (2 * len(IMPROPER.distances)))]
+    lines = lines[: max(IMPROPER.fewest_lines, runs // (2 * len(IMPROPER.distances)))]
     found = _escapes(latent, log_joint, centres[0], lines, subsample, budget)
     for centre in centres[1:]:
         if not found:
@@ -178,16 +188,19 @@ def _find(
     return _described(latent, centres[0], lines.ways[place] * sign, rises=found[place, sign])
 
 
-def _usable(latent: LatentSpace, z: Tensor) -> Tensor:
+def _usable(latent: LatentSpace, z: Tensor, seed: int) -> Tensor:
     """Draws that numbers can still hold; where there are few, points about the start."""
     z = z[torch.isfinite(z).all(1)]
     bent = _bent(latent)
     if len(z) and not bool((z[:, bent].median(0).values.abs() > IMPROPER.beyond).any()):
         held = z[_held(latent, z, 1.0)]
-        if len(held) >= max(10, len(z) // 2) and float(held.std(0).max()) < IMPROPER.wide:
+        if (
+            len(held) >= max(IMPROPER.fewest_draws, len(z) // 2)
+            and float(held.std(0).max()) < IMPROPER.wide
+        ):
             return held
     start = latent.init_loc.detach()
-    noise = torch.randn(100, len(start), generator=stream(0, "improper"))
+    noise = torch.randn(IMPROPER.start_points, len(start), generator=stream(seed, "improper"))
     return start + noise.to(start)
 
 
@@ -217,7 +230,8 @@ def _lines(
         return _Lines(axes, torch.tensor([False]))
     mixed = [((z.mean(0) - latent.init_loc) / spread)[None]]
     try:
-        mixed.append(torch.linalg.svd((centred / spread)[:512], full_matrices=False)[2][:1])
+        rows = (centred / spread)[: IMPROPER.spread_draws]
+        mixed.append(torch.linalg.svd(rows, full_matrices=False)[2][:1])
         if dim <= IMPROPER.curved_dim and log_joint.how != "loop":
             mixed.append(_flat_ways(log_joint, centre, spread, subsample, budget))
     except (torch.linalg.LinAlgError, RuntimeError):
@@ -226,7 +240,8 @@ def _lines(
     size = ways.abs().amax(1, keepdim=True)
     ways = (ways / size)[torch.isfinite(size[:, 0]) & (size[:, 0] > 0)] * spread
     # What is one coordinate after all is followed as such.
-    ways = ways[((ways / spread).abs().amax(1) < 20 * (ways / spread).abs().topk(2)[0][:, 1])]
+    first, second = (ways / spread).abs().topk(2)[0].unbind(1)
+    ways = ways[first < IMPROPER.dominance * second]
     return _Lines(torch.cat([ways, axes]), torch.arange(len(ways) + dim) < len(ways))
 
 
@@ -239,23 +254,23 @@ def _flat_ways(
         _ask(budget)
         return score(lambda u: log_joint(centre + u * spread, subsample), u)[1].double()
 
-    dim = len(centre)
-    step = 1e-2 * torch.eye(dim).to(centre)
+    dim, length = len(centre), IMPROPER.difference
+    step = length * torch.eye(dim).to(centre)
     here = gradient(torch.zeros_like(step[:1]))
-    hessian = (gradient(step) - gradient(-step)) / 2e-2
+    hessian = (gradient(step) - gradient(-step)) / (2 * length)
     curvature, basis = torch.linalg.eigh((hessian + hessian.T) / 2)
     order = curvature.abs().argsort()
-    few = order[: min(3, dim - 1)]
-    few = few[curvature[few].abs() < 1e-3 * curvature.abs().max()]
+    few = order[: min(IMPROPER.flat_lines, dim - 1)]
+    few = few[curvature[few].abs() < IMPROPER.flatness * curvature.abs().max()]
     ways = basis[:, few].T.clone()
-    for distance in (10.0, 100.0, 1e3, 1e4, 1e5):
+    for distance in IMPROPER.straightened:
         if not len(ways):
             break
         pull = gradient((distance * ways).to(centre)) - here
         share = pull @ basis / curvature
         share[:, few] = 0.0
         change = share @ basis.T / distance
-        ways = ways - change.clamp(-0.5, 0.5)
+        ways = ways - change.clamp(-IMPROPER.most_turn, IMPROPER.most_turn)
     return ways.to(centre)
 
 
@@ -287,9 +302,11 @@ def _escapes(
         log_p = torch.cat(parts)
         held = _held(latent, flat, (flat - centre).abs().amax(-1))
     log_p, held = log_p.reshape(points.shape[:-1]).double(), held.reshape(points.shape[:-1])
-    near = (distances <= _MIXED_REACH.get(centre.dtype, 1e4)).to(lines.mixed.device)
+    known = {torch.float32: IMPROPER.mixed_single, torch.float64: IMPROPER.mixed_double}
+    reach = known.get(centre.dtype, IMPROPER.mixed_half)
+    near = (distances <= reach).to(lines.mixed.device)
     held = held & (near | ~lines.mixed[:, None, None]).to(held.device)
-    rounding = 8 * torch.finfo(flat.dtype).eps
+    rounding = IMPROPER.rounding * torch.finfo(flat.dtype).eps
     found = {}
     for place in range(len(lines.ways)):
         for end, sign in enumerate((1, -1)):
@@ -299,9 +316,8 @@ def _escapes(
                 _ask(budget)
                 terms = largest_terms(log_joint, points[place, end], subsample).double()
                 doubt = rounding * terms
-                sure = doubt <= torch.maximum(
-                    torch.full_like(doubt, IMPROPER.fall), 1e-3 * (log_p[place, end] - middle).abs()
-                )
+                change = (log_p[place, end] - middle).abs()
+                sure = doubt <= (IMPROPER.rounding_share * change).clamp(min=IMPROPER.fall)
                 rises = _rises(log_p[place, end] - middle, held[place, end] & sure, rounding)
             # Where a mixture of coordinates rises, the fit may just be far from the mode.
             if rises is not None and not (rises and bool(lines.mixed[place])):
@@ -317,7 +333,7 @@ def _held(latent: LatentSpace, z: Tensor, distance: Tensor | float) -> Tensor:
             bijection(site.support).inv(values[site.name]).reshape(len(z), -1)
             for site in latent.records
         ]
-    return (torch.cat(parts, -1) - z).abs().amax(-1) <= 0.01 * distance
+    return (torch.cat(parts, -1) - z).abs().amax(-1) <= IMPROPER.held * distance
 
 
 def _rises(log_p: Tensor, held: Tensor, rounding: float) -> bool | None:
@@ -351,7 +367,8 @@ def _described(
 ) -> ImproperDirection:
     share = line.abs() / line.abs().amax()
     order = share.argsort(descending=True)
-    places = [int(index) for index in order[:3] if share[index] > 0.3]
+    places = [int(index) for index in order[: IMPROPER.named]]
+    places = [index for index in places if share[index] > IMPROPER.named_share]
     names = tuple(latent.at(index) for index in places)
     where = [f"{name} goes {_way(latent, centre, line, i)}" for i, name in zip(places, names)]
     return ImproperDirection(names, rises, f"as {' and '.join(where)}")
@@ -364,10 +381,10 @@ def _way(latent: LatentSpace, centre: Tensor, line: Tensor, index: int) -> str:
     if site.shape != site.unconstrained_shape:
         return "up" if up else "down"
     with torch.no_grad():
-        ends = torch.stack([centre, centre + 80.0 * line])
+        ends = torch.stack([centre, centre + IMPROPER.described * line])
         start, end = latent.constrain(ends)[0][site.name].reshape(2, -1)[:, index - site.start]
     if end > start:
-        return "up to infinity" if end > 10 * start.abs() + 10 else "up"
+        return "up to infinity" if end > IMPROPER.grown * (start.abs() + 1) else "up"
     if end > 0:
-        return "down to 0" if end < 1e-3 * start else "down"
+        return "down to 0" if end < IMPROPER.vanished * start else "down"
     return "down to minus infinity"

@@ -19,6 +19,7 @@ def missed_modes(
     log_joint: LogJoint,
     modes: Normals | None,
     draws: WeighedDraws,
+    seed: int,
     budget: Budget = UNLIMITED,
 ) -> list[str]:
     """Say which modes the guide puts too little mass on, a line each.
@@ -28,7 +29,7 @@ def missed_modes(
     if modes is None:
         return []
     elbo, lines = draws.elbo()[0], []
-    eps = modes.noise(MODE_CHECK.draws, stream(0, "missed modes", device=modes.loc.device))
+    eps = modes.noise(MODE_CHECK.draws, stream(seed, "missed modes", device=modes.loc.device))
     points, log_n = modes.points(eps).to(draws.z), modes.log_q(eps)
     for place, log_mode in zip(points, log_n, strict=True):
         if budget.over():

@@ -27,7 +27,8 @@ def check_by_pyro(log_joint: LogJoint, budget: Budget = UNLIMITED) -> SecondOpin
         ModelError: Names the site.
     """
     near = log_joint.points(PYRO_CHECK.points)
-    # Around the origin of the unconstrained space as well, where supports have their middle.
+    # Around the origin of the unconstrained space as well, where supports have their middle. At the
+    # same points whatever the seed: a model is refused by what it is, and not by chance.
     wide = torch.rand(near.shape, generator=stream(0, "second opinion")).to(near)
     points = torch.cat([near, GAUSSIAN_START.radius * (2 * wide - 1)])
     opinion = second_opinion(log_joint, points, budget=_short(budget))

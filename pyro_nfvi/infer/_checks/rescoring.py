@@ -36,8 +36,8 @@ def scored_again(fit: Fit, arguments: str | None) -> Fit:
     Warns:
         DataWarning: The densities differ.
     """
-    log_joint, draws = fit.require_model(), fit.draws
-    generator = stream(0, "rescoring", device=draws.z.device)
+    log_joint, draws, seed = fit.require_model(), fit.draws, fit.training.settings.seed
+    generator = stream(seed, "rescoring", device=draws.z.device)
     with torch.no_grad():
         found, exact = score(log_joint, draws.z, generator)
     scored = WeighedDraws(draws.z, found.log_p, draws.log_q, found.deterministic, exact)
@@ -63,7 +63,7 @@ def scored_again(fit: Fit, arguments: str | None) -> Fit:
         fit.training, findings=findings, notes=(*fit.training.notes, f"loaded: {difference}")
     )
     fit = dataclasses.replace(fit, draws=scored, training=training)
-    outside = mass_outside(fit.guide.density(), log_joint, scored, 0)
+    outside = mass_outside(fit.guide.density(), log_joint, scored, seed)
     found_anew = (
         *findings,
         MassOutside.of(outside, unseen=True),

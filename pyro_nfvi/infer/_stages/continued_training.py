@@ -44,7 +44,7 @@ def continue_training(
         plan: Most steps, and the number of the training.
         accepted: Tells whether a fit is good enough.
     """
-    formula, recipe = best.training.settings["flow"], CONTINUED_TRAINING
+    formula, recipe = best.training.settings.flow, CONTINUED_TRAINING
     too_large = problem.log_joint.in_parts or best.latent.dim > recipe.most_dim
     over = plan.interrupted or best.why_stopped in ENDS
     if (

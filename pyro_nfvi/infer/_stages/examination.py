@@ -153,7 +153,9 @@ def _missed_modes(
     ):
         return ()
     density, budget = search.up_to_labels(fit.guide.density()), time.whole.part(TIME.check)
-    missed = missed_modes(density, problem.log_joint, search.others, fit.draws, budget)
+    missed = missed_modes(
+        density, problem.log_joint, search.others, fit.draws, problem.seed, budget
+    )
     if budget.over():
         time.leave_out("the end of the look at modes that are missed")
     return tuple(missed)

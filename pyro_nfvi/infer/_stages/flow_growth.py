@@ -23,6 +23,7 @@ from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import FLOW_GROWTH, GAPS, GAUSSIAN_START
+from pyro_nfvi.infer._settings import Candidate
 from pyro_nfvi.infer._stages.scoring import score_guide, settings_of
 from pyro_nfvi.infer._stages.training import TrainingPlan, train
 from pyro_nfvi.infer._stages.warm_start import WarmStart
@@ -32,40 +33,6 @@ from pyro_nfvi.objectives._objective import Objective
 
 #: Ways in which a training ends after which no other begins.
 ENDS = ("interrupted", "callback", "max_seconds")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Result of the training of one candidate.
-
-    Attributes:
-        flow: Its formula; empty for the Gaussian.
-        elbo: Its bound, in nats, and standard error ``elbo_se``.
-        khat: Shape of the tail of its weights.
-        ess: Effective share of its draws.
-        steps: Steps that it took.
-        seconds: Time that it took.
-        kept: True if it was better than the one before.
-        tail: Reading of ``khat``, in words.
-    """
-
-    flow: str
-    elbo: float
-    elbo_se: float
-    khat: float
-    ess: float
-    steps: int
-    seconds: float
-    kept: bool
-    tail: str = ""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.flow or 'Gaussian'}: ELBO {self.elbo:.3f} ± {self.elbo_se:.3f} nats, "
-            f"{self.tail or f'k-hat {self.khat:.2f}'}, ESS {100 * self.ess:.0f} %, "
-            f"{self.steps} steps, {self.seconds:.1f} s"
-            f"{'' if self.kept else '; no better, not kept'}"
-        )
 
 
 def candidate_flows(dim: int) -> tuple[str, ...]:
@@ -192,7 +159,7 @@ def grow_flow(
         tried += (candidate(formula, fit, time.whole.spent() - begun, kept=gained),)
         if not gained:
             break
-        grown = best is not None and best.training.settings["flow"]
+        grown = best is not None and best.training.settings.flow
         best = with_earlier_losses(best, fit) if best is not None and grown else fit
         if fit.why_stopped in ENDS:
             break
@@ -323,7 +290,7 @@ def with_earlier_losses(before: Fit, after: Fit) -> Fit:
 
 def reported(fit: Fit, tried: Sequence[Candidate], notes: Sequence[str]) -> Fit:
     """Add to a fit's record what was tried, and what of it was kept."""
-    kept = fit.training.settings["flow"] or "the Gaussian alone"
+    kept = fit.training.settings.flow or "the Gaussian alone"
     lines = [*dict.fromkeys([*notes, *fit.training.notes])]
     lines += [f"auto: {one}" for one in tried]
     why = "good enough" if good_enough(fit) else "the best of what was tried"
@@ -334,7 +301,7 @@ def reported(fit: Fit, tried: Sequence[Candidate], notes: Sequence[str]) -> Fit:
             f"{len(fit.losses)} steps in all that is kept; of the last training: {reason.detail}"
         )
         reason = StopReason(str(reason), detail, reason.unfinished)
-    settings = {**fit.training.settings, "tried": [dataclasses.asdict(one) for one in tried]}
+    settings = dataclasses.replace(fit.training.settings, tried=tuple(tried))
     training = dataclasses.replace(
         fit.training,
         notes=tuple(lines),

@@ -87,7 +87,7 @@ def _best_in_units(
     most = max(1, min(GAUSSIAN_START.starts, CALL_SIZES.search // numbers))
     if log_joint.in_parts:
         most = 1  # many runs cost too much, and bounds on other data cannot be compared
-    drawn = prior_points(log_joint, target, 3) if most > 1 else None
+    drawn = prior_points(log_joint, target, GAUSSIAN_START.prior_starts) if most > 1 else None
     size = _size(log_joint.latent.init_loc, drawn)
     units = [torch.ones_like(size)]
     if not bool(
@@ -132,7 +132,7 @@ def _fitted(
                 target,
                 next(tries),
                 effort=effort,
-                num_particles=8 if log_joint.how == "loop" else None,
+                num_particles=GAUSSIAN_START.loop_particles if log_joint.how == "loop" else None,
                 noisy=bool(log_joint.subsampled),
                 generator=generator,
             )
@@ -183,13 +183,17 @@ def _starts(
     origin = torch.zeros_like(init)
     apart = bool((init - origin).norm() > GAUSSIAN_START.origin_distance * math.sqrt(len(init)))
     roots = [init, *([origin] if apart else [])]
-    cast = uniform_points(target, init, 2, generator)
-    steps = max(1, round(GAUSSIAN_START.ascent_steps * effort))
-    first, *later = (_ascend(target, row, steps) for row in [*roots, *drawn[:2], *cast[:1]])
+    given = GAUSSIAN_START
+    cast = uniform_points(target, init, given.uniform_starts, generator)
+    steps = max(1, round(given.ascent_steps * effort))
+    near, cast_near = drawn[: given.prior_ascents], cast[: given.uniform_ascents]
+    first, *later = (_ascend(target, row, steps) for row in [*roots, *near, *cast_near])
     ascended = [*first, *(point for pair in later for point in pair)]
-    rows = [*roots, init, *ascended, *drawn[:2], *cast[1:], *drawn[2:]]
+    others = [*cast[given.uniform_ascents :], *drawn[given.prior_ascents :]]
+    rows = [*roots, init, *ascended, *near, *others]
     centres = torch.stack(rows)[:most]
-    scales = torch.tensor([1.0] * len(roots) + [0.1] * (len(centres) - len(roots)))
+    widths = [given.wide] * len(roots) + [given.narrow] * (len(centres) - len(roots))
+    scales = torch.tensor(widths)
     scales = scales[: len(centres)].to(centres)
     return Normals.around(centres, scales, diagonal=len(init) > GUIDES.full_dim)
 
@@ -198,14 +202,15 @@ def _single_starts(
     log_joint: LogJoint, target: Target, init: Tensor, generator: torch.Generator
 ) -> Iterator[Normals]:
     """One start after the other, for a model of which several cannot be compared."""
-    diagonal = len(init) > GUIDES.full_dim
-    yield Normals.around(init[None], 0.1, diagonal=diagonal)
-    yield Normals.around(init[None], 1e-3, diagonal=diagonal)
-    rows = torch.cat([torch.zeros_like(init)[None], uniform_points(target, init, 3, generator)])
+    diagonal, given = len(init) > GUIDES.full_dim, GAUSSIAN_START
+    yield Normals.around(init[None], given.narrow, diagonal=diagonal)
+    yield Normals.around(init[None], given.narrowest, diagonal=diagonal)
+    cast = uniform_points(target, init, given.single_starts, generator)
+    rows = torch.cat([torch.zeros_like(init)[None], cast])
     for row in rows[target(rows)[2]]:
-        yield Normals.around(row[None], 0.1, diagonal=diagonal)
-    for row in prior_points(log_joint, target, 3).to(init):
-        yield Normals.around(row[None], 0.1, diagonal=diagonal)
+        yield Normals.around(row[None], given.narrow, diagonal=diagonal)
+    for row in prior_points(log_joint, target, given.prior_starts).to(init):
+        yield Normals.around(row[None], given.narrow, diagonal=diagonal)
 
 
 def uniform_points(target: Target, like: Tensor, num: int, generator: torch.Generator) -> Tensor:
@@ -273,6 +278,7 @@ def _ascend(target: Target, start: Tensor, steps: int) -> list[Tensor]:
         if bool(ok):
             path.append((float(log_p), point.detach().clone()))
             return -log_p[0]
+        # A number that no line search takes, and that is finite in single precision.
         return torch.full((), 1e30, dtype=log_p.dtype)
 
     optimizer = LBFGS([point], max_iter=steps, line_search_fn="strong_wolfe")

@@ -22,7 +22,7 @@ from pyro_nfvi.infer._checks.label_switching import (
 )
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
-from pyro_nfvi.infer._recipe import GAUSSIAN_START, TIME
+from pyro_nfvi.infer._recipe import GAUSSIAN_START, LABEL_SWITCHING, TIME
 from pyro_nfvi.infer._stages.gaussian_start import prior_points
 from pyro_nfvi.infer._stages.model_mode_search import (
     modes_of_starts,
@@ -182,8 +182,11 @@ def _find_symmetry(
     budget = time.training.part(TIME.search)
     target = Target(log_joint, like, budget=budget)
     generator = problem.stream("relabelling")
-    noise = torch.randn(8, len(like), generator=generator, device=like.device).to(found.loc)
-    points = torch.cat([prior_points(log_joint, target, 3).to(noise), noise])
+    noise = torch.randn(
+        LABEL_SWITCHING.normal_candidates, len(like), generator=generator, device=like.device
+    ).to(found.loc)
+    drawn = prior_points(log_joint, target, LABEL_SWITCHING.prior_candidates)
+    points = torch.cat([drawn.to(noise), noise])
     with options.progress.stage("looking for exchangeable latents", 1, unit="look"):
         group = find_relabelling(log_joint, points, budget)
         count = 1

@@ -83,8 +83,9 @@ def search_model_modes(
         eps = frame.noise(count - half, generator)
         reach = torch.tensor(MODE_CHECK.reaches).repeat(len(eps[0]))[: len(eps[0])]
         eps = eps * reach.to(eps)[:, None]
-        drawn = more(half - half // 4)
-        cast = uniform_points(target, found.loc, half // 4, generator)
+        uniform = int(MODE_CHECK.uniform_share * half)
+        drawn = more(half - uniform)
+        cast = uniform_points(target, found.loc, uniform, generator)
         points = torch.cat([drawn, cast, frame.points(eps)[0]])
         align = None if relabelling is None else relabelling.align
         modes = search_modes(
@@ -188,9 +189,9 @@ def prior_width(found: GaussianFit, drawn: Tensor) -> Normals | None:
     """Return a Gaussian of the width of draws from the prior ``(N, D)``; None without any."""
     if len(drawn) < 2:
         return None
-    # Half of the distance between the quartiles, of a prior of whatever tails.
+    # The sd of a normal one by its quartiles, 0.741 times their distance, whatever the tails.
     upper, lower = drawn.quantile(0.75, 0), drawn.quantile(0.25, 0)
-    scale = (0.741 * (upper - lower)).clamp_min(1e-10)
+    scale = (0.741 * (upper - lower)).clamp_min(MODE_CHECK.least_width)
     factor = torch.diag(scale) if found.factor.dim() == 2 else scale
     return Normals(drawn.median(0).values[None].to(found.loc), factor[None].to(found.loc))
 
@@ -213,7 +214,8 @@ def best_of(
     )
     bounds, errors = pair.bounds(Target(log_joint, like), GAUSSIAN_START.compared_draws, generator)
     best = int(bounds.argmax())
-    if best == 0 or bounds[best] < bounds[0] + 2 * (errors[0] + errors[best]):
+    beyond = GAUSSIAN_START.compared_errors * (errors[0] + errors[best])
+    if best == 0 or bounds[best] < bounds[0] + beyond:
         return found
     return dataclasses.replace(
         found,

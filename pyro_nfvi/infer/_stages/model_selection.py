@@ -72,7 +72,7 @@ def select_model(
     heavy = tails is not None and bool(tails.indices)
 
     def accepted(fit: Fit) -> bool:
-        if heavy and not fit.training.settings["flow"]:
+        if heavy and not fit.training.settings.flow:
             return False
         with time.watch.part("checks"):
             return good_enough(fit) and not _too_narrow(problem, time, start.search, tails, fit)

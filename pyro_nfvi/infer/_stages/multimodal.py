@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +19,9 @@ from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import FLOW_GROWTH, GAPS, MULTIMODAL
+from pyro_nfvi.infer._settings import Candidate, FittedMode
 from pyro_nfvi.infer._stages.flow_growth import (
     ENDS,
-    Candidate,
     bound_gain,
     candidate,
     good_enough,
@@ -79,9 +78,9 @@ def fit_modes(
     if not kept:
         return None, tried
     notes, interrupted = start.notes, start.interrupted
-    # Half of the steps for each mode, and three times as many together at most.
     whole = options.max_steps + options.more_steps
-    most, steps = max(FLOW_GROWTH.fewest_steps, whole // 2), 3 * whole
+    most = max(FLOW_GROWTH.fewest_steps, int(MULTIMODAL.mode_steps * whole))
+    steps = MULTIMODAL.all_steps * whole
     number, begun = 1, time.whole.spent()
     order = [place for place in _by_cost(best, parts) if not nearly_exact(parts[place])]
     losses: list[Tensor] = []
@@ -145,13 +144,12 @@ def _mixed(
         each = torch.cat([density.components(rows) for rows in z.split(most)])
         weights, errors = mixture_weights(log_p, each)
     guide.set_weights(weights)
-    settings = {**training.settings, **settings_of(problem, options, guide)}
-    made = dataclasses.replace(training, settings=settings)
+    made = dataclasses.replace(training, settings=settings_of(problem, options, guide))
     return score_guide(problem, options, time, guide, made), errors
 
 
 def _formula(part: Fit) -> str | None:
-    return part.training.settings["flow"] or None
+    return part.training.settings.flow or None
 
 
 def _by_cost(mixture: Fit, parts: list[Fit]) -> list[int]:
@@ -168,7 +166,7 @@ def _by_cost(mixture: Fit, parts: list[Fit]) -> list[int]:
 
 def _joint_record(parts: list[Fit], losses: list[Tensor]) -> Training:
     """Make one record of all trainings."""
-    trained = [part.training for part in parts if part.training.settings["flow"]]
+    trained = [part.training for part in parts if part.training.settings.flow]
     # What ended the whole, else what left something to gain, else the last.
     early = [one for one in trained if one.why_stopped in (*ENDS, "not_finite")]
     cut = [one for one in trained if one.why_stopped == "max_steps"]
@@ -187,19 +185,18 @@ def _described(fit: Fit, modes: Modes, errors: Tensor) -> Fit:
     """Write down where the modes are, their weights, and how many starts found each."""
     latent, guide = fit.latent, fit.guide
     values, _ = latent.constrain(modes.normals.loc.to(latent.init_loc))
-    found: list[dict[str, Any]] = []
-    for place, (weight, error) in enumerate(zip(guide.weights.tolist(), errors.tolist())):
-        found.append(
-            {
-                "weight": weight,
-                "weight_se": None if math.isnan(error) else error,
-                "starts": int(modes.hits[place]),
-                "at": {name: value[place].tolist() for name, value in values.items()},
-            }
+    found = tuple(
+        FittedMode(
+            weight,
+            None if math.isnan(error) else error,
+            int(modes.hits[place]),
+            {name: value[place].tolist() for name, value in values.items()},
         )
-    settings = {**fit.training.settings, "modes": found}
+        for place, (weight, error) in enumerate(zip(guide.weights.tolist(), errors.tolist()))
+    )
+    settings = dataclasses.replace(fit.training.settings, modes=found)
     lines = [_line(place, mode, modes.num_starts) for place, mode in enumerate(found, start=1)]
-    alone = sum(mode["starts"] <= 1 for mode in found)
+    alone = sum(mode.starts <= 1 for mode in found)
     if alone:
         lines.append(f"{alone} of the modes were found by one start alone: expect more of them")
     training = dataclasses.replace(
@@ -208,16 +205,16 @@ def _described(fit: Fit, modes: Modes, errors: Tensor) -> Fit:
     return dataclasses.replace(fit, training=training)
 
 
-def _line(place: int, mode: dict[str, Any], num_starts: int) -> str:
+def _line(place: int, mode: FittedMode, num_starts: int) -> str:
     """Describe a mode, with where it is in the first numbers."""
     numbers = []
-    for name, value in mode["at"].items():
+    for name, value in mode.at.items():
         flat = torch.tensor(value).flatten().tolist()
         labels = [f"{name}[{i}]" for i in range(len(flat))] if isinstance(value, list) else [name]
         numbers += [f"{label} {number:.3g}" for label, number in zip(labels, flat)]
-    error = "" if mode["weight_se"] is None else f" ± {mode['weight_se']:.3f}"
+    error = "" if mode.weight_se is None else f" ± {mode.weight_se:.3f}"
     more = ", ..." if len(numbers) > MULTIMODAL.named else ""
     return (
-        f"mode {place}: weight {mode['weight']:.3f}{error}, {mode['starts']} of {num_starts} "
+        f"mode {place}: weight {mode.weight:.3f}{error}, {mode.starts} of {num_starts} "
         f"starts ended there, around {', '.join(numbers[: MULTIMODAL.named])}{more}"
     )

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
-from pyro_nfvi._random import stream
 from pyro_nfvi.infer._recipe import PARAMETERS
 
 
@@ -64,7 +63,7 @@ class Evidence:
         log_w = self.log_weights()
         if self.even:
             ok = torch.isfinite(log_w)
-            few = int(ok.sum()) * 100 < 99 * len(log_w)
+            few = int(ok.sum()) < PARAMETERS.finite_share * len(log_w)
             mean = torch.where(ok, log_w, torch.zeros_like(log_w)).sum() / ok.sum().clamp_min(1)
             return (mean - torch.inf if few else mean), float(len(log_w))
         return torch.logsumexp(log_w, 0) - math.log(len(log_w)), self.effective(log_w)
@@ -130,7 +129,11 @@ class Ascent:
 
 
 def raise_evidence(
-    evidence: Evidence, *, steps: int = PARAMETERS.steps, budget: Budget = UNLIMITED
+    evidence: Evidence,
+    generator: torch.Generator,
+    *,
+    steps: int = PARAMETERS.steps,
+    budget: Budget = UNLIMITED,
 ) -> Ascent:
     r"""Move the parameters to where the estimated evidence is highest, in place.
 
@@ -139,6 +142,12 @@ def raise_evidence(
     saddle is left. More parameters, or a model without second derivatives: L-BFGS with ten pairs,
     in units from the row norms of the Hessian. A step is taken if it gains, and leaves 30 % of
     the effective draws. Where the budget is spent, they stay where they are by then.
+
+    Args:
+        evidence: The evidence as a function of the parameters.
+        generator: Source of the signs from which L-BFGS takes its units.
+        steps: Most steps.
+        budget: Time.
 
     Cost:
         Up to 40 steps of P + 2 backward passes (L-BFGS: of one, after nine) over all draws.
@@ -150,7 +159,7 @@ def raise_evidence(
             return _newton(evidence, steps, budget)
         except RuntimeError:  # an operation of the model without a second derivative
             pass
-    return _quasi_newton(evidence, steps, budget)
+    return _quasi_newton(evidence, generator, steps, budget)
 
 
 def _newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
@@ -171,7 +180,7 @@ def _newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
             raise RuntimeError("second derivatives are not finite")
         scale = hessian.diagonal().abs().sqrt()
         # What the evidence does not depend on keeps a unit of one.
-        units = torch.where(scale > 1e-8, 1 / scale.clamp_min(1e-8), torch.ones_like(scale))
+        units = _inverse(scale)
         values, vectors = torch.linalg.eigh(-hessian * units * units.unsqueeze(-1))
         turned = vectors.mT @ (units * gradient)
         # Where the evidence curves upward a small gradient is no rest: at least one unit is gone.
@@ -187,18 +196,19 @@ def _newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
             after, left = evidence.look()
             gained = math.isfinite(after) and after > value
             if gained and left >= min(PARAMETERS.ess_share * effective, effective):
-                moved, damping = True, max(damping / 10, 1e-9)
+                moved = True
+                damping = max(PARAMETERS.damping_down * damping, PARAMETERS.least_damping)
                 break
             limited = limited or gained
             evidence.put(here)
-            damping = max(4 * damping, 1e-3)
+            damping = max(PARAMETERS.damping_up * damping, PARAMETERS.damping)
         if not moved:
             break
         value = after
     return Ascent(value - (value if start is None else start), units, limited)
 
 
-def _own_units(evidence: Evidence) -> Tensor | None:
+def _own_units(evidence: Evidence, generator: torch.Generator) -> Tensor | None:
     r"""Estimate units ``(P,)`` from products of the Hessian with random signs.
 
     :math:`u_i = (\sum_j H_{ij}^2)^{-1/4}`, the row norm being the mean of :math:`(Hv)_i^2`: exact
@@ -209,10 +219,9 @@ def _own_units(evidence: Evidence) -> Tensor | None:
     """
     try:
         _, gradient, _ = evidence.gradient(graph=True)
-        signs = stream(0, "signs of the units")
         total = torch.zeros_like(gradient.detach())
         for _ in range(PARAMETERS.sign_vectors):
-            v = torch.randint(0, 2, gradient.shape, generator=signs).to(total) * 2 - 1
+            v = _signs(gradient, generator)
             found = torch.autograd.grad(
                 gradient @ v, evidence.leaves, retain_graph=True, allow_unused=True
             )
@@ -222,15 +231,29 @@ def _own_units(evidence: Evidence) -> Tensor | None:
     scale = (total / PARAMETERS.sign_vectors).pow(0.25)
     if not bool(torch.isfinite(scale).all()):
         return None
-    return torch.where(scale > 1e-8, 1 / scale.clamp_min(1e-8), torch.ones_like(scale))
+    return _inverse(scale)
 
 
-def _quasi_newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
+def _inverse(scale: Tensor) -> Tensor:
+    """One over square roots of curvatures; one where there is none."""
+    least = PARAMETERS.no_curvature
+    return torch.where(scale > least, 1 / scale.clamp_min(least), torch.ones_like(scale))
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw -1 and 1 in even shares, of a tensor's shape and type."""
+    shape, device = like.shape, generator.device
+    return torch.randint(0, 2, shape, generator=generator, device=device).to(like) * 2 - 1
+
+
+def _quasi_newton(
+    evidence: Evidence, generator: torch.Generator, steps: int, budget: Budget
+) -> Ascent:
     value, gradient, effective = evidence.gradient()
     start, floor = value, PARAMETERS.ess_share * effective
     if not (math.isfinite(value) and bool(torch.isfinite(gradient).all())):
         return Ascent(0.0)
-    found = _own_units(evidence)
+    found = _own_units(evidence, generator)
     units = torch.ones_like(gradient) if found is None else found
     gradient = units * gradient
     pairs: list[tuple[Tensor, Tensor]] = []
@@ -250,7 +273,7 @@ def _quasi_newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
         for _ in range(PARAMETERS.halvings):
             evidence.put(here + length * units * direction)
             after, left = evidence.look()
-            gained = math.isfinite(after) and after >= value + 1e-4 * length * slope
+            gained = math.isfinite(after) and after >= value + PARAMETERS.armijo * length * slope
             if gained and left >= floor:
                 break
             limited = limited or gained
@@ -261,9 +284,9 @@ def _quasi_newton(evidence: Evidence, steps: int, budget: Budget) -> Ascent:
         now, new, effective = evidence.gradient()
         new = units * new
         change, turn = (evidence.get() - here) / units, gradient - new
-        if float(change @ turn) > 1e-12 * float(turn @ turn):
+        if float(change @ turn) > PARAMETERS.pair_curvature * float(turn @ turn):
             pairs = [*pairs[-PARAMETERS.memory + 1 :], (change, turn)]
-        small = now - value < PARAMETERS.least_gain and step >= 3
+        small = now - value < PARAMETERS.least_gain and step + 1 >= PARAMETERS.fewest_steps
         value, gradient = now, new
         if small:
             break
@@ -290,6 +313,7 @@ def nats_left(
     z: Tensor,
     log_q: Tensor,
     leaves: Mapping[str, Tensor],
+    generator: torch.Generator,
     budget: Budget = UNLIMITED,
 ) -> tuple[float, float] | None:
     """Estimate how much evidence the parameters still give away; they stay where they are.
@@ -321,9 +345,9 @@ def nats_left(
             before = held_out.log_weights()
         gains = []
         try:
-            for begin in _places(fitting, start, gradient):
+            for begin in _places(fitting, start, gradient, generator):
                 fitting.put(begin)
-                raise_evidence(fitting, budget=budget)
+                raise_evidence(fitting, generator, budget=budget)
                 end = fitting.get()
                 for part in PARAMETERS.parts:
                     held_out.put(start + part * (end - start))
@@ -338,13 +362,16 @@ def nats_left(
     return sum(found) / 2, max(errors)
 
 
-def _places(evidence: Evidence, start: Tensor, gradient: Tensor) -> list[Tensor]:
+def _places(
+    evidence: Evidence, start: Tensor, gradient: Tensor, generator: torch.Generator
+) -> list[Tensor]:
     """List points from which to ascend: the parameters, and others where those may mislead."""
     places = [start]
     if evidence.count > PARAMETERS.newton_params:  # whose steps leave a saddle by themselves
-        units = _own_units(evidence)
-        away = torch.randint(0, 2, start.shape, generator=stream(0, "away")).to(start) * 2 - 1
-        places.append(start + 0.3 * away * (torch.ones_like(start) if units is None else units))
+        units, away = _own_units(evidence, generator), _signs(start, generator)
+        places.append(
+            start + PARAMETERS.away * away * (torch.ones_like(start) if units is None else units)
+        )
     flat = gradient == 0
     if bool(flat.any()):
         size = 1 + start.abs()

@@ -41,14 +41,15 @@ def settle_parameters(problem: Problem, options: Options, time: TimePlan, fit: F
     density = whole_density(log_joint, count) if fit.draws.exact else None
     if density is None or not time.affords(rows, "the look at the model's parameters"):
         return add_finding(fit, ParamsLeft(None, names=named, looked=False))
-    left = _nats_left(problem, options, time, fit, density)
+    generator = problem.stream("parameters", "settling")
+    left = _nats_left(problem, options, time, fit, density, generator)
     for _ in range(PARAMETERS.settling_moves if options.precondition else 0):
         if left is None or left[0] < GAPS.negligible or not time.affords(rows):
             break
         before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
         z, log_q = fit.draws.z[:count], fit.draws.log_q[:count]
         evidence = Evidence(density, z, log_q, list(leaves.values()))
-        raise_evidence(evidence, budget=time.whole.part(TIME.check))
+        raise_evidence(evidence, generator, budget=time.whole.part(TIME.check))
         moved = score_guide(problem, options, time, fit.guide, fit.training)
         gained = moved.log_evidence()[0] - fit.log_evidence()[0] if moved.draws.exact else 0.0
         if not gained > 0:
@@ -59,7 +60,7 @@ def settle_parameters(problem: Problem, options: Options, time: TimePlan, fit: F
         note = f"the model's parameters gained {gained:.3g} nats of evidence after training"
         training = replace(moved.training, notes=(*moved.training.notes, note))
         fit = replace(moved, training=training)
-        left = _nats_left(problem, options, time, fit, density)
+        left = _nats_left(problem, options, time, fit, density, generator)
     finding = ParamsLeft(None, 0.0, named) if left is None else ParamsLeft(*left, named)
     return add_finding(fit, finding)
 
@@ -70,12 +71,14 @@ def _nats_left(
     time: TimePlan,
     fit: Fit,
     density: Callable[[Tensor], Tensor],
+    generator: torch.Generator,
 ) -> tuple[float, float] | None:
     count = _num_draws(problem.log_joint)
     z, log_q = fit.draws.z[:count], fit.draws.log_q[:count]
     with options.progress.stage("judging the model's parameters", 1, unit="look"):
         budget = time.whole.part(TIME.check)
-        left = nats_left(density, z, log_q, problem.log_joint.named_parameters(), budget)
+        leaves = problem.log_joint.named_parameters()
+        left = nats_left(density, z, log_q, leaves, generator, budget)
         if budget.over():
             time.leave_out("the end of the look at the model's parameters")
         return left

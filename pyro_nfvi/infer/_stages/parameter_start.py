@@ -66,12 +66,12 @@ def start_params(
     leaves = list(log_joint.named_parameters().values())
     target = Target(density, like, budget=budget)
     init = log_joint.latent.init_loc.detach()
-    now = Normals.around(init[None], 0.1, diagonal=len(init) > GUIDES.full_dim)
     sizes = PARAMETER_START_LOOP if log_joint.how == "loop" else PARAMETER_START
+    now = Normals.around(init[None], sizes.width, diagonal=len(init) > GUIDES.full_dim)
     count = max(sizes.fewest_draws, min(sizes.draws, CALL_SIZES.ascent // max(1, log_joint.size)))
     total, idle, unit, rounds = 0.0, 0, None, 0
     for rounds in range(1, sizes.rounds + 1):
-        if idle >= 2 or budget.over():
+        if idle >= sizes.idle or budget.over():
             rounds -= 1
             break
         now, _ = natural_gradient_ascent(
@@ -83,9 +83,9 @@ def start_params(
         )
         eps = now.noise(count, generator)
         z, log_q = now.points(eps)[0].to(like), now.log_q(eps)[0]
-        ascent = raise_evidence(Evidence(density, z, log_q, leaves), budget=budget)
+        ascent = raise_evidence(Evidence(density, z, log_q, leaves), generator, budget=budget)
         total += ascent.gain
         if ascent.units is not None:
             unit = float(ascent.units.min())
         idle = idle + 1 if ascent.gain < GAPS.negligible else 0
-    return ParamStart(total, rounds, idle >= 2, unit)
+    return ParamStart(total, rounds, idle >= sizes.idle, unit)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from pyro_nfvi.guides._auto_flow import AutoFlow
@@ -14,6 +12,7 @@ from pyro_nfvi.infer._guide_spec import flow_name
 from pyro_nfvi.infer._model_parameters import ModelParams
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import CALL_SIZES, SCORING
+from pyro_nfvi.infer._settings import Settings
 from pyro_nfvi.infer._time_plan import TimePlan
 from pyro_nfvi.infer._training import Training
 from pyro_nfvi.infer._weighted_draws import most_on_all_data, weigh
@@ -53,18 +52,16 @@ def score_guide(
     return Fit(guide, draws, training, params.constrained(), log_joint, params)
 
 
-def settings_of(
-    problem: Problem, options: Options, guide: AutoFlow | AutoMixture
-) -> dict[str, Any]:
-    """Return the options of a fit by name, for its report and file."""
-    return {
-        "flow": flow_name(guide),
-        "objective": options.objective.name,
-        "num_particles": options.num_particles,
-        "max_steps": options.max_steps,
-        "seed": problem.seed,
-        "particles_by": problem.log_joint.how,
-        "particles_why": problem.log_joint.why,
-        "density_by": problem.density.backend,
-        "density_why": problem.density.reason,
-    }
+def settings_of(problem: Problem, options: Options, guide: AutoFlow | AutoMixture) -> Settings:
+    """Return the options of a fit, for its report and file."""
+    return Settings(
+        flow=flow_name(guide),
+        objective=options.objective.name,
+        num_particles=options.num_particles,
+        max_steps=options.max_steps,
+        seed=problem.seed,
+        particles_by=problem.log_joint.how,
+        particles_why=problem.log_joint.why,
+        density_by=problem.density.backend,
+        density_why=problem.density.reason,
+    )
