@@ -13,7 +13,19 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-CHECKED = ["pyro_nfvi.flows", "pyro_nfvi.distributions._flow_density"]
+CHECKED = [
+    "pyro_nfvi.flows",
+    "pyro_nfvi.distributions._flow_density",
+    "pyro_nfvi.distributions._mixture",
+    "pyro_nfvi.objectives._objective",
+    "pyro_nfvi.objectives._surrogate",
+    "pyro_nfvi.objectives._elbo",
+    "pyro_nfvi.objectives._importance_weighted",
+    "pyro_nfvi.objectives._tempered",
+    "pyro_nfvi.guides._auto_flow",
+    "pyro_nfvi.guides._flow_posterior",
+    "pyro_nfvi.guides._mixture_posterior",
+]
 
 
 def _load_shapes() -> None:

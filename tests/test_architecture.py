@@ -46,8 +46,8 @@ STOREYS = {
     1: {"_nn", "_optim"},
     2: {"flows"},
     3: {"_gaussian_vi", "_mcmc", "diagnostics", "distributions", "objectives", "testing"},
-    4: {"_engine", "_pyro_model", "guides"},
-    5: {"_train", "infer"},
+    4: {"_engine", "_pyro_model", "_train", "guides"},
+    5: {"infer"},
     6: {"_show_versions", "arviz", "calibration", "plots", "vae"},
     7: {"__init__"},
 }

@@ -97,6 +97,8 @@ SET_UP = {
     "log joint": "points at which ways to evaluate particles are compared",
     "dependence": "points at which an observed site has to depend on a latent one",
     "assignment": "noise with which ways to draw discrete sites are compared",
+    "density": "mini-batches at which the log joint is recorded, and compared where it is compiled",
+    "density check": "points at which a density of the user's own is examined",
     "second opinion": "points at which Pyro scores the model too",
     "engine inputs": "inputs of the step that is recorded",
     "engine check": "parameters at which recorded and eager steps are compared",

@@ -17,7 +17,7 @@ _PLAIN = (str, int, float, bool, bytes, type(None))
 
 @dataclass(frozen=True)
 class ArchiveLimits:
-    """Bounds beyond which a file is refused before it is unpacked."""
+    """Bounds beyond which a file is refused."""
 
     #: Bytes of the part that holds all but the numbers; those of fits take some kilobytes.
     description_bytes: int = 128 * 1024 * 1024
@@ -29,6 +29,8 @@ class ArchiveLimits:
     repeats: int = 16
     #: Bytes that deflate, which zip and gzip use, can at most make of one.
     inflation: int = 1032
+    #: Number of the layout that is written; a file of a higher one is refused.
+    layout: int = 1
 
 
 LIMITS = ArchiveLimits()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,34 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from pyro_nfvi._files.archives import Malformed
+from pyro_nfvi._files.fit_files import read_file, write_file
 from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi.errors import FileError
-from pyro_nfvi.infer._fit_files import read_file, write_file
 
 _KIND = "checkpoint"
-
-
-def fingerprint(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
-    """Tell data apart: tensors by their bytes, numbers and words by themselves, others by type.
-
-    Cost:
-        One pass over the data.
-    """
-    known = hashlib.sha256()
-    leaves, structure = tree_flatten((args, dict(sorted(kwargs.items()))))
-    known.update(str(structure).encode())
-    for leaf in leaves:
-        if isinstance(leaf, torch.Tensor):
-            held = leaf.detach().cpu().contiguous()
-            known.update(f"{held.dtype} {tuple(held.shape)}".encode())
-            known.update(held.reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            plain = isinstance(leaf, (bool, int, float, str, bytes, type(None)))
-            known.update(repr(leaf).encode() if plain else type(leaf).__name__.encode())
-    return {"arguments": known.hexdigest()[:16]}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pyro_nfvi._optim.learning_curve import Forecast
 from pyro_nfvi._optim.recipe import CONVERGENCE, ConvergenceRecipe
 from pyro_nfvi._optim.stop_reason import StopReason
-from pyro_nfvi.infer._findings import LeftOut, Level
+from pyro_nfvi._train.left_out_particles import LeftOut
+from pyro_nfvi.diagnostics._finding import Level
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,8 +12,41 @@ from torch import Tensor
 from pyro_nfvi._chain_rule import score
 from pyro_nfvi._pyro_model.gradient_fault import find_gradient_fault
 from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi.diagnostics._finding import Finding, Level
 from pyro_nfvi.guides._auto_flow import AutoFlow
-from pyro_nfvi.infer._findings import LeftOut
+
+
+@dataclass(frozen=True)
+class LeftOut(Finding):
+    """Particles that the last steps left out: their density or its gradient was not finite.
+
+    Attributes:
+        share: Share of the particles of the last steps.
+        site: The site at fault; empty where none is by itself.
+        why: Site and cause, as a clause.
+    """
+
+    share: float
+    site: str = ""
+    why: str = ""
+
+    #: Shares from which on the fit may be wrong, and from which on it is stuck.
+    MANY: ClassVar[float] = 0.01
+    MOST: ClassVar[float] = 0.1
+
+    @property
+    def level(self) -> Level:
+        if self.share > self.MOST:
+            return Level.FAULT
+        return Level.DOUBT if self.share > self.MANY else Level.REMARK
+
+    def sentence(self) -> str:
+        if self.level is Level.REMARK:
+            return ""
+        return (
+            f"{100 * self.share:.2g} % of the particles of the last steps were left out, so that "
+            f"training did not see where they lie: {self.why}"
+        )
 
 
 def left_out(

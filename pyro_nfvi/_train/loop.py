@@ -21,12 +21,12 @@ from pyro_nfvi._optim.learning_rate import GroupRates, Schedule
 from pyro_nfvi._optim.recipe import CONVERGENCE, ConvergenceRecipe
 from pyro_nfvi._optim.recovery import Action, Recovery
 from pyro_nfvi._optim.rollback import BestBlock
-from pyro_nfvi._optim.snapshot import Snapshot
+from pyro_nfvi._optim.snapshot import Snapshot, check_optimizer
 from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._train.checkpoint import Checkpoint, LoopState
 from pyro_nfvi._train.ending import Ending, broken_off, reason_of
 from pyro_nfvi._train.engine_selection import Chosen
-from pyro_nfvi._train.left_out_particles import left_out
+from pyro_nfvi._train.left_out_particles import LeftOut, left_out
 from pyro_nfvi._train.noise import Noise
 from pyro_nfvi._train.nonfinite import locate_nonfinite
 from pyro_nfvi._train.progress import SILENT, Bar, Progress, StepInfo
@@ -36,8 +36,6 @@ from pyro_nfvi._train.task import Task
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import DivergedError, EngineWarning, FileError
-from pyro_nfvi.infer._file_checks import check_optimizer
-from pyro_nfvi.infer._findings import LeftOut
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._eval_mode import scoring
-from pyro_nfvi._typing import TensorPair, TensorTriple
+from pyro_nfvi._typing import Contexts, Image, ImageAndScore, PerComponent, Points, Rows, TensorPair
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import OptionError, ShapeError
 
@@ -102,7 +102,7 @@ class MixtureDensity(nn.Module):
         return (torch.special.ndtr(eps[..., -1:]) > edges).sum(-1)
 
     @full_precision
-    def push(self, eps: Tensor, context: Tensor | None = None) -> TensorPair:
+    def push(self, eps: Tensor, context: Contexts | None = None) -> Image:
         """Map noise to ``(z, log_q)``; differentiable, the choice of the component apart."""
         chosen = self.choose(eps)
         pushed = [part.push(eps[..., :-1], context) for part in self._members]
@@ -121,7 +121,7 @@ class MixtureDensity(nn.Module):
         return _taken(pushed, self.choose(eps))
 
     @full_precision
-    def push_with_score(self, eps: Tensor, context: Tensor | None = None) -> TensorTriple:
+    def push_with_score(self, eps: Tensor, context: Contexts | None = None) -> ImageAndScore:
         r"""Map noise to ``(z, log_q, score)``, the score :math:`\nabla_z \log q(z)` detached."""
         z, log_q = self.push(eps, context)
         with torch.enable_grad():
@@ -136,7 +136,7 @@ class MixtureDensity(nn.Module):
         return self.push(self.sample_base(shape, generator=generator))
 
     @full_precision
-    def components(self, z: Tensor) -> Tensor:
+    def components(self, z: Points) -> PerComponent:
         """Log density of each component, without its weight: ``(*b, D) -> (*b, K)``, in nats.
 
         -inf where a point is so far from a component that its flow cannot be inverted there.
@@ -145,7 +145,7 @@ class MixtureDensity(nn.Module):
         return torch.where(each.isnan(), torch.full_like(each, -torch.inf), each)
 
     @full_precision
-    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, z: Points, context: Contexts | None = None) -> Rows:
         """Score any point: ``(*b, D) -> (*b,)``, differentiable in point and parameters."""
         return torch.logsumexp(self.components(z) + self.log_weights, -1)
 
@@ -153,7 +153,7 @@ class MixtureDensity(nn.Module):
     forward = log_prob
 
     @full_precision
-    def responsibilities(self, z: Tensor) -> Tensor:
+    def responsibilities(self, z: Points) -> PerComponent:
         """Probability that a point came from each component: ``(*b, D) -> (*b, K)``."""
         return torch.softmax(self.components(z) + self.log_weights, -1)
 

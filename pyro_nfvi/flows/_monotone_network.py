@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._math import bounded, one_plus_a, solve_monotone
-from pyro_nfvi._typing import TensorPair
+from pyro_nfvi._typing import Coordinates, EachImage, MapParams, TensorPair
 from pyro_nfvi._validation import whole
 from pyro_nfvi.flows._recipe import BOUNDS, SIZES
 from pyro_nfvi.flows._transformers import AffineTransformer, Transformer
@@ -46,13 +46,13 @@ class MonotoneTransformer(Transformer):
         """Slopes, sharpnesses, offsets, shift and log-scale."""
         return 3 * self.units + 2
 
-    def forward(self, x: Tensor, params: Tensor) -> TensorPair:
+    def forward(self, x: Coordinates, params: MapParams) -> EachImage:
         net, affine = params.split([3 * self.units, 2], -1)
         value, slope = _net(x, *self._units(net))
         y, ladj = AffineTransformer().forward(value, affine)
         return y, slope.log() + ladj
 
-    def inverse(self, y: Tensor, params: Tensor) -> TensorPair:
+    def inverse(self, y: Coordinates, params: MapParams) -> EachImage:
         net, affine = params.split([3 * self.units, 2], -1)
         inner, ladj = AffineTransformer().inverse(y, affine)
         units = self._units(net)

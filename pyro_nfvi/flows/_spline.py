@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_nfvi._math import bounded
-from pyro_nfvi._typing import TensorPair
+from pyro_nfvi._typing import Coordinates, EachImage, MapParams, TensorPair
 from pyro_nfvi._validation import number, whole
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._recipe import SPLINE
@@ -53,13 +53,13 @@ class SplineTransformer(Transformer):
         """Widths, heights, inner derivatives, shift and log-scale."""
         return 3 * self.bins + 1
 
-    def forward(self, x: Tensor, params: Tensor) -> TensorPair:
+    def forward(self, x: Coordinates, params: MapParams) -> EachImage:
         raw, affine = params.split([3 * self.bins - 1, 2], -1)
         y, ladj = self._spline(x, raw)
         y, affine_ladj = AffineTransformer().forward(y, affine)
         return y, ladj + affine_ladj
 
-    def inverse(self, y: Tensor, params: Tensor) -> TensorPair:
+    def inverse(self, y: Coordinates, params: MapParams) -> EachImage:
         raw, affine = params.split([3 * self.bins - 1, 2], -1)
         inner, affine_ladj = AffineTransformer().inverse(y, affine)
         x, ladj = self._spline_inverse(inner, raw)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._math import soft_clamp, solve_monotone
-from pyro_nfvi._typing import TensorPair
+from pyro_nfvi._typing import Coordinates, EachImage, MapParams, TensorPair
 from pyro_nfvi.flows._recipe import TAIL
 from pyro_nfvi.flows._transformers import Transformer
 
@@ -52,10 +52,10 @@ class TailTransformer(Transformer):
     inverse_kind = "numeric"
     num_params: int = 2
 
-    def forward(self, x: Tensor, params: Tensor) -> TensorPair:
+    def forward(self, x: Coordinates, params: MapParams) -> EachImage:
         return _map(x, _weight(x, params))
 
-    def inverse(self, y: Tensor, params: Tensor) -> TensorPair:
+    def inverse(self, y: Coordinates, params: MapParams) -> EachImage:
         h = _weight(y, params)  # x has the sign of y
 
         def value_and_slope(x: Tensor) -> TensorPair:

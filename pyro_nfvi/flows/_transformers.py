@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_nfvi._math import soft_clamp, soft_clamp_slope
-from pyro_nfvi._typing import TensorPair
+from pyro_nfvi._typing import Coordinates, EachImage, MapParams, TensorPair
 from pyro_nfvi._validation import number
 from pyro_nfvi.flows._recipe import BOUNDS
 
@@ -36,14 +36,14 @@ class Transformer(ABC):
     inverse_kind: ClassVar[Literal["exact", "numeric"]] = "exact"
 
     @abstractmethod
-    def forward(self, x: Tensor, params: Tensor) -> TensorPair:
+    def forward(self, x: Coordinates, params: MapParams) -> EachImage:
         """Return ``(y, ladj)`` per coordinate."""
 
     @abstractmethod
-    def inverse(self, y: Tensor, params: Tensor) -> TensorPair:
+    def inverse(self, y: Coordinates, params: MapParams) -> EachImage:
         """Return ``(x, ladj)`` per coordinate."""
 
-    def slopes(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def slopes(self, x: Coordinates, params: MapParams) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return ``dy/dx``, ``dy/dparams``, ``dladj/dx`` and ``dladj/dparams``.
 
         Coordinates are independent, so that two vector-Jacobian products give them all.
@@ -64,10 +64,10 @@ class ShiftTransformer(Transformer):
 
     num_params: int = 1
 
-    def forward(self, x: Tensor, params: Tensor) -> TensorPair:
+    def forward(self, x: Coordinates, params: MapParams) -> EachImage:
         return x + params[..., 0], torch.zeros_like(x)
 
-    def inverse(self, y: Tensor, params: Tensor) -> TensorPair:
+    def inverse(self, y: Coordinates, params: MapParams) -> EachImage:
         return y - params[..., 0], torch.zeros_like(y)
 
 
@@ -87,17 +87,17 @@ class AffineTransformer(Transformer):
     def __post_init__(self) -> None:
         number("AffineTransformer: bound", self.bound, above=0)
 
-    def forward(self, x: Tensor, params: Tensor) -> TensorPair:
+    def forward(self, x: Coordinates, params: MapParams) -> EachImage:
         shift, raw = params.unbind(-1)
         log_scale = soft_clamp(raw, self.bound)
         return torch.addcmul(shift, log_scale.exp(), x), log_scale
 
-    def inverse(self, y: Tensor, params: Tensor) -> TensorPair:
+    def inverse(self, y: Coordinates, params: MapParams) -> EachImage:
         shift, raw = params.unbind(-1)
         log_scale = soft_clamp(raw, self.bound)
         return (y - shift) * (-log_scale).exp(), -log_scale
 
-    def slopes(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def slopes(self, x: Coordinates, params: MapParams) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         raw = params[..., 1]
         scale, inner = soft_clamp(raw, self.bound).exp(), soft_clamp_slope(raw, self.bound)
         dparams = torch.stack([torch.ones_like(x), x * scale * inner], -1)
@@ -130,12 +130,12 @@ class GatedTransformer(Transformer):
         start = F.logsigmoid(soft_clamp(raw.new_zeros(()), self.bound) + self.bias)
         return F.logsigmoid(s) - start, torch.sigmoid(-s)
 
-    def forward(self, x: Tensor, params: Tensor) -> TensorPair:
+    def forward(self, x: Coordinates, params: MapParams) -> EachImage:
         shift, raw = params.unbind(-1)
         log_gate, rest = self._gate(raw)
         return log_gate.exp() * x + rest * shift, log_gate
 
-    def inverse(self, y: Tensor, params: Tensor) -> TensorPair:
+    def inverse(self, y: Coordinates, params: MapParams) -> EachImage:
         shift, raw = params.unbind(-1)
         log_gate, rest = self._gate(raw)
         return (y - rest * shift) * (-log_gate).exp(), -log_gate
@@ -156,13 +156,13 @@ class ReLUTransformer(Transformer):
     def __post_init__(self) -> None:
         number("ReLUTransformer: bound", self.bound, above=0)
 
-    def forward(self, x: Tensor, params: Tensor) -> TensorPair:
+    def forward(self, x: Coordinates, params: MapParams) -> EachImage:
         log_slope = soft_clamp(params[..., 0], self.bound)
         negative = x < 0
         ladj = torch.where(negative, log_slope, torch.zeros_like(log_slope))
         return torch.where(negative, log_slope.exp() * x, x), ladj
 
-    def inverse(self, y: Tensor, params: Tensor) -> TensorPair:
+    def inverse(self, y: Coordinates, params: MapParams) -> EachImage:
         log_slope = soft_clamp(params[..., 0], self.bound)
         negative = y < 0
         ladj = torch.where(negative, -log_slope, torch.zeros_like(log_slope))

@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 
 from pyro_nfvi._gaussian_vi.low_rank_gaussian import LowRankGaussian
 from pyro_nfvi._pyro_model.model_checks import check_model
-from pyro_nfvi._typing import TensorPair
+from pyro_nfvi._typing import Factor, Location, TensorPair
 from pyro_nfvi.distributions._bases import Base
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._affine import Affine
@@ -192,7 +192,7 @@ class AutoFlow(VectorGuide):
             if own is not None and not adopt:
                 release_entry(self, full(name), own)
 
-    def start_at(self, loc: Tensor, factor: Tensor) -> None:
+    def start_at(self, loc: Location, factor: Factor) -> None:
         r"""Move the guide, with its flow as it is, to the Gaussian :math:`N(m, LL^\top)`.
 
         A diagonal outer map takes the standard deviations of each coordinate given the others,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_nfvi._typing import Location, Points, Rows
 from pyro_nfvi.distributions._bases import Base
 
 
@@ -30,7 +31,7 @@ class BaseNoise(dist.TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.base.rsample((*sample_shape, *self.batch_shape))
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Points) -> Rows:
         found = self.base.log_prob(value)
         return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
 
@@ -45,22 +46,22 @@ class FlowPosterior(dist.TransformedDistribution):
 
     _loc_scale: Callable[[], tuple[Tensor, Tensor]] | None = None
 
-    def _spread(self) -> tuple[Tensor, Tensor]:
+    def _spread(self) -> tuple[Location, Location]:
         if self._loc_scale is None:
             raise NotImplementedError("Only the guide's own, unexpanded posterior has moments.")
         return self._loc_scale()
 
     @property
-    def mean(self) -> Tensor:
+    def mean(self) -> Location:
         """Median of each unconstrained coordinate."""
         return self._spread()[0]
 
     @property
-    def stddev(self) -> Tensor:
+    def stddev(self) -> Location:
         """Half the width of the central 68.27 % interval of each unconstrained coordinate."""
         return self._spread()[1]
 
     @property
-    def variance(self) -> Tensor:
+    def variance(self) -> Location:
         """Square of ``stddev``."""
         return self._spread()[1].square()

@@ -10,6 +10,7 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_nfvi._typing import Points, Rows
 from pyro_nfvi.distributions._mixture import MixtureDensity
 
 
@@ -39,7 +40,7 @@ class MixturePosterior(dist.TorchDistribution):
         eps = self.density.sample_base((*sample_shape, *self.batch_shape))
         return self.density.push(eps)[0]
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Points) -> Rows:
         found = self.density.log_prob(value)
         return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
 

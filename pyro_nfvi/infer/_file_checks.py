@@ -114,23 +114,6 @@ def check_state(expected: Mapping[str, Tensor], state: Any) -> None:
             raise Malformed(f"{name!r} of its guide is not finite")
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Compare the state that an optimiser was given with its parameters; torch does not.
-
-    Raises:
-        Malformed: A number of it is not finite, or for a parameter of another shape.
-    """
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            for name, value in optimizer.state.get(param, {}).items():
-                if not isinstance(value, Tensor):
-                    continue
-                if value.dim() and value.shape != param.shape:
-                    raise Malformed(f"{name!r} of its optimiser is of shape {tuple(value.shape)}")
-                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                    raise Malformed(f"{name!r} of its optimiser is not finite")
-
-
 # ------------------------------------------------------------------------------ what is built
 
 

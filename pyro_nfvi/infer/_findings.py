@@ -10,42 +10,15 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
+from pyro_nfvi._train.left_out_particles import LeftOut as LeftOut  # one kind of finding
+from pyro_nfvi.diagnostics._finding import Finding, Level
 from pyro_nfvi.diagnostics._recipe import VERDICT
 from pyro_nfvi.infer._checks.missed_mass import Outside, too_much
 from pyro_nfvi.infer._recipe import TAIL_CHECK, WORDS
 
 _F = TypeVar("_F", bound="Finding")
-
-
-class Level(IntEnum):
-    """Weight of a finding in the verdict."""
-
-    #: Reported, without an effect on the verdict.
-    REMARK = 0
-    #: The verdict is not "good".
-    DOUBT = 1
-    #: The verdict is "do not trust".
-    FAULT = 2
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One fact about a fit beyond its weights.
-
-    A subclass holds values of JSON's types (tuples for lists), so that a saved fit keeps them.
-    """
-
-    @property
-    def level(self) -> Level:
-        """Weight in the verdict."""
-        raise NotImplementedError
-
-    def sentence(self) -> str:
-        """The reason that the verdict gives; empty for none."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -64,39 +37,6 @@ class Improper(Finding):
 
     def sentence(self) -> str:
         return f"the posterior is improper in {', '.join(self.names)}"
-
-
-@dataclass(frozen=True)
-class LeftOut(Finding):
-    """Particles that the last steps left out: their density or its gradient was not finite.
-
-    Attributes:
-        share: Share of the particles of the last steps.
-        site: The site at fault; empty where none is by itself.
-        why: Site and cause, as a clause.
-    """
-
-    share: float
-    site: str = ""
-    why: str = ""
-
-    #: Shares from which on the fit may be wrong, and from which on it is stuck.
-    MANY: ClassVar[float] = 0.01
-    MOST: ClassVar[float] = 0.1
-
-    @property
-    def level(self) -> Level:
-        if self.share > self.MOST:
-            return Level.FAULT
-        return Level.DOUBT if self.share > self.MANY else Level.REMARK
-
-    def sentence(self) -> str:
-        if self.level is Level.REMARK:
-            return ""
-        return (
-            f"{100 * self.share:.2g} % of the particles of the last steps were left out, so that "
-            f"training did not see where they lie: {self.why}"
-        )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyro_nfvi._files.archives import Malformed
+from pyro_nfvi._files.fit_files import read_file
 from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
 from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._pyro_model.constraints import support_of, support_spec
@@ -39,7 +40,6 @@ from pyro_nfvi.infer._file_checks import (
 )
 from pyro_nfvi.infer._findings import from_json, from_settings
 from pyro_nfvi.infer._fit import Fit
-from pyro_nfvi.infer._fit_files import read_file
 from pyro_nfvi.infer._model_parameters import ModelParams
 from pyro_nfvi.infer._saving import KIND
 from pyro_nfvi.infer._scopes import own_params, own_random_state

@@ -502,10 +502,8 @@ class RescoringRecipe:
 
 @dataclass(frozen=True)
 class FileRecipe:
-    """Layout of a fit's file, and limits of what is made of one."""
+    """Limits of what is made of a fit's file."""
 
-    #: Number of the layout; a file of a higher one is refused.
-    layout: int = 1
     #: Bytes of one tensor that any flow may need while it is built.
     bytes: int = 64 * 1024 * 1024
     #: Operations of its building.

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_nfvi._files.fingerprint import fingerprint
+from pyro_nfvi._files.fit_files import write_file
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
-from pyro_nfvi._train.checkpoint import fingerprint
 from pyro_nfvi.distributions import _bases as bases
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
@@ -18,7 +19,6 @@ from pyro_nfvi.infer._file_checks import (
     tie,
 )
 from pyro_nfvi.infer._findings import to_json
-from pyro_nfvi.infer._fit_files import write_file
 from pyro_nfvi.infer._fitted import FittedPosterior
 
 #: Kind of the file, in its header.

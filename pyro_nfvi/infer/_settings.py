@@ -72,7 +72,7 @@ class Settings:
         seed: Seed of all noise.
         particles_by: How particles are evaluated: ``"plate"``, ``"vmap"`` or ``"loop"``.
         particles_why: Reason for that.
-        density_by: What evaluates the log density: ``"compiled"`` code, or ``"eager"`` PyTorch.
+        density_by: What evaluates the log joint: ``"native"``, ``"hybrid"`` or ``"eager"``.
         density_why: Reason for that.
         modes: Modes of a mixture fit; empty for a guide of one piece.
         tried: Candidates of ``guide="auto"``; empty for a guide that was asked for.
@@ -126,7 +126,12 @@ def _made(kind: type[Any], held: Any) -> Any:
     if not isinstance(held, Mapping):
         raise Malformed(f"a {kind.__name__} is {str(held)[:40]!r}")
     made = kind(**held)
-    types = {"bool": bool, "int": int, "float": (int, float), "str": str}
+    types: dict[str, type | tuple[type, ...]] = {
+        "bool": bool,
+        "int": int,
+        "float": (int, float),
+        "str": str,
+    }
     for one in fields(kind):
         value, name = getattr(made, one.name), str(one.type)
         wanted = types.get(name.removesuffix(" | None"))

@@ -7,8 +7,8 @@ from typing import final
 
 from torch import Tensor
 
-from pyro_nfvi.distributions._flow_density import FlowDensity
-from pyro_nfvi.objectives._objective import Estimate, LogDensity, Objective
+from pyro_nfvi._typing import Noise
+from pyro_nfvi.objectives._objective import Approximation, Estimate, LogDensity, Objective
 from pyro_nfvi.objectives._surrogate import estimate_of, rows_that_count
 
 
@@ -44,9 +44,9 @@ class PathELBO(Objective):
 
     def estimate(
         self,
-        density: FlowDensity,
+        density: Approximation,
         log_density: LogDensity,
-        eps: Tensor,
+        eps: Noise,
         params: Sequence[Tensor] = (),
     ) -> Estimate:
         z, log_q, score_q = density.push_with_score(eps)
@@ -83,9 +83,9 @@ class TotalELBO(Objective):
 
     def estimate(
         self,
-        density: FlowDensity,
+        density: Approximation,
         log_density: LogDensity,
-        eps: Tensor,
+        eps: Noise,
         params: Sequence[Tensor] = (),
     ) -> Estimate:
         z, log_q = density.push(eps)

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyro_nfvi._typing import Noise, PerParticle
 from pyro_nfvi._validation import number, whole
-from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.objectives._importance_weights import (
     doubly_reparametrised,
     normalised_weights,
     renyi_bound,
 )
-from pyro_nfvi.objectives._objective import Estimate, LogDensity, Objective
+from pyro_nfvi.objectives._objective import Approximation, Estimate, LogDensity, Objective
 from pyro_nfvi.objectives._surrogate import rows_that_count, surrogate_of
 
 _ESTIMATORS = ("dreg", "total")
@@ -93,7 +93,7 @@ class RenyiELBO(Objective):
         self.group = num_samples
         self.name = f"renyi(alpha={self.alpha:g}, num_samples={num_samples}, {estimator})"
 
-    def terms(self, log_w: Tensor) -> Tensor:
+    def terms(self, log_w: PerParticle) -> Tensor:
         """Return the bound of each K draws, in nats; draws that fill no term are left out."""
         size = min(self.num_samples, len(log_w))
         rows = log_w[: len(log_w) // size * size].reshape(-1, size)
@@ -101,9 +101,9 @@ class RenyiELBO(Objective):
 
     def estimate(
         self,
-        density: FlowDensity,
+        density: Approximation,
         log_density: LogDensity,
-        eps: Tensor,
+        eps: Noise,
         params: Sequence[Tensor] = (),
     ) -> Estimate:
         self.check(len(eps))

@@ -7,11 +7,11 @@ from typing import TypeAlias, final
 
 from torch import Tensor
 
-from pyro_nfvi.distributions._flow_density import FlowDensity
+from pyro_nfvi._typing import Noise
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.objectives._elbo import PathELBO, TotalELBO
 from pyro_nfvi.objectives._importance_weighted import ImportanceELBO, RenyiELBO
-from pyro_nfvi.objectives._objective import Estimate, LogDensity, Objective
+from pyro_nfvi.objectives._objective import Approximation, Estimate, LogDensity, Objective
 from pyro_nfvi.objectives._schedules import Tempered
 from pyro_nfvi.objectives._tempered import TemperedELBO
 
@@ -40,9 +40,9 @@ class _Function(Objective):
 
     def estimate(
         self,
-        density: FlowDensity,
+        density: Approximation,
         log_density: LogDensity,
-        eps: Tensor,
+        eps: Noise,
         params: Sequence[Tensor] = (),
     ) -> Estimate:
         return self.function(density, log_density, eps, params)

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._chain_rule import score
-from pyro_nfvi._typing import TensorDict
+from pyro_nfvi._typing import Noise, Particles, PerParticle, Scalar, TensorDict
 from pyro_nfvi.distributions._flow_density import FlowDensity
+from pyro_nfvi.distributions._mixture import MixtureDensity
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.objectives._schedules import Schedule
 
+#: The approximation q.
+Approximation: TypeAlias = FlowDensity | MixtureDensity
 #: ``z (S, D) -> log p(z) (S,)`` in nats, up to a constant.
 LogDensity: TypeAlias = Callable[[Tensor], Tensor]
 #: Name of the stream of weights among the inputs of a step.
@@ -36,9 +39,9 @@ class Estimate:
             density or its gradient was not finite, so that the particle was left out.
     """
 
-    surrogate: Tensor
-    bound: Tensor
-    log_w: Tensor
+    surrogate: Scalar
+    bound: Scalar
+    log_w: PerParticle
 
     @property
     def num_bad(self) -> Tensor:
@@ -86,9 +89,9 @@ class Objective(ABC):
     @abstractmethod
     def estimate(
         self,
-        density: FlowDensity,
+        density: Approximation,
         log_density: LogDensity,
-        eps: Tensor,
+        eps: Noise,
         params: Sequence[Tensor] = (),
     ) -> Estimate:
         """Estimate from noise ``eps (S, D)``.
@@ -103,7 +106,7 @@ class Objective(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name})"
 
-    def terms(self, log_w: Tensor) -> Tensor:
+    def terms(self, log_w: PerParticle) -> Tensor:
         """Return independent numbers, in nats, whose mean is the bound, from log weights (S,).
 
         The weights themselves here, whose mean is the ELBO.
@@ -159,9 +162,9 @@ class Objective(ABC):
 
     def __call__(
         self,
-        density: FlowDensity,
+        density: Approximation,
         log_density: LogDensity,
-        eps: Tensor,
+        eps: Noise,
         params: Sequence[Tensor] = (),
     ) -> Estimate:
         """Same as :meth:`estimate`."""
@@ -170,10 +173,10 @@ class Objective(ABC):
     @staticmethod
     def score(
         log_density: LogDensity,
-        z: Tensor,
+        z: Particles,
         params: Sequence[Tensor] = (),
         weigh: Callable[[Tensor], Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    ) -> tuple[PerParticle, Particles, list[Tensor]]:
         r"""Return ``log p(z)``, :math:`\nabla_z \log p(z)`, and its sum's gradient in ``params``.
 
         All three without a graph; see ``pyro_nfvi._chain_rule.score``. A particle whose gradient

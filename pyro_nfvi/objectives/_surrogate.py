@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyro_nfvi._typing import Counted, Particles, PerParticle, Scalar
 from pyro_nfvi.objectives._objective import Estimate
 
 
-def rows_that_count(*rows: Tensor) -> Tensor:
+def rows_that_count(*rows: Tensor) -> Counted:
     """Return which particles have finite numbers everywhere, ``(S,)``."""
     good = torch.ones(rows[0].shape[0], dtype=torch.bool, device=rows[0].device)
     for row in rows:
@@ -19,14 +20,14 @@ def rows_that_count(*rows: Tensor) -> Tensor:
 
 
 def surrogate_of(
-    z: Tensor,
-    pull: Tensor,
-    good: Tensor,
+    z: Particles,
+    pull: Particles,
+    good: Counted,
     count: Tensor,
     params: Sequence[Tensor],
     param_grads: Sequence[Tensor],
-    extra: Tensor | None = None,
-) -> Tensor:
+    extra: PerParticle | None = None,
+) -> Scalar:
     r"""Return a scalar whose gradient is that of the loss, particles left out.
 
     Args:
@@ -49,13 +50,13 @@ def surrogate_of(
 
 
 def estimate_of(
-    z: Tensor,
-    pull: Tensor,
-    log_w: Tensor,
-    good: Tensor,
+    z: Particles,
+    pull: Particles,
+    log_w: PerParticle,
+    good: Counted,
     params: Sequence[Tensor],
     param_grads: Sequence[Tensor],
-    extra: Tensor | None = None,
+    extra: PerParticle | None = None,
 ) -> Estimate:
     """Return an estimate whose gradient and bound are means over the particles that count."""
     count = good.sum().clamp(min=1)

@@ -134,7 +134,12 @@ LOOKS = {
 
 @pytest.mark.parametrize(
     ("make", "limit", "none"),
-    [(slow, 2.0, False), (slow, 4.0, False), (alone, 2.0, True), (alone, 60.0, False)],
+    [
+        (slow, 2.0, False),
+        (slow, 4.0, False),
+        (alone, 2.0, True),
+        pytest.param(alone, 60.0, False, marks=pytest.mark.slow),
+    ],
 )
 def test_looks_at_the_end_are_made_or_the_verdict_says_which_were_left_out(make, limit, none):
     """The clock ticks with each run of the model; no call goes more than 5 % beyond its limit."""

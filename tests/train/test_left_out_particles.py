@@ -9,8 +9,9 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 
 from pyro_nfvi import NFVI, AutoFlow
+from pyro_nfvi._train.left_out_particles import LeftOut
 from pyro_nfvi.errors import DivergedError, ModelError
-from pyro_nfvi.infer._findings import LeftOut, Level, find, from_json, to_json
+from pyro_nfvi.infer._findings import Level, find, from_json, to_json
 
 
 def hill_data():

@@ -45,14 +45,14 @@ def test_converges_to_the_known_evidence_within_its_error(flow):
 def test_value_of_an_image_does_not_depend_on_tiles_or_neighbours():
     vae = spread(make("planar*3"))
     x = images(6)
-    whole = vae.nll(x, num_samples=600)
-    for tile in (1, 600, 1300):
+    whole = vae.nll(x, num_samples=150)
+    for tile in (1, 150, 325):
         torch.testing.assert_close(
-            vae.nll(x, num_samples=600, tile=tile).value, whole.value, atol=1e-6, rtol=1e-6
+            vae.nll(x, num_samples=150, tile=tile).value, whole.value, atol=1e-6, rtol=1e-6
         )
-    part = vae.nll(x[4:], num_samples=600, first=4)
+    part = vae.nll(x[4:], num_samples=150, first=4)
     torch.testing.assert_close(part.value, whole.value[4:], atol=1e-6, rtol=1e-6)
-    assert not torch.equal(vae.nll(x, num_samples=600, seed=1).value, whole.value)
+    assert not torch.equal(vae.nll(x, num_samples=150, seed=1).value, whole.value)
 
 
 @pytest.mark.parametrize("flow", [None, "planar*2"])

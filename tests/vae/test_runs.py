@@ -24,8 +24,8 @@ from vae.test_training import ROOT, command, grey, options, silent  # noqa: F401
 from benchmarks.vae.sweep.plots import draw_curve, draw_points
 from benchmarks.vae.sweep.table import main as sweep_main
 from benchmarks.vae.sweep.table import sweep, table, write_tables
+from pyro_nfvi._files.fit_files import read_file, write_file
 from pyro_nfvi.errors import FileError, OptionError
-from pyro_nfvi.infer._fit_files import read_file, write_file
 from pyro_nfvi.objectives import Linear, Tempered
 from pyro_nfvi.plots._style import pyplot
 from pyro_nfvi.vae import ELBOLoss, IWAELoss, evaluate

@@ -20,14 +20,14 @@ from typing import Any
 from benchmarks.vae.sweep.pairs import differences
 from benchmarks.vae.sweep.papers import Published, in_columns, published_for
 from benchmarks.vae.sweep.plots import draw_curve, draw_points
+from pyro_nfvi._files.fit_files import read_file
 from pyro_nfvi.errors import FileError, NFVIError, OptionError
 from pyro_nfvi.flows._registry import make_flow
-from pyro_nfvi.infer._fit_files import read_file
 from pyro_nfvi.plots._style import pyplot
 from pyro_nfvi.vae._datasets import ImageData
 from pyro_nfvi.vae._nll_summary import NLLSummary, doubt_of
 from pyro_nfvi.vae._pictures import save_figure
-from pyro_nfvi.vae.train._command import data_of, fingerprint, train
+from pyro_nfvi.vae.train._command import data_of, describe_data, train
 from pyro_nfvi.vae.train._options import Options, option_parser, read_arguments
 from pyro_nfvi.vae.train._run_folder import RunFolder
 
@@ -165,7 +165,7 @@ def _is_done(options: Options, place: Path) -> bool:
         return False
     ours = {name: value for name, value in asdict(options).items() if name not in _FREE}
     theirs = {name: value for name, value in held.items() if name not in _FREE}
-    return ours == theirs and spec.get("data") == fingerprint(data_of(options))
+    return ours == theirs and spec.get("data") == describe_data(data_of(options))
 
 
 def table(rows: Sequence[Row], published: Sequence[Published] = ()) -> list[dict[str, str]]:

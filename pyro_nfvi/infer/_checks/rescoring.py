@@ -7,8 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from pyro_nfvi._files.fingerprint import fingerprint
 from pyro_nfvi._random import stream
-from pyro_nfvi._train.checkpoint import fingerprint
 from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import DataWarning
 from pyro_nfvi.infer._checks.improper import check_proper

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from pyro_nfvi._gaussian_vi.mixture_weights import mixture_weights
 from pyro_nfvi._gaussian_vi.mode_search import Modes
+from pyro_nfvi._train.left_out_particles import LeftOut
 from pyro_nfvi.diagnostics._importance import iw_gap
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
-from pyro_nfvi.infer._findings import LeftOut, find
+from pyro_nfvi.infer._findings import find
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem

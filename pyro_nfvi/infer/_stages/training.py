@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from pyro_nfvi._files.fingerprint import fingerprint
 from pyro_nfvi._optim.learning_rate import Schedule, default_rate
 from pyro_nfvi._optim.recipe import CONVERGENCE
 from pyro_nfvi._optim.stop_reason import StopReason
-from pyro_nfvi._train.best_state import keep_best_state
-from pyro_nfvi._train.checkpoint import Checkpoint, fingerprint
+from pyro_nfvi._train.checkpoint import Checkpoint
 from pyro_nfvi._train.ending import stuck
 from pyro_nfvi._train.engine_selection import choose
 from pyro_nfvi._train.loop import Loop, LoopOptions
@@ -26,6 +26,7 @@ from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._guide_spec import flow_name
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import CONTINUED_TRAINING, SCORING
+from pyro_nfvi.infer._stages.best_state import keep_best_state
 from pyro_nfvi.infer._stages.scoring import score_guide, settings_of
 from pyro_nfvi.infer._stages.warm_start import WarmStart
 from pyro_nfvi.infer._time_plan import TimePlan

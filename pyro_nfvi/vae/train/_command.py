@@ -88,7 +88,7 @@ def data_of(options: Options) -> ImageData:
     )  # fmt: skip
 
 
-def fingerprint(data: ImageData) -> str:
+def describe_data(data: ImageData) -> str:
     """Name, sizes and a checksum of images: a run goes on with the data that it began with."""
     parts = (data.train, data.valid, data.test)
     sums = [zlib.crc32(part.contiguous().numpy().tobytes()) for part in parts]
@@ -156,7 +156,7 @@ def _train(options: Options, team: Team, say: Any, parent: ParentWatch) -> Run:
     spec = {
         "architecture": json.loads(json.dumps(architecture.spec())),
         "options": {name: getattr(options, name) for name in IDENTITY},
-        "data": fingerprint(data),
+        "data": describe_data(data),
         "loss": loss.spec(),
         "preparation": preparation.spec(),
         "version": __version__,

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._files.atomic_files import remove_drafts, whole_file
-from pyro_nfvi._optim.snapshot import Snapshot
+from pyro_nfvi._files.fit_files import read_file, write_file
+from pyro_nfvi._optim.snapshot import Snapshot, check_optimizer
 from pyro_nfvi._train.checkpoint import packed, unpacked
 from pyro_nfvi.errors import FileError
-from pyro_nfvi.infer._file_checks import bounded, check_optimizer, check_state
-from pyro_nfvi.infer._fit_files import read_file, write_file
+from pyro_nfvi.infer._file_checks import bounded, check_state
 from pyro_nfvi.vae._architecture import Architecture
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae.train._options import migrated

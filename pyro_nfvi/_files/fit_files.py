@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyro
 import torch
 
 from pyro_nfvi._compat import writes_checksums
-from pyro_nfvi._files.archives import Malformed, check_archive, check_contents, open_plain
+from pyro_nfvi._files.archives import LIMITS, Malformed, check_archive, check_contents, open_plain
 from pyro_nfvi._files.atomic_files import whole_file
 from pyro_nfvi._version import __version__
 from pyro_nfvi.errors import FileError
-from pyro_nfvi.infer._recipe import FILES
 
 
 def write_file(path: str | os.PathLike[str], kind: str, spec: Any, tensors: Any) -> None:
@@ -28,10 +27,10 @@ def write_file(path: str | os.PathLike[str], kind: str, spec: Any, tensors: Any)
     Raises:
         FileError: The folder is missing or read-only, or the disk is full.
     """
-    versions = {"pyro_nfvi": __version__, "torch": torch.__version__, "pyro": pyro.__version__}
+    versions = {"pyro_nfvi": __version__, "torch": torch.__version__, "pyro": _pyro_version()}
     sums = writes_checksums()
     header = {
-        "layout": FILES.layout,
+        "layout": LIMITS.layout,
         "kind": kind,
         "versions": versions,
         "sums": sums,
@@ -100,7 +99,7 @@ def _read(file: BinaryIO, target: Path, kind: str, map_location: Any) -> tuple[A
     try:
         header = json.loads(held["pyro_nfvi"])
         found = header["kind"], header["spec"], held["tensors"]
-        too_new = header["layout"] > FILES.layout
+        too_new = header["layout"] > LIMITS.layout
         sums = header.get("sums", True)
         writer = str(header.get("versions", {}).get("pyro_nfvi", "another version"))[:40]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -120,6 +119,14 @@ def _read(file: BinaryIO, target: Path, kind: str, map_location: Any) -> tuple[A
     if not isinstance(found[1], dict) or not isinstance(found[2], dict):
         raise FileError(f"{target} is damaged: its description is none. Save it again.")
     return found[1], found[2]
+
+
+def _pyro_version() -> str:
+    """Return Pyro's version, for the header, without importing it."""
+    try:
+        return metadata.version("pyro-ppl")
+    except metadata.PackageNotFoundError:  # a checkout on the path
+        return "unknown"
 
 
 def _beside(target: Path) -> str:
