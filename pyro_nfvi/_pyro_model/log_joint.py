@@ -40,6 +40,7 @@ from pyro_nfvi._pyro_model.model_run import (
     is_observed,
     is_replaced,
 )
+from pyro_nfvi._pyro_model.module_buffers import buffers_of, check_buffers
 from pyro_nfvi._pyro_model.param_sites import constraint_of, param_leaves
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
 from pyro_nfvi._pyro_model.recipe import MODELS
@@ -487,10 +488,12 @@ class LogJoint:
     def _check_model(self, subsample: Mapping[str, Tensor]) -> Trace:
         """Run the model alone, with the user's own validation, and refuse what cannot be fitted."""
         run, latent = self._run, self.latent
+        buffers = buffers_of(run.model)
         with quiet():
             values, _ = latent.constrain(latent.init_loc)
             first, second = run.trace(values, subsample), run.trace(values, subsample)
         check_same_numbers(first, second)
+        check_buffers(buffers)
         if self.enumerated:
             with pyro.validation_enabled(False):
                 check_discrete_plates(run, values, subsample)

@@ -1,6 +1,7 @@
 """The log joint: one number per particle, right in every way of evaluating particles."""
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -634,3 +635,47 @@ def test_many_terms_keep_the_digits_of_the_finest():
     z = torch.zeros(2, 1, dtype=torch.float64)
     right = poutine.trace(poutine.condition(model, data={"x": z[0, 0]})).get_trace().log_prob_sum()
     torch.testing.assert_close(log_joint(z)[0], right, rtol=1e-14, atol=0)
+
+
+def _normalized(norm):
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        mean = (norm(x) * w.unsqueeze(-2)).sum(-1)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    return model
+
+
+class _Normalized(pyro.nn.PyroModule):
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x, y):
+        return _normalized(self.norm)(x, y)
+
+
+@pytest.mark.parametrize("way", ["closure", "handler", "module", "method"])
+@pytest.mark.parametrize("state", ["train", "eval", "no statistics"])
+def test_running_statistics_that_move_are_told(way, state):
+    norm = torch.nn.BatchNorm1d(2, affine=False)
+    if state == "no statistics":
+        norm = torch.nn.LayerNorm(2, elementwise_affine=False)
+    model = {
+        "closure": _normalized,
+        "handler": lambda norm: poutine.scale(_normalized(norm), scale=2.0),
+        "module": _Normalized,
+        "method": lambda norm: _Normalized(norm).forward,
+    }[way](norm)
+    x = torch.tensor([[1.0, 2.0], [3.0, 5.0], [0.0, 1.0]])
+    if state == "eval":
+        norm.eval()
+        if way in ("module", "method"):
+            getattr(model, "__self__", model).eval()
+    space = LatentSpace.from_trace(poutine.trace(model).get_trace(x, x[:, 0]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        LogJoint(model, (x, x[:, 0]), {}, space)
+    told = ["changes the buffer" in str(one.message) for one in caught]
+    assert told == [True] * (state == "train")
