@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from pyro_nfvi._chain_rule import score
 from pyro_nfvi._engine.program import DensityProgram, Program, Unsupported
 from pyro_nfvi._eval_mode import fit_pass
 from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._typing import TensorPair
+from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.objectives._objective import Objective
 
@@ -105,6 +107,62 @@ def capture_density(
     _refuse_views(recorder, list(params.values()))
     graph = GraphModule(torch.nn.Module(), recorder.graph)
     return DensityProgram(graph, z, dict(subsample), params, tuple(recorder.consts))
+
+
+def capture_flow(flow: Flow, rows: int) -> tuple[DensityProgram, DensityProgram]:
+    r"""Record the forward pass of a flow, and its vector-Jacobian product.
+
+    Both in the form of a log density with its gradient, so that the same code runs them.
+    The first takes noise ``(R, D)`` to the log-determinant and the point. The second takes
+    noise and a vector side by side, ``(R, 2 D)``, and differentiates
+
+    .. math:: h(\varepsilon, s) = s^\top f(\varepsilon) + \log|\det J_f(\varepsilon)|
+
+    whose gradient in the noise is :math:`J^\top s + \nabla\log|\det J|`.
+
+    Args:
+        flow: The flow, without a context.
+        rows: Rows of a block.
+
+    Raises:
+        Unsupported: The flow cannot be captured; the message is the reason.
+    """
+    params = dict(flow.named_parameters())
+    like = next(iter(params.values()), torch.empty(()))
+    noise = torch.zeros(rows, flow.dim, dtype=like.dtype, device=like.device)
+
+    def push(eps: Tensor) -> TensorPair:
+        z, ladj = flow(eps)
+        return ladj.detach(), z.detach()
+
+    def pull(both: Tensor) -> TensorPair:
+        def product(both: Tensor) -> Tensor:
+            z, ladj = flow(both[:, : flow.dim])
+            return (z * both[:, flow.dim :]).sum(-1) + ladj
+
+        total, gradient, _ = score(product, both)
+        return total, gradient
+
+    return (
+        _row_program("the flow", push, noise, params),
+        _row_program("the flow's derivative", pull, torch.cat([noise, noise], -1), params),
+    )
+
+
+def _row_program(
+    what: str, function: Callable[[Tensor], TensorPair], z: Tensor, params: Mapping[str, Tensor]
+) -> DensityProgram:
+    """Record a function of rows ``(R, D)`` that returns ``(R,)`` and ``(R, E)``."""
+    from pyro_nfvi._engine.recorder import Recorder  # as above
+
+    inputs = {"z": z} | {f"param_{i}": leaf for i, leaf in enumerate(params.values())}
+    recorder = Recorder(inputs)
+    with _reasons(what), recorder:
+        found = function(z)
+    recorder.output(list(found))
+    _refuse_views(recorder, list(params.values()))
+    graph = GraphModule(torch.nn.Module(), recorder.graph)
+    return DensityProgram(graph, z, {}, dict(params), tuple(recorder.consts))
 
 
 @contextmanager

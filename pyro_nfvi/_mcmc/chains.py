@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._gaussian_vi.target import ScoredDensity
 from pyro_nfvi._mcmc.adaptation import Adaptation, Tuning
 from pyro_nfvi._mcmc.recipe import RUN
-from pyro_nfvi._mcmc.scored_density import ScoredDensity
 from pyro_nfvi._mcmc.transition import State, accept, trajectory
 
 

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_nfvi._chain_rule import score
+from pyro_nfvi._gaussian_vi.target import ScoredDensity
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.flows._base import Flow
-
-
-class ScoredDensity(Protocol):
-    """A log density that gives its gradient too."""
-
-    def value_and_grad(self, z: Tensor, /) -> TensorPair:
-        """Return log density ``(N,)`` in nats and gradient ``(N, D)`` at rows ``(N, D)``."""
 
 
 class Differentiated:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_nfvi._gaussian_vi.target import ScoredDensity
 from pyro_nfvi._mcmc.recipe import TRANSITION
-from pyro_nfvi._mcmc.scored_density import ScoredDensity
 
 
 @dataclass(frozen=True, eq=False)

@@ -285,6 +285,11 @@ class LogJoint:
         alone._compiled = None
         return alone
 
+    @property
+    def is_compiled(self) -> bool:
+        """True where compiled code stands in for the model."""
+        return self._compiled is not None
+
     def use(self, compiled: ScoredDensity | None) -> None:
         """Evaluate by compiled code from now on, wherever it can stand in for the model."""
         self._compiled = compiled

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import pyro
 from torch import Tensor
 
 from pyro_nfvi._budget import Budget
+from pyro_nfvi._engine.program import Unsupported
+from pyro_nfvi._gaussian_vi.target import ScoredDensity
 from pyro_nfvi._mcmc.chains import run_chains
-from pyro_nfvi._mcmc.scored_density import Differentiated, PulledBack
+from pyro_nfvi._mcmc.scored_density import PulledBack
 from pyro_nfvi._mcmc.starts import choose_starts
+from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._random import fresh_seed, stream
+from pyro_nfvi._train.density_selection import choose_density
+from pyro_nfvi._train.engine_faults import attempt
 from pyro_nfvi._train.progress import Progress
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._validation import seed_number, whole
 from pyro_nfvi.errors import OptionError
+from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.infer._chain_scope import require_chainable, sampling_scope
 from pyro_nfvi.infer._fitted import FittedPosterior
 from pyro_nfvi.infer._mcmc_run import MCMCRun, Sampling, make_run
@@ -52,7 +61,7 @@ def mcmc(
             f"{num_chains} chains", warmup_steps + num_samples, unit="draw"
         ) as tick,
     ):
-        target = PulledBack(Differentiated(lambda z: log_joint(z, {})), density.flow)
+        target = _pulled_back(_compiled(log_joint, budget), density.flow, budget)
 
         def draw(count: int) -> Tensor:
             return density.sample_base(count).detach()
@@ -87,3 +96,27 @@ def mcmc(
             seconds=budget.spent(),
         )
         return make_run(fit, density, chains.draws, stats, sampling, chains.log_p)
+
+
+def _compiled(log_joint: LogJoint, budget: Budget) -> LogJoint:
+    """Return the log joint with compiled code in the model's place, where that works.
+
+    A fit of few steps, and one that was loaded, have none yet.
+    """
+    if log_joint.is_compiled:
+        return log_joint
+    alone = copy.copy(log_joint)
+    alone.use(choose_density("compiled", log_joint, 0, budget=budget).compiled)
+    return alone
+
+
+def _pulled_back(log_joint: LogJoint, flow: Flow, budget: Budget) -> ScoredDensity:
+    """Return the density of base noise, by compiled code where the flow has some."""
+    timeout = math.inf if budget.limit is None else budget.left() / 4
+    try:
+        with attempt("compiling the flow"):
+            from pyro_nfvi._engine.compiled_pull_back import CompiledPullBack
+
+            return CompiledPullBack(log_joint, flow, timeout=timeout)
+    except Unsupported:
+        return PulledBack(log_joint, flow)

@@ -151,6 +151,7 @@ def test_what_the_fit_has_not_seen_stays_in_the_verdict(run):
     assert any("not reached" in reason for reason in found.verdict.reasons)
 
 
+@pytest.mark.slow
 def test_divergent_chains_are_told():
     fit = fitted(eight_schools, max_steps=100)
     found = fit.mcmc(num_samples=30, num_chains=32, warmup_steps=40, seed=0, progress=False)
@@ -182,7 +183,9 @@ def test_regions_without_a_density_are_left_out_and_told():
         fit.mcmc(num_samples=10, seed=0, progress=False)
 
 
-def test_chains_that_never_move_are_told():
+def test_chains_that_never_move_are_told(monkeypatch):
+    # This model remembers where it was first run, which no captured graph does.
+    monkeypatch.setattr("pyro_nfvi.infer._mcmc._compiled", lambda log_joint, budget: log_joint)
     starts = []
 
     def broken(x):
