@@ -33,11 +33,13 @@ class BlockSizes:
         numbers: Numbers of the model, all rows of a block together, that fit the cache beside
             their gradients; blocks of larger models have fewer rows.
         fewest: Rows of the smallest block, one vector.
+        compared: Rows at which compiled code is compared with the model.
     """
 
     rows: int = 16
     numbers: int = 1 << 16
     fewest: int = 8
+    compared: int = 5
 
     def of(self, log_joint: LogJoint) -> int:
         """Return the rows of a block for a model; one where it takes particles one by one."""
@@ -118,10 +120,11 @@ class CompiledDensity:
             except NoRule:
                 self.backend = "hybrid"
                 self._native = build_density(program, eager=True, timeout=timeout)
-        self._log_joint, self._dtype = log_joint.eager, rows.dtype
+        self._log_joint, self._dtype = log_joint, rows.dtype
         self._streams = {name: index.shape for name, index in example.items()}
         with watch.part("comparison"):
-            problem = self.difference(log_joint.points(5))
+            self._points = log_joint.points(BLOCKS.compared)
+            problem = self.difference()
         if problem is not None:
             raise Unsupported(problem)
 
@@ -145,17 +148,20 @@ class CompiledDensity:
         streams = {name: subsample[name] for name in self._streams}
         return self._native(z, streams, self._log_joint.param_leaves())
 
-    def difference(self, z: Tensor) -> str | None:
-        """Say where it differs from the model at rows ``z`` by more than rounding, or None.
+    def difference(self) -> str | None:
+        """Say how it differs from the model as it is now by more than rounding, or None.
+
+        At points near the start and far from it.
 
         Cost:
             Two runs of the model, and some more where they differ by more than well-conditioned
             ones would.
         """
+        z = self._points
         subsample = self._log_joint.draw_subsample(stream(0, "density", "check", device=z.device))
 
         def eager() -> TensorPair:
-            log_p, gradient, _ = score(lambda rows: self._log_joint(rows, subsample), z)
+            log_p, gradient, _ = score(lambda rows: self._log_joint.eager(rows, subsample), z)
             return log_p, gradient
 
         own, theirs = self.value_and_grad(z, subsample), eager()

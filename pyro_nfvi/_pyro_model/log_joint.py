@@ -64,6 +64,9 @@ class ScoredDensity(Protocol):
     def value_and_grad(self, z: Tensor, subsample: Mapping[str, Tensor]) -> TensorPair:
         """Evaluate rows ``(N, D)``: log density ``(N,)`` and gradient ``(N, D)``."""
 
+    def difference(self) -> str | None:
+        """Say how it differs from the model as it is now, or None."""
+
 
 class _Compiled(torch.autograd.Function):
     """A log density by compiled code, with its gradient in the rows."""
@@ -286,9 +289,9 @@ class LogJoint:
         return alone
 
     @property
-    def is_compiled(self) -> bool:
-        """True where compiled code stands in for the model."""
-        return self._compiled is not None
+    def compiled(self) -> ScoredDensity | None:
+        """The compiled code that evaluates it; None where the model does."""
+        return self._compiled
 
     def use(self, compiled: ScoredDensity | None) -> None:
         """Evaluate by compiled code from now on, wherever it can stand in for the model."""
@@ -342,16 +345,19 @@ class LogJoint:
         *,
         log_likelihood: bool | Collection[str] = False,
         log_prior: bool = False,
+        deterministic: bool = True,
         discrete: bool = False,
         generator: torch.Generator | None = None,
     ) -> Evaluation:
         """Evaluate ``z (S, D)`` with the deterministic sites, without gradients.
 
-        In chunks that bound the memory of one run. ``log_likelihood=True`` adds the log density
-        of every observation and factor, ``(S, *batch_shape)``, unscaled, and names of sites that
-        of these alone; ``log_prior=True`` adds that of the latent sites, as it counts in the log
-        joint; ``discrete=True`` draws of the discrete sites that are summed out, from their
-        posterior given ``z`` (``generator`` is their source).
+        Where no site is asked for (``deterministic=False``, or a model without such sites), by
+        compiled code if there is some; else by the model, in chunks that bound the memory of one
+        run. ``log_likelihood=True`` adds the log density of every observation and factor,
+        ``(S, *batch_shape)``, unscaled, and names of sites that of these alone;
+        ``log_prior=True`` adds that of the latent sites, as it counts in the log joint;
+        ``discrete=True`` draws of the discrete sites that are summed out, from their posterior
+        given ``z`` (``generator`` is their source).
         Deterministic sites are those of such draws.
 
         Raises:
@@ -361,7 +367,7 @@ class LogJoint:
         if z.dim() != 2:
             raise ShapeError(f"evaluate needs z of shape (S, {self.latent.dim}); got {z.shape}.")
         # Under enumeration a deterministic site may hold one value for each category.
-        fixed = frozenset() if self.enumerated else frozenset({DETERMINISTIC})
+        fixed = frozenset({DETERMINISTIC} if deterministic and not self.enumerated else ())
         named = () if isinstance(log_likelihood, bool) else log_likelihood
         likelihoods = self._run.observed if log_likelihood is True else named
         for name, fault in self.term_faults.items():
@@ -369,8 +375,13 @@ class LogJoint:
                 raise ModelError(f"{fault}.")
         priors = [n for n in self.priors if n not in self.term_faults] if log_prior else []
         sites = fixed | {TERM + name for name in (*likelihoods, *priors)}
-        draws = bool(self.enumerated) and (discrete or self._has_deterministic)
+        deterministic = deterministic and self._has_deterministic
+        draws = bool(self.enumerated) and (discrete or deterministic)
         subsample = self.draw_subsample() if subsample is None else subsample
+        if not (likelihoods or priors or deterministic or draws):
+            compiled = self._standing_in(z, subsample)
+            if compiled is not None:
+                return Evaluation(compiled.value_and_grad(z, subsample)[0], {}, {})
         rows = max(1, MODELS.chunk // max(1, self.size))
         with torch.no_grad():
             if sites not in self._how_sites:
@@ -379,21 +390,21 @@ class LogJoint:
             how = self._how_sites[sites]
             chunks = z.split(rows)
             parts = [self._evaluate(chunk, subsample, how, sites) for chunk in chunks]
-            log_p, deterministic, terms = _merged(parts, torch.cat)
+            log_p, values, terms = _merged(parts, torch.cat)
             likelihood = {name: terms[name] for name in terms if name not in priors}
             prior = {name: terms[name] for name in priors}
             if not draws:
-                return Evaluation(log_p, deterministic, likelihood, log_prior=prior)
+                return Evaluation(log_p, values, likelihood, log_prior=prior)
             if self._assignment is None:
                 ways = _WAYS if self._way is None else (self._way,)
                 points = self.points(self._count)
                 self._assignment = Assignment(self._run, ways, points, subsample)
             drawn = [self._assignment.draw(chunk, subsample, generator) for chunk in chunks]
-        found, deterministic = (
+        found, values = (
             {name: torch.cat([part[place][name] for part in drawn]) for name in drawn[0][place]}
             for place in (0, 1)
         )
-        return Evaluation(log_p, deterministic, likelihood, found, prior)
+        return Evaluation(log_p, values, likelihood, found, prior)
 
     @takes_turn
     def locate_nonfinite(self, z: Tensor) -> list[str]:

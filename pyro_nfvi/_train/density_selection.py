@@ -11,11 +11,13 @@ from pyro_nfvi._pyro_model.log_joint import LogJoint, ScoredDensity
 from pyro_nfvi._stopwatch import Stopwatch
 from pyro_nfvi._train.engine_faults import attempt
 from pyro_nfvi._train.recipe import ENGINE
+from pyro_nfvi._user_warning import warn
+from pyro_nfvi.errors import EngineWarning
 
 
 @dataclass(frozen=True)
 class DensityEngine:
-    """What evaluates the log joint.
+    """Choice between compiled code and the model, for evaluations of the log joint.
 
     Attributes:
         backend: ``"native"``, ``"hybrid"`` (native, with operations left to PyTorch) or
@@ -29,6 +31,8 @@ class DensityEngine:
     compiled: ScoredDensity | None = None
 
 
+#: What a fit says of a model that Python changes on the way.
+_CHANGED = "the model changed after it was compiled, as Python's own state can"
 EAGER = DensityEngine("eager", "asked for")
 
 
@@ -70,3 +74,32 @@ def choose_density(
         # Pyro appends the shapes of the trace to what passes through it.
         return DensityEngine("eager", str(error).partition("\nTrace Shapes:")[0].rstrip())
     return DensityEngine(found.backend, "the log joint is compiled", found)
+
+
+def drop_if_changed(log_joint: LogJoint) -> None:
+    """Go back to the model where compiled code no longer gives its numbers.
+
+    Cost:
+        A run of the model with a few rows, and its gradient.
+    """
+    compiled = log_joint.compiled
+    if compiled is None:
+        return
+    try:
+        problem = compiled.difference()
+    except Exception as error:  # it took these points once
+        problem = f"{type(error).__name__} is raised"
+    if problem is not None:
+        log_joint.use(None)
+        warn(
+            f"The log joint is evaluated by the model from now on: {_CHANGED} ({problem}). If it "
+            "is meant to change, say engine='eager'.",
+            EngineWarning,
+        )
+
+
+def present(chosen: DensityEngine, log_joint: LogJoint) -> DensityEngine:
+    """Return what evaluates a log joint now, given what was chosen."""
+    if chosen.compiled is None or log_joint.compiled is not None:
+        return chosen
+    return DensityEngine("eager", _CHANGED)

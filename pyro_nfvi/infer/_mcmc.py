@@ -103,7 +103,7 @@ def _compiled(log_joint: LogJoint, budget: Budget) -> LogJoint:
 
     A fit of few steps, and one that was loaded, have none yet.
     """
-    if log_joint.is_compiled:
+    if log_joint.compiled is not None:
         return log_joint
     alone = copy.copy(log_joint)
     alone.use(choose_density("compiled", log_joint, 0, budget=budget).compiled)

@@ -70,6 +70,8 @@ class ScoringRecipe:
     loop_draws: int = 500
     #: Fewest draws, however large a run of the model is.
     fewest_draws: int = 200
+    #: Rows at which the compiled log joint is compared with the model again after training.
+    compared_rows: int = 5
     #: Draws that the choice between the last and the best state takes.
     kept_draws: int = 1536
 

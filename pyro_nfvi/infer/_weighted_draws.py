@@ -197,6 +197,8 @@ def score(
     generator: torch.Generator | None,
     budget: Budget = UNLIMITED,
     tick: Callable[[int], object] = lambda _: None,
+    *,
+    deterministic: bool = True,
 ) -> tuple[Evaluation, bool]:
     """Score draws ``z (S, D)``; the second says whether on all data, or on one mini-batch.
 
@@ -204,12 +206,17 @@ def score(
     mini-batch where there is no time for all of them.
     """
     if log_joint.subsampled and most_on_all_data(log_joint) >= len(z):
-        total = _on_all_data(log_joint, z, generator, budget)
+        total = _on_all_data(log_joint, z, generator, budget, deterministic=deterministic)
         if total is not None:
             tick(len(z))
             return total, True
     if log_joint.subsampled or budget.limit is None:
-        found = log_joint.evaluate(z, log_joint.draw_subsample(generator), generator=generator)
+        found = log_joint.evaluate(
+            z,
+            log_joint.draw_subsample(generator),
+            deterministic=deterministic,
+            generator=generator,
+        )
         tick(len(z))
         return found, not log_joint.subsampled
     # Few at first: how long they take is not known.
@@ -217,7 +224,8 @@ def score(
     done, rows = 0, WEIGHTED_DRAWS.piece_draws
     while done < len(z) and not (parts and budget.over()):
         begin = budget.clock()
-        parts.append(log_joint.evaluate(z[done : done + rows], {}, generator=generator))
+        part = z[done : done + rows]
+        parts.append(log_joint.evaluate(part, {}, deterministic=deterministic, generator=generator))
         pace = max(1e-9, budget.clock() - begin) / rows
         tick(len(parts[-1].log_p))
         done += rows
@@ -232,7 +240,12 @@ def score(
 
 
 def _on_all_data(
-    log_joint: LogJoint, z: Tensor, generator: torch.Generator | None, budget: Budget
+    log_joint: LogJoint,
+    z: Tensor,
+    generator: torch.Generator | None,
+    budget: Budget,
+    *,
+    deterministic: bool,
 ) -> Evaluation | None:
     """Score draws on all data, batch by batch; None where there is no time for all batches."""
     ((name, (size, count)),) = log_joint.subsampled.items()
@@ -243,6 +256,6 @@ def _on_all_data(
         pace = (budget.clock() - begin) / max(1, number)
         if number and not budget.affords((len(index) - number) * pace):
             return None
-        found = log_joint.evaluate(z, {name: row}, generator=generator)
+        found = log_joint.evaluate(z, {name: row}, deterministic=deterministic, generator=generator)
         total += weight * found.log_p.double()
     return replace(found, log_p=total.to(z))

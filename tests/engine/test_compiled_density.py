@@ -9,11 +9,12 @@ import torch
 from engine.zoo import ZOO
 from generated_models import DISCRETE, LATENT, OBSERVED, Spec, Statement, draw_data, model_of
 
-from pyro_nfvi import AutoFlow
+from pyro_nfvi import NFVI, AutoFlow
 from pyro_nfvi._chain_rule import score
 from pyro_nfvi._engine.compiled_density import BLOCKS, CompiledDensity
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi._train.density_selection import choose_density
+from pyro_nfvi._train.density_selection import choose_density, drop_if_changed
+from pyro_nfvi.errors import EngineWarning
 
 pytestmark = pytest.mark.skipif(
     not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="no C++ compiler"
@@ -214,3 +215,44 @@ def test_code_that_differs_from_the_model_is_not_used(monkeypatch, float64):
     found = choose_density("auto", log_joint, 3000)
     assert found.backend == "eager"
     assert "log density" in found.reason
+
+
+def test_a_model_that_changes_is_evaluated_by_itself_from_then_on(float64):
+    shift = [0.0]
+
+    def model(y):
+        x = pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0))
+        pyro.sample("y", dist.Normal(x + shift[0], 1.0), obs=y)
+
+    log_joint = joint(model, (torch.tensor(1.0),))
+    log_joint.use(CompiledDensity(log_joint))
+    drop_if_changed(log_joint)
+    assert log_joint.compiled is not None
+    shift[0] = 2.0
+    with pytest.warns(EngineWarning, match="changed after it was compiled"):
+        drop_if_changed(log_joint)
+    z = torch.zeros(1, 1)
+    expected = dist.Normal(0.0, 1.0).log_prob(z[0, 0]) + dist.Normal(2.0, 1.0).log_prob(
+        torch.tensor(1.0)
+    )
+    torch.testing.assert_close(log_joint(z)[0], expected)
+
+
+def normal_mean(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    with pyro.plate("n", len(y)):
+        pyro.sample("y", dist.StudentT(4.0, mu, 1.0), obs=y)
+
+
+def test_a_fit_uses_it_and_has_the_same_bits_with_a_cold_and_a_warm_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    y = torch.tensor([1.0, 2.5, 3.0])
+
+    def fitted():
+        options = {"max_steps": 500, "explore": "off", "seed": 0, "progress": False}
+        return NFVI(normal_mean, guide="affine", **options).run(y)
+
+    cold, warm = fitted(), fitted()
+    assert cold.training.settings["density_by"] == "native"
+    assert torch.equal(cold.draws.z, warm.draws.z)
+    assert torch.equal(cold.draws.log_p, warm.draws.log_p)

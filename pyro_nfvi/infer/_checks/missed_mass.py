@@ -89,7 +89,7 @@ def mass_outside(
     points = points.to(draws.z)
     try:
         with torch.no_grad():
-            found, exact = score(log_joint, points, noise, budget)
+            found, exact = score(log_joint, points, noise, budget, deterministic=False)
             log_p = found.log_p.double()
             if len(log_p) < len(points) or budget.over():
                 return None

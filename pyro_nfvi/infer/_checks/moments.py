@@ -87,7 +87,7 @@ def moved_moments(
         log_width = torch.zeros(rows, dtype=torch.float64, device=z.device)
     else:
         z, log_q, log_width = _reaching(density, rows, noise)
-    log_p = score(log_joint, z, noise, budget)[0].log_p
+    log_p = score(log_joint, z, noise, budget, deterministic=False)[0].log_p
     if len(log_p) < len(z):
         return None
     log_w = (log_p - log_q).double() + log_width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pyro_nfvi._train.density_selection import present
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
 from pyro_nfvi.infer._fit import Fit
@@ -54,6 +55,7 @@ def score_guide(
 
 def settings_of(problem: Problem, options: Options, guide: AutoFlow | AutoMixture) -> Settings:
     """Return the options of a fit, for its report and file."""
+    density = present(problem.density, problem.log_joint)
     return Settings(
         flow=flow_name(guide),
         objective=options.objective.name,
@@ -62,6 +64,6 @@ def settings_of(problem: Problem, options: Options, guide: AutoFlow | AutoMixtur
         seed=problem.seed,
         particles_by=problem.log_joint.how,
         particles_why=problem.log_joint.why,
-        density_by=problem.density.backend,
-        density_why=problem.density.reason,
+        density_by=density.backend,
+        density_why=density.reason,
     )

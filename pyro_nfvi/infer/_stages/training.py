@@ -11,6 +11,7 @@ from pyro_nfvi._optim.learning_rate import Schedule, default_rate
 from pyro_nfvi._optim.recipe import CONVERGENCE
 from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._train.checkpoint import Checkpoint
+from pyro_nfvi._train.density_selection import drop_if_changed
 from pyro_nfvi._train.ending import stuck
 from pyro_nfvi._train.engine_selection import choose
 from pyro_nfvi._train.loop import Loop, LoopOptions
@@ -199,6 +200,9 @@ def _finished(
     notes = list(history.notes)
     left, others = loop.left_out(), loop.other_states()
     time.watch.count_steps(loop.steps_taken)
+    if time.affords(SCORING.compared_rows):
+        with time.watch.part("comparison"):
+            drop_if_changed(problem.log_joint)
     with time.watch.part("scoring"):
         kept = not time.affords(SCORING.kept_draws) or keep_best_state(
             loop.task, others, problem.seed, time.whole
