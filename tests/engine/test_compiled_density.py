@@ -253,6 +253,6 @@ def test_a_fit_uses_it_and_has_the_same_bits_with_a_cold_and_a_warm_cache(tmp_pa
         return NFVI(normal_mean, guide="affine", **options).run(y)
 
     cold, warm = fitted(), fitted()
-    assert cold.training.settings["density_by"] == "native"
+    assert cold.training.settings.density_by == "native"
     assert torch.equal(cold.draws.z, warm.draws.z)
     assert torch.equal(cold.draws.log_p, warm.draws.log_p)
