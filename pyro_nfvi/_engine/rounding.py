@@ -18,28 +18,26 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Numbers by which two evaluations count as the same.
+    """Numbers by which two evaluations count as the same."""
 
-    Attributes:
-        single, double: Difference relative to the size of what is compared, which a few hundred
-            well-conditioned operations of that precision never reach.
-        coarse: The same for half precision.
-        small: Share of the largest of its kind below which a value is rounding.
-        spreads: Spreads of an eager step under random rounding that a difference may have. The
-            largest of few draws understates the range, and orders of summation differ.
-        most: Largest difference that random rounding can excuse: beyond it a wrong step could
-            no longer be distinguished from a right one.
-        repeats: Eager steps under random rounding.
-        least_step: Difference of a parameter after a step that counts for nothing.
-    """
-
+    #: Difference relative to the size of what is compared, which a few hundred well-conditioned
+    #: operations in single precision never reach.
     single: float = 2e-3
+    #: The same in double precision.
     double: float = 1e-8
+    #: The same in half precision.
     coarse: float = 2e-2
+    #: Share of the largest of its kind below which a value is rounding.
     small: float = 1e-3
+    #: Spreads of an eager evaluation under random rounding that a difference may have. The largest
+    #: of few draws understates the range, and orders of summation differ.
     spreads: float = 10.0
+    #: Largest difference that random rounding can excuse: beyond it a wrong step could no longer be
+    #: distinguished from a right one.
     most: float = 2e-2
+    #: Eager evaluations under random rounding.
     repeats: int = 3
+    #: Difference of a parameter after a step that counts for nothing.
     least_step: float = 1e-6
 
 

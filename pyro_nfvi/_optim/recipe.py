@@ -76,8 +76,9 @@ class LearningRateRecipe:
     shortest_decay: int = 200
     #: Share of the time after which the decay begins at the latest.
     latest_share: float = 0.6
-    #: Adam's rate for few latents, and the least for many.
+    #: Adam's rate for few latents.
     adam: float = 1e-2
+    #: The least for many.
     least_adam: float = 2e-3
     #: Latents from which on Adam's rate goes down, with the square root of their number.
     adam_dim: int = 20

@@ -15,8 +15,9 @@ class TrainingRecipe:
     model_numbers: int = 10_000_000
     #: Adam's rate of the outer location and scale, relative to the rest, where they have to move.
     outer_rate: float = 5.0
-    #: Steps and numbers of noise that are drawn at once, at most.
+    #: Steps whose noise is drawn at once, at most.
     noise_steps: int = 200
+    #: Numbers of noise that are drawn at once, at most.
     noise_numbers: int = 2**20
     #: Seconds that a block of steps takes at most: Ctrl-C and the clock are read between blocks.
     longest_block: float = 0.2

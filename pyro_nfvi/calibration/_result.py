@@ -12,23 +12,11 @@ from typing import Any
 import torch
 
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.calibration._recipe import CALIBRATION
 from pyro_nfvi.calibration._uniformity_tests import bias_test, width_test
 from pyro_nfvi.diagnostics._verdict import Verdict
 
 _HEAD = ("mean p", "bias p-value", "width p-value")
-
-
-@dataclass(frozen=True)
-class VerdictRecipe:
-    """Conditions of a verdict."""
-
-    #: Fewest fits: with fewer, the tests see gross errors only.
-    fewest_fits: int = 20
-    #: Largest share of failed fits: those left over are no fair sample of the prior.
-    failed_share: float = 0.05
-
-
-RECIPE = VerdictRecipe()
 
 
 @dataclass(frozen=True)
@@ -200,11 +188,11 @@ class VSBC:
         if wrong:
             return Verdict("not calibrated", wrong, _NEXT_WRONG)
         failed = len(self.failed)
-        if failed > RECIPE.failed_share * len(self.fits):
+        if failed > CALIBRATION.failed_share * len(self.fits):
             lost = f"{failed} of {len(self.fits)} fits failed"
             return Verdict("not known", [lost, *self._errors()], _NEXT_FAILED)
-        if self.num_done < RECIPE.fewest_fits:
-            few = f"only {self.num_done} fits were done, fewer than {RECIPE.fewest_fits}"
+        if self.num_done < CALIBRATION.fewest_fits:
+            few = f"only {self.num_done} fits were done, fewer than {CALIBRATION.fewest_fits}"
             return Verdict("not known", [few], "Ask for more simulations.")
         fine = f"no test rejects at {self.level:g} over {len(self.rows)} numbers"
         return Verdict("calibrated", [fine, *self._errors()], "Nothing.")

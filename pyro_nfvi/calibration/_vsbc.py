@@ -114,11 +114,11 @@ def vsbc(
         ...     with pyro.plate("data", len(y)):
         ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
         >>> found = nfvi.vsbc(
-        ...     model, (torch.zeros(5),), num_simulations=20, num_workers=1, seed=0,
+        ...     model, (torch.zeros(5),), num_simulations=4, num_workers=1, seed=0,
         ...     progress=False, guide="affine", max_steps=50, engine="eager", explore="off",
         ... )
-        >>> found.verdict, found.p["mu"].shape, found.failed
-        ('calibrated', torch.Size([20]), ())
+        >>> found.p["mu"].shape, found.failed  # a verdict takes 20 or more
+        (torch.Size([4]), ())
     """
     refuse_in_worker()
     begin = time.monotonic()

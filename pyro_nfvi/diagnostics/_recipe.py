@@ -13,6 +13,7 @@ class PsisRecipe:
     least_tail: int = 5
     #: Weak prior on the shape: as if ten further tail draws had said 1/2 (appendix C).
     prior_draws: int = 10
+    #: The shape of that prior.
     prior_shape: float = 0.5
     #: Spread of the prior on 1/scale in Zhang and Stephens' estimator.
     prior_spread: float = 3.0

@@ -24,8 +24,9 @@ class DataRecipe:
     ties: int = 2
     #: Mean of a column, in units of the base, beyond which it is announced.
     far: float = 20.0
-    #: Standard deviations, in units of the base, outside of which a column is announced.
+    #: Standard deviation of a column, in units of the base, above which it is announced.
     wide: float = 20.0
+    #: The same below which it is.
     narrow: float = 0.05
     #: Share of a column's range that a dtype has to tell apart.
     resolved: float = 0.01

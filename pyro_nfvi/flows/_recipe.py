@@ -64,8 +64,9 @@ class Tail:
 class Sizes:
     """Default sizes, and where the way to compute something changes."""
 
-    #: Hidden width of an autoregressive net: 2 D between these, since weights grow as D^2.
+    #: Least hidden width of an autoregressive net, which is 2 D otherwise.
     least_hidden: int = 32
+    #: Largest one: weights grow as D^2.
     most_hidden: int = 512
     #: Weights of an autoregressive layer above which a warning names cheaper flows.
     large_net: int = 5_000_000

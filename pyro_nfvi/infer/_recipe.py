@@ -113,8 +113,9 @@ class GaussianStartRecipe:
     prior_starts: int = 3
     #: Uniform draws from which starts are taken.
     uniform_starts: int = 2
-    #: Draws of either kind from which an ascent begins.
+    #: Draws from the prior from which an ascent begins.
     prior_ascents: int = 2
+    #: Uniform draws from which one begins.
     uniform_ascents: int = 1
     #: Width of starts at the initial point and the origin: that of most unconstrained priors.
     wide: float = 1.0
@@ -470,8 +471,9 @@ class LabelSwitchingRecipe:
 
     #: Points at which a density is compared with itself.
     points: int = 6
-    #: Candidates for these: draws from the prior, and standard normal ones about the origin.
+    #: Draws from the prior among the candidates for these.
     prior_candidates: int = 3
+    #: Standard normal draws about the origin among them.
     normal_candidates: int = 8
     #: How far beside the points some more lie, in units of how far these reach.
     aside: tuple[float, ...] = (3.0, -3.0, 10.0, -10.0)

@@ -53,7 +53,7 @@ def numbers_per_row(vae: GenerativeModel, x: Tensor, c: Tensor | None = None) ->
 
 
 def rows_at_once(
-    vae: GenerativeModel, x: Tensor, c: Tensor | None = None, *, most: int = 65_536
+    vae: GenerativeModel, x: Tensor, c: Tensor | None = None, *, most: int = EVALUATION.tile_rows
 ) -> int:
     """Return how many latent points fit a tile: at least 1, at most ``most``.
 

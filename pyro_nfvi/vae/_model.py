@@ -25,6 +25,7 @@ from pyro_nfvi.vae._elbo_terms import ELBO, elbo_terms
 from pyro_nfvi.vae._importance_nll import NLL, importance_nll
 from pyro_nfvi.vae._likelihoods import Likelihood, make_likelihood
 from pyro_nfvi.vae._posterior import Posterior
+from pyro_nfvi.vae._recipe import EVALUATION
 
 
 class FlowVAE(PyroModule):
@@ -324,7 +325,8 @@ class FlowVAE(PyroModule):
         """
         num_samples = whole("nll: num_samples", num_samples)
         if tile is None:
-            tile = 4096 if x.device.type == "cpu" else 65_536
+            on_cpu = x.device.type == "cpu"
+            tile = EVALUATION.nll_rows_cpu if on_cpu else EVALUATION.tile_rows
         tile = whole("nll: tile", tile)
         self.check(x)
         numbers = range(first, first + len(x)) if isinstance(first, int) else first

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.errors import DataError
+from pyro_nfvi.vae._recipe import DATA
 
 _PARTS = ("train", "valid", "test")
 
@@ -45,27 +46,28 @@ def on_one_scale(
         found = _as_levels(images)
         if found is None:
             return [torch.from_numpy(x.astype(np.float32)) for x in images], 0
-        return [torch.from_numpy(x) for x in found], 256
+        return [torch.from_numpy(x) for x in found], DATA.byte_levels
     low, high = min(x.min() for x in images), max(x.max() for x in images)
     if low < 0 or high > 255:
         raise DataError(
             f"{name}: integer pixels go from {low:g} to {high:g}; 0 to 255 are read. Save "
             f"{grey_recipe(float(low), float(high))}."
         )
-    count = 2 if high <= 1 else 256 if high > 16 else int(high) + 1
+    many = high > DATA.few_levels
+    count = 2 if high <= 1 else DATA.byte_levels if many else int(high) + 1
     return [torch.from_numpy(x.astype(np.uint8)) for x in images], count
 
 
 def _as_told(images: Sequence[np.ndarray], name: str, levels: int) -> list[Tensor]:
     if not levels:
         return [torch.from_numpy(x.astype(np.float32)) for x in images]
-    if not 2 <= levels <= 256:
+    if not 2 <= levels <= DATA.byte_levels:
         raise DataError(
             f"{name}: pixels have 2 to 256 levels, or 0 for real numbers; got {levels}."
         )
     if all(_is_whole(x) and x.min() >= 0 and x.max() < levels for x in images):
         return [torch.from_numpy(x.astype(np.uint8)) for x in images]
-    found = _as_levels(images) if levels == 256 else None
+    found = _as_levels(images) if levels == DATA.byte_levels else None
     if found is not None:
         return [torch.from_numpy(x) for x in found]
     low, high = min(float(x.min()) for x in images), max(float(x.max()) for x in images)
@@ -109,7 +111,7 @@ def _check_scales(images: Sequence[np.ndarray], whole: Sequence[bool], name: str
         top <= 1 and (not w or x.dtype.kind == "b") for x, w, top in zip(images, whole, tops)
     )
     large = any(w and top > 1 for w, top in zip(whole, tops))
-    if (small and large) or (len(kinds) == 2 and min(tops) <= 1 < 16 < max(tops)):
+    if (small and large) or (len(kinds) == 2 and min(tops) <= 1 < DATA.few_levels < max(tops)):
         scales = ", ".join(
             f"{part} up to {top:g} ({x.dtype})" for part, top, x in zip(_PARTS, tops, images)
         )
@@ -130,7 +132,9 @@ def _as_levels(images: Sequence[np.ndarray]) -> list[np.ndarray] | None:
         half = x.dtype.itemsize == 2
         scaled = (x.astype(np.float32) if half else x) * 255.0
         level = np.round(scaled)
-        if not (np.abs(scaled - level) < (0.1 if half else 1e-3)).all():
+        if not (
+            np.abs(scaled - level) < (DATA.half_rounding if half else DATA.level_rounding)
+        ).all():
             return None
         found.append(level.astype(np.uint8))
     return found

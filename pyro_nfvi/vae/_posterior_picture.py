@@ -138,7 +138,11 @@ def _picture(
     chosen, count = plan.scanned, plan.shown
     x, y = x[:chosen], None if y is None else y[:chosen]
     # One model has one picture: the seed is a constant.
-    drawn = vae.encode(x, y).draw(400, generator=stream(0, "posterior picture", device=x.device)).z
+    drawn = (
+        vae.encode(x, y)
+        .draw(PICTURE.draws, generator=stream(0, "posterior picture", device=x.device))
+        .z
+    )
     scene = _Scene(vae, x, y, vae.condition(y, x), drawn.double().cpu().numpy())
     windows, bent = _look(scene, plan)
     shown = list(range(len(x)))
@@ -186,7 +190,9 @@ def _afford(vae: FlowVAE, x: Tensor, y: Tensor | None, panels: int | None, point
 
 def _look(scene: _Scene, plan: _Plan) -> tuple[list[_Window], list[float]]:
     """Find where each posterior is, and how far from a Gaussian: wide first, then closely."""
-    wide = _Window(0.0, 0.0, max(PICTURE.prior_reach, 1.1 * float(np.abs(scene.draws).max())))
+    wide = _Window(
+        0.0, 0.0, max(PICTURE.prior_reach, PICTURE.wide_margin * float(np.abs(scene.draws).max()))
+    )
     z = wide.grid(plan.wide, _like(scene.vae))
     count = len(scene.x)
     if scene.c is None:
@@ -206,13 +212,14 @@ def _around(mass: np.ndarray, window: _Window, draws: np.ndarray) -> _Window:
     """The square around the bulk of a mass on a window's grid and of draws from q."""
     step = 2 * window.half / (len(mass) - 1)
     rows, columns = np.nonzero(mass >= levels_holding(mass, (PICTURE.inside,))[0])
-    low = np.array([columns.min(), rows.min()]) * step - window.half - 1.5 * step
-    high = np.array([columns.max(), rows.max()]) * step - window.half + 1.5 * step
+    margin = PICTURE.margin_cells * step
+    low = np.array([columns.min(), rows.min()]) * step - window.half - margin
+    high = np.array([columns.max(), rows.max()]) * step - window.half + margin
     middle = np.array([window.across, window.up])
     ends = np.quantile(draws, [PICTURE.tail, 1 - PICTURE.tail], axis=0)
     low, high = np.minimum(low + middle, ends[0]), np.maximum(high + middle, ends[1])
     across, up = (low + high) / 2
-    return _Window(float(across), float(up), float(0.55 * (high - low).max()))
+    return _Window(float(across), float(up), float(PICTURE.panel_half * (high - low).max()))
 
 
 def _negentropy(mass: np.ndarray, window: _Window) -> float:

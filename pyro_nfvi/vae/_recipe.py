@@ -31,6 +31,15 @@ class DataRecipe:
     header_bytes: int = 65_536
     #: Arrays of a file that a message lists.
     listed_arrays: int = 12
+    #: Grey levels of a byte.
+    byte_levels: int = 256
+    #: Largest integer pixel up to which images count as having few levels; beyond it, a byte's.
+    few_levels: int = 16
+    #: Distance of 255 times a fraction from an integer, of which images of bytes are no more: below
+    #: dark images in steps of 1/256, and above what rounding does.
+    level_rounding: float = 1e-3
+    #: The same in half precision, which rounds by 0.06 of a level.
+    half_rounding: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,17 @@ class EvaluationRecipe:
     tile_cpu: int = 2**22
     #: The same on an accelerator: 256 MiB.
     tile_accelerator: int = 2**26
+    #: Rows of a tile, at most: more save nothing.
+    tile_rows: int = 65_536
+    #: The same of a negative log likelihood on a processor, whose cache they fit.
+    nll_rows_cpu: int = 4096
     #: Share of images with too large a k-hat above which an NLL is no number to compare models by.
     doubtful_share: float = 0.1
-    #: Labels of the streams of noise of the ELBO, of active units, and of a subset.
+    #: Label of the stream of noise of the ELBO.
     elbo_stream: int = 101
+    #: Label of that of active units.
     units_stream: int = 102
+    #: Label of that of a subset.
     subset_stream: int = 103
 
 
@@ -83,6 +98,14 @@ class PosteriorPictureRecipe:
     inside: float = 0.995
     #: Share of draws on each side that a panel may leave out.
     tail: float = 0.01
+    #: Draws of each posterior, by which it is found.
+    draws: int = 400
+    #: Side of the wide square, relative to the farthest draw.
+    wide_margin: float = 1.1
+    #: Cells that a panel reaches beyond the mass that it holds.
+    margin_cells: float = 1.5
+    #: Half the side of a panel, relative to what it shows.
+    panel_half: float = 0.55
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,12 @@ LONG = {
     ("density", "nsf*2"),
 }
 COMPILE = {"compile", "compile inverse"}
+#: Compositions of layers that are examined by themselves. In the fast set "chain" and
+#: "iaf*2|planar*4" are traced for all of them.
+COMPOSED = {
+    "planar*4", "radial*3", "sylvester*2", "iaf*2", "maf*2", "affine|tril", "chain_permuted",
+    "inverse_of_chain", "realnvp*4", "nice*4", "nsf*2", "glow*2", "relu*3",
+}  # fmt: skip
 
 
 def sizes(flow: str, law: str) -> list[int]:
@@ -66,6 +72,7 @@ def law_by_flow():
             if not sizes(flow, law):
                 continue
             slow = law in SLOW or case.slow or (law, flow) in LONG
+            slow = slow or (law in ("make_fx", "compile") and flow in COMPOSED)
             marks = [pytest.mark.slow] * slow + [pytest.mark.compile] * (law in COMPILE)
             found.append(pytest.param(flow, law, id=f"{law.replace(' ', '_')}-{flow}", marks=marks))
     return found

@@ -2,21 +2,37 @@
 
 import ast
 import dataclasses
+import importlib
+import re
 from pathlib import Path
 
 import pytest
 
 import pyro_nfvi
-from pyro_nfvi._gaussian_vi import recipe as gaussian
-from pyro_nfvi.infer import _recipe as fit
 
 ROOT = Path(pyro_nfvi.__file__).parent
+PAGE = ROOT.parent / "docs" / "method.md"
+#: Modules whose numbers the page of the method prints.
+PRINTED = re.findall(r"^\.\. recipes:: (\S+)$", PAGE.read_text("utf-8"), flags=re.MULTILINE)
+MODULES = {name: importlib.import_module(name) for name in PRINTED}
 RECIPES = [
-    pytest.param(module, name, id=name)
-    for module in (gaussian, fit)
+    pytest.param(module, name, id=f"{home.removeprefix('pyro_nfvi.')}.{name}")
+    for home, module in MODULES.items()
     for name, value in vars(module).items()
-    if isinstance(value, type) and value.__module__ == module.__name__
+    if dataclasses.is_dataclass(value) and isinstance(value, type) and value.__module__ == home
 ]
+
+
+def test_every_recipe_is_on_the_page_of_the_method():
+    missing = []
+    for path in ROOT.rglob("*.py"):
+        home = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+        for node in ast.parse(path.read_text("utf-8")).body:
+            recipe = isinstance(node, ast.ClassDef) and re.search(r"\wRecipe$", node.name)
+            if recipe and home not in PRINTED:
+                missing.append(f"{home}.{node.name}")
+    assert len(PRINTED) > 10
+    assert not missing, "print them on docs/method.md"
 
 
 def is_number(node):
