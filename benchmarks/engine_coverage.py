@@ -24,8 +24,10 @@ import torch
 
 from benchmarks._report import ROOT, environment, in_words, put, table
 from pyro_nfvi import AutoFlow
+from pyro_nfvi._budget import UNLIMITED
 from pyro_nfvi._engine.program import Unsupported
 from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._stopwatch import Stopwatch
 from pyro_nfvi._train.engine_selection import _Builder
 from pyro_nfvi._train.step import EagerStep
 from pyro_nfvi.errors import NFVIError
@@ -49,7 +51,7 @@ def engine_of(model, args=(), kwargs=None, flow="affine", objective="path"):
         step = EagerStep(
             guide, log_joint, make_objective(objective), params, len(models), optimizer
         )
-        builder = _Builder(step, 8)
+        builder = _Builder(step, 8, UNLIMITED, Stopwatch())
         reasons = []
         for name in ENGINES:
             try:

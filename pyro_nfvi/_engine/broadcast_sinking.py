@@ -8,13 +8,16 @@ special function of gathered values (``x[group]``) is computed before the gather
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch import Tensor
 from torch.fx import GraphModule
 
 from pyro_nfvi._engine.broadcast_rules import rule_of
 from pyro_nfvi._engine.repeated_values import Sinking
 
 
-def sink_broadcasts(graph: GraphModule) -> GraphModule:
+def sink_broadcasts(graph: GraphModule, consts: Sequence[Tensor] = ()) -> GraphModule:
     r"""Rewrite a graph so that it computes each distinct number once.
 
     Inputs and outputs keep their order, shapes and types. Results are the same up to rounding, NaN
@@ -24,6 +27,8 @@ def sink_broadcasts(graph: GraphModule) -> GraphModule:
     Args:
         graph: A functional graph of ATen operations with a meta tensor in every
             ``node.meta["val"]``, as of a :class:`~pyro_nfvi._engine.program.Program`.
+        consts: Values of its last inputs. Of one that is the same along its first axis, as data are
+            that were expanded to the particles, one part is read.
 
     Returns:
         A new graph of the same kind, of which the old one is no part.
@@ -44,4 +49,4 @@ def sink_broadcasts(graph: GraphModule) -> GraphModule:
         >>> [tuple(n.meta["val"].shape) for n in narrow.graph.nodes if "lgamma" in n.name]
         [(2, 1)]
     """
-    return GraphModule(graph, Sinking(graph, rule_of).graph)
+    return GraphModule(graph, Sinking(graph, rule_of, consts).graph)

@@ -99,13 +99,21 @@ class Sinking:
         old: The graph.
         rule_of: Gives the rule of an operation: a function of this object and the old node that
             returns the value, or None where the operation is left alone.
+        consts: Values of the last inputs.
 
     Attributes:
         graph: The new graph.
     """
 
-    def __init__(self, old: GraphModule, rule_of: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        old: GraphModule,
+        rule_of: Callable[[Any], Any],
+        consts: Sequence[Tensor] = (),
+    ) -> None:
         self.graph = Graph()
+        inputs = [node for node in old.graph.nodes if node.op == "placeholder"]
+        self._consts = dict(zip(inputs[len(inputs) - len(consts) :], consts))
         self._values: dict[Node, Any] = {}
         self._known: dict[Any, Node] = {}
         self._expanded: dict[tuple[Node, Shape], Node] = {}
@@ -133,9 +141,18 @@ class Sinking:
         meta = node.meta["val"]
         shape = tuple(meta.shape)
         for axis, (size, stride) in enumerate(zip(shape, meta.stride())):
-            if size > 1 and stride == 0:  # a constant that was expanded before
+            # A constant that was expanded before, or computed from one that was.
+            if size > 1 and (stride == 0 or (axis == 0 and self._is_same(node))):
                 made = self.emit(aten.slice.Tensor, (made, axis, 0, 1))
         return Repeated(made, shape)
+
+    def _is_same(self, node: Node) -> bool:
+        """Tell whether a constant of several axes is the same all along the first."""
+        value = self._consts.get(node)
+        if value is None or value.dim() < 2 or not torch.equal(value[0], value[1]):
+            return False
+        with torch.no_grad():
+            return torch.equal(value, value[:1].expand_as(value))
 
     # --------------------------------------------------------------------------- operations
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from pyro_nfvi._engine.native.buffers import Buffer
-from pyro_nfvi._engine.native.expressions import Expr, Ix
+from pyro_nfvi._engine.native.expressions import CHOICE, Expr, Ix
 from pyro_nfvi._engine.native.loops import Group, Statement
 
 #: Start of a reduction, and how a value joins it.
@@ -214,10 +214,12 @@ class _Writer:
         level = self._level(e)
         if e.op == "load":
             text = f"{e.args[0].name}[{self._index(e.args[1], level)}]"
+            if e.ctype == "bool":  # as bytes, for gcc does not vectorise choices by a bool
+                text = f"(((const uint8_t*){e.args[0].name})[{self._index(e.args[1], level)}]!=0)"
         elif e.op == "ix":
             text = f"({self._index(e.args[0], level)})"
         else:
-            text = e.op.format(*(self._write(a, level) for a in e.args))
+            text = e.op.format(*(self._operand(e, a, level) for a in e.args))
         here = len(self.order) if parent is None else parent
         if self.uses[e.number] > 1 or level < here:
             name = f"t{len(self._names)}"
@@ -225,6 +227,16 @@ class _Writer:
             self._lines[level].append(f"const {e.ctype} {name}={text};")
             return name
         return text
+
+    def _operand(self, e: Expr, operand: Expr, level: int) -> str:
+        """Write an operand; those of a choice come before it, or a call could not be vectorised."""
+        text = self._write(operand, level)
+        operand = self._resolve(operand)
+        if e.op != CHOICE or "m_" not in text:
+            return text
+        name = self._names[operand.number] = f"t{len(self._names)}"
+        self._lines[level].append(f"const {operand.ctype} {name}={text};")
+        return name
 
     def _place(self, one: Statement) -> str:
         return self._index(one.place, len(self.order))

@@ -27,6 +27,8 @@ CTYPES: dict[torch.dtype, str] = {
 #: Operations up to which a formula is computed again rather than written to memory and read back.
 RECOMPUTE_COST = 2
 _FLOATS = ("float", "double")
+#: One of two values.
+CHOICE = "({0}?{1}:{2})"
 
 
 def ctype(dtype: torch.dtype) -> str:
@@ -177,7 +179,7 @@ class Pool:
             return b
         if b.literal == 0:
             return a
-        template = "({0}||{1})" if a.ctype == "bool" else "({0}+{1})"
+        template = "({0}|{1})" if a.ctype == "bool" else "({0}+{1})"
         return self._arith(template, a, b, lambda x, y: x + y)
 
     def sub(self, a: Expr, b: Expr) -> Expr:
@@ -204,7 +206,7 @@ class Pool:
                 return other
             if one.literal == -1 and one.ctype != "bool":
                 return self.neg(other)
-        template = "({0}&&{1})" if a.ctype == "bool" else "({0}*{1})"
+        template = "({0}&{1})" if a.ctype == "bool" else "({0}*{1})"
         return self._arith(template, a, b, lambda x, y: x * y)
 
     def div(self, a: Expr, b: Expr) -> Expr:
@@ -222,7 +224,7 @@ class Pool:
             return a if c.literal else b
         if a is b:
             return a
-        return self.op("({0}?{1}:{2})", c, a, b, kind=a.ctype)
+        return self.op(CHOICE, c, a, b, kind=a.ctype)
 
     def _arith(self, template: str, a: Expr, b: Expr, fold: Any) -> Expr:
         # Integers only: floats would be folded in double, where torch works in float.

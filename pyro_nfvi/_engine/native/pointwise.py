@@ -107,7 +107,8 @@ _COMPARE = {
     aten.gt: ">",
     aten.ge: ">=",
 }
-_LOGICAL = {aten.logical_and: "&&", aten.logical_or: "||", aten.logical_xor: "!="}
+#: Without the branches of && and ||, which keep calls behind them from being vectorised.
+_LOGICAL = {aten.logical_and: "&", aten.logical_or: "|", aten.logical_xor: "!="}
 _BITWISE = {
     aten.bitwise_and: "&",
     aten.bitwise_or: "|",

@@ -79,7 +79,7 @@ def build_native(
         raise Unsupported("tensors that are not on the CPU")
     kind = kind_of(optimizer_spec)
     begin = time.perf_counter()
-    graph = sink_broadcasts(program.graph)
+    graph = sink_broadcasts(program.graph, program.consts)
     holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     consts = holders[len(holders) - len(program.consts) :] if program.consts else []
     known = known_values(graph, dict(zip(consts, program.consts)))

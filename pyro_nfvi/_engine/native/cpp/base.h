@@ -81,14 +81,26 @@ template <class T> static inline T m_nan_to_num(T x, T nan, T top, T bottom) {
   return x != x ? nan : m_isinf(x) ? (x > 0 ? top : bottom) : x;
 }
 
-// Of the chain rule: an exact zero wins over what is not finite.
+// Of the chain rule: an exact zero wins over what is not finite. Zeros are recognised by their bits,
+// since gcc joins the conditions of a chain of products to what it does not vectorise.
+static inline bool nfvi_zero(double x) {
+  uint64_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits << 1 == 0;
+}
+static inline bool nfvi_zero(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits << 1 == 0;
+}
 template <class T> static inline T m_product(T a, T b) {
   T value = a * b;
-  return (a == 0) | (b == 0) ? (T)0 : value;
+  value = nfvi_zero(a) ? (T)0 : value;
+  return nfvi_zero(b) ? (T)0 : value;
 }
 template <class T> static inline T m_quotient(T a, T b) {
   T value = a / b;
-  return a == 0 ? (T)0 : value;
+  return nfvi_zero(a) ? (T)0 : value;
 }
 
 template <class T> static inline T m_softplus(T x, T beta, T threshold) {

@@ -32,11 +32,13 @@ static inline double m_digamma(double x) {
   const double u = y * (y + 7), a = u + 6, b = u + 10, c = u + 12;
   const double sum = (2 * y + 7) * (a * b * c + u * (b * c + a * (b + c))) / (u * a * b * c);
   double value = m_log(z) - 0.5 * r - series - (small ? sum : 0.0);
-  const double away = x - m_rint(x), angle = 3.14159265358979323846 * away;
-  const double mirror = 3.14159265358979323846 * m_cos(angle) / m_sin(angle);
+  // The cotangent by the tangent: gcc joins a sine and a cosine to what it does not vectorise.
+  const double away = x - m_rint(x);
+  const double mirror = 3.14159265358979323846 / m_tan(3.14159265358979323846 * away);
+  const double pole = -1 / x;  // of the sign that torch gives it
   value = low ? value - mirror : value;
-  return x == 0 ? m_copysign(std::numeric_limits<double>::infinity(), -x)
-                : (low && away == 0 ? std::numeric_limits<double>::quiet_NaN() : value);
+  value = low & (away == 0) ? std::numeric_limits<double>::quiet_NaN() : value;
+  return x == 0 ? pole : value;
 }
 static inline float m_digamma(float x) { return (float)m_digamma((double)x); }
 
