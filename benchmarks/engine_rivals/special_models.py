@@ -12,8 +12,8 @@ import numpy as np
 ROWS, LATENTS = 600, 2
 
 
-def _vector(a, n=3):
-    return a[..., None] * np.linspace(0.5, 1.5, n, dtype=np.float32)
+def _vector(m, a, n=3):
+    return a[..., None] * m.array(np.linspace(0.5, 1.5, n))
 
 
 def _matrix(m, a, n=4):
@@ -31,7 +31,7 @@ MODELS = {
     "Pareto": (lambda d, m, a, b: d.Pareto(0.1 * m.sigmoid(a), m.exp(b)), "positive"),
     "Beta": (lambda d, m, a, b: d.Beta(m.exp(a), m.exp(b)), "unit"),
     "Kumaraswamy": (lambda d, m, a, b: d.Kumaraswamy(m.exp(a), m.exp(b)), "unit"),
-    "Dirichlet": (lambda d, m, a, b: d.Dirichlet(m.exp(_vector(a + b))), "simplex"),
+    "Dirichlet": (lambda d, m, a, b: d.Dirichlet(m.exp(_vector(m, a + b))), "simplex"),
     "VonMises": (lambda d, m, a, b: d.VonMises(a, m.exp(b)), "angle"),
     "Logistic": (lambda d, m, a, b: d.Logistic(a, m.exp(b)), "real"),
     "SoftLaplace": (lambda d, m, a, b: d.SoftLaplace(a, m.exp(b)), "real"),
@@ -48,7 +48,7 @@ MODELS = {
     "GammaPoisson": (lambda d, m, a, b: d.GammaPoisson(m.exp(a), m.exp(b)), "count"),
     "BetaBinomial": (lambda d, m, a, b: d.BetaBinomial(m.exp(a), m.exp(b), 20), "count"),
     "DirichletMultinomial": (
-        lambda d, m, a, b: d.DirichletMultinomial(m.exp(_vector(a + b)), 20), "counts",
+        lambda d, m, a, b: d.DirichletMultinomial(m.exp(_vector(m, a + b)), 20), "counts",
     ),
     "ZeroInflatedPoisson": (
         lambda d, m, a, b: d.ZeroInflatedPoisson(m.sigmoid(a), m.exp(b)), "count",
@@ -57,11 +57,11 @@ MODELS = {
         lambda d, m, a, b: d.ZeroInflatedNegativeBinomial(m.exp(a), b, m.sigmoid(a)), "count",
     ),
     "MultivariateNormal": (
-        lambda d, m, a, b: d.MultivariateNormal(_vector(b, 4), _matrix(m, a)), "vector",
+        lambda d, m, a, b: d.MultivariateNormal(_vector(m, b, 4), _matrix(m, a)), "vector",
     ),
     "MultivariateStudentT": (
         lambda d, m, a, b: d.MultivariateStudentT(
-            2 + m.exp(a), _vector(b, 4), m.cholesky(_matrix(m, a))
+            2 + m.exp(a), _vector(m, b, 4), m.cholesky(_matrix(m, a))
         ),
         "vector",
     ),

@@ -1,4 +1,4 @@
-"""Loops of generated code that gcc puts into vectors: one that it does not takes ten times as long."""
+"""Loops of generated code that gcc puts into vectors: others take ten times as long."""
 
 from __future__ import annotations
 

@@ -85,12 +85,12 @@ template <class T> static inline T m_nan_to_num(T x, T nan, T top, T bottom) {
 // since gcc joins the conditions of a chain of products to what it does not vectorise.
 static inline bool nfvi_zero(double x) {
   uint64_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
+  __builtin_memcpy(&bits, &x, sizeof bits);
   return bits << 1 == 0;
 }
 static inline bool nfvi_zero(float x) {
   uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
+  __builtin_memcpy(&bits, &x, sizeof bits);
   return bits << 1 == 0;
 }
 template <class T> static inline T m_product(T a, T b) {
