@@ -50,7 +50,7 @@ def build_density(
     if any(tensor.device.type != "cpu" for tensor in given):
         raise Unsupported("tensors that are not on the CPU")
     begin = time.perf_counter()
-    graph = sink_broadcasts(program.graph)
+    graph = sink_broadcasts(program.graph, program.consts)
     holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     consts = holders[len(holders) - len(program.consts) :] if program.consts else []
     known = known_values(graph, dict(zip(consts, program.consts)))
