@@ -231,8 +231,9 @@ def test_modules_import_no_cycle():
 
 #: Import names of the packages that are named otherwise where they are installed from.
 IMPORT_NAMES = {"pyro-ppl": "pyro", "scikit-learn": "sklearn", "pytest-timeout": "pytest_timeout"}
-#: What the comparisons with NumPyro take, in processes that say so where it is missing.
-RIVALS = {"jax", "numpyro"}
+#: What the comparisons take in processes of another environment, which say so where it is missing,
+#: and the words in the names of the files that import it.
+RIVALS = {"jax": "numpyro", "numpyro": "numpyro", "pymc": "pymc", "nutpie": "pymc"}
 #: What a declared package hands out objects of: ArviZ 1 has its groups in xarray's trees.
 WITH_ARVIZ = {"xarray"}
 
@@ -257,7 +258,7 @@ def test_tests_examples_and_benchmarks_import_what_is_declared():
                     continue
                 for name in {name.split(".")[0] for name in names}:
                     known = name in declared | ours or name in sys.stdlib_module_names
-                    rival = name in RIVALS and "numpyro" in path.name
+                    rival = name in RIVALS and RIVALS[name] in path.name
                     if not (known or rival):
                         wrong.append(f"{path.relative_to(ROOT)}: {name}")
     assert wrong == []

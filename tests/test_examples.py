@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 
 import pyro
@@ -31,6 +32,14 @@ def test_an_example_that_fits_by_nfvi_tells_its_verdict(path):
     text = path.read_text("utf-8")
     if "NFVI(" in text:
         assert "tell(" in text or ".verdict" in text or ".report" in text
+
+
+def test_a_model_of_pymc_is_left_out_where_pymc_is_missing(monkeypatch, tmp_path, capsys):
+    target = example("pymc_target", monkeypatch)
+    monkeypatch.setitem(sys.modules, "pymc", None)
+    monkeypatch.setattr(sys, "argv", ["pymc_target.py", "--smoke", "--out", str(tmp_path)])
+    target.main()
+    assert "PyMC is not installed here: pip install pymc" in capsys.readouterr().out
 
 
 def log_joint(model, *args):

@@ -16,8 +16,9 @@ from benchmarks.posteriordb import Posterior
 
 def logistic(X, y):
     beta = pyro.sample("beta", dist.Normal(torch.zeros(X.shape[-1]), 2.5).to_event(1))
+    logits = (beta @ X.T).reshape((*beta.shape[:-2], len(y)))  # particles stand left of rows
     with pyro.plate("rows", len(y)):
-        pyro.sample("y", dist.Bernoulli(logits=beta @ X.T), obs=y)
+        pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
 
 
 def hierarchy(group, y, num_groups):
@@ -27,10 +28,8 @@ def hierarchy(group, y, num_groups):
     sigma = pyro.sample("sigma", dist.HalfNormal(torch.tensor(2.0)))
     with pyro.plate("groups", num_groups):
         raw = pyro.sample("raw", dist.Normal(torch.tensor(0.0), 1.0))
-    theta = mu[..., None] + tau[..., None] * raw if raw.dim() > 1 else mu + tau * raw
     with pyro.plate("rows", len(y)):
-        scale = sigma[..., None] if theta.dim() > 1 and sigma.dim() else sigma
-        pyro.sample("y", dist.Normal(theta[..., group], scale), obs=y)
+        pyro.sample("y", dist.Normal((mu + tau * raw)[..., group], sigma), obs=y)
 
 
 def gaussian_process(x, y):
