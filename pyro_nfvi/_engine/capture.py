@@ -22,6 +22,7 @@ from pyro_nfvi.objectives._objective import Objective
 
 if TYPE_CHECKING:
     from pyro_nfvi._engine.recorder import Recorder
+    from pyro_nfvi._engine.target_call import TargetCall
 
 
 def capture(
@@ -32,6 +33,7 @@ def capture(
     num_model_params: int,
     eps: Tensor,
     subsample: Mapping[str, Tensor],
+    target: TargetCall | None = None,
 ) -> Program:
     """Record one evaluation of the gradient.
 
@@ -47,6 +49,7 @@ def capture(
         num_model_params: How many of them are the model's own.
         eps: Noise of one step, ``(P, D)``.
         subsample: Indices of the plates that subsample, and the objective's own numbers.
+        target: Takes the place of the model, as one operation; ``model_params`` are none then.
 
     Returns:
         The program. Its parameters are those that the gradient reaches.
@@ -64,9 +67,16 @@ def capture(
     streams = {name: subsample[name] for name in subsample}
     inputs |= {f"stream_{i}": index for i, index in enumerate(streams.values())}
     recorder = Recorder(inputs)
+
+    def log_density(z: Tensor) -> Tensor:
+        return log_joint(z, subsample)
+
     with _reasons("the step"), fit_pass(guide), recorder:
         estimate = objective.at(subsample)(
-            guide.density(), lambda z: log_joint(z, subsample), eps, model_params
+            guide.density(),
+            log_density if target is None else target.density(recorder, subsample),
+            eps,
+            model_params,
         )
         grads = torch.autograd.grad(estimate.surrogate, list(params), allow_unused=True)
         bound, num_bad = estimate.bound, estimate.num_bad

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,6 +160,15 @@ class Recorder(DispatchMode):
         if node is not None and traits.name.endswith("_ex"):
             self._factors[node] = made
         return out
+
+    def call(self, func: Callable[..., Sequence[Tensor]], args: Sequence[Tensor]) -> list[Tensor]:
+        """Run a function of tensors that is recorded as one operation, whatever it does."""
+        with without_modes(), torch.no_grad():
+            made = list(func(*(x.detach() for x in args)))
+        node = self._node(func, self._as_nodes(tuple(args)), {}, made)
+        for place, tensor in enumerate(made):
+            setattr(tensor, self._key, _Value(self._item(node, place)))
+        return made
 
     def output(self, tensors: Sequence[Tensor]) -> None:
         """End the graph with these outputs."""

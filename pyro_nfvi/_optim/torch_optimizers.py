@@ -41,7 +41,7 @@ class Adam(_WithoutCompiler, torch.optim.Adam):
         0.9
     """
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, without a graph of autograd's."""
         with torch.no_grad():
             return _ADAM_STEP(self, closure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,9 @@ from pyro_nfvi._engine.capture import capture
 from pyro_nfvi._engine.graph_runner import GraphRunner
 from pyro_nfvi._engine.program import NoRule, OptimizerSpec, Program, Runner, Unsupported
 from pyro_nfvi._engine.rounding import rounded_anew, slack_of, tolerance_of
+from pyro_nfvi._engine.target_call import TargetCall, target_of
 from pyro_nfvi._optim.snapshot import Snapshot
+from pyro_nfvi._pyro_model.log_joint import ScoredDensity
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._stopwatch import Stopwatch
 from pyro_nfvi._timing import Part
@@ -136,6 +138,7 @@ def choose(
     num_particles: int,
     max_steps: int,
     *,
+    density: ScoredDensity | None = None,
     budget: Budget = UNLIMITED,
     watch: Stopwatch | None = None,
 ) -> Chosen:
@@ -146,6 +149,7 @@ def choose(
         step: The eager step, by which all are measured.
         num_particles: Rows of noise in each step.
         max_steps: Most steps of the fit.
+        density: The log joint by compiled code, which a step may call instead of containing it.
         budget: Time for building and for the steps: with a limit, no more than half of what is
             left goes into an engine, and nothing is built for fewer steps than pay it back.
         watch: Credits the time of capture, compilation and comparison.
@@ -176,6 +180,11 @@ def choose(
             raise _refused(engine, error) from error
     reasons = []
     if asked or max_steps >= ENGINE.compile_steps:
+        numbers = float(max_steps) * num_particles * step.log_joint.size
+        if numbers <= ENGINE.fused_numbers and builder.call(density):
+            with suppress(Unsupported):
+                return builder.build("native", "the step is captured and compiled", asked=asked)
+            builder.call(None)
         try:
             return builder.build("native", "the step is captured and compiled", asked=asked)
         except Unsupported as error:
@@ -186,6 +195,11 @@ def choose(
                 return builder.build("hybrid", reason, faster=not asked, asked=asked)
             except Unsupported as error:
                 reasons.append(f"not compiled in part: {error}")
+        if builder.call_back():
+            with suppress(Unsupported):
+                reason = "; ".join(["the flow is captured and compiled", *reasons])
+                return builder.build("hybrid", reason, asked=asked)
+            builder.call(None)
     else:
         reasons.append(
             f"not compiled: a fit of fewer than {ENGINE.compile_steps} steps is over before a "
@@ -211,6 +225,7 @@ class _Builder:
         self.step, self.budget, self.watch = step, budget, watch
         #: Native code failed for want of a rule, and the rest might be compiled.
         self.uncovered = False
+        self._target: TargetCall | None = None
         self._program: Program | Unsupported | None = None
         self._eps, self._streams = self._inputs(num_particles)
 
@@ -242,6 +257,32 @@ class _Builder:
         if faster and mine > eager:
             raise Unsupported(f"a step takes {1e3 * mine:.2g} ms, an eager one {1e3 * eager:.2g}")
         return Chosen(name, reason, runner, Watch(self.step), asked)
+
+    def call(self, density: ScoredDensity | None) -> bool:
+        """Let the step call a density from now on; None captures the model with the step again.
+
+        Returns:
+            Whether that can be: the density is native code, and no parameter of the model trains.
+        """
+        target = None
+        if density is not None and not self.step.model_params:
+            target = target_of(density, self.step.log_joint, self._eps, self._streams)
+        if target is not self._target:
+            self._target, self._program, self.uncovered = target, None, False
+        return target is not None
+
+    def call_back(self) -> bool:
+        """Let the step call the model in Python, if it is the model that cannot be captured.
+
+        Returns:
+            Whether that can be: no parameter of the model trains, or its gradient would be needed.
+        """
+        if not isinstance(self._program, Unsupported) or self.step.model_params:
+            return False
+        log_joint = self.step.log_joint
+        self._target = TargetCall(log_joint.value_and_grad, tuple(log_joint.subsampled))
+        self._program, self.uncovered = None, False
+        return True
 
     def step_seconds(self) -> float:
         """Time one eager gradient, at least a microsecond."""
@@ -276,6 +317,7 @@ class _Builder:
             len(step.model_params),
             self._eps,
             self._streams,
+            self._target,
         )
 
     def _inputs(self, count: int) -> tuple[Tensor, TensorDict]:

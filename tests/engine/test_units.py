@@ -16,6 +16,7 @@ from pyro_nfvi._engine.native import runner
 from pyro_nfvi._engine.native.compiler import find_compiler
 from pyro_nfvi._engine.program import Unsupported
 from pyro_nfvi._optim.torch_optimizers import LBFGS, Adam
+from pyro_nfvi._random import stream
 
 
 def _has_compiler() -> bool:
@@ -120,3 +121,114 @@ def test_our_lbfgs_takes_the_steps_of_torch():
         optimizer.step(closure)
         ends.append(x.detach())
     assert torch.equal(*ends)
+
+
+# ------------------------------------------------------------ the flow apart from the model
+
+
+def regression(x, y):
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(w.matmul(x.T), scale), obs=y)
+
+
+def hierarchy(x, y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("groups", 3):
+        theta = pyro.sample("theta", dist.StudentT(4.0, mu, 1.0))
+    pyro.sample("y", dist.Gamma(theta.exp().sum(-1), 1.0), obs=y.abs().sum())
+
+
+def batches(x, y):
+    w = pyro.sample("w", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+    with pyro.plate("rows", len(y), subsample_size=5) as rows:
+        pyro.sample("y", dist.Normal(x[rows].sum(-1) * w[..., :1], 1.0), obs=y[rows])
+
+
+def branching(x, y):
+    w = pyro.sample("w", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+    scale = 1.0 if float(w.detach().sum()) > 0 else 1.5
+    pyro.sample("y", dist.Normal(w.sum(-1), scale), obs=y[0])
+
+
+def data():
+    generator = stream(0, "units")
+    return torch.randn(20, 3, generator=generator), torch.randn(20, generator=generator)
+
+
+def compiled_units(monkeypatch):
+    """List the functions of each unit that a step asks for, and whether it was found compiled."""
+    asked = []
+    real = runner.compile_text
+
+    def counted(text, symbols, *rest):
+        made = real(text, symbols, *rest)
+        asked.append((symbols[-1], made[1]))
+        return made
+
+    monkeypatch.setattr(runner, "compile_text", counted)
+    return asked
+
+
+def fit(model, guide="iaf*2", engine="compiled", max_steps=30, **options):
+    return NFVI(
+        model, guide, engine=engine, max_steps=max_steps, stop=False, precondition=False,
+        seed=0, progress=False, **{"num_particles": 16, **options},
+    ).run(*data())  # fmt: skip
+
+
+@needs_compiler
+def test_a_second_model_of_a_size_compiles_no_flow(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = compiled_units(monkeypatch)
+    for model in (regression, hierarchy):
+        assert "(native)" in fit(model).engine_reason
+    units = ["nfvi_step", "nfvi_run"]
+    assert asked == [(name, found) for found in (False, True) for name in units]
+
+
+@needs_compiler
+@pytest.mark.parametrize("model", [regression, hierarchy, batches])
+@pytest.mark.parametrize("objective", ["path", "iw"])
+def test_a_step_that_calls_the_compiled_model_is_the_eager_step(model, objective, monkeypatch):
+    asked = compiled_units(monkeypatch)
+    mine = fit(model, "affine", objective=objective)
+    apart = [name for name, _ in asked]
+    assert apart == ["nfvi_step", "nfvi_run"]
+    eager = fit(model, "affine", engine="eager", objective=objective)
+    assert torch.allclose(mine.losses, eager.losses, rtol=2e-3, atol=2e-3)
+
+
+@needs_compiler
+def test_blocks_that_are_not_full_are_part_of_the_step(monkeypatch):
+    texts = []
+    real = runner.generate
+
+    def kept(*args, **kwargs):
+        made = real(*args, **kwargs)
+        texts.append(made.text)
+        return made
+
+    monkeypatch.setattr(runner, "generate", kept)
+    fit(regression, "affine", num_particles=3)
+    fit(regression, "affine", num_particles=16)
+    assert ["(cx->target," in text for text in texts] == [False, True]
+
+
+@needs_compiler
+def test_a_model_that_cannot_be_captured_is_called_by_the_compiled_flow():
+    found = fit(branching)
+    assert found.engine == "compiled"
+    assert "the flow is captured and compiled (hybrid)" in found.engine_reason
+    assert "(the model)" in found.engine_reason
+    eager = fit(branching, engine="eager")
+    assert torch.allclose(found.losses, eager.losses, rtol=2e-3, atol=2e-3)
+
+
+@needs_compiler
+def test_same_bits_with_a_cold_and_with_a_warm_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cold, warm = fit(hierarchy, max_steps=200), fit(hierarchy, max_steps=200)
+    assert torch.equal(cold.losses, warm.losses)
+    assert torch.equal(cold.draws.z, warm.draws.z)

@@ -23,6 +23,7 @@ from pyro_nfvi._engine.native import (
     matmul,
     pointwise,
     scans,
+    target_rule,
     views,
 )
 from pyro_nfvi._engine.native import (
@@ -52,6 +53,7 @@ _RULES = (
     pointwise,
     reduce,
     scans,
+    target_rule,
     views,
 )
 #: Loops of a step at most: a compiler takes some 6 ms for each, so that these take 72 s.

@@ -85,6 +85,7 @@ class NativeDensity:
         info: How it was built.
         address: Address of its ``struct NfviTarget``, by which other compiled code calls it; 0
             where operations are left to PyTorch.
+        rows: Rows of a block.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class NativeDensity:
         self._library = load(compiled, _SYMBOLS)
         self._library.nfvi_work.restype = ctypes.c_int64
         self._library.nfvi_evaluate.restype = None
-        rows = len(program.z)
+        self.rows = rows = len(program.z)
         self._streams = tuple((x.shape, x.dtype) for x in program.streams.values())
         self._params = tuple((x.shape, x.dtype) for x in program.params.values())
         self._eager = EagerCalls(source.eager)

@@ -17,6 +17,7 @@ from pyro_nfvi._engine.native.masked_weights import MASKED_GRADIENT, MaskedWeigh
 from pyro_nfvi._engine.native.sparse_weights import Masked
 from pyro_nfvi._engine.native.values import BufVal, HeldVal, LazyVal, Shape, Val, contiguous
 from pyro_nfvi._engine.program import NoRule, Unsupported
+from pyro_nfvi._engine.target_call import TargetCall
 from pyro_nfvi._operators import Missing, aten
 
 #: A rule makes the values of one node; ``args`` hold values where the node has inputs.
@@ -192,7 +193,8 @@ class Lowering:
             self.values[node] = self._without_rule(self, node)
 
     def _by_rule(self, node: Node) -> Any:
-        rule = RULES.get(node.target)
+        target: Any = TargetCall if isinstance(node.target, TargetCall) else node.target
+        rule = RULES.get(target)
         if rule is None:
             raise NoRule(f"no rule for the operation {node.target}")
         self.node = node

@@ -36,6 +36,7 @@ from pyro_nfvi._engine.native.shared_library import (
 )
 from pyro_nfvi._engine.native.sparse_weights import Masked, find_masked, full_blocks, ranges, table
 from pyro_nfvi._engine.program import BlockResult, OptimizerSpec, Program, Unsupported
+from pyro_nfvi._engine.target_call import TargetCall
 
 #: Functions of a compiled step, and of the loop over steps.
 _STEP_SYMBOLS, _LOOP_SYMBOLS = ("nfvi_work", "nfvi_step"), ("nfvi_run",)
@@ -108,6 +109,12 @@ def build_native(
     left = tuple(one.name for one in source.eager)
     info = BuildInfo(middle - begin, end - middle, cached, source.loops, left)
     return NativeRunner(program, optimizer_spec, kind, source, (data, stepping), info, masked)
+
+
+def _target_address(program: Program) -> int:
+    """Return the address of the log density that a step calls, or 0."""
+    targets = [node.target for node in program.graph.graph.nodes]
+    return next((one.address for one in targets if isinstance(one, TargetCall)), 0)
 
 
 def _loop_source(real: str, kind: str, *, outer: bool) -> str:
@@ -244,6 +251,7 @@ class NativeRunner:
             first,
             second,
             self._eager.address,
+            _target_address(program),
         )
         rows = [self._flat[row].data_ptr() for row in range(5)]
         self._fit = FitStruct(

@@ -20,10 +20,13 @@ from pyro_nfvi._engine.program import Unsupported
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
+_CONTEXT = ("inputs", "out", "data", "work", "sgemm", "dgemm", "eager", "target")
+
+
 class Context(ctypes.Structure):
     """``struct Ctx`` of base.h."""
 
-    _fields_ = [(name, _P) for name in ("inputs", "out", "data", "work", "sgemm", "dgemm", "eager")]
+    _fields_ = [(name, _P) for name in _CONTEXT]
 
 
 class TargetStruct(ctypes.Structure):

@@ -144,7 +144,13 @@ def _loop(
     asked = "eager" if plan.interrupted else options.engine
     with options.progress.stage("choosing and building the engine", 1, unit="engine") as tick:
         chosen = choose(
-            asked, step, count, schedule.max_steps, budget=time.training, watch=time.watch
+            asked,
+            step,
+            count,
+            schedule.max_steps,
+            density=log_joint.compiled,
+            budget=time.training,
+            watch=time.watch,
         )
         tick(1)
     # A base of torch.distributions draws from torch's own state, which is the fit's for this time.

@@ -168,6 +168,12 @@ typedef void (*nfvi_dgemm)(const char*, const char*, const int*, const int*, con
 // An operation that PyTorch computes: its number, and addresses of arguments and results.
 typedef void (*nfvi_eager)(int64_t, void* const*);
 
+// A log density with its gradient, compiled apart. All that its callers know is the first member:
+// rows z (n, D), an address for each stream; log_p (n) and score (n, D) are written.
+struct NfviTarget;
+typedef void (*NfviTargetCall)(NfviTarget* self, const void* z, const void* const* streams,
+    int64_t n, void* log_p, void* score);
+
 struct Ctx {
   const void** in;
   void** out;
@@ -176,6 +182,7 @@ struct Ctx {
   nfvi_sgemm sgemm;
   nfvi_dgemm dgemm;
   nfvi_eager eager;
+  NfviTarget* target;
 };
 
 #define NFVI_API extern "C" __attribute__((visibility("default")))

@@ -1,9 +1,4 @@
 // A log density with its gradient, in blocks of a fixed number of rows.
-struct NfviTarget;
-typedef void (*NfviTargetCall)(NfviTarget* self, const void* z, const void* const* streams,
-    int64_t n, void* log_p, void* score);
-
-// The first member is all that callers know of it.
 struct NfviTarget {
   NfviTargetCall call;
   Ctx* cx;
