@@ -40,6 +40,7 @@ STOREYS = {
         "_typing",
         "_user_warning",
         "_validation",
+        "_vjp",
         "_version",
         "errors",
     },

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyro_nfvi._autocast import full_precision, in_full_precision
 from pyro_nfvi._typing import Contexts, Image, ImageAndScore, Points
 from pyro_nfvi._validation import whole
+from pyro_nfvi._vjp import vjp
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._torch_transform import Bijection, FlowTransform
 
@@ -129,13 +130,10 @@ class Flow(Bijection):
         y, ladj = self(x, context)
         held = None if context is None else context.detach()
 
-        def log_q(point: Tensor) -> Tensor:
-            back, back_ladj = self.inverse(point, held)
-            return (back * score.detach()).sum() + back_ladj.sum()
-
-        # functorch's gradient, which also works under vmap and tracing.
         with torch.no_grad():
-            pushed = torch.func.grad(log_q)(y.detach())
+            (pushed,) = vjp(lambda point: self.inverse(point, held), y.detach())(
+                (score.detach().expand_as(y), torch.ones_like(ladj))
+            )
         return y, ladj, pushed.detach()
 
     def layers(self) -> list[Layer]:

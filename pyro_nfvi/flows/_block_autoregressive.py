@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pyro_nfvi._math import one_plus_a, sech2, soft_clamp, solve_monotone
 from pyro_nfvi._typing import Contexts, Image, ImageAndScore, Points, TensorPair
 from pyro_nfvi._validation import whole
+from pyro_nfvi._vjp import vjp
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._recipe import BOUNDS
 
@@ -160,11 +161,11 @@ class BlockAutoregressive(Flow):
         held = None if context is None else context.detach()
         with torch.no_grad():
             # D products with the Jacobian's rows, at x: no root is searched for.
-            vjp = torch.func.vjp(lambda point: self(point, held), x.detach())[1]
+            pull = vjp(lambda point: self(point, held), x.detach())
             zeros, still = torch.zeros_like(x), x.new_zeros(x.shape[:-1])
-            target = score.detach().expand_as(x) - vjp((zeros, torch.ones_like(still)))[0]
+            target = score.detach().expand_as(x) - pull((zeros, torch.ones_like(still)))[0]
             unit = torch.eye(self.dim, dtype=x.dtype, device=x.device)
-            rows = [vjp((zeros + unit[i], still))[0] for i in range(self.dim)]
+            rows = [pull((zeros + unit[i], still))[0] for i in range(self.dim)]
             # Lower triangular in the order of the masks; reversed order makes it upper.
             pushed = torch.linalg.solve_triangular(
                 torch.stack(rows, -2).mT, target.unsqueeze(-1), upper=not self.reverse

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyro_nfvi._eval_mode import evaluation
 from pyro_nfvi._nn.mlp import MLP, Activation, hidden_widths
 from pyro_nfvi._typing import Contexts, Hidden, Image, ImageAndScore, Points, TensorPair
+from pyro_nfvi._vjp import vjp
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._coupling_masks import make_mask
@@ -151,9 +152,9 @@ class Coupling(Flow):
             score_kept, score_moved = self._split(score.detach().expand_as(x))
             dx, dparams, dladj_dx, dladj_dparams = self.transformer.slopes(moved, params)
             score_moved = (score_moved - dladj_dx) / dx
-            vjp = torch.func.vjp(lambda point: self._params(point, held), kept.detach())[1]
-            (pull,) = vjp(dladj_dparams + dparams * score_moved.unsqueeze(-1))
-            pushed = self._join(score_kept - pull, score_moved)
+            pull = vjp(lambda point: self._params(point, held), kept.detach())
+            (pulled,) = pull(dladj_dparams + dparams * score_moved.unsqueeze(-1))
+            pushed = self._join(score_kept - pulled, score_moved)
         return self._join(kept, y), ladj.sum(-1), pushed
 
     def extra_repr(self) -> str:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pyro_nfvi._math import soft_clamp, soft_clamp_slope
 from pyro_nfvi._typing import Coordinates, EachImage, MapParams, TensorPair
 from pyro_nfvi._validation import number
+from pyro_nfvi._vjp import vjp
 from pyro_nfvi.flows._recipe import BOUNDS
 
 
@@ -48,10 +49,10 @@ class Transformer(ABC):
 
         Coordinates are independent, so that two vector-Jacobian products give them all.
         """
-        vjp = torch.func.vjp(self.forward, x, params)[1]
+        pull = vjp(self.forward, x, params)
         ones, zeros = torch.ones_like(x), torch.zeros_like(x)
-        dx, dparams = vjp((ones, zeros))
-        dladj_dx, dladj_dparams = vjp((zeros, ones))
+        dx, dparams = pull((ones, zeros))
+        dladj_dx, dladj_dparams = pull((zeros, ones))
         return dx, dparams, dladj_dx, dladj_dparams
 
 
