@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -16,6 +17,21 @@ from pyro_nfvi.errors import WeightError
 
 #: What a verdict may say, the best first.
 VERDICTS = GOOD, USABLE, BAD = "good", "usable with reweighting", "do not trust"
+
+
+class Cause(Enum):
+    """What made a verdict, as far as decisions read it."""
+
+    #: Nothing that keeps the draws from being used as they are; or not known.
+    NONE = "none"
+    #: Something that is known to be wrong from elsewhere.
+    FAULT = "fault"
+    #: Something that could not be ruled out.
+    DOUBT = "doubt"
+    #: Tails of the posterior that leave no variance.
+    HEAVY_TAILS = "heavy tails"
+    #: Importance weights: the shape of the approximation is not that of the posterior.
+    WEIGHTS = "weights"
 
 
 class Verdict(str):
@@ -32,14 +48,22 @@ class Verdict(str):
 
     reasons: tuple[str, ...]
     next_step: str
+    cause: Cause
 
-    def __new__(cls, word: str, reasons: Sequence[str] = (), next_step: str = "") -> Verdict:
+    def __new__(
+        cls,
+        word: str,
+        reasons: Sequence[str] = (),
+        next_step: str = "",
+        cause: Cause = Cause.NONE,
+    ) -> Verdict:
         verdict = super().__new__(cls, word)
         verdict.reasons, verdict.next_step = tuple(reasons), next_step
+        verdict.cause = cause
         return verdict
 
-    def __reduce__(self) -> tuple[type[Verdict], tuple[str, tuple[str, ...], str]]:
-        return type(self), (str(self), self.reasons, self.next_step)
+    def __reduce__(self) -> tuple[type[Verdict], tuple[str, tuple[str, ...], str, Cause]]:
+        return type(self), (str(self), self.reasons, self.next_step, self.cause)
 
 
 def judge_weights(
@@ -92,7 +116,7 @@ def judge_weights(
         do not trust
     """
     if faults:
-        return Verdict(BAD, [*faults, *doubts], _NEXT_FAULT)
+        return Verdict(BAD, [*faults, *doubts], _NEXT_FAULT, Cause.FAULT)
     scored = torch.isfinite(log_w)
     unscored = 1.0 - float(scored.double().mean())
     try:
@@ -100,7 +124,8 @@ def judge_weights(
         # One impossible draw makes the ELBO -inf; so few of them are judged by their share.
         gap = iw_gap(log_w[scored])
     except WeightError as error:
-        return Verdict(BAD, [f"the weights of the draws say nothing: {error}"], _NEXT_FIT)
+        nothing = f"the weights of the draws say nothing: {error}"
+        return Verdict(BAD, [nothing], _NEXT_FIT, Cause.WEIGHTS)
     tail, count = read_tail(log_w, smoothed.khat), ess(smoothed.log_weights)
     numbers = (
         f"{tail}, gap between evidence and ELBO {gap:.3g} nats, {count:.0f} of "
@@ -108,7 +133,7 @@ def judge_weights(
     )
     if unscored > VERDICT.unscored:
         share = f"{100 * unscored:.1f} % of the draws have no density under the model"
-        return Verdict(BAD, [share, numbers], _NEXT_FIT)
+        return Verdict(BAD, [share, numbers], _NEXT_FIT, Cause.WEIGHTS)
     moved = _moved(z, smoothed.log_weights, count, name)
     nearly_exact = gap < VERDICT.small_gap and count > VERDICT.even * len(z)
     if ((tail.close and gap < VERDICT.gap) or nearly_exact) and not moved:
@@ -120,18 +145,18 @@ def judge_weights(
             heavy = sorted({*heavy, *_heavy(values, log_w, VERDICT.surely_no_variance, mode)})
         if not heavy:
             if doubts:
-                return Verdict(USABLE, [numbers, *doubts], _NEXT_DOUBT)
+                return Verdict(USABLE, [numbers, *doubts], _NEXT_DOUBT, Cause.DOUBT)
             return Verdict(GOOD, [numbers], "Use the draws as they are.")
         names = [name(i) for i in heavy[: VERDICT.named]] + ["..."] * (len(heavy) > VERDICT.named)
         told = (
             f"the tails of {', '.join(names)} are so heavy that there may be no variance: "
             "quantiles say more than means and sds"
         )
-        return Verdict(USABLE, [numbers, told, *doubts], _NEXT_HEAVY)
+        return Verdict(USABLE, [numbers, told, *doubts], _NEXT_HEAVY, Cause.HEAVY_TAILS)
     even = gap < VERDICT.gap and count > VERDICT.mostly * len(z)
     if (tail.reliable and gap < VERDICT.usable_gap and count >= VERDICT.usable_ess) or even:
-        return Verdict(USABLE, [numbers, *moved, *doubts], _NEXT_WEIGHT)
-    return Verdict(BAD, [numbers, *moved, *doubts], _NEXT_FIT)
+        return Verdict(USABLE, [numbers, *moved, *doubts], _NEXT_WEIGHT, Cause.WEIGHTS)
+    return Verdict(BAD, [numbers, *moved, *doubts], _NEXT_FIT, Cause.WEIGHTS)
 
 
 _NEXT_FAULT = "See the reasons; no reweighting repairs this."
@@ -142,8 +167,8 @@ _NEXT_WEIGHT = (
 )
 _NEXT_HEAVY = "Use medians and intervals; the draws are right where there are any."
 _NEXT_FIT = (
-    "Give the fit more steps (max_steps) or a larger flow, write the model in another "
-    "parametrisation (non-centred scales), or run NUTS."
+    "Give the fit more steps (max_steps) or a larger flow, or write the model in another "
+    "parametrisation (non-centred scales)."
 )
 
 

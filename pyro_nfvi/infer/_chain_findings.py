@@ -17,8 +17,17 @@ _ROUGH = "usable"
 
 
 @dataclass(frozen=True)
-class ChainFinding(Finding):
-    """One fact about a run of chains."""
+class ChainFinding:
+    """One fact about a run of chains; as :class:`Finding`, and not kept in files."""
+
+    @property
+    def level(self) -> Level:
+        """Weight in the verdict."""
+        raise NotImplementedError
+
+    def sentence(self) -> str:
+        """The reason that the verdict gives."""
+        raise NotImplementedError
 
     def cure(self) -> str:
         """Advice, in one or two sentences."""
@@ -207,7 +216,7 @@ class Rounded(ChainFinding):
         return "Call torch.set_default_dtype(torch.float64), and fit anew with data in float64."
 
 
-def judge_chains(found: Sequence[Finding], fit: Sequence[Finding], numbers: str) -> Verdict:
+def judge_chains(found: Sequence[ChainFinding], fit: Sequence[Finding], numbers: str) -> Verdict:
     """Judge a run of chains.
 
     Args:
@@ -216,7 +225,10 @@ def judge_chains(found: Sequence[Finding], fit: Sequence[Finding], numbers: str)
             here too.
         numbers: R-hat and effective draws, in words.
     """
-    every = [*found, *(one for one in fit if not isinstance(one, _CORRECTED))]
+    every: list[ChainFinding | Finding] = [
+        *found,
+        *(one for one in fit if not isinstance(one, _CORRECTED)),
+    ]
     worst = max((one.level for one in every), default=Level.REMARK)
     word = {Level.REMARK: GOOD, Level.DOUBT: _ROUGH, Level.FAULT: BAD}[worst]
     order = sorted(every, key=lambda one: -one.level)

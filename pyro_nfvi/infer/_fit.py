@@ -431,7 +431,7 @@ class Fit:
         ``run.nested_rhat`` compares places. ``run.verdict`` says whether to trust the draws, and
         ``run.khat`` judges the fit from draws that are not its own.
 
-        Works with every guide of one piece; ``NFVI(model, guide="affine")`` makes it a sampler
+        Works with every guide of one piece; ``NFVI(model, guide="gaussian")`` makes it a sampler
         through a Gaussian alone. Step size, scales and trajectory length are learnt by all chains
         together in the warm-up and fixed then, so that each transition leaves the posterior
         invariant. Parameters of the model stay at their fitted values.

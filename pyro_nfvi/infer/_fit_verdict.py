@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_nfvi.diagnostics._verdict import Verdict, judge_weights
+from pyro_nfvi.diagnostics._verdict import Cause, Verdict, judge_weights
 from pyro_nfvi.distributions._mixture import MixtureDensity
+from pyro_nfvi.guides._auto_mixture import AutoMixture
 from pyro_nfvi.infer._checks.tails import seen
-from pyro_nfvi.infer._findings import Level
+from pyro_nfvi.infer._findings import HeavyTails, LeftOut, Level, MovedMoments, ShortTails
 from pyro_nfvi.infer._fitted import FittedPosterior
 
 
@@ -42,7 +43,42 @@ def verdict(fit: FittedPosterior) -> Verdict:
         remarks.append(f"training was cut short: {why.detail}")
     if not faults:  # or else what could not be seen is of no interest
         remarks += sentences[Level.REMARK]
-    return Verdict(word, [*word.reasons, *remarks], word.next_step)
+    next_step = word.next_step
+    if chains_would_help(fit, word):
+        next_step = f"{next_step} {_CHAINS}"
+    return Verdict(word, [*word.reasons, *remarks], next_step, word.cause)
+
+
+#: Findings that are no reason against chains: they are about shape, which chains correct, or about
+#: training; tails without a variance have none in exact draws either.
+_NOT_AGAINST_CHAINS = (HeavyTails, LeftOut, MovedMoments, ShortTails)
+
+_CHAINS = (
+    "Or draw exactly: fit.mcmc() starts from this fit, and corrects its shape, which is what is "
+    "wrong here."
+)
+
+
+def chains_would_help(fit: FittedPosterior, word: Verdict) -> bool:
+    """Tell whether exact chains from the fit would cure what its verdict names.
+
+    They would where its shape is wrong: by the weights, or by tails and moments. They would not
+    where mass may be unseen, since they do not find it.
+
+    Args:
+        fit: The fit.
+        word: Its verdict by weights and findings.
+    """
+    log_joint = fit.log_joint
+    if log_joint is None or log_joint.subsampled or isinstance(fit.guide, AutoMixture):
+        return False
+    if fit.why_stopped == "diverged" or not fit.draws.exact:
+        return False
+    grave = [found for found in fit.training.findings if found.level > Level.REMARK]
+    if any(not isinstance(found, _NOT_AGAINST_CHAINS) for found in grave):
+        return False
+    shape = any(isinstance(found, (MovedMoments, ShortTails)) for found in grave)
+    return word.cause is Cause.WEIGHTS or (word.cause is Cause.DOUBT and shape)
 
 
 def _modes(fit: FittedPosterior) -> Tensor | None:

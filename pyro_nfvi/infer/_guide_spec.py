@@ -16,6 +16,8 @@ from pyro_nfvi.guides._auto_mixture import AutoMixture
 
 #: What ``guide="auto"`` means.
 AUTO = "iaf*2"
+#: The name of a Gaussian without a flow.
+GAUSSIAN = "gaussian"
 #: A name or formula, a guide, a flow, or what makes a guide for a model.
 GuideSpec: TypeAlias = "str | AutoFlow | Flow | Callable[[Callable[..., Any]], AutoFlow]"
 
@@ -27,12 +29,12 @@ def check_guide(guide: Any) -> None:
         OptionError: Tells what can.
     """
     if isinstance(guide, str):
-        if guide != "auto":
+        if guide not in ("auto", GAUSSIAN):
             check_formula(guide, {})
     elif not callable(guide):  # AutoFlow and Flow are callable too
         raise OptionError(
-            "guide is a flow's name or formula such as 'iaf*2', 'auto', a Flow, a callable of the "
-            f"model, or an AutoFlow; got {type(guide).__name__}."
+            "guide is a flow's name or formula such as 'iaf*2', 'auto', 'gaussian', a Flow, a "
+            f"callable of the model, or an AutoFlow; got {type(guide).__name__}."
         )
     elif isinstance(guide, AutoMixture):
         raise OptionError(
@@ -51,7 +53,7 @@ def make_guide(guide: GuideSpec | None, model: Callable[..., Any], outer: str) -
     Raises:
         OptionError: A callable returned something else.
     """
-    if guide is None:
+    if guide is None or guide == GAUSSIAN:
         return AutoFlow(model, None, outer=outer)
     if isinstance(guide, AutoFlow):
         return guide

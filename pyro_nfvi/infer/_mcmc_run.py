@@ -24,6 +24,7 @@ from pyro_nfvi.diagnostics._verdict import Verdict
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.infer._chain_findings import (
+    ChainFinding,
     ChainsDisagree,
     CutShort,
     Divergent,
@@ -148,10 +149,10 @@ class MCMCRun:
         return _khat(self._log_w.flatten())
 
     @cached_property
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[ChainFinding, ...]:
         """Faults of the chains, as typed values; the verdict gives their sentences."""
         chains, draws = self.log_p.shape
-        how, found = self.sampling, list[Finding]()
+        how, found = self.sampling, list[ChainFinding]()
         if draws < how.num_samples or how.warmup < how.warmup_steps:
             found.append(CutShort(how.num_samples, draws, how.warmup, how.warmup_steps, how.ending))
         moved = (self._z[:, 1:] != self._z[:, :-1]).flatten(1).any(-1)

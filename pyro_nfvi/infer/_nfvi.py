@@ -59,10 +59,11 @@ class NFVI:
         model: The Pyro model.
         guide: ``"auto"``: a Gaussian, a flow inside it, and more layers in front of that, for as
             long as they gain, within ``max_steps`` and ``max_seconds`` together (with
-            ``stop=False`` or ``precondition=False``: two autoregressive layers). Or a flow's name
-            or formula (:func:`pyro_nfvi.flows.make_flow`), a :class:`Flow`, a callable from the
-            model to an :class:`AutoFlow` (such as ``AutoPlanar``), or an ``AutoFlow``, which is
-            trained in place.
+            ``stop=False`` or ``precondition=False``: two autoregressive layers). ``"gaussian"``:
+            no flow, a start for :meth:`Fit.mcmc`. Or a flow's name or formula
+            (:func:`pyro_nfvi.flows.make_flow`), a :class:`Flow`, a callable from the model to an
+            :class:`AutoFlow` (such as ``AutoPlanar``), or an ``AutoFlow``, which is trained in
+            place.
         objective: ``"path"`` (the ELBO with its path gradient), ``"total"``, ``"dreg"``, ``"iw"``,
             ``"renyi"``, ``"tempered"``, or an :class:`~pyro_nfvi.objectives.Objective`.
             ``fit.losses`` holds its bound; ``fit.elbo`` is the ELBO whatever the objective.

@@ -80,8 +80,9 @@ def test_all_that_a_fit_gives_it_gives_for_a_mixture(fitted, tmp_path):
     idata = to_arviz(fitted, num_samples=100)
     assert idata["posterior"].sizes["draw"] == 100
     assert to_arviz(fitted.guide, num_samples=10)["posterior"].sizes["draw"] == 10
-    with pytest.raises(ModelError, match="mixture over 2 modes"):
-        fitted.to_nuts()
+    for chains in (fitted.to_nuts, fitted.mcmc):
+        with pytest.raises(ModelError, match="mixture over 2 modes"):
+            chains()
     path = tmp_path / "fit.pt"
     fitted.save(path)
     again, with_model = load(path), load(path, model=two_modes)

@@ -56,7 +56,7 @@ def test_a_recipe_is_frozen_and_says_why(module, name):
         assert lines[node.lineno - 2].strip().startswith("#"), ast.unparse(node)
 
 
-@pytest.mark.parametrize("folder", ["infer", "_gaussian_vi"])
+@pytest.mark.parametrize("folder", ["infer", "_gaussian_vi", "_mcmc"])
 def test_no_number_stands_alone(folder):
     loose = []
     for path in (ROOT / folder).rglob("*.py"):
