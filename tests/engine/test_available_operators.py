@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,13 @@ from pyro_nfvi._train import engine_selection as engines
 from pyro_nfvi.errors import OptionError
 
 PACKAGE = Path(pyro_nfvi.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch):
+    """Let a capture pay in a short fit: it is no matter here how many steps it saves."""
+    soon = dataclasses.replace(engines.ENGINE, capture_steps=20, compile_steps=40)
+    monkeypatch.setattr(engines, "ENGINE", soon)
 
 
 def test_an_operation_that_is_there_is_torchs_own():
@@ -92,14 +100,14 @@ def test_a_torch_without_operations_fits(monkeypatch, gone, backend, reason):
         monkeypatch.setattr(_operators, name, Namespace(name, Without(space, gone)))
     base = "pyro_nfvi._engine"
     forget(monkeypatch, f"{base}.native", f"{base}.recorder", f"{base}.in_place_writes")
-    found = fit("schools", engine="auto", max_steps=600)
+    found = fit("schools", engine="auto", max_steps=80)
     import_module(f"{base}.native.runner")
     rules = sys.modules[f"{base}.native.lowering"].RULES
     assert not any(isinstance(target, Missing) for target in rules)
     assert (torch.ops.aten.cholesky_inverse.default in rules) == (gone is not None)
     assert f"({backend})" in found.engine_reason or not backend
     assert reason in found.engine_reason
-    assert len(found.losses) == 600
+    assert len(found.losses) == 80
     assert bool(found.losses.isfinite().all())
 
 
@@ -139,9 +147,9 @@ STAGES = ["import", "generate", "compile", "load", "symbols", "first run", "push
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_engine_that_fails_costs_speed_and_never_the_fit(monkeypatch, stage):
     break_stage(monkeypatch, stage)
-    found = fit("schools", engine="auto", max_steps=600)
+    found = fit("schools", engine="auto", max_steps=80)
     assert "(native)" not in found.engine_reason
-    assert len(found.losses) == 600
+    assert len(found.losses) == 80
     assert "not compiled as a whole: it failed while it was " in found.engine_reason
     said = {"import": "ModuleNotFoundError", "symbols": "AttributeError"}
     assert said.get(stage, "Broken: out of paper") in found.engine_reason
@@ -158,10 +166,10 @@ def test_an_engine_that_fails_and_was_asked_for_is_refused_in_words(monkeypatch,
 
 def test_a_recorder_that_cannot_be_imported_leaves_the_eager_step(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyro_nfvi._engine.recorder", None)
-    found = fit("schools", engine="auto", max_steps=600)
+    found = fit("schools", engine="auto", max_steps=80)
     assert found.engine == "eager"
     assert "it failed while it was capturing the step: ModuleNotFoundError" in found.engine_reason
-    assert len(found.losses) == 600
+    assert len(found.losses) == 80
 
 
 @needs_compiler
@@ -178,9 +186,9 @@ def test_an_engine_that_fails_in_a_later_block_is_left_for_the_eager_step(monkey
         return run(self, *args)
 
     monkeypatch.setattr(NativeRunner, "run", spoiled)
-    found = fit("schools", engine="auto", max_steps=600)
+    found = fit("schools", engine="auto", max_steps=80)
     assert found.engine == "eager"
-    assert len(found.losses) == 600
+    assert len(found.losses) == 80
     assert bool(found.losses.isfinite().all())
     assert found.engine_reason.startswith("native until step ")
     assert "it failed while it was run: Broken: out of paper" in found.engine_reason

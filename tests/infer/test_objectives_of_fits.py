@@ -30,12 +30,14 @@ def fit(objective, engine="graph", guide="affine", **options):
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("iw", "renyi")]
 
 
-@pytest.mark.parametrize("objective", ["dreg", TemperedELBO(Tempered(steps=100)), *SLOW])
+@pytest.mark.parametrize("objective", ["dreg", TemperedELBO(Tempered(steps=50)), *SLOW])
 def test_engines_agree(objective):
-    plain, graph = fit(objective, "eager"), fit(objective)
+    # From one start: a Gaussian stage of compiled code ends elsewhere, by rounding.
+    options = {"max_steps": 120, "precondition": False}
+    plain, graph = fit(objective, "eager", **options), fit(objective, **options)
     assert torch.equal(plain.losses, graph.losses)
     if any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        native = fit(objective, "native")
+        native = fit(objective, "native", **options)
         torch.testing.assert_close(native.losses[:20], plain.losses[:20], rtol=1e-4, atol=1e-4)
     assert torch.isfinite(plain.losses).all()
 
