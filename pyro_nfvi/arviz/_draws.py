@@ -158,7 +158,7 @@ def _from_mcmc(mcmc: Any) -> Draws:
         getattr(mcmc, "_args", None) or (),
         getattr(mcmc, "_kwargs", None) or {},
         stats,
-        {"source": type(kernel).__name__ if kernel is not None else "MCMC"},
+        {"source": getattr(kernel, "name", type(kernel).__name__) if kernel else "MCMC"},
     )
 
 

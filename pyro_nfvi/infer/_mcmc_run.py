@@ -42,8 +42,9 @@ from pyro_nfvi.infer._summary import Summary
 
 @dataclass(frozen=True)
 class Kernel:
-    """The part of a kernel that ``to_arviz`` reads."""
+    """The part of a kernel that ``to_arviz`` reads: the sampler's name, and the model."""
 
+    name: str
     model: Callable[..., Any]
 
 
@@ -221,7 +222,7 @@ class MCMCRun:
     @property
     def kernel(self) -> Kernel:
         """The model, as Pyro's kernels hold it."""
-        return Kernel(self.log_joint.model)
+        return Kernel(self.sampling.method, self.log_joint.model)
 
     @cached_property
     def deterministic(self) -> TensorDict:

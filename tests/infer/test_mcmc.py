@@ -11,6 +11,7 @@ from infer.models import Y, conjugate, eight_schools, posterior
 from scipy.stats import kstest
 
 from pyro_nfvi import NFVI, load, to_arviz
+from pyro_nfvi._mcmc import transition
 from pyro_nfvi._mcmc.chains import Ending
 from pyro_nfvi.diagnostics._verdict import Cause
 from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError
@@ -100,6 +101,7 @@ def test_log_p_and_arviz(run):
     assert idata["log_likelihood"]["y"].shape == (64, 100, len(Y))
     log_p = torch.as_tensor(idata["sample_stats"]["log_p"].values)
     torch.testing.assert_close(log_p, found.log_p, atol=1e-3, rtol=1e-4)
+    assert idata["posterior"].attrs["source"] == "HMC"
     assert {"diverging", "acceptance_rate", "n_steps"} <= set(idata["sample_stats"].data_vars)
     assert found.predict(seed=0)["y"].shape == (6400, len(Y))
     assert fit.model is found.kernel.model
@@ -243,6 +245,25 @@ def test_time_is_bounded(run):
     assert told.level is Level.DOUBT
     assert 4 <= short.log_p.shape[1] < 10**5
     assert short.verdict != "good"
+
+
+def test_ctrl_c_leaves_the_draws_until_then(run, monkeypatch):
+    fit, _ = run
+    count = iter(range(60))
+
+    def accept(*args):
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        return transition.accept(*args)
+
+    monkeypatch.setattr("pyro_nfvi._mcmc.chains.accept", accept)
+    short = fit.mcmc(num_samples=100, num_chains=8, warmup_steps=20, seed=0, progress=False)
+    assert short.log_p.shape == (8, 40)
+    assert find(short.findings, CutShort).ending is Ending.INTERRUPTED
+    assert any("Ctrl-C came: 40 of 100 draws" in reason for reason in short.verdict.reasons)
+    assert all(p.requires_grad for p in fit.guide.parameters())
+    with pytest.raises(KeyboardInterrupt):
+        fit.mcmc(num_samples=100, num_chains=8, warmup_steps=20, seed=0, progress=False)
 
 
 def test_progress_is_a_line_where_there_is_no_terminal(run, capsys):
