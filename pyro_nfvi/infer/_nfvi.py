@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 
 from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._budget import Budget
+from pyro_nfvi._engine.native.background import background
 from pyro_nfvi._error_text import describe_error, place_of
 from pyro_nfvi._optim.learning_rate import Schedule
 from pyro_nfvi._pyro_model.initial_point_search import any_trace
@@ -32,6 +33,7 @@ from pyro_nfvi.infer._scopes import own_params, own_random_state
 from pyro_nfvi.infer._stages.examination import examine
 from pyro_nfvi.infer._stages.model_selection import select_model
 from pyro_nfvi.infer._stages.parameter_settling import settle_parameters
+from pyro_nfvi.infer._stages.prepared_engine import prepare_engine
 from pyro_nfvi.infer._stages.set_up import set_up
 from pyro_nfvi.infer._stages.training import TrainingPlan, train
 from pyro_nfvi.infer._stages.warm_start import WarmStart, warm_start
@@ -221,7 +223,10 @@ class NFVI:
                 fresh = not guide.is_set_up
                 problem = set_up(model, args, kwargs, names, seed, guide, options, time)
             start = WarmStart(notes=problem.notes)
+            stack.enter_context(background())
             if fresh:
+                with watch.part("capture"):
+                    prepare_engine(problem, options, time)
                 start = warm_start(problem, options, time, guide)
             if options.automatic:
                 fit = select_model(problem, options, time, guide, start)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+import threading
+import time
 
 import pyro
 import pyro.distributions as dist
@@ -12,8 +18,11 @@ import pytest
 import torch
 
 from pyro_nfvi import NFVI
-from pyro_nfvi._engine.native import runner
-from pyro_nfvi._engine.native.compiler import find_compiler
+from pyro_nfvi._engine.native import background as tasks
+from pyro_nfvi._engine.native import compiled_objects, compiler, runner
+from pyro_nfvi._engine.native.background import background
+from pyro_nfvi._engine.native.compiled_objects import begin_compile, compile_text
+from pyro_nfvi._engine.native.compiler import CompilerFault, find_compiler
 from pyro_nfvi._engine.program import Unsupported
 from pyro_nfvi._optim.torch_optimizers import LBFGS, Adam
 from pyro_nfvi._random import stream
@@ -232,3 +241,150 @@ def test_same_bits_with_a_cold_and_with_a_warm_cache(tmp_path, monkeypatch):
     cold, warm = fit(hierarchy, max_steps=200), fit(hierarchy, max_steps=200)
     assert torch.equal(cold.losses, warm.losses)
     assert torch.equal(cold.draws.z, warm.draws.z)
+
+
+# ------------------------------------------------------------------------- in the background
+
+ANSWER = 'extern "C" __attribute__((visibility("default"))) int answer(){return 42;}'
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Give a cache and a place for temporary files of its own."""
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    return place
+
+
+@pytest.fixture
+def hanging(folders, tmp_path, monkeypatch):
+    """Let the compiler hang over sources that say so."""
+    real = find_compiler().command[0]
+    path = tmp_path / "cc"
+    path.write_text(
+        '#!/bin/sh\nfor a; do case "$a" in *step.cpp)'
+        f' grep -q hang "$a" && echo $$ > {tmp_path}/hangs && exec sleep 300;; esac; done\n'
+        f'exec {shutil.which(real)} "$@"\n'
+    )
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
+    find_compiler()
+    return tmp_path / "hangs"
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def waiting():
+    for one in threading.enumerate():
+        if one.name == "nfvi-compile":
+            one.join(1.0)
+    return [one for one in threading.enumerate() if one.name == "nfvi-compile"]
+
+
+def begun_hanging(mark):
+    begin_compile(f"// hang\n{ANSWER}", ("answer",), "0" * 40)
+    while not mark.exists() or not mark.read_text().strip():
+        time.sleep(0.01)
+    return int(mark.read_text())
+
+
+def interrupted(doing, mark):
+    with background():
+        begun_hanging(mark)
+        doing()
+
+
+@needs_compiler
+def test_what_was_begun_is_waited_for_and_not_compiled_again(folders, monkeypatch):
+    find_compiler()  # what it is tried out with does not count
+    calls = []
+    monkeypatch.setattr(compiler, "_compile", _counted(compiler._compile, calls))
+    begin_compile(ANSWER, ("answer",), "1" * 40)
+    data, _ = compile_text(ANSWER, ("answer",))
+    assert len(calls) == 1
+    assert data[:4] in (b"\x7fELF", b"\xcf\xfa\xed\xfe")
+    assert compiled_objects.is_marked("1" * 40)
+    assert not tasks._TASKS
+
+
+@needs_compiler
+def test_ctrl_c_ends_a_compile_in_the_background_and_leaves_nothing(hanging, folders):
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(lambda: os.kill(os.getpid(), signal.SIGINT) or time.sleep(5), hanging)
+    pid = int(hanging.read_text())
+    assert not is_running(pid)
+    assert not waiting()
+    assert not tasks._TASKS
+    assert not [name for name in os.listdir(folders) if name.startswith("nfvi-work")]
+
+
+@needs_compiler
+def test_ctrl_c_while_a_compile_is_waited_for(hanging, folders):
+    def wait():
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        compile_text(f"// hang\n{ANSWER}", ("answer",))
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(wait, hanging)
+    pid = int(hanging.read_text())
+    assert not is_running(pid)
+    assert not waiting()
+
+
+@needs_compiler
+def test_a_compile_that_takes_longer_than_there_is_time_is_ended(hanging, folders):
+    pid = begun_hanging(hanging)
+    with pytest.raises(Unsupported, match="time left"):
+        compile_text(f"// hang\n{ANSWER}", ("answer",), 0.3)
+    assert not is_running(pid)
+    # What was ended is no failure of the compiler's.
+    assert compile_text(ANSWER, ("answer",))
+
+
+@needs_compiler
+def test_a_compiler_that_fails_in_the_background_says_why_when_it_is_asked(folders):
+    begin_compile("nonsense of the background", ("answer",), "2" * 40)
+    with pytest.raises(CompilerFault, match="the compiler failed .*nonsense"):
+        compile_text("nonsense of the background", ("answer",))
+    assert not compiled_objects.is_marked("2" * 40)
+
+
+@needs_compiler
+@pytest.mark.parametrize("guide", ["iaf*2", pytest.param("auto", marks=pytest.mark.slow)])
+def test_the_flow_is_compiled_while_the_gaussian_stage_runs(guide, folders, monkeypatch):
+    # One that is needed is the one that was begun, and a warm cache gives the same bits.
+    found, sources = [], []
+    real = compiler._compile
+
+    def noted(command, source, *rest):
+        sources.append(source)
+        return real(command, source, *rest)
+
+    monkeypatch.setattr(compiler, "_compile", noted)
+    monkeypatch.setattr(compiled_objects, "begin", _counted(compiled_objects.begin, found))
+    fits = [
+        NFVI(hierarchy, guide, seed=0, max_steps=1500, progress=False, explore="off").run(*data())
+        for _ in range(2)
+    ]
+    assert len(found) == 2  # loop and step, of the cold fit alone
+    if guide == "iaf*2":
+        assert sum("nfvi_step" in source for source in sources) == 1
+    assert torch.equal(fits[0].draws.z, fits[1].draws.z)
+    assert not tasks._TASKS
+    assert not waiting()
+
+
+def _counted(function, calls):
+    def counted(*args):
+        calls.append(args[0])
+        return function(*args)
+
+    return counted

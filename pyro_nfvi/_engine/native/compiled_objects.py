@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from pyro_nfvi._engine.cache import Cache
+from pyro_nfvi._engine.native.background import begin, finish
 from pyro_nfvi._engine.native.compiler import find_compiler
 from pyro_nfvi._engine.program import Unsupported
 
@@ -74,6 +75,9 @@ def compile_text(
     """
     compiler, cache = find_compiler(), Cache()
     key = Cache.key(text, compiler.identity)
+    begun = finish(key, timeout)
+    if begun is not None:
+        return begun, False
     found = cache.find(key)
     if found is not None:
         return found, True
@@ -85,3 +89,30 @@ def compile_text(
     data = compiler.build(text, symbols, timeout)
     cache.put(key, data)
     return data, False
+
+
+def begin_compile(text: str, symbols: tuple[str, ...], mark: str) -> None:
+    """Compile a source in the background unless it is compiled; :func:`compile_text` waits for it.
+
+    Args:
+        text: C++.
+        symbols: Functions that it has to offer.
+        mark: Key of a note that it is compiled, for :func:`is_marked`.
+    """
+    compiler, cache = find_compiler(), Cache()
+    key = Cache.key(text, compiler.identity)
+
+    def build() -> bytes:
+        data = cache.find(key)
+        if data is None:
+            data = compiler.build(text, symbols)
+            cache.put(key, data)
+        cache.put(mark, b"compiled")
+        return data
+
+    begin(key, build)
+
+
+def is_marked(mark: str) -> bool:
+    """Tell whether a source was compiled in the background before."""
+    return Cache().find(mark) is not None

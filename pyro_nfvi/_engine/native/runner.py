@@ -6,13 +6,15 @@ import ctypes
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_nfvi._engine.broadcast_sinking import sink_broadcasts
+from pyro_nfvi._engine.cache import Cache
 from pyro_nfvi._engine.native.aligned_memory import aligned
-from pyro_nfvi._engine.native.compiled_objects import BuildInfo, compile_text
+from pyro_nfvi._engine.native.compiled_objects import BuildInfo, begin_compile, compile_text
 from pyro_nfvi._engine.native.cpp_source import Source, generate, header
 from pyro_nfvi._engine.native.eager_calls import EagerCalls
 from pyro_nfvi._engine.native.expressions import ctype
@@ -72,6 +74,52 @@ def build_native(
     Cost:
         A compile of one to a few seconds the first time; afterwards the object is found.
     """
+    begin = time.perf_counter()
+    code = step_code(program, optimizer_spec, eager=eager)
+    middle = time.perf_counter()
+    data, cached = compile_text(code.text, _STEP_SYMBOLS, timeout)
+    stepping, _ = compile_text(code.loop, _LOOP_SYMBOLS, timeout)
+    end = time.perf_counter()
+    source, left = code.source, tuple(one.name for one in code.source.eager)
+    info = BuildInfo(middle - begin, end - middle, cached, source.loops, left)
+    units = (data, stepping)
+    return NativeRunner(program, optimizer_spec, code.kind, source, units, info, code.masked)
+
+
+def begin_native(program: Program, optimizer_spec: OptimizerSpec, mark: str) -> None:
+    """Begin to compile a step in the background; :func:`build_native` waits for it.
+
+    Args:
+        program: A step of the same source.
+        optimizer_spec: Its optimiser.
+        mark: Key of a note that it is compiled.
+    """
+    code = step_code(program, optimizer_spec)
+    begin_compile(code.loop, _LOOP_SYMBOLS, Cache.key(mark, "loop"))
+    begin_compile(code.text, _STEP_SYMBOLS, mark)
+
+
+@dataclass(frozen=True)
+class StepCode:
+    """The sources of a step.
+
+    Attributes:
+        text: The step.
+        loop: The loop over steps.
+        source: What the step has to be given.
+        kind: The optimiser.
+        masked: Parameters that the code takes for zero where their masks are.
+    """
+
+    text: str
+    loop: str
+    source: Source
+    kind: str
+    masked: Sequence[Masked]
+
+
+def step_code(program: Program, optimizer_spec: OptimizerSpec, *, eager: bool = False) -> StepCode:
+    """Write the sources of a step; arguments and errors are those of :func:`build_native`."""
     kinds = {param.dtype for param in program.params}
     if len(kinds) != 1 or not kinds <= {torch.float32, torch.float64}:
         names = ", ".join(sorted(str(kind) for kind in kinds)) or "no type: there are none"
@@ -79,7 +127,6 @@ def build_native(
     if any(tensor.device.type != "cpu" for tensor in (*program.params, *program.consts)):
         raise Unsupported("tensors that are not on the CPU")
     kind = kind_of(optimizer_spec)
-    begin = time.perf_counter()
     graph = sink_broadcasts(program.graph, program.consts)
     holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     consts = holders[len(holders) - len(program.consts) :] if program.consts else []
@@ -102,13 +149,7 @@ def build_native(
         ]
     )
     loop = _loop_source(real, kind, outer=any(one.outer for one in masked))
-    middle = time.perf_counter()
-    data, cached = compile_text(text, _STEP_SYMBOLS, timeout)
-    stepping, _ = compile_text(loop, _LOOP_SYMBOLS, timeout)
-    end = time.perf_counter()
-    left = tuple(one.name for one in source.eager)
-    info = BuildInfo(middle - begin, end - middle, cached, source.loops, left)
-    return NativeRunner(program, optimizer_spec, kind, source, (data, stepping), info, masked)
+    return StepCode(text, loop, source, kind, masked)
 
 
 def _target_address(program: Program) -> int:

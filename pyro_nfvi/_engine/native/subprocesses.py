@@ -11,13 +11,16 @@ import signal
 import stat
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pyro_nfvi._engine.program import Unsupported
 from pyro_nfvi._folder_lock import UNFINISHED, lock_folder
 
 #: Bytes of a command's output that are read: a flood of messages stays in its file.
@@ -43,6 +46,41 @@ class Outcome:
     errors: str = ""
     hung: bool = False
     problem: str = ""
+
+
+class Cancelled(Unsupported):
+    """Nobody needs the result of a command any more; it is no fault of the command's."""
+
+
+class Cancellation:
+    """Ends the commands of one thread from another."""
+
+    def __init__(self) -> None:
+        self._lock, self._done = threading.Lock(), False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def cancel(self) -> None:
+        """End the command that runs, and begin no other."""
+        with self._lock:
+            self._done = True
+            if self._process is not None:
+                _end(self._process)
+
+    def watch(self, process: subprocess.Popen[bytes]) -> None:
+        """Take note of a command that has begun."""
+        with self._lock:
+            self._process = process
+            if self._done:
+                _end(process)
+
+    def check(self) -> None:
+        """Raise :class:`Cancelled` once that is so."""
+        if self._done:
+            raise Cancelled("it is not needed any more")
+
+
+#: What ends the commands of this thread; None where nothing does.
+CANCELLATION: ContextVar[Cancellation | None] = ContextVar("cancellation", default=None)
 
 
 @contextmanager
@@ -121,7 +159,11 @@ def run(
 
     Raises:
         OSError: The folder cannot be written to.
+        Cancelled: The thread's work was cancelled.
     """
+    cancellation = CANCELLATION.get()
+    if cancellation is not None:
+        cancellation.check()
     with open(folder / "output", "w+b") as output, open(folder / "errors", "w+b") as errors:
         try:
             process = subprocess.Popen(
@@ -138,11 +180,15 @@ def run(
             return Outcome(problem=str(error))
         hung = False
         try:
+            if cancellation is not None:
+                cancellation.watch(process)
             process.wait(timeout)
         except subprocess.TimeoutExpired:
             hung = True
         finally:
             _end(process)
+        if cancellation is not None:
+            cancellation.check()
         return Outcome(process.returncode, _beginning(output), _beginning(errors), hung)
 
 
