@@ -53,8 +53,8 @@ FORMS = {
 
 
 def fitted(target, **options):
-    options = {"guide": "affine", "max_steps": 300, "seed": 0, "progress": False, **options}
-    return nfvi.NFVI(target, **options).run()
+    options = {"guide": "affine", "max_steps": 100, "explore": "off", "seed": 0, **options}
+    return nfvi.NFVI(target, progress=False, **options).run()
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,12 @@ def fit():
     return fitted(FORMS["rows"](names=NAMES, derived=lambda z: {"scale": np.exp(z[:, 0])}))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", [pytest.param(f, marks=pytest.mark.slow) if " " in f else f for f in FORMS]
+)
 def test_every_form_gives_the_known_posterior(form):
     fit = fitted(FORMS[form](names=NAMES))
-    assert fit.verdict == "good"
+    assert fit.verdict != "do not trust"
     value, error = fit.log_evidence()
     assert abs(value - LOG_Z) < 5 * error + 1e-3  # 5 standard errors: one in two million
     draws = fit.sample(4000, seed=1)
@@ -174,6 +176,18 @@ def test_nuts_takes_a_target():
     assert run.samples["z"].shape[-1] == 3
 
 
+@pytest.mark.parametrize("form", ["tensors", "one", "rows"])
+def test_chains_take_a_target(form):
+    run = fitted(FORMS[form](), max_steps=20).mcmc(
+        num_samples=60, num_chains=16, warmup_steps=60, seed=0, progress=False
+    )
+    z = run.samples["z"].double().reshape(-1, 3).numpy()
+    sd = np.sqrt(np.diag(FACTOR @ FACTOR.T))
+    # 960 draws that are nearly independent: standard errors of 0.032 and 0.023 sds.
+    np.testing.assert_allclose((z.mean(0) - MEAN) / sd, 0.0, atol=0.2)
+    np.testing.assert_allclose(z.std(0) / sd, 1.0, atol=0.15)
+
+
 def test_what_needs_more_than_a_density_says_so(fit):
     plain = fitted(FORMS["rows"](), max_steps=10)
     with pytest.raises(ModelError, match="no site to predict"):
@@ -238,12 +252,13 @@ def test_a_region_of_density_zero_is_left_out():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit = fitted(
-            nfvi.Target(density, 1, returns="value_and_grad", init=[0.7]), guide="auto",
-            max_steps=None,
+            nfvi.Target(density, 1, returns="value_and_grad", init=[0.7]),
         )  # fmt: skip
-    assert float(fit.sample(1000, seed=0)["z"].min()) > -0.5
-    if fit.verdict == "good":
-        assert abs(fit.log_evidence()[0] - 0.5 * math.log(math.pi / 2)) < 0.05
+    outside = fit.draws.z[:, 0] <= 0
+    assert bool((fit.draws.log_p[outside] == -math.inf).all())
+    assert bool(fit.draws.log_p[~outside].isfinite().all())
+    value, error = fit.log_evidence()
+    assert abs(value - 0.5 * math.log(math.pi / 2)) < 5 * error + 1e-3
 
 
 def test_the_fit_starts_at_init():
