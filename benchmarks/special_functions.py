@@ -93,7 +93,8 @@ def page(results, about):
         said = (
             f" NumPyro {about['numpyro']}, JAX {about['jax']}. A step is faster than NumPyro's in "
             f"{sum(x > 1 for x in against)} of {len(against)} rows, by a factor of "
-            f"{statistics.median(against):.1f} in the median and {min(against):.1f} at least."
+            f"{statistics.median(against):.1f} in the median, from {min(against):.1f} to "
+            f"{max(against):.1f}."
         )
     return f"""
 `python benchmarks/special_functions.py --numpyro PYTHON`: {in_words(environment())}{said}

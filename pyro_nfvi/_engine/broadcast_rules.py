@@ -392,7 +392,6 @@ _MATRICES: dict[Any, int] = {
     aten.cholesky_inverse.default: 1,
     aten.tril.default: 1,
     aten.triu.default: 1,
-    aten.linalg_solve_triangular.default: 2,
     aten.triangular_solve.default: 2,
     aten.cholesky_solve.default: 2,
     aten._cholesky_solve_helper.default: 2,
@@ -434,6 +433,33 @@ def _diagonal(sinking: Sinking, node: Node) -> Any:
 @_sinks(*_MATRICES)
 def _matrices(sinking: Sinking, node: Node) -> Any:
     return _batched(sinking, node, _MATRICES[node.target], lambda _: (-2, -1))
+
+
+@_sinks(aten.linalg_solve_triangular.default)
+def _solve(sinking: Sinking, node: Node) -> Any:
+    """Solve for all right sides that share a matrix at once, as columns."""
+    a, b = (sinking.repeated(one) for one in node.args)  # type: ignore[arg-type]
+    lead = len(b.shape) - 2
+    shared = [
+        axis
+        for axis in range(lead)
+        if len(a.shape) == lead + 2 and a.distinct[axis] == 1 != b.distinct[axis]
+    ]
+    if not shared or not node.kwargs.get("left", True):
+        return _batched(sinking, node, 2, lambda _: (-2, -1))
+    own = [axis for axis in range(lead) if axis not in shared]
+    turned = [*own, lead, *shared, lead + 1]
+    right = sinking.emit(aten.permute.default, (sinking.spread(b, (-2, -1)), turned))
+    sizes = list(right.meta["val"].shape)
+    flat = [*sizes[: len(own) + 1], prod(sizes[len(own) + 1 :])]
+    columns = sinking.emit(aten.reshape.default, (right, flat))
+    matrix = sinking.emit(aten.squeeze.dims, (sinking.spread(a, (-2, -1)), shared))
+    found = sinking.emit(node.target, (matrix, columns), dict(node.kwargs))
+    found = sinking.emit(
+        aten.reshape.default, (found, [*found.meta["val"].shape[:-1], *sizes[len(own) + 1 :]])
+    )
+    back = [turned.index(axis) for axis in range(lead + 2)]
+    return Repeated(sinking.emit(aten.permute.default, (found, back)), _shape(node))
 
 
 @_sinks(aten.mm.default, aten.bmm.default, aten.mv.default)
@@ -542,4 +568,15 @@ def _padded(sinking: Sinking, node: Node) -> Repeated:
     else:
         made = sinking.spread(value, [axis])
         sizes[axis] = shape[axis]
+    return Repeated(sinking.emit(node.target, (made, sizes, *node.args[2:])), shape)
+
+
+@_sinks(aten.diagonal_backward.default)
+def _diagonal_backward(sinking: Sinking, node: Node) -> Repeated:
+    """Put a gradient on the diagonal of zeros; it is its last axis, the others stay in order."""
+    value, shape = _operand(sinking, node), _shape(node)
+    planes = [int(axis) % len(shape) for axis in node.args[3:5]]  # type: ignore[arg-type]
+    made = sinking.spread(value, [-1])
+    batch = iter(made.meta["val"].shape)
+    sizes = [size if axis in planes else next(batch) for axis, size in enumerate(shape)]
     return Repeated(sinking.emit(node.target, (made, sizes, *node.args[2:])), shape)

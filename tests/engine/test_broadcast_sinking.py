@@ -333,3 +333,23 @@ def test_numbers_of_random_graphs_stay(program):
     same(found, expected, 1e-10)
     again = sink_broadcasts(narrow)
     same(again(*inputs, *consts), expected, 1e-10)
+
+
+def test_right_sides_that_share_a_matrix_are_solved_at_once():
+    root = torch.linalg.cholesky(torch.eye(3) * 2 + 0.3)
+    b = torch.linspace(-1, 2, 2 * 5 * 3).reshape(2, 5, 3, 1)
+
+    def function(scale, b):
+        roots = (scale.reshape(2, 1, 1, 1) * root).expand(2, 5, 3, 3)
+        return [torch.linalg.solve_triangular(roots, b, upper=False)]
+
+    scale = torch.tensor([1.0, 3.0])
+    graph, consts = record(function, scale, b)
+    narrow = sink_broadcasts(graph)
+    same(narrow(scale, b, *consts), graph(scale, b, *consts), 1e-12)
+    shapes = [
+        [tuple(x.meta["val"].shape) for x in n.args]
+        for n in narrow.graph.nodes
+        if n.op == "call_function" and "solve_triangular" in str(n.target)
+    ]
+    assert shapes == [[(2, 3, 3), (2, 3, 5)]]
