@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._engine.program import Unsupported
 from pyro_nfvi._pyro_model.log_joint import LogJoint, ScoredDensity
@@ -65,6 +67,8 @@ def choose_density(
             f"a fit of fewer than {ENGINE.compile_steps} steps evaluates it too few times",
         )
     timeout = math.inf if budget.limit is None else budget.left() / 4
+    if budget.limit is not None and not _affords_capture(log_joint, budget, timeout):
+        return DensityEngine("eager", "the time left is too short for a capture")
     try:
         with attempt("compiling the log joint"):
             from pyro_nfvi._engine.compiled_density import CompiledDensity
@@ -74,6 +78,14 @@ def choose_density(
         # Pyro appends the shapes of the trace to what passes through it.
         return DensityEngine("eager", str(error).partition("\nTrace Shapes:")[0].rstrip())
     return DensityEngine(found.backend, "the log joint is compiled", found)
+
+
+def _affords_capture(log_joint: LogJoint, budget: Budget, most: float) -> bool:
+    """Time one run of the model, and tell whether its capture takes at most so many seconds."""
+    begin = budget.clock()
+    with torch.no_grad():
+        log_joint(log_joint.latent.init_loc[None], log_joint.draw_subsample())
+    return ENGINE.capture_runs * (budget.clock() - begin) < most
 
 
 def drop_if_changed(log_joint: LogJoint) -> None:

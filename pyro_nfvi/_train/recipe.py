@@ -49,6 +49,9 @@ class EngineRecipe:
     #: one unit with the flow. Apart, a step takes as long within 5 % where the model is small, and
     #: up to 0.8 ns more for each number where it is large; a compile takes 0.5 s and more.
     fused_numbers: float = 5e8
+    #: Runs of the model for one row, without gradient, in whose time its log joint is captured:
+    #: about a hundred for models of a hundred to a thousand operations.
+    capture_runs: int = 100
     #: Standard deviation of the noise on parameters at which steps are compared: at its start a
     #: flow is the identity, and much of its gradient is zero.
     perturbation: float = 0.02

@@ -16,7 +16,7 @@ from pyro_nfvi._engine.native.compiled_objects import BuildInfo, compile_text
 from pyro_nfvi._engine.native.cpp_source import Source, generate, header
 from pyro_nfvi._engine.native.eager_calls import EagerCalls
 from pyro_nfvi._engine.native.expressions import ctype
-from pyro_nfvi._engine.native.known_values import known_values, share_rows
+from pyro_nfvi._engine.native.known_values import known_values
 from pyro_nfvi._engine.native.shared_library import Context, TargetStruct, blas, load, pointers
 from pyro_nfvi._engine.program import DensityProgram, Unsupported
 from pyro_nfvi._typing import TensorPair
@@ -55,7 +55,6 @@ def build_density(
     consts = holders[len(holders) - len(program.consts) :] if program.consts else []
     known = known_values(graph, dict(zip(consts, program.consts)))
     rows, dim = program.z.shape
-    known = share_rows(known, rows)
     source = generate(graph, known, rows, eager=eager)
     real, (kind, _) = ctype(program.z.dtype), source.outputs[0]
     if kind not in _TYPES or source.outputs[1][0] != real:

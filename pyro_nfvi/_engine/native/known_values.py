@@ -30,24 +30,6 @@ def known_values(graph: GraphModule, given: Mapping[Node, Tensor]) -> dict[Node,
     return values
 
 
-def share_rows(values: Mapping[Node, Tensor], rows: int) -> dict[Node, Tensor]:
-    """Keep one row of what is the same for all particles.
-
-    ``torch.distributions`` expands data over particles before it computes with them, so that what
-    it makes of data alone comes once for each particle.
-
-    Args:
-        values: Known values.
-        rows: Number of particles, the length of their axis, which comes first.
-    """
-    return {
-        node: value[:1].expand(value.shape)
-        if value.dim() > 1 and len(value) == rows > 1 and bool((value == value[:1]).all())
-        else value
-        for node, value in values.items()
-    }
-
-
 def _compute(node: Node, values: dict[Node, Any]) -> None:
     name = str(node.target)
     inputs = node.all_input_nodes
