@@ -95,6 +95,7 @@ KINDS = [
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of models that are odd on purpose
 @pytest.mark.parametrize(("kind", "what"), KINDS)
 def test_is_the_log_joint_of_every_distribution(kind, what, float64):
     name = f"{kind[0]}1"
