@@ -82,7 +82,7 @@ class ModelView:
 
     @property
     def mini_batch(self) -> str:
-        """How many rows of how many there are where plates subsample; empty where none does."""
+        """Counts of rows, and of how many, where plates subsample; empty where none does."""
         plates = self.log_joint.subsampled.items()
         return ", ".join(
             f"{count} of the {size} rows of {name!r}" for name, (size, count) in plates

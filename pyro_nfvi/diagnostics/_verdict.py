@@ -20,7 +20,7 @@ VERDICTS = GOOD, USABLE, BAD = "good", "usable with reweighting", "do not trust"
 
 
 class Cause(Enum):
-    """What made a verdict, as far as decisions read it."""
+    """Cause of a verdict, as far as decisions read it."""
 
     #: Nothing that keeps the draws from being used as they are; or not known.
     NONE = "none"
