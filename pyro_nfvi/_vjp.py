@@ -16,9 +16,10 @@ Tensors: TypeAlias = tuple[Tensor, ...]
 def vjp(function: Callable[..., Any], *points: Tensor) -> Callable[..., Tensors]:
     """Evaluate ``function`` and return the map from cotangents of its outputs to its inputs'.
 
-    ``torch.func.vjp`` without the import of ``torch._dynamo`` that its first product makes, more
-    than a second of processor time in every process: autograd itself, unless a transform or a
-    compiler of torch is at work. What ``function`` uses beside its inputs is held fixed.
+    ``torch.func.vjp`` without the imports of ``torch._dynamo`` and of sympy that its first product
+    makes, more than a second of processor time in every process: autograd itself, unless a
+    transform or a compiler of torch is at work. What ``function`` uses beside its inputs is held
+    fixed.
 
     Args:
         function: Returns a tensor or a tuple of them.
@@ -45,8 +46,10 @@ def vjp(function: Callable[..., Any], *points: Tensor) -> Callable[..., Tensors]
         pairs = [pair for pair in zip(outputs, _as_tuple(cotangents)) if pair[0].requires_grad]
         if not pairs:
             return tuple(torch.zeros_like(point) for point in inputs)
-        heads, weights = zip(*pairs)
-        grads = torch.autograd.grad(heads, inputs, weights, retain_graph=True, allow_unused=True)
+        # A sum, since autograd.grad imports sympy to look at cotangents.
+        with torch.enable_grad():
+            total = sum((output * weight.detach()).sum() for output, weight in pairs)
+        grads = torch.autograd.grad(total, inputs, retain_graph=True, allow_unused=True)
         return tuple(
             torch.zeros_like(point) if grad is None else grad for point, grad in zip(inputs, grads)
         )

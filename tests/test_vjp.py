@@ -54,7 +54,7 @@ def test_no_flow_imports_the_compiler_of_torch_for_a_score():
         flow = make_flow(name, 4)
         x = torch.randn(8, 4)
         flow.forward_with_score(x, -x)
-        if "torch._dynamo" in sys.modules:
+        if {"torch._dynamo", "sympy"} & set(sys.modules):
             told.append(name)
             break
     print(len(FLOW_NAMES), *told)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pyro_nfvi._engine.broadcast_rules import rule_of
+from pyro_nfvi._engine.lazy_graph_module import LazyGraphModule
 from pyro_nfvi._engine.repeated_values import Sinking
 
 
@@ -49,4 +50,4 @@ def sink_broadcasts(graph: GraphModule, consts: Sequence[Tensor] = ()) -> GraphM
         >>> [tuple(n.meta["val"].shape) for n in narrow.graph.nodes if "lgamma" in n.name]
         [(2, 1)]
     """
-    return GraphModule(graph, Sinking(graph, rule_of, consts).graph)
+    return LazyGraphModule(graph, Sinking(graph, rule_of, consts).graph)

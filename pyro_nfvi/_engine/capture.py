@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pyro
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
 from pyro_nfvi._chain_rule import score
+from pyro_nfvi._engine.lazy_graph_module import LazyGraphModule
 from pyro_nfvi._engine.program import DensityProgram, Program, Unsupported
 from pyro_nfvi._eval_mode import fit_pass
 from pyro_nfvi._pyro_model.log_joint import LogJoint
@@ -84,7 +84,7 @@ def capture(
     recorder.output([*(grads[i] for i in reached), bound, num_bad])
     _refuse_views(recorder, params)
     _drop_inputs(recorder, {f"param_{i}" for i in range(len(params)) if i not in reached})
-    graph = GraphModule(torch.nn.Module(), recorder.graph)
+    graph = LazyGraphModule(torch.nn.Module(), recorder.graph)
     return Program(graph, tuple(params[i] for i in reached), eps, streams, tuple(recorder.consts))
 
 
@@ -115,7 +115,7 @@ def capture_density(
         log_p, gradient, _ = score(lambda rows: log_joint.eager(rows, subsample), z)
     recorder.output([log_p, gradient])
     _refuse_views(recorder, list(params.values()))
-    graph = GraphModule(torch.nn.Module(), recorder.graph)
+    graph = LazyGraphModule(torch.nn.Module(), recorder.graph)
     return DensityProgram(graph, z, dict(subsample), params, tuple(recorder.consts))
 
 
@@ -171,7 +171,7 @@ def _row_program(
         found = function(z)
     recorder.output(list(found))
     _refuse_views(recorder, list(params.values()))
-    graph = GraphModule(torch.nn.Module(), recorder.graph)
+    graph = LazyGraphModule(torch.nn.Module(), recorder.graph)
     return DensityProgram(graph, z, {}, dict(params), tuple(recorder.consts))
 
 

@@ -7,6 +7,7 @@ import torch
 from engine.zoo import ZOO, Case
 
 from pyro_nfvi._engine.capture import capture
+from pyro_nfvi._engine.lazy_graph_module import LazyGraphModule
 from pyro_nfvi._engine.program import Unsupported
 
 
@@ -179,3 +180,15 @@ def test_capture_leaves_switches_and_random_state_alone():
     assert torch.distributions.Distribution._validate_args
     assert pyro.poutine.util.is_validation_enabled()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_graph_writes_its_code_once_and_when_it_runs():
+    graph = torch.fx.symbolic_trace(lambda x: x + 1).graph
+    lazy = LazyGraphModule(torch.nn.Module(), graph)
+    run = lazy.forward  # as the runner holds it
+    assert "forward" not in vars(type(lazy))
+    assert run(torch.tensor(1)) == 2
+    written = vars(type(lazy))["forward"]
+    assert run(torch.tensor(2)) == lazy(torch.tensor(2)) == 3
+    assert vars(type(lazy))["forward"] is written
+    assert "+ 1" in LazyGraphModule(torch.nn.Module(), graph).code
