@@ -284,9 +284,11 @@ class LogJoint:
         """The log joint by the model itself, without compiled code."""
         if self._compiled is None:
             return self
-        alone = copy.copy(self)
-        alone._compiled = None
-        return alone
+        return copy.copy(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out compiled code, which belongs to the process: copies evaluate the model."""
+        return {**self.__dict__, "_compiled": None}
 
     @property
     def compiled(self) -> ScoredDensity | None:

@@ -1,5 +1,6 @@
 """Laws of the compiled log joint: it is the model's own, with the gradient of ``score``."""
 
+import copy
 import shutil
 
 import pyro
@@ -161,7 +162,10 @@ def test_autograd_goes_through_it_and_what_it_cannot_do_goes_past_it(float64):
     compiled = CompiledDensity(log_joint)
     expected = score(lambda rows: log_joint.eager(rows, {}), z)
     log_joint.use(compiled)
-    assert log_joint.eager._compiled is None
+    assert log_joint.eager.compiled is None
+    again = copy.deepcopy(log_joint)
+    assert again.compiled is None
+    torch.testing.assert_close(again(z, {}), expected[0])
     point = z.clone().requires_grad_()
     (slope,) = torch.autograd.grad((2.0 * log_joint(point.view(1, 5, -1), {})).sum(), point)
     torch.testing.assert_close(slope, 2 * expected[1])
