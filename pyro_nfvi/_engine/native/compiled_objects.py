@@ -34,8 +34,8 @@ class BuildInfo:
 class _CompileTime:
     """Line by which the time of a compile is expected, from the length of its source.
 
-    Measured by ``benchmarks/compile_time.py`` with g++ on one core: ten sources of 73,000 to
-    166,000 characters took 0.81 to 1.21 times as long. On a slower machine a compile is ended when
+    Measured by ``benchmarks/compile_time.py`` with g++ on one core: ten sources of 61,000 to
+    155,000 characters took 0.78 to 1.43 times as long. On a slower machine a compile is ended when
     its time is over.
 
     Attributes:
@@ -44,9 +44,9 @@ class _CompileTime:
         least: Seconds of the shortest.
     """
 
-    offset: float = -0.63
-    speed: float = 54_000.0
-    least: float = 0.6
+    offset: float = -1.02
+    speed: float = 41_500.0
+    least: float = 0.3
 
     def expect(self, text: str) -> float:
         """Return the seconds that a source is expected to take."""
