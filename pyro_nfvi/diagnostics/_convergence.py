@@ -50,9 +50,9 @@ def rank_rhat(draws: Tensor) -> Tensor:
     halves, usable = _halves(draws)
     if halves is None:
         return usable
-    bulk = _rhat(_normal_scores(halves))
+    bulk = _rhat(normal_scores(halves))
     folded = (halves - _median(halves.flatten(0, 1))).abs()
-    tail = _rhat(_normal_scores(folded))
+    tail = _rhat(normal_scores(folded))
     return torch.where(usable, torch.maximum(bulk, tail), torch.nan)
 
 
@@ -138,7 +138,7 @@ def bulk_ess(draws: Tensor) -> Tensor:
     halves, usable = _halves(draws)
     if halves is None:
         return usable
-    return torch.where(usable, _ess(_normal_scores(halves)), torch.nan)
+    return torch.where(usable, _ess(normal_scores(halves)), torch.nan)
 
 
 def tail_ess(draws: Tensor) -> Tensor:
@@ -213,8 +213,17 @@ def _median(flat: Tensor) -> Tensor:
     return low if len(flat) % 2 else (low + flat.kthvalue(len(flat) // 2 + 1, 0).values) / 2
 
 
-def _normal_scores(x: Tensor) -> Tensor:
-    """Normal scores of the ranks of each column over all chains; ties get their mean rank."""
+def normal_scores(x: Tensor) -> Tensor:
+    """Return normal scores of the ranks of each column of ``x (chains, draws, D)``.
+
+    Ranks are over all chains; ties get their mean rank. Numbers without a variance have one then.
+
+    Example:
+        >>> import torch
+        >>> scores = normal_scores(torch.tensor([[[1.0], [9.0], [1.0], [1e9]]]))
+        >>> [round(score, 2) for score in scores.flatten().tolist()]
+        [-0.63, 0.3, -0.63, 1.05]
+    """
     flat = x.flatten(0, 1)
     count = len(flat)
     ordered, order = flat.sort(0)

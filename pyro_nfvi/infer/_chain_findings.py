@@ -191,6 +191,32 @@ class FewEffective(ChainFinding):
 
 
 @dataclass(frozen=True)
+class ReachedOutside(ChainFinding):
+    """Mass where the fit has next to nothing, which the chains visited as often as they should.
+
+    Attributes:
+        share: Share of the posterior there, by draws from elsewhere.
+        visited: Share of the chains' draws there.
+    """
+
+    share: float
+    visited: float
+
+    @property
+    def level(self) -> Level:
+        return Level.REMARK
+
+    def sentence(self) -> str:
+        return (
+            f"about {100 * self.share:.2g} % of the posterior lies where the fit has next to "
+            f"nothing, and {100 * self.visited:.2g} % of the chains' draws"
+        )
+
+    def cure(self) -> str:
+        return "Use the draws as they are."
+
+
+@dataclass(frozen=True)
 class Rounded(ChainFinding):
     """A log density so large that its rounding matters to acceptance.
 

@@ -18,7 +18,13 @@ from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._random import seeded
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._validation import seed_number
-from pyro_nfvi.diagnostics._convergence import bulk_ess, nested_rhat, rank_rhat, tail_ess
+from pyro_nfvi.diagnostics._convergence import (
+    bulk_ess,
+    nested_rhat,
+    normal_scores,
+    rank_rhat,
+    tail_ess,
+)
 from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.diagnostics._verdict import Verdict
 from pyro_nfvi.distributions._flow_density import FlowDensity
@@ -29,11 +35,12 @@ from pyro_nfvi.infer._chain_findings import (
     CutShort,
     Divergent,
     FewEffective,
+    ReachedOutside,
     Rounded,
     StuckChains,
     judge_chains,
 )
-from pyro_nfvi.infer._findings import Finding
+from pyro_nfvi.infer._findings import Finding, Level, MassOutside, find
 from pyro_nfvi.infer._fitted import FittedPosterior
 from pyro_nfvi.infer._predict import Predictions, predict_from
 from pyro_nfvi.infer._recipe import CHAINS
@@ -127,7 +134,7 @@ class MCMCRun:
 
     @cached_property
     def nested_rhat(self) -> float:
-        """Largest nested R-hat over all numbers; NaN where all chains started at one place."""
+        """Largest nested R-hat over all numbers, of ranks; NaN where all started at one place."""
         return float(self._nested.max())
 
     @cached_property
@@ -161,6 +168,8 @@ class MCMCRun:
             found.append(StuckChains(int((~moved).sum()), chains))
         if disagree := self._disagreement():
             found.append(disagree)
+        elif reached := self._reached():
+            found.append(reached)
         if lost := int(self.sample_stats["diverging"].sum()):
             found.append(Divergent(lost, chains * draws))
         least = torch.minimum(self._bulk, self._tail)
@@ -184,7 +193,9 @@ class MCMCRun:
             f"R-hat up to {self.rhat:.3f}, nested R-hat up to {self.nested_rhat:.3f}, effective "
             f"draws from {self.ess:.0f}, in the tails from {self.ess_tail:.0f}"
         )
-        return judge_chains(self.findings, self._fit_findings, numbers)
+        reached = any(isinstance(one, ReachedOutside) for one in self.findings)
+        kept = [one for one in self._fit_findings if not (reached and isinstance(one, MassOutside))]
+        return judge_chains(self.findings, kept, numbers)
 
     def _disagreement(self) -> ChainsDisagree | None:
         """Compare superchains, and chains by themselves where they are long enough."""
@@ -205,9 +216,22 @@ class MCMCRun:
             self.latent.at(worst), float(self._nested[worst]), float(single[worst]), share
         )
 
+    def _reached(self) -> ReachedOutside | None:
+        """Look whether the chains went where the search found mass that the fit has not."""
+        outside = find(self._fit_findings, MassOutside)
+        if outside is None or outside.share is None or outside.level is Level.REMARK:
+            return None
+        log_w = self._log_w.flatten().double()
+        # The mean of q / p under p is 1 over the evidence; q is the lighter one here.
+        evidence = math.log(len(log_w)) - float(torch.logsumexp(-log_w, 0))
+        visited = float((log_w - evidence > CHAINS.outside).double().mean())
+        least = max(CHAINS.visited * outside.share, outside.share - 2 * outside.error)
+        return ReachedOutside(outside.share, visited) if visited >= least else None
+
     @cached_property
     def _nested(self) -> Tensor:
-        return nested_rhat(self._z, self.sampling.superchains)
+        # Of ranks, since the posterior may have no variance.
+        return nested_rhat(normal_scores(self._z.double()), self.sampling.superchains)
 
     @cached_property
     def _bulk(self) -> Tensor:

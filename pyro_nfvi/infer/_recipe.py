@@ -550,6 +550,11 @@ class ChainRecipe:
     #: Effective draws below which quantiles are rough: 100 for each of the usual four chains
     #: (Vehtari et al. 2021).
     effective: int = 400
+    #: Nats by which the fit's density is too low where it has next to nothing; as the search for
+    #: mass outside counts.
+    outside: float = 3.0
+    #: Share of the mass outside that chains have to have visited, for it to count as reached.
+    visited: float = 0.7
     #: Rounding of the log density, in nats, from which on acceptance is not exact: 5 % of it.
     rounding: float = 0.05
     #: Most numbers that the draws of a run may hold: 1.6 GB of float64.

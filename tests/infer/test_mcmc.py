@@ -15,7 +15,13 @@ from pyro_nfvi._mcmc import transition
 from pyro_nfvi._mcmc.chains import Ending
 from pyro_nfvi.diagnostics._verdict import Cause
 from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError
-from pyro_nfvi.infer._chain_findings import ChainsDisagree, CutShort, Divergent, StuckChains
+from pyro_nfvi.infer._chain_findings import (
+    ChainsDisagree,
+    CutShort,
+    Divergent,
+    ReachedOutside,
+    StuckChains,
+)
 from pyro_nfvi.infer._findings import (
     Improper,
     Level,
@@ -183,6 +189,24 @@ def test_what_the_fit_has_not_seen_stays_in_the_verdict(run):
     assert found.findings == ()
     assert found.verdict == "do not trust"
     assert any("not reached" in reason for reason in found.verdict.reasons)
+
+
+def test_a_tail_that_chains_reach_is_no_fault_of_theirs():
+    def cauchy():
+        pyro.sample("x", dist.Cauchy(ZERO, 1.0))
+        pyro.factor("o", ZERO)  # no data: the density is meant as it stands
+
+    fit = fitted(cauchy, guide="gaussian")
+    outside = find(fit.training.findings, MassOutside)
+    assert outside.level is Level.FAULT
+    found = fit.mcmc(num_samples=100, seed=0, progress=False)
+    reached = find(found.findings, ReachedOutside)
+    # The share by the closed form: where the Cauchy is e^3 times the fit.
+    assert abs(reached.visited - outside.share) < 0.05
+    assert found.verdict != "do not trust"
+    # Far mass that no chain visits stays a fault.
+    missed = add_finding(fit, replace(outside, share=0.6))
+    assert missed.mcmc(num_samples=100, seed=0, progress=False).verdict == "do not trust"
 
 
 @pytest.mark.slow
