@@ -6,7 +6,7 @@
     python benchmarks/time_to_posterior.py --page       # the page from the kept results
     python benchmarks/time_to_posterior.py --smoke      # under a minute, writes to out/benchmarks
 
-Sides take turns, each in a process of its own, on one core and in double precision. Imports and
+Sides take turns, each in a process of its own, of one thread and in double precision. Imports and
 reading of data are no part of the time; tracing, compiling (child processes counted) and the draws
 are. ``cold`` is a first run with an empty cache, ``warm`` a later process that finds what the
 first one compiled. Rivals: ``nuts_numpyro``, four chains of 1,000 + 1,000; ``nuts_enough``, one
@@ -296,11 +296,12 @@ def page(results):
     repeats = 1 + max((int(key.split("|")[2]) for key in rows), default=0)
     lines = [[name.split("-")[-1], *(cell(rows, name, side) for side in sides)] for name in names]
     body = [
-        "Processor seconds from the call to 2,000 draws, on one core, child processes (compilers) "
-        "counted, imports not; in brackets the sliced Wasserstein distance to reference draws over "
-        "that of as many exact draws (1 is exact). *Cold* is a first run with an empty cache, "
-        "*warm* a new process that finds what the first compiled. Of NumPyro's rows the second "
-        "number is without tracing and compiling. "
+        "Processor seconds from the call to 2,000 draws, one thread of arithmetic, child processes "
+        "(compilers) counted, imports not; in brackets the sliced Wasserstein distance to "
+        "reference draws over that of as many exact draws (1 is exact). "
+        "*Cold* is a first run with an empty cache, *warm* a new process that finds "
+        "what the first compiled. Of NumPyro's rows the second number is "
+        "without tracing and compiling. "
         f"{'Medians of ' + str(repeats) + ' runs' if repeats > 1 else 'One run each'}; the sides "
         "took turns. Empty cells were not run.",
         table(["posterior", *(TITLES[side] for side in sides)], lines),
