@@ -225,8 +225,7 @@ class NFVI:
             start = WarmStart(notes=problem.notes)
             stack.enter_context(background())
             if fresh:
-                with watch.part("capture"):
-                    prepare_engine(problem, options, time)
+                prepare_engine(problem, options, time)
                 start = warm_start(problem, options, time, guide)
             if options.automatic:
                 fit = select_model(problem, options, time, guide, start)

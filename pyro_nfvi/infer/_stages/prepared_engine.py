@@ -56,7 +56,12 @@ def prepare_engine(problem: Problem, options: Options, time: TimePlan) -> None:
         return
     assert isinstance(formula, str)
     try:
-        with attempt("prepared"), problem.own_names(), seeded(0, "prepared engine"):
+        with (
+            time.watch.part("capture"),
+            attempt("prepared"),
+            problem.own_names(),
+            seeded(0, "prepared engine"),
+        ):
             _prepare(problem, options, formula)
     except Unsupported:  # the reason is that of the step itself, when it is built
         return
