@@ -45,6 +45,14 @@ class GaussianFit:
         return self.factor.norm(dim=-1) if self.factor.dim() == 2 else self.factor
 
     @property
+    def gap(self) -> float:
+        """Nats by which the bound is below the evidence: half the variance of the log weights.
+
+        Exact where these are normal.
+        """
+        return 0.5 * MULTISTART.final_draws * self.bound_se**2
+
+    @property
     def condition(self) -> float:
         """Condition number of the correlation matrix: 1 without correlations."""
         if self.factor.dim() == 1:

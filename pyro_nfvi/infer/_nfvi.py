@@ -33,7 +33,6 @@ from pyro_nfvi.infer._scopes import own_params, own_random_state
 from pyro_nfvi.infer._stages.examination import examine
 from pyro_nfvi.infer._stages.model_selection import select_model
 from pyro_nfvi.infer._stages.parameter_settling import settle_parameters
-from pyro_nfvi.infer._stages.prepared_engine import prepare_engine
 from pyro_nfvi.infer._stages.set_up import set_up
 from pyro_nfvi.infer._stages.training import TrainingPlan, train
 from pyro_nfvi.infer._stages.warm_start import WarmStart, warm_start
@@ -225,7 +224,6 @@ class NFVI:
             start = WarmStart(notes=problem.notes)
             stack.enter_context(background())
             if fresh:
-                prepare_engine(problem, options, time)
                 start = warm_start(problem, options, time, guide)
             if options.automatic:
                 fit = select_model(problem, options, time, guide, start)

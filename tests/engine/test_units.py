@@ -342,7 +342,8 @@ def test_ctrl_c_while_a_compile_is_waited_for(hanging, folders):
 @needs_compiler
 def test_a_compile_that_takes_longer_than_there_is_time_is_ended(hanging, folders):
     pid = begun_hanging(hanging)
-    with pytest.raises(Unsupported, match="time left"):
+    # By the pace of the machine, or by the clock.
+    with pytest.raises(Unsupported, match="time left|took more than"):
         compile_text(f"// hang\n{ANSWER}", ("answer",), 0.2)
     assert not is_running(pid)
     # What was ended is no failure of the compiler's.
@@ -359,7 +360,7 @@ def test_a_compiler_that_fails_in_the_background_says_why_when_it_is_asked(folde
 
 @needs_compiler
 @pytest.mark.parametrize("guide", ["iaf*2", pytest.param("auto", marks=pytest.mark.slow)])
-def test_the_flow_is_compiled_while_the_gaussian_stage_runs(guide, folders, monkeypatch):
+def test_the_flow_is_compiled_while_other_stages_run(guide, folders, monkeypatch):
     # One that is needed is the one that was begun, and a warm cache gives the same bits.
     found, sources = [], []
     real = compiler._compile

@@ -11,7 +11,8 @@ import torch
 from infer.models import Y, conjugate, eight_schools, evidence, posterior
 
 from pyro_nfvi import NFVI, AutoFlow, load
-from pyro_nfvi.infer._stages.flow_growth import candidate_flows, copy_layers, good_enough
+from pyro_nfvi.infer._stages.candidate_flows import candidate_flows
+from pyro_nfvi.infer._stages.flow_growth import copy_layers, good_enough
 
 
 def auto(model, **options):

@@ -24,6 +24,7 @@ from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import FLOW_GROWTH, GAPS, GAUSSIAN_START
 from pyro_nfvi.infer._settings import Candidate
+from pyro_nfvi.infer._stages.candidate_flows import candidate_flows
 from pyro_nfvi.infer._stages.scoring import score_guide, settings_of
 from pyro_nfvi.infer._stages.training import TrainingPlan, train
 from pyro_nfvi.infer._stages.warm_start import WarmStart
@@ -33,20 +34,6 @@ from pyro_nfvi.objectives._objective import Objective
 
 #: Ways in which a training ends after which no other begins.
 ENDS = ("interrupted", "callback", "max_seconds")
-
-
-def candidate_flows(dim: int) -> tuple[str, ...]:
-    """Formulas of the flows to try, each the one before with layers in front of it.
-
-    Example:
-        >>> candidate_flows(10)
-        ('iaf*2', 'nsf*2|iaf*2')
-    """
-    if dim == 1:
-        return ("nsf-ar", "nsf-ar|nsf-ar")
-    if dim <= FLOW_GROWTH.iaf_dim:
-        return ("iaf*2", "nsf*2|iaf*2")
-    return ("realnvp*6", "realnvp*6|realnvp*6")
 
 
 def good_enough(fit: Fit) -> bool:

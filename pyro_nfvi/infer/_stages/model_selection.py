@@ -12,12 +12,12 @@ from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import TIME
+from pyro_nfvi.infer._stages.candidate_flows import candidate_flows
 from pyro_nfvi.infer._stages.continued_training import continue_training
 from pyro_nfvi.infer._stages.examination import compared_moments, leaves_mass_out
 from pyro_nfvi.infer._stages.flow_growth import (
     Candidate,
     candidate,
-    candidate_flows,
     gaussian_fit,
     good_enough,
     grow_flow,

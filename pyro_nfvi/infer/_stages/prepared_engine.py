@@ -1,4 +1,4 @@
-"""The first flow's step, compiled in the background while the Gaussian stage runs."""
+"""The first flow's step, compiled in the background while other stages run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
-from pyro_nfvi.infer._stages.flow_growth import candidate_flows
+from pyro_nfvi.infer._stages.candidate_flows import candidate_flows
 from pyro_nfvi.infer._time_plan import TimePlan
 
 
@@ -26,7 +26,9 @@ def prepare_engine(problem: Problem, options: Options, time: TimePlan) -> None:
 
     A flow's step depends on its formula and on sizes: it is captured from a guide of a model that
     has nothing but so many latents, so that the user's model and every random stream are left
-    alone. A step that turns out to be another one is compiled when it is needed.
+    alone. A step that turns out to be another one is compiled when it is needed. Model selection
+    calls it only after a Gaussian whose gap says that a flow will be trained: a compile that is not
+    needed would be processor time lost in every call.
 
     Args:
         problem: The posterior.

@@ -8,6 +8,7 @@ import torch
 
 from pyro_nfvi._budget import Budget
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
+from pyro_nfvi.diagnostics._recipe import VERDICT
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.infer._fit_options import Options
@@ -17,6 +18,7 @@ from pyro_nfvi.infer._stages.gaussian_start import gaussian_stage, start_along
 from pyro_nfvi.infer._stages.mode_search_stage import SearchedModes, find_modes
 from pyro_nfvi.infer._stages.model_mode_search import best_of
 from pyro_nfvi.infer._stages.parameter_start import ParamStart, start_params
+from pyro_nfvi.infer._stages.prepared_engine import prepare_engine
 from pyro_nfvi.infer._time_plan import TimePlan
 from pyro_nfvi.infer._weighted_draws import whole_density
 
@@ -63,6 +65,8 @@ def warm_start(problem: Problem, options: Options, time: TimePlan, guide: AutoFl
         with watch.part("parameters"):
             params, lines = _start_params(problem, options, budget)
         notes += lines
+        if not options.automatic:
+            prepare_engine(problem, options, time)
         with watch.part("gaussian"):
             found = gaussian_stage(
                 problem.log_joint,
@@ -79,6 +83,8 @@ def warm_start(problem: Problem, options: Options, time: TimePlan, guide: AutoFl
         return WarmStart(params=params, notes=notes)
     if budget.over():
         time.leave_out("the last steps to the Gaussian")
+    if options.automatic and found.gap > VERDICT.gap:  # the Gaussian will not do
+        prepare_engine(problem, options, time)
     with watch.part("modes"):
         search = find_modes(problem, options, time, found)
         better, modes = found, search.modes
