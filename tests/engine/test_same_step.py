@@ -164,8 +164,16 @@ def test_native_step_differs_by_rounding(name, flow, particles, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("particles", [8, 16, 64])
-@pytest.mark.parametrize("flow", ["nsf*2|iaf*2", "planar*4", "realnvp*2"])
-@pytest.mark.parametrize("name", [name for name in ZOO if name != "process"])
+@pytest.mark.parametrize(
+    ("name", "flow"),
+    [
+        (name, flow)
+        for name in ZOO
+        if name != "process"
+        for flow in ("nsf*2|iaf*2", "planar*4", "realnvp*2")
+        if name != "params" or flow == "planar*4"  # one latent: no coupling
+    ],
+)
 def test_native_step_of_every_kind_differs_by_rounding(name, flow, particles, dtype):
     check_native(name, flow, particles, dtype)
 
@@ -174,8 +182,10 @@ def test_native_step_of_every_kind_differs_by_rounding(name, flow, particles, dt
 FLOWS, PARTICLES = ("nsf*2|iaf*2", "planar*4", "iaf*2", "realnvp*2"), (8, 16, 64)
 
 
+# Data under a mask look at no latent here, and Wishart's draws may be singular.
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pyro_nfvi.errors.ModelWarning", "ignore:Singular sample")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
     ("place", "kind", "what"),
