@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from engine.test_laws import needs_compiler
 from pyro import poutine
 from pyro.distributions import constraints, transforms
 
 from pyro_nfvi import NFVI
 from pyro_nfvi._budget import Budget
+from pyro_nfvi._engine.compiled_density import CompiledDensity
 from pyro_nfvi._pyro_model.initial_values import prior_trace
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.model_run import ModelRun
-from pyro_nfvi._pyro_model.second_opinion import second_opinion
+from pyro_nfvi._pyro_model.second_opinion import Opinion, second_opinion
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.infer._checks.pyro_density import check_by_pyro
 from pyro_nfvi.infer._findings import Level, SecondOpinion, find
@@ -176,3 +180,54 @@ def test_a_fit_of_which_no_draw_was_scored_was_not_looked_at(monkeypatch):
     assert fit.verdict != "good"
     assert any("scored none of the draws" in reason for reason in fit.verdict.reasons)
     assert any("no point around the start" in note for note in fit.training.notes)
+
+
+def process():
+    """A Gaussian process whose covariance has a condition number of 1e11."""
+    x = torch.linspace(0, 1, 40, dtype=torch.float64)
+    rho = pyro.sample("rho", dist.LogNormal(torch.zeros((), dtype=x.dtype), 0.3))
+    gap = (x.unsqueeze(-1) - x) / rho[..., None, None]
+    cov = torch.exp(-0.5 * gap.square()) + 1e-9 * torch.eye(40, dtype=x.dtype)
+    law = dist.MultivariateNormal(torch.zeros_like(x), covariance_matrix=cov)
+    pyro.sample("y", law, obs=torch.sin(3 * x))
+
+
+class Off:
+    """Stands in for a log joint, with a relative error."""
+
+    def __init__(self, log_joint, error):
+        self.log_joint, self.error = copy.copy(log_joint), error
+        self.log_joint.use(None)
+
+    def takes(self, z, subsample):
+        return True
+
+    def value_and_grad(self, z, subsample):
+        log_p = self.log_joint(z, subsample) * (1 + self.error)
+        return log_p, torch.zeros_like(z)
+
+
+@needs_compiler
+def test_rounding_of_an_ill_conditioned_model_is_no_difference():
+    log_joint = of(process)
+    noise = torch.Generator().manual_seed(0)
+    z = 0.3 * torch.randn(16, 1, generator=noise, dtype=torch.float64)
+    compiled = CompiledDensity(log_joint)
+    off = (compiled.value_and_grad(z, {})[0] / log_joint(z, {}) - 1).abs()
+    assert float(off.max()) > 1e-8  # more than the tolerance of well-conditioned models
+    log_joint.use(compiled)
+    assert second_opinion(log_joint, z) == Opinion(16, ())
+    log_joint.use(Off(log_joint, 0.01))
+    found = second_opinion(log_joint, z)
+    assert len(found.objections) > 8
+    assert {one.kind for one in found.objections} == {"differs"}
+
+
+def test_rounding_excuses_nothing_in_a_well_conditioned_model():
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(0.5, dtype=torch.float64))
+
+    log_joint = of(model)
+    log_joint.use(Off(log_joint, 1e-5))
+    assert len(second_opinion(log_joint, torch.ones(4, 1, dtype=torch.float64)).objections) == 4
