@@ -73,8 +73,9 @@ def measured():
     words = [
         f"A fit is right when every mean is within {judged.MEAN} sds and every sd within "
         f"{100 * judged.SD:.0f} % of long reference runs; the distance is the sliced Wasserstein "
-        f"one, over that of as many exact draws. The others, timed in earlier runs, had {accuracy.STEPS:,} steps of "
-        f"{accuracy.PARTICLES} particles ([accuracy](docs/benchmarks/accuracy.md)). Of the {good} "
+        "one, over that of as many exact draws. The others, timed in earlier runs, had "
+        f"{accuracy.STEPS:,} steps of {accuracy.PARTICLES} particles "
+        f"([accuracy](docs/benchmarks/accuracy.md)). Of the {good} "
         f"default fits that called themselves good, {wrong or 'none'} "
         f"{'were' if wrong > 1 else 'was'} wrong ([more fits](docs/benchmarks/calibration.md)).",
         f"A training step on eight schools, with one particle: IAF {iaf[0]} times faster "

@@ -45,7 +45,7 @@ def nfvi(posterior, seed, chains=False, steps=None):
         **about,
         "verdict": str(fit.verdict),
         "engine": fit.engine,
-        "flow": fit.training.settings["flow"],
+        "flow": fit.training.settings.flow,
         "steps": fit.timing.steps,
         "parts": fit.timing.parts,
     }

@@ -87,8 +87,8 @@ def second_opinion(
         budget: Time; where it is over no further draw is begun. One is always compared.
 
     Units:
-        Nats; the tolerance is a share of the sum of the sizes of all terms, or the spread of the log
-        joint under random rounding where that is larger.
+        Nats; the tolerance is a share of the sum of the sizes of all terms, or the spread of the
+        log joint under random rounding where that is larger.
 
     Cost:
         Two or three runs of the model per draw.
