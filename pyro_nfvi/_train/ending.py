@@ -88,3 +88,20 @@ def reason_of(end: Ending) -> StopReason:
 def stuck(left: LeftOut, steps: int) -> StopReason:
     """Return the reason of a training that ended among particles that cannot be used."""
     return StopReason("not_finite", f"Stuck after {steps} steps: {left.sentence()}.")
+
+
+def gave_up(step: int, where: str, restores: int) -> str:
+    """Return the message of a training that steps without a finite gradient ended.
+
+    Args:
+        step: Steps taken.
+        where: The place of the first number that is not finite, as a clause.
+        restores: How often the training went back to an earlier state.
+    """
+    return (
+        f"The fit gave up at step {step}: {where}. It went back to an earlier state "
+        f"{restores} times, each time at half the learning rate. Look "
+        "at that site's distribution (a scale that can reach 0, a log of a small number); "
+        "use float64; or start closer: AutoFlow(model, init_loc_fn=..., init_scale=0.01), "
+        "NFVI(..., optim=1e-3). The best fit until then is this error's .fit."
+    )

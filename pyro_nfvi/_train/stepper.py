@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,29 +31,6 @@ class RunnerState:
 
 
 State: TypeAlias = Snapshot | RunnerState
-_AnyState = TypeVar("_AnyState", State, State | None)
-
-
-@dataclass(frozen=True)
-class SavedStates:
-    """States of a training that may be needed again.
-
-    Attributes:
-        good: The last one that is good to go back to.
-        best: The one at the end of the best block of steps; None before the first.
-        mean: Mean of the states of the decay; its ``step`` counts them. None without averaging.
-    """
-
-    good: State
-    best: State | None = None
-    mean: Snapshot | None = None
-
-    def snapshots(self) -> dict[str, Snapshot]:
-        """Return the states by name, all of them settled."""
-        named = {"good": self.good, "best": self.best, "mean": self.mean}
-        found = {name: state for name, state in named.items() if state is not None}
-        assert all(isinstance(state, Snapshot) for state in found.values())
-        return found  # type: ignore[return-value]
 
 
 class Stepper:
@@ -116,19 +93,17 @@ class Stepper:
             runner.pull()
         self._live = True
 
-    def settle(self, states: SavedStates) -> SavedStates:
-        """Make the live parameters true, and return all states as snapshots."""
+    def settle(self, states: Sequence[State]) -> list[Snapshot]:
+        """Make the live parameters true, and return the states as snapshots."""
         now = self.take(0)
-        settled = replace(
-            states, good=self._snapshot(states.good), best=self._snapshot(states.best)
-        )
+        settled = [self._snapshot(state) for state in states]
         if isinstance(now, RunnerState):
             self.put(now)
         self._live = True
         return settled
 
-    def _snapshot(self, state: _AnyState) -> _AnyState:
-        if not isinstance(state, RunnerState):
+    def _snapshot(self, state: State) -> Snapshot:
+        if isinstance(state, Snapshot):
             return state
         self.put(state)
         return Snapshot.take(state.step, self._params, self._optimizer)

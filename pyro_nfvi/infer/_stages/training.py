@@ -104,11 +104,11 @@ def train(
             reason = _NO_STEP
     except DivergedError as error:
         saved = None
-        if loop.recovery.skipped < loop.history.step:
-            gave_up = StopReason("diverged", f"Gave up after {loop.history.step} steps.")
+        if loop.course.recovery.skipped < loop.course.history.step:
+            gave_up = StopReason("diverged", f"Gave up after {loop.course.history.step} steps.")
             left = loop.left_out()
             if left is not None and left.level is Level.FAULT:
-                gave_up = stuck(left, loop.history.step)
+                gave_up = stuck(left, loop.course.history.step)
             saved = _finished(problem, options, time, loop, gave_up)
         if not time.affords(IMPROPER_ROWS[problem.log_joint.how]):
             raise with_fit(error, saved) from error
@@ -174,7 +174,7 @@ def _loop(
         progress=options.progress,
         budget=time.training,
     )
-    loop.history.notes += plan.notes
+    loop.course.history.notes += plan.notes
     return loop
 
 
@@ -202,7 +202,7 @@ def _finished(
     reason: StopReason,
 ) -> Fit:
     """Keep the better of the last and the best state, score it, and wrap it up."""
-    history, engine = loop.history, loop.engine
+    history, engine = loop.course.history, loop.engine
     notes = list(history.notes)
     left, others = loop.left_out(), loop.other_states()
     time.watch.count_steps(loop.steps_taken)
@@ -218,7 +218,7 @@ def _finished(
         notes.append(
             f"{which}the state of an earlier step was better than the last one and is kept"
         )
-    if skipped := loop.recovery.skipped:
+    if skipped := loop.course.recovery.skipped:
         words = f"{skipped} step{'s were' if skipped > 1 else ' was'}"
         notes.append(f"{words} skipped: gradients were not finite")
     if history.num_bad:
