@@ -52,7 +52,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
             for name, value in optimizer.state.get(param, {}).items():
                 if not isinstance(value, Tensor):
                     continue
-                if value.dim() and value.shape != param.shape:
+                by_rows = name == "step" and value.shape == param.shape[:1]
+                if value.dim() and value.shape != param.shape and not by_rows:
                     raise Malformed(f"{name!r} of its optimiser is of shape {tuple(value.shape)}")
                 if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                     raise Malformed(f"{name!r} of its optimiser is not finite")

@@ -47,6 +47,12 @@ class LatentSite:
         """The part of ``shape`` that plates own."""
         return self.shape[: len(self.shape) - self.event_dim]
 
+    @property
+    def weight(self) -> float:
+        r"""Times that the terms of the site count: :math:`N/B` for B rows of a plate of N."""
+        frames = [frame for frame in self.cond_indep_stack if frame.full_size is not None]
+        return math.prod(int(frame.full_size) / int(frame.size) for frame in frames)
+
     def spec(self) -> dict[str, Any]:
         """Describe the site in terms that JSON can hold."""
         return {
@@ -55,8 +61,15 @@ class LatentSite:
             "shape": list(self.shape),
             "unconstrained_shape": list(self.unconstrained_shape),
             "event_dim": self.event_dim,
-            "plates": [[frame.name, frame.dim, int(frame.size)] for frame in self.cond_indep_stack],
+            "plates": [_described(frame) for frame in self.cond_indep_stack],
         }
+
+
+def _described(frame: CondIndepStackFrame) -> list[Any]:
+    """Describe a plate: its name, its dim, its rows, and of how many they are a part, if so."""
+    size, full = int(frame.size), frame.full_size
+    whole = full is None or int(full) == size
+    return [frame.name, frame.dim, size, *([] if whole else [int(full)])]
 
 
 def no_latents(trace: Trace) -> str:
@@ -118,7 +131,7 @@ def whole_value(site: Mapping[str, Any]) -> Tensor:
         return value
 
 
-def _is_latent(site: Mapping[str, Any]) -> bool:
+def _is_latent(site: Mapping[str, Any], *, subsampled: bool) -> bool:
     """Tell whether a node of a prototype trace belongs to the vector; errors name the cure."""
     if site["type"] != "sample" or site["is_observed"] or site_is_subsample(site):
         return False
@@ -134,13 +147,14 @@ def _is_latent(site: Mapping[str, Any]) -> bool:
             "with TraceEnum_ELBO or NFVI (see https://pyro.ai/examples/enumeration.html); or hide "
             "it from the guide with pyro.poutine.block."
         )
-    for frame in site["cond_indep_stack"]:
+    for frame in () if subsampled else site["cond_indep_stack"]:
         full = frame.full_size
         if full is not None and int(frame.size) != int(full):
             raise ModelError(
                 f"The latent site {name!r} lies in the plate {frame.name!r}, which subsamples "
                 f"{int(frame.size)} of {int(full)}: every mini-batch would share its latents. "
-                "Use the whole plate, or keep per-datum latents out of the guide."
+                "Take AutoPlateFlow, which has latents for all rows (NFVI does by itself, with "
+                "guide='auto'); or use the whole plate."
             )
     return True
 
@@ -176,11 +190,16 @@ class LatentSpace:
     init_loc: Tensor
 
     @classmethod
-    def from_trace(cls, trace: Trace) -> LatentSpace:
+    def from_trace(cls, trace: Trace, *, subsampled: bool = False) -> LatentSpace:
         """Read the space from one trace of the model.
 
         Observed sites, subsample indices, discrete sites marked for enumeration and Deltas, which
         are deterministic, are left out.
+
+        Args:
+            trace: The trace.
+            subsampled: Take latents of the drawn rows of a plate that subsamples, for a guide that
+                has latents for all of its rows: the vector is that of a mini-batch then.
 
         Raises:
             ModelError: There is no latent site, a discrete one is not marked for enumeration,
@@ -188,7 +207,7 @@ class LatentSpace:
         """
         records, parts, start = [], [], 0
         for name, site in trace.nodes.items():
-            if not _is_latent(site):
+            if not _is_latent(site, subsampled=subsampled):
                 continue
             value = whole_value(site)
             try:
@@ -245,8 +264,13 @@ class LatentSpace:
             for site in self.records
         }
 
-    def constrain(self, z: Tensor) -> tuple[TensorDict, Tensor]:
+    def constrain(self, z: Tensor, *, weighted: bool = False) -> tuple[TensorDict, Tensor]:
         r"""Map ``z (*b, D)`` to ``(values, ladj)``, with :math:`\log|\partial values/\partial z|`.
+
+        Args:
+            z: The vectors.
+            weighted: Count the rows of a plate that subsamples for all of its rows, as Pyro counts
+                their densities.
 
         Returns:
             The constrained values ``(*b, *site.shape)`` by name, and ``ladj (*b,)`` in nats,
@@ -256,7 +280,8 @@ class LatentSpace:
         for site, u in zip(self.records, self.unpack(z).values()):
             transform = bijection(site.support)
             value = transform(u)
-            ladj = ladj + self._per_particle(transform.log_abs_det_jacobian(u, value), ladj)
+            own = self._per_particle(transform.log_abs_det_jacobian(u, value), ladj)
+            ladj = ladj + (own * site.weight if weighted and site.weight != 1 else own)
             values[site.name] = inside(site.support, value)
         return values, ladj
 
@@ -334,8 +359,8 @@ class LatentSpace:
                     start,
                     stop,
                     tuple(
-                        CondIndepStackFrame(name, dim, size, 0, size)
-                        for name, dim, size in site["plates"]
+                        CondIndepStackFrame(name, dim, size, 0, full[0] if full else size)
+                        for name, dim, size, *full in site["plates"]
                     ),
                 )
             )

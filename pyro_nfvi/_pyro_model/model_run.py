@@ -196,7 +196,7 @@ class ModelRun:
         self, z: Tensor, subsample: Mapping[str, Tensor], sites: frozenset[str] = NO_SITES
     ) -> tuple[Tensor, TensorDict, TensorDict]:
         """Evaluate one vector ``(D,)``: its log joint, deterministic values, log likelihood."""
-        values, ladj = self.latent.constrain(z)
+        values, ladj = self.latent.constrain(z, weighted=True)
         trace = self.trace(values, subsample)
         log_p = self._total(trace, None) + ladj
         return (log_p, *self._details(trace, None, sites))
@@ -206,7 +206,7 @@ class ModelRun:
     ) -> tuple[Tensor, TensorDict, TensorDict]:
         """Evaluate ``z (S, D)`` in one run, the particles as an outermost plate."""
         count = z.shape[0]
-        values, ladj = self.latent.constrain(z)
+        values, ladj = self.latent.constrain(z, weighted=True)
         for name, site in self.latent.sites.items():
             values[name] = self._left(values[name], len(site.batch_shape))
         trace = self.trace(values, subsample, particles=count)

@@ -130,7 +130,7 @@ def _compare(
     log_joint: LogJoint, row: Tensor, subsample: Mapping[str, Tensor]
 ) -> Objection | bool | None:
     """True where both agree, None where there is no finite log joint."""
-    values, ladj = log_joint.latent.constrain(row)
+    values, ladj = log_joint.latent.constrain(row, weighted=True)
     rows = row.unsqueeze(0)
     try:
         ours = log_joint(rows, subsample)

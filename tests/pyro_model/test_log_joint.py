@@ -12,6 +12,7 @@ from pyro.infer import config_enumerate
 
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._pyro_model.subsampling import cover
 from pyro_nfvi.errors import ModelError, ModelWarning, OptionError, ShapeError
 
 
@@ -679,3 +680,33 @@ def test_running_statistics_that_move_are_told(way, state):
         LogJoint(model, (x, x[:, 0]), {}, space)
     told = ["changes the buffer" in str(one.message) for one in caught]
     assert told == [True] * (state == "train")
+
+
+def grouped(y, rows=None):
+    """Local latents on the positive reals, in a plate that may subsample."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    with pyro.plate("groups", len(y), subsample_size=rows) as index:
+        size = pyro.sample("size", dist.LogNormal(mu, 0.7))
+        pyro.sample("y", dist.Normal(size, 0.5), obs=y[index])
+
+
+def test_the_log_joint_of_mini_batches_counts_latents_of_the_plate_for_all_of_its_rows():
+    """Over a cover of the rows its mean is the log joint of all of them, Jacobian included."""
+    y = torch.tensor([0.5, 1.0, 2.0, 3.0, 0.2, 1.5])
+    whole = LogJoint(grouped, (y,), {}, space_of(grouped, y))
+    trace = poutine.trace(grouped).get_trace(y, 2)
+    with pytest.raises(ModelError, match="AutoPlateFlow"):
+        LatentSpace.from_trace(trace)
+    latent = LatentSpace.from_trace(trace, subsampled=True)
+    batches = LogJoint(grouped, (y, 2), {}, latent)
+    assert [site.weight for site in latent.records] == [1.0, 3.0]
+    z = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    index, weights = cover(6, 2)
+    total = sum(
+        weight * batches(torch.cat([z[:, :1], z[:, 1 + row]], 1), {"groups": row})
+        for row, weight in zip(index, weights.tolist())
+    )
+    torch.testing.assert_close(total, whole(z))
+    assert batches.how == "plate"
+    again = LatentSpace.from_spec(latent.spec(), latent.init_loc)
+    assert [site.weight for site in again.records] == [1.0, 3.0]
