@@ -195,6 +195,12 @@ class LogJoint:
                 for site in first.nodes.values()
                 if site["type"] == "sample" and torch.is_tensor(site["value"])
             )
+            #: The vectorised plates in which a site stands, by site.
+            self.plates = {
+                name: tuple(f for f in site["cond_indep_stack"] if f.vectorized)
+                for name, site in first.nodes.items()
+                if site["type"] == "sample" and not site_is_subsample(site)
+            }
             #: Names of the sites of the prior, and why a site has no density of its own.
             self.priors, self.term_faults = self._run.terms(first)
             self._has_deterministic = bool(self._run.deterministic)

@@ -10,6 +10,7 @@ from pyro_nfvi._optim.early_stopping import Plateau
 from pyro_nfvi._optim.learning_curve import Forecast, forecast
 from pyro_nfvi._optim.recipe import CONVERGENCE, ConvergenceRecipe
 from pyro_nfvi._train.course import Course
+from pyro_nfvi._train.paired_plateau import PairedPlateau
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class ConvergenceTest:
         changing: Steps of this training in which the objective changes.
         recipe: Numbers of the test for a flat bound.
         plateau: The test.
+        paired: The test on common mini-batches, in place of that; or None.
     """
 
     stop: bool
@@ -46,6 +48,7 @@ class ConvergenceTest:
     changing: int
     recipe: ConvergenceRecipe
     plateau: Plateau
+    paired: PairedPlateau | None = None
 
     @classmethod
     def of(
@@ -55,9 +58,15 @@ class ConvergenceTest:
         average: bool = False,
         changing: int = 0,
         recipe: ConvergenceRecipe = CONVERGENCE,
+        paired: PairedPlateau | None = None,
     ) -> ConvergenceTest:
         """Return a test that has seen nothing yet."""
-        return cls(stop, average, changing, recipe, Plateau(recipe))
+        return cls(stop, average, changing, recipe, Plateau(recipe), paired)
+
+    @property
+    def rise(self) -> float:
+        """The last rise of the bound that was measured, in nats; NaN if none was."""
+        return self.plateau.rise if self.paired is None else self.paired.rise
 
     def ahead(self, step: int) -> int:
         """Return how many steps there are until the next look, after ``step``."""
@@ -81,8 +90,17 @@ class ConvergenceTest:
         back = max(best_block.retreats, default=-judged)
         known = settled and not best_block.low_steps and step >= back + judged
         early = known and self.stop and schedule.decay is None
-        flat = early and self.plateau.flat(course.history.losses)
+        flat = early and self._flat(course)
         return Outcome(average, best, fall, flat)
+
+    def _flat(self, course: Course) -> bool:
+        """Tell whether the bound is flat; what a paired test has seen is part of the course."""
+        if self.paired is None:
+            return self.plateau.flat(course.history.losses)
+        self.paired.looks = course.history.looks
+        flat = self.paired.flat(course.history.step)
+        course.history.looks = self.paired.looks
+        return flat
 
     def forecast(self, course: Course) -> Forecast | None:
         """Return what more steps would bring; None while the rate is constant."""

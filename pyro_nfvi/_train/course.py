@@ -22,6 +22,7 @@ class History:
         left_out: Particles that each of the last steps left out.
         converged: The bound was flat.
         notes: Lines for the report.
+        looks: Bounds of the mini-batches of the next look at a flat bound, after its number.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -30,6 +31,7 @@ class History:
     left_out: list[int] = field(default_factory=list)
     converged: bool = False
     notes: list[str] = field(default_factory=list)
+    looks: list[float] = field(default_factory=list)
 
     @property
     def step(self) -> int:

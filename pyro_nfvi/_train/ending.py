@@ -29,6 +29,7 @@ class Ending:
         forecast: What more steps would bring; None where too few were taken.
         left_out: Particles that the last steps left out; None for none.
         recipe: Numbers of the test for a flat bound.
+        paired: The test was one on common mini-batches.
     """
 
     steps: int
@@ -43,6 +44,7 @@ class Ending:
     forecast: Forecast | None = None
     left_out: LeftOut | None = None
     recipe: ConvergenceRecipe = CONVERGENCE
+    paired: bool = False
 
 
 def broken_off(word: str, steps: int) -> StopReason:
@@ -72,11 +74,16 @@ def reason_of(end: Ending) -> StopReason:
         begin = end.steps if end.decay_step is None else end.decay_step
         # A fit that was resumed after it had ended has not tested it itself.
         change = "hardly" if math.isnan(end.rise) else f"by {end.rise:+.3g} nats"
+        rule = f"it rose by no more than {end.recipe.tolerance:g} or its standard error"
+        if end.paired:
+            rule = (
+                f"on common mini-batches it rose by less than {end.recipe.tolerance:g}, standard "
+                "errors included"
+            )
         return StopReason(
             "converged",
             f"The bound changed {change} over the {end.recipe.span} steps before step {begin}: "
-            f"it rose by no more than {end.recipe.tolerance:g} or its standard error. The "
-            f"learning rate then went down, to 1 % {steps}.{more}",
+            f"{rule}. The learning rate then went down, to 1 % {steps}.{more}",
         )
     rising = end.early and end.rise > 0
     still = f"; the bound was still rising, by {end.rise:.3g} nats in 200 steps" if rising else ""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
@@ -24,6 +25,7 @@ from pyro_nfvi._train.engine_selection import Chosen
 from pyro_nfvi._train.left_out_particles import LeftOut, left_out
 from pyro_nfvi._train.noise import Noise
 from pyro_nfvi._train.nonfinite import locate_nonfinite
+from pyro_nfvi._train.paired_plateau import PairedPlateau
 from pyro_nfvi._train.progress import SILENT, Bar, Progress, StepInfo
 from pyro_nfvi._train.recipe import TRAINING
 from pyro_nfvi._train.resume import course_of, state_of
@@ -46,6 +48,7 @@ class LoopOptions:
         first: What the objective takes for the number of the first step.
         average: Average the states of the decay.
         convergence: Numbers of the test for a flat bound.
+        paired: The test on common mini-batches, in place of that of the losses; or None.
     """
 
     stop: bool = True
@@ -54,6 +57,7 @@ class LoopOptions:
     first: int = 0
     average: bool = False
     convergence: ConvergenceRecipe = CONVERGENCE
+    paired: PairedPlateau | None = None
 
 
 class Loop:
@@ -90,14 +94,16 @@ class Loop:
         self._stepper = Stepper(engine, task.params, task.optimizer)
         self._states = SavedStates(task, self._stepper)
         self._rates = GroupRates(task.optimizer)
+        rows = {name: torch.arange(count) for name, (_, count) in task.log_joint.subsampled.items()}
         self._noise = Noise(
-            task.guide.density(), task.log_joint, task.num_particles, task.generator
+            task.guide.density(rows), task.log_joint, task.num_particles, task.generator
         )
         self._convergence = ConvergenceTest.of(
             stop=options.stop,
             average=options.average,
             changing=task.objective.settled - options.first,
             recipe=options.convergence,
+            paired=options.paired,
         )
         self._pace = math.inf  # seconds that a step takes
         self._resumed = 0  # steps of earlier calls
@@ -251,6 +257,8 @@ class Loop:
 
     def _look_at_bound(self) -> None:
         """Keep the present state, go back, or let the rate go down, as the bound says."""
+        if self.options.paired is not None:
+            self._stepper.pull()  # it scores the present state
         course, outcome = self.course, self._convergence.look(self.course)
         step = course.history.step
         if outcome.average:
@@ -278,11 +286,12 @@ class Loop:
             whole_limit=self._budget.limit,
             converged=history.converged,
             decay_step=None if schedule.decay is None else schedule.decay[0],
-            rise=self._convergence.plateau.rise,
+            rise=self._convergence.rise,
             early=self.options.stop,
             forecast=self._convergence.forecast(self.course),
             left_out=self.left_out(),
             recipe=self.options.convergence,
+            paired=self.options.paired is not None,
         )
 
     def _write_checkpoint(self) -> None:

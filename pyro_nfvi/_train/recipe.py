@@ -57,5 +57,21 @@ class EngineRecipe:
     perturbation: float = 0.02
 
 
+@dataclass(frozen=True)
+class PairedRecipe:
+    """Numbers of the test for a flat bound under mini-batches."""
+
+    #: Steps between two looks.
+    span: int = 200
+    #: Batches of a look.
+    batches: int = 16
+    #: Standard errors above its estimate at which a rise has to be small.
+    errors: float = 2.0
+    #: Nats of rise that are not worth more steps: at least, and for each row of a plate.
+    tolerance: float = 0.01
+    row_tolerance: float = 2e-4
+
+
 TRAINING = TrainingRecipe()
+PAIRED = PairedRecipe()
 ENGINE = EngineRecipe()

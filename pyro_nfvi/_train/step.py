@@ -66,7 +66,8 @@ class EagerStep:
         bound, num_bad = 0.0, 0
         for part in eps.split(self.rows(len(eps))):
             with fit_pass(self.guide):
-                estimate = objective(self.guide.density(), log_density, part, self.model_params)
+                density = self.guide.density(streams)
+                estimate = objective(density, log_density, part, self.model_params)
             share = len(part) / len(eps)
             bound += share * float(estimate.bound)
             num_bad += int(estimate.num_bad)

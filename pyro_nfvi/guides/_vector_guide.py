@@ -250,8 +250,12 @@ class VectorGuide(AutoContinuous):
                 "with the model's arguments, or run a step of SVI."
             )
 
-    def density(self) -> FlowDensity:
-        """Return the density of the unconstrained vector, for one call."""
+    def density(self, rows: Mapping[str, Tensor] | None = None) -> FlowDensity:
+        """Return the density of the unconstrained vector, for one call.
+
+        Args:
+            rows: Rows of plates that a mini-batch has; this guide's vector is the same in all.
+        """
         return FlowDensity(self.transport(), self._noise())
 
     def get_base_dist(self) -> Distribution:
