@@ -42,10 +42,13 @@ class Program:
     Attributes:
         graph: The graph.
         params: The leaves that train, live; the model's own come last.
-        eps: Example noise ``(P, D)``.
+        eps: Example noise ``(P, D)``, of one block.
         streams: Inputs of every step beside the noise, examples by name: subsample indices.
         consts: Tensors that stay the same during a fit: data, masks, buffers. Their values are
             never part of generated code, so that two fits of one shape share it.
+        blocks: Blocks of P particles in a step. The graph is evaluated for each, and gradients and
+            bounds are averaged, weighted by the particles that count; so fits with different
+            numbers of particles share compiled code. More than one is for compiled code alone.
     """
 
     graph: GraphModule
@@ -53,6 +56,7 @@ class Program:
     eps: Tensor
     streams: Mapping[str, Tensor] = field(default_factory=dict)
     consts: tuple[Tensor, ...] = ()
+    blocks: int = 1
 
     def __call__(
         self, eps: Tensor, streams: Mapping[str, Tensor]

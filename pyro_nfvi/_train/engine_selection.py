@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from pyro_nfvi._train.step_comparison import After, difference
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import EngineWarning, OptionError
+from pyro_nfvi.objectives._objective import Objective
 
 #: What ``engine=`` takes.
 ENGINES = ("auto", "compiled", "eager")
@@ -130,6 +131,12 @@ def _refused(engine: str, error: Unsupported) -> OptionError:
     return OptionError(
         f"engine={engine!r} cannot run this fit: {error}. engine='auto' takes what can."
     )
+
+
+def unit_particles(objective: Objective, count: int) -> int:
+    """Return how many of ``count`` particles a unit of the flow alone evaluates at once."""
+    rows = ENGINE.unit_particles
+    return rows if objective.additive and count % rows == 0 else count
 
 
 def choose(
@@ -309,16 +316,19 @@ class _Builder:
         step, count = self.step, len(self._eps)
         if step.rows(count) < count:
             raise Unsupported("the model is so large that its particles are run in parts")
-        return capture(
+        apart = self._target is not None and self._target.address
+        rows = unit_particles(step.objective, count) if apart else count
+        program = capture(
             step.guide,
             step.log_joint,
             step.objective,
             step.params,
             len(step.model_params),
-            self._eps,
+            self._eps[:rows],
             self._streams,
             self._target,
         )
+        return replace(program, blocks=count // rows)
 
     def _inputs(self, count: int) -> tuple[Tensor, TensorDict]:
         """Noise and indices of a step outside of the fit, from a seed of their own."""

@@ -49,6 +49,10 @@ class EngineRecipe:
     #: one unit with the flow. Apart, a step takes as long within 5 % where the model is small, and
     #: up to 0.8 ns more for each number where it is large; a compile takes 0.5 s and more.
     fused_numbers: float = 5e8
+    #: Particles of a step that a unit of the flow alone evaluates at once, if there are more and
+    #: they fill such blocks: fits with as many, or with several times as many, share it. It fills
+    #: vectors, and its values fit into a cache.
+    unit_particles: int = 64
     #: Runs of the model for one row, without gradient, in whose time its log joint is captured:
     #: about a hundred for models of a hundred to a thousand operations.
     capture_runs: int = 100

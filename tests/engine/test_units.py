@@ -26,6 +26,8 @@ from pyro_nfvi._engine.native.compiler import CompilerFault, find_compiler
 from pyro_nfvi._engine.program import Unsupported
 from pyro_nfvi._optim.torch_optimizers import LBFGS, Adam
 from pyro_nfvi._random import stream
+from pyro_nfvi._train.engine_selection import unit_particles
+from pyro_nfvi.objectives._make_objective import make_objective
 
 
 def _has_compiler() -> bool:
@@ -241,6 +243,42 @@ def test_same_bits_with_a_cold_and_with_a_warm_cache(tmp_path, monkeypatch):
     cold, warm = fit(hierarchy, max_steps=200), fit(hierarchy, max_steps=200)
     assert torch.equal(cold.losses, warm.losses)
     assert torch.equal(cold.draws.z, warm.draws.z)
+
+
+def scarred(x, y):
+    w = pyro.sample("w", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+    pyro.factor("edge", (1.2 - w[..., 0]).sqrt())  # NaN for one in nine of the first draws
+
+
+@needs_compiler
+def test_a_second_number_of_particles_compiles_no_flow(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = compiled_units(monkeypatch)
+    for count in (64, 192):
+        assert "(native)" in fit(regression, num_particles=count).engine_reason
+    units = ["nfvi_step", "nfvi_run"]
+    assert asked == [(name, found) for found in (False, True) for name in units]
+
+
+@needs_compiler
+@pytest.mark.parametrize("objective", ["path", "total"])
+@pytest.mark.parametrize("model", [batches, scarred])
+def test_particles_in_blocks_are_those_of_one_step(model, objective, monkeypatch):
+    asked = compiled_units(monkeypatch)
+    options = {"num_particles": 128, "objective": objective}
+    mine, eager = (fit(model, engine=engine, **options) for engine in ("compiled", "eager"))
+    assert [name for name, _ in asked] == ["nfvi_step", "nfvi_run"]
+    assert torch.allclose(mine.losses, eager.losses, rtol=2e-3, atol=2e-3)
+    mine, eager = (
+        torch.cat([p.flatten() for p in one.guide.parameters()]) for one in (mine, eager)
+    )
+    assert torch.allclose(mine, eager, rtol=2e-3, atol=2e-3)
+
+
+def test_an_objective_of_all_particles_is_not_taken_in_blocks():
+    assert unit_particles(make_objective("path"), 256) == 64
+    assert unit_particles(make_objective("path"), 96) == 96
+    assert unit_particles(make_objective("iw"), 256) == 256
 
 
 # ------------------------------------------------------------------------- in the background

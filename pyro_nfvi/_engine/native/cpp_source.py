@@ -59,7 +59,7 @@ _RULES = (
 #: Loops of a step at most: a compiler takes some 6 ms for each, so that these take 72 s.
 _MAX_LOOPS = 12_000
 #: Characters of a function, about, at which the next one begins: compilers slow down on long ones.
-_FUNCTION_LENGTH = 12_000
+_FUNCTION_LENGTH = 4_000
 
 
 @dataclass(frozen=True)

@@ -115,10 +115,16 @@ def _scatter_loop(
     read: list[BufVal] = [values]
     text = _written(place, read)
     where = _written(values.at(index), [])
-    # Axes that enter as they are hit different places each: they may run in vectors, innermost.
+    # Axes that enter as they are hit different places each: they may run in vectors, innermost. One
+    # inside an index too does if the index moves by whole lengths of the axis.
     apart = [d for d, n in enumerate(shape) if n != 1 and place.coefficient(f"j{d}")]
-    mixed = {name for a, _ in place.terms if not isinstance(a, str) for name in _variables(a)}
-    apart = [d for d in apart if f"j{d}" not in mixed]
+    inside = [(step, _variables(a)) for a, step in place.terms if not isinstance(a, str)]
+
+    def misses(d: int) -> bool:
+        length = place.coefficient(f"j{d}") * shape[d]
+        return all(step % length == 0 for step, names in inside if f"j{d}" in names)
+
+    apart = [d for d in apart if misses(d)]
     best = min(apart, key=lambda d: place.coefficient(f"j{d}"), default=None)
     order = [d for d, n in enumerate(shape) if n != 1 and d != best]
     order += [] if best is None else [best]

@@ -49,9 +49,9 @@ class Lowering:
     Args:
         graph: A functional graph with the meta values of every node.
         constants: Values of the nodes that are known when the code is generated.
-        rows: Length of the first axis of what is computed for each particle. Such values lie in
-            memory with that axis innermost if it fills vectors: loops over it have no remainder,
-            and matrix products read weights as they are.
+        rows: Length of the axis of what is computed for each particle, wherever it stands. Such
+            values lie in memory with that axis innermost if it fills vectors: loops over it have
+            no remainder and read nothing at a stride, and matrix products read weights as they are.
         masked: Parameters that hold zeros where a mask leaves them out.
         without_rule: Makes the value of a node for which there is no rule; None refuses it.
 
@@ -106,7 +106,9 @@ class Lowering:
             shape = tuple(meta.shape)
             given = BufVal(buffer, shape, contiguous(shape), 0, self.pool)
             self.values[n] = given
-            if shape and self._strides(shape, buffer.ctype) != given.strides and n.users:
+            # What has the length of the particles elsewhere is a weight, as a rule.
+            noise = shape and shape[0] == self._rows and n.users
+            if noise and self._strides(shape, buffer.ctype) != given.strides:
                 turned = self.realize(LazyVal(shape, buffer.ctype, given.load))
                 key = turned.buffer, turned.shape, turned.strides, turned.offset
                 self._packed[key] = given
@@ -289,9 +291,12 @@ class Lowering:
 
     def _strides(self, shape: Shape, kind: str) -> Shape:
         rows, width = self._rows, {"float": 4, "double": 8}.get(kind, 4)
-        if rows is None or len(shape) < 2 or shape[0] != rows or rows * width % 32 or rows < 8:
+        if rows is None or len(shape) < 2 or rows not in shape or rows * width % 32 or rows < 8:
             return contiguous(shape)
-        return (1, *(rows * step for step in contiguous(shape[1:])))
+        axis = shape.index(rows)
+        rest = list(contiguous((*shape[:axis], *shape[axis + 1 :])))
+        rest.insert(axis, 0)
+        return tuple(1 if d == axis else rows * step for d, step in enumerate(rest))
 
     def result(self) -> BufVal:
         """Return memory for the node at hand: where an output goes, or fresh."""

@@ -134,7 +134,8 @@ def step_code(program: Program, optimizer_spec: OptimizerSpec, *, eager: bool = 
     # Where weights decay, what a mask hides moves too.
     still = not any(o.get("weight_decay") or not o.get("eps", 1) for o in optimizer_spec.options)
     amsgrad = any(options.get("amsgrad") for options in optimizer_spec.options)
-    outer = kind in ("Adam", "AdamW") and not amsgrad
+    # A column and a row cannot be summed over blocks.
+    outer = kind in ("Adam", "AdamW") and not amsgrad and program.blocks == 1
     masked = find_masked(graph, known, len(program.params), outer=outer) if still else []
     source = generate(graph, known, program.eps.shape[0], masked, eager=eager)
     real = ctype(program.params[0].dtype)
@@ -241,7 +242,8 @@ class NativeRunner:
         self._outer_array = (OuterStruct * max(1, len(self._outer)))(*self._outer)
         flat = [end for stretch in stretches for end in stretch]
         self._stretches = (ctypes.c_int64 * len(flat))(*flat)
-        self._flat = aligned(5 * place, dtype).view(5, place)
+        rows = 5 if program.blocks == 1 else 6
+        self._flat = aligned(rows * place, dtype).view(rows, place)
         self._flat.zero_()
 
     def _used(self, k: int, group: int, size: int) -> list[tuple[int, int]]:
@@ -299,7 +301,7 @@ class NativeRunner:
             *rows,
             len(self._stretches) // 2,
             len(self._spec.options),
-            program.eps.shape[0],
+            program.blocks * program.eps.shape[0],
             ctypes.addressof(self._stretches),
             self._spec.clip,
             ctypes.addressof(self._groups),
@@ -314,6 +316,8 @@ class NativeRunner:
             ctypes.addressof(self._outer_array),
             ctypes.cast(self._library.nfvi_step, ctypes.c_void_p),
             int(self._bound.dtype == torch.float64),
+            program.blocks,
+            self._flat[-1].data_ptr(),
         )
 
     # --------------------------------------------------------------------------- the runner
@@ -322,13 +326,16 @@ class NativeRunner:
         """Take up to n steps; see :class:`pyro_nfvi._engine.program.Runner`."""
         program, n = self._program, len(eps)
         given = [eps, *(streams[name] for name in program.streams)]
-        examples = [program.eps, *program.streams.values()]
+        particles, *rest = program.eps.shape
+        shapes = [(program.blocks * particles, *rest)]
+        shapes += [tuple(x.shape) for x in program.streams.values()]
+        kinds = [x.dtype for x in (program.eps, *program.streams.values())]
         held = []
-        for tensor, example in zip(given, examples):
-            if tensor.shape != (n, *example.shape) or tensor.dtype != example.dtype:
+        for tensor, shape, kind in zip(given, shapes, kinds):
+            if tensor.shape != (n, *shape) or tensor.dtype != kind:
                 raise Unsupported(
                     f"an input of shape {tuple(tensor.shape)} and {tensor.dtype} where the step "
-                    f"was built for {tuple(example.shape)} of {example.dtype}"
+                    f"was built for {shape} of {kind}"
                 )
             held.append(tensor.detach().contiguous())
         rates = rates.to(torch.float64).reshape(n, len(self._spec.options)).contiguous()

@@ -18,23 +18,36 @@ def _scan(sign: str, start: str) -> Rule:
             other = low.new(source.shape, kind)
             low.store(other, source.load)
             source = other
-        made = low.new(source.shape, kind)
+        made = low.fresh(source.shape, kind)
         if not prod(source.shape):
             return made
         rank = len(source.shape)
         dim = dim % max(1, rank)
+        others = [d for d in range(rank) if d != dim]
+        # An axis that is dense in both runs in vectors, innermost.
+        dense = (d for d in others if source.strides[d] == made.strides[d] == 1)
+        inner = next((d for d in dense if source.shape[d] > 1), None)
         loops, first, second = [], [], []
-        for d in range(rank):
-            if d != dim:
+        for d in others:
+            if d != inner:
                 loops.append(f"for(int64_t j{d}=0;j{d}<{source.shape[d]};j{d}++) ")
-                first.append(f"j{d}*{source.strides[d]}")
-                second.append(f"j{d}*{made.strides[d]}")
+                first.append(f"+j{d}*{source.strides[d]}")
+                second.append(f"+j{d}*{made.strides[d]}")
         n = source.shape[dim] if rank else 1
         step, to = (source.strides[dim], made.strides[dim]) if rank else (0, 0)
+        if inner is None:
+            body = (
+                f"{kind} a={start};for(int64_t k=0;k<{n};k++){{a=a{sign}p[k*{step}];q[k*{to}]=a;}}"
+            )
+        else:
+            along = f"\n#pragma omp simd\nfor(int64_t j=0;j<{source.shape[inner]};j++) "
+            body = (
+                f"{along}q[j]={start}{sign}p[j];for(int64_t k=1;k<{n};k++){{"
+                f"{along}q[k*{to}+j]=q[(k-1)*{to}+j]{sign}p[k*{step}+j];}}"
+            )
         low.call(
-            f"{''.join(loops)}{{const {kind}* p={source.pointer}{''.join('+' + f for f in first)};"
-            f"{kind}* q={made.pointer}{''.join('+' + s for s in second)}; {kind} a={start};"
-            f"for(int64_t k=0;k<{n};k++){{a=a{sign}p[k*{step}];q[k*{to}]=a;}}}}",
+            f"{''.join(loops)}{{const {kind}* p={source.pointer}{''.join(first)};"
+            f"{kind}* q={made.pointer}{''.join(second)};{body}}}",
             [source],
             [made],
         )

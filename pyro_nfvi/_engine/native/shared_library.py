@@ -81,6 +81,8 @@ class FitStruct(ctypes.Structure):
         ("outer", _P),
         ("step", _P),
         ("wide", _I),
+        ("blocks", _I),
+        ("sum", _P),
     ]
 
 

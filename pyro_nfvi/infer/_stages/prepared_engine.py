@@ -11,6 +11,7 @@ from pyro_nfvi._engine.program import OptimizerSpec, Unsupported
 from pyro_nfvi._optim.learning_rate import default_rate
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._train.engine_faults import attempt
+from pyro_nfvi._train.engine_selection import unit_particles
 from pyro_nfvi._train.optimizer import make_optimizer
 from pyro_nfvi._train.recipe import ENGINE, TRAINING
 from pyro_nfvi._typing import TensorPair
@@ -78,9 +79,10 @@ def _prepare(problem: Problem, options: Options, formula: str) -> None:
     from pyro_nfvi._engine.target_call import TargetCall
 
     log_joint, objective = problem.log_joint, options.objective
-    like, count = problem.latent.init_loc, options.num_particles
+    like = problem.latent.init_loc
+    rows = unit_particles(objective, options.num_particles)
     outer = "whitened" if options.automatic else options.outer
-    sizes = (len(like), count, *log_joint.subsampled.items())
+    sizes = (len(like), rows, *log_joint.subsampled.items())
     about = (formula, outer, repr(sizes), str(like.dtype), repr(objective), torch.__version__)
     mark = Cache.key("prepared", *about, find_compiler().identity)
     if like.device.type != "cpu" or is_marked(mark):
@@ -105,6 +107,6 @@ def _prepare(problem: Problem, options: Options, formula: str) -> None:
     streams = log_joint.draw_subsample(source) | numbers
     # The address is no part of the source, but there has to be one.
     target = TargetCall(nothing, tuple(log_joint.subsampled), address=1)
-    eps = guide.density().sample_base(count)
+    eps = guide.density().sample_base(rows)
     program = capture(guide, log_joint, objective, params, 0, eps, streams, target)
     begin_native(program, OptimizerSpec.of(optimizer, program.params, TRAINING.clip_norm), mark)

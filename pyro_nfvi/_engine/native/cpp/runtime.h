@@ -33,6 +33,8 @@ struct Fit {
   const Outer* outer;
   void (*step)(Ctx*);    // the unit of the step
   int64_t wide;          // 1 where the bound is a double, 0 where it is a float
+  int64_t blocks;        // of particles, for each of which the unit is called
+  void* sum;             // flat vector, where gradients of blocks are summed
 };
 
 // The numbers of a group, without the holes of masked weights.
@@ -321,17 +323,61 @@ struct Flush {
 #endif
 };
 
+// Calls the unit for step s of a block of steps; returns bound and count of bad particles.
+static double evaluate(Fit* f, const void* const* from, int64_t s, int64_t b, int64_t* bad) {
+  for (int64_t k = 0; k < f->streams; k++)
+    f->cx->in[f->first_stream + k] =
+        (const char*)from[k] + (k == 0 ? s * f->blocks + b : s) * f->stride[k];
+  f->step(f->cx);
+  *bad = *f->bad;
+  return f->wide ? *(const double*)f->bound : (double)*(const float*)f->bound;
+}
+
+// The same for several blocks of particles: means over all that count, as of one block.
+template <class T>
+static double evaluate_blocks(Fit* f, const void* const* from, int64_t s, int64_t* bad) {
+  const int64_t size = f->particles / f->blocks;
+  T *grad = (T*)f->grd, *sum = (T*)f->sum;
+  double bound = 0, count = 0;
+  *bad = 0;
+  for (int64_t b = 0; b < f->blocks; b++) {
+    int64_t wrong;
+    const double value = evaluate(f, from, s, b, &wrong);
+    const double good = (double)(size - wrong);
+    *bad += wrong;
+    if (good == 0) continue;
+    const bool first = count == 0;
+    const T weight = (T)good;
+    bound += good * value;
+    count += good;
+    for (int64_t q = 0; q < f->stretches; q++) {
+      const int64_t begin = f->at[2 * q], end = f->at[2 * q + 1];
+      if (first) {
+#pragma omp simd
+        for (int64_t i = begin; i < end; i++) sum[i] = weight * grad[i];
+      } else {
+#pragma omp simd
+        for (int64_t i = begin; i < end; i++) sum[i] += weight * grad[i];
+      }
+    }
+  }
+  const T share = (T)(1 / count);  // infinite where none counts: such a step is refused
+  for (int64_t q = 0; q < f->stretches; q++) {
+    const int64_t begin = f->at[2 * q], end = f->at[2 * q + 1];
+#pragma omp simd
+    for (int64_t i = begin; i < end; i++) grad[i] = share * sum[i];
+  }
+  return bound / count;
+}
+
 // Up to n steps; only the last one may be refused.
 template <class T, int KIND, bool OUTER>
 static void run(Fit* f, const void* const* from, const double* rates, int64_t n, double* bounds,
     int64_t* bad, uint8_t* ok) {
   const Flush flush{};
   for (int64_t s = 0; s < n; s++) {
-    for (int64_t k = 0; k < f->streams; k++)
-      f->cx->in[f->first_stream + k] = (const char*)from[k] + s * f->stride[k];
-    f->step(f->cx);
-    bounds[s] = f->wide ? *(const double*)f->bound : (double)*(const float*)f->bound;
-    bad[s] = *f->bad;
+    bounds[s] = f->blocks == 1 ? evaluate(f, from, s, 0, bad + s)
+                               : evaluate_blocks<T>(f, from, s, bad + s);
     // A NaN squared stays one, an overflow of the squares is infinite as in torch.
     const double length = norm<T, OUTER>((T*)f->grd, f);
     const bool fine = 2 * bad[s] <= f->particles && length <= (double)std::numeric_limits<T>::max();
