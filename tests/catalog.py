@@ -33,6 +33,8 @@ from pyro_nfvi.flows import (
 )
 from pyro_nfvi.flows._autoregressive import iaf, maf
 from pyro_nfvi.flows._base import Inverse
+from pyro_nfvi.flows._block_arrow import ArrowBlock, ArrowFactor, BlockArrow
+from pyro_nfvi.flows._block_arrow_affine import BlockArrowAffine
 from pyro_nfvi.flows._planar import PlanarChain
 from pyro_nfvi.flows._tail_transform import TailTransformer
 from pyro_nfvi.flows._transformers import ReLUTransformer, ShiftTransformer
@@ -53,6 +55,27 @@ _RK4 = {
     )
 }
 _MOVES = "a permutation moves the coordinates from the start"
+
+
+def arrow_factor(dim: int) -> ArrowFactor:
+    """A matrix of one global, two rows of one number, and a row of two below the second."""
+    last = torch.arange(dim).flip(0)  # not in order, so that places are gathered
+    zero, blocks = torch.zeros(2, dtype=torch.long), [ArrowBlock(last[:1, None])]
+    if dim > 1:
+        blocks.append(ArrowBlock(last[1:3, None], ((0, zero[: dim - 1]),)))
+    if dim > 3:
+        blocks.append(ArrowBlock(last[None, 3:], ((0, zero[:1]), (1, zero[:1] + 1))))
+    factor = ArrowFactor.diagonal(BlockArrow.tree(blocks), 1 + torch.arange(dim) / 3.0)
+    trils = tuple((tril + 0.25).tril() for tril in factor.trils)
+    weights = tuple(tuple(weight - 0.5 for weight in mine) for mine in factor.weights)
+    return ArrowFactor(factor.arrow, trils, weights)
+
+
+def whitened_arrow(dim: int) -> WhitenedAffine:
+    """A whitened map that holds a block arrow."""
+    flow = WhitenedAffine(torch.zeros(dim), 1.0, rank=1)
+    flow.set_arrow(torch.arange(dim) / 2.0, arrow_factor(dim))
+    return flow
 
 
 @dataclass(frozen=True)
@@ -157,6 +180,16 @@ FLOWS: dict[str, Case] = {
     ),
     "whitened_low_rank": Case(
         lambda d, c: WhitenedAffine(torch.arange(d) / 2.0, 1.5, rank=2),
+        context=False,
+        exempt={"identity": "its fixed part belongs to whoever builds it"},
+    ),
+    "block_arrow_affine": Case(
+        lambda d, c: BlockArrowAffine(torch.arange(d) / 2.0, arrow_factor(d)),
+        context=False,
+        exempt={"identity": "its numbers belong to whoever builds it"},
+    ),
+    "whitened_arrow": Case(
+        lambda d, c: whitened_arrow(d),
         context=False,
         exempt={"identity": "its fixed part belongs to whoever builds it"},
     ),

@@ -91,6 +91,66 @@ class LowRankRecipe:
 
 
 @dataclass(frozen=True)
+class BlockArrowRecipe:
+    """A Gaussian over globals and rows of plates."""
+
+    #: Newton steps of each start before they are compared.
+    race_steps: int = 8
+    #: The first of these move rows alone, with the globals where they are: a scale of rows that
+    #: are not yet near their data would follow them to zero.
+    settling_steps: int = 2
+    #: Most Newton steps of the best start after that.
+    last_steps: int = 22
+    #: Most lengths of a step that globals go on after it, with rows following; the number doubles
+    #: from 1 where that raised the bound and halves where it did not.
+    most_stride: float = 32.0
+    #: Draws at which curvature and slope are measured in a step, in mirrored pairs.
+    draws: int = 8
+    #: Rows of the density in one call for that, at least those of one product.
+    rows: int = 64
+    #: Most coordinates that are globals, each of which costs a product.
+    most_globals: int = 128
+    #: Distance of the two points of a difference of scores, in sds.
+    difference: float = 0.05
+    #: Factor from one size of a step that is tried to the next.
+    shrinkage: float = 0.4
+    #: Smallest size.
+    least_size: float = 1e-4
+    #: Draws on which they are compared.
+    compared_draws: int = 16
+    #: Rise of the bound in nats, beyond its noise, below which steps end.
+    least_gain: float = 0.01
+    #: Such steps one after the other, at which they end.
+    patience: int = 3
+    #: Smallest curvature that a step believes, in units of the Gaussian's own: a direction gets
+    #: at most four times as wide in one step.
+    least_curvature: float = 0.0625
+    #: Times that a start gets narrower because the density cannot be evaluated around it, ...
+    retreats: int = 6
+    #: ... and the factor.
+    retreat: float = 0.3
+    #: Steps that average over draws at the end.
+    averaged_steps: int = 16
+    #: Draws of each of them.
+    averaged_draws: int = 16
+    #: The size of the first of them is one over this: all weigh the same, and the start as much
+    #: as two of them.
+    averaged_from: int = 3
+    #: Draws on which the Gaussians before and after these steps are compared.
+    judged_draws: int = 1024
+    #: Gap in nats, by the variance of log weights, below which nothing is left to average.
+    exact: float = 1e-4
+    #: Draws at which it is checked that rows do not interact.
+    checked_draws: int = 4
+    #: Sets of rows of each block that are moved for that: a pair is parted by half of them.
+    checked_subsets: int = 6
+    #: Change of another row's score, relative to that of a moved one, that counts.
+    interaction: float = 1e-3
+    #: Change that rounding explains, in units of the last place of a score.
+    rounding: float = 64.0
+
+
+@dataclass(frozen=True)
 class MixtureWeightsRecipe:
     """Weights of a mixture of given components."""
 
@@ -337,6 +397,7 @@ BATCH_AND_MATCH = BatchAndMatchRecipe()
 NATURAL_GRADIENT = NaturalGradientRecipe()
 MULTISTART = MultistartRecipe()
 LOW_RANK = LowRankRecipe()
+BLOCK_ARROW = BlockArrowRecipe()
 MIXTURE_WEIGHTS = MixtureWeightsRecipe()
 MODE_ASCENT = ModeAscentRecipe()
 PATHS = PathRecipe()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Mapping
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
 from pyro_nfvi._typing import Contexts, Image, ImageAndScore, Points
+from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._affine import Affine, DiagonalAffine, LowerTriangular
 from pyro_nfvi.flows._base import Flow
+from pyro_nfvi.flows._block_arrow import ArrowFactor
+from pyro_nfvi.flows._block_arrow_affine import BlockArrowAffine
 from pyro_nfvi.flows._low_rank_affine import LowRankAffine
+
+#: What holds the given numbers.
+FixedAffine: TypeAlias = Affine | LowRankAffine | BlockArrowAffine
 
 
 @final
@@ -21,7 +28,9 @@ class WhitenedAffine(Flow):
 
     :math:`\mu` and S are trained, m and L given, so that a step of an optimiser does the same
     whatever the units and correlations of y. Both are triangular, or, for many coordinates, S is
-    diagonal and L diagonal with a few directions (:class:`LowRankAffine`).
+    diagonal and L diagonal with a few directions (:class:`LowRankAffine`), or a block arrow
+    (:class:`~pyro_nfvi.flows._block_arrow_affine.BlockArrowAffine`) once :meth:`set_arrow` was
+    called, and after the state of such a map was loaded.
 
     Args:
         loc: m, ``(D,)``.
@@ -48,7 +57,7 @@ class WhitenedAffine(Flow):
         dim = len(loc)
         super().__init__(dim)
         trained: LowerTriangular | DiagonalAffine
-        fixed: Affine | LowRankAffine
+        fixed: FixedAffine
         if rank is None:
             tril = scale * torch.eye(dim, dtype=loc.dtype, device=loc.device)
             trained = LowerTriangular(dim)
@@ -57,6 +66,7 @@ class WhitenedAffine(Flow):
             trained = DiagonalAffine(dim)
             across, none = loc.new_zeros(dim, rank), loc.new_zeros(rank)
             fixed = LowRankAffine(loc.clone(), torch.full_like(loc, scale), across, none)
+        self._rank = 0 if rank is None else rank
         # Under the names that states of fits and Pyro's param store have had from the start.
         self.flows = nn.ModuleList([trained, fixed])
 
@@ -68,10 +78,10 @@ class WhitenedAffine(Flow):
         return found
 
     @property
-    def fixed(self) -> Affine | LowRankAffine:
+    def fixed(self) -> FixedAffine:
         """The outer map, whose numbers are buffers."""
         found = self.flows[1]
-        assert isinstance(found, Affine | LowRankAffine)
+        assert isinstance(found, Affine | LowRankAffine | BlockArrowAffine)
         return found
 
     @torch.no_grad()
@@ -82,15 +92,46 @@ class WhitenedAffine(Flow):
             loc: m, ``(D,)``.
             factor: L ``(D, D)``, or its diagonal ``(D,)`` for a map with directions.
         """
-        trained, fixed = self.trained, self.fixed
-        start = type(trained)(trained.dim).state_dict()
-        trained.load_state_dict({name: value.to(loc) for name, value in start.items()})
+        self._reset()
+        if isinstance(self.fixed, BlockArrowAffine):
+            self._hold_directions()
+        fixed = self.fixed
         if isinstance(fixed, LowRankAffine):
             fixed.set_affine(loc, factor)
             return
+        assert isinstance(fixed, Affine)
         assert fixed.scale_tril is not None
         fixed.loc.copy_(loc)
         fixed.scale_tril.copy_(factor)
+
+    def _reset(self) -> None:
+        """Set the trained map back to the identity."""
+        trained = self.trained
+        start, like = type(trained)(trained.dim).state_dict(), next(trained.parameters())
+        trained.load_state_dict({name: value.to(like) for name, value in start.items()})
+
+    def _hold_directions(self) -> None:
+        """Put a map with directions in the place of a block arrow."""
+        like, rank = self.fixed.loc, self._rank
+        across, none = like.new_zeros(self.dim, rank), like.new_zeros(rank)
+        self.flows[1] = LowRankAffine(like.clone(), torch.ones_like(like), across, none)
+
+    @torch.no_grad()
+    def set_arrow(self, loc: Tensor, factor: ArrowFactor) -> None:
+        """Set the fixed map to a block arrow, and the trained one back to the identity.
+
+        Args:
+            loc: m, ``(D,)``.
+            factor: L.
+
+        Raises:
+            OptionError: The trained map is triangular, which needs no arrow.
+        """
+        if isinstance(self.trained, LowerTriangular):
+            raise OptionError("set_arrow is for maps with a rank; call set_fixed(loc, factor).")
+        self._reset()
+        like = self.fixed.loc
+        self.flows[1] = BlockArrowAffine(loc.to(like), factor.to(like))
 
     @torch.no_grad()
     def set_directions(
@@ -109,6 +150,22 @@ class WhitenedAffine(Flow):
             trained.set_affine(loc, torch.diag(scale))
         else:
             trained.set_affine(loc, scale)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Hold the kind of fixed map whose numbers come, before they are copied."""
+        head = f"{prefix}flows.1."
+        state = {
+            name.removeprefix(head): value
+            for name, value in state_dict.items()
+            if name.startswith(head)
+        }
+        if "positions_0" in state:
+            self.flows[1] = BlockArrowAffine.from_state(state, self.fixed.loc)
+        elif isinstance(self.fixed, BlockArrowAffine):
+            self._hold_directions()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, _ = self.enter(x, context)
