@@ -57,7 +57,7 @@ def test_a_nested_gaussian_is_exact_after_a_few_steps():
     arrow = find_arrow(target, start, start + 0.1, rows, generator=noise())
     assert [block.rows for block in arrow.blocks] == [1, 20, 60]
     before = target.num_rows
-    found = fit_block_arrow(target, [(start + 5.0, start + 0.1)], arrow, generator=noise())
+    found = fit_block_arrow(target, [(start + 5.0, start + 1.0)], arrow, generator=noise())
     hessian = torch.func.hessian(lambda z: log_density(z[None])[0])(found.loc)
     covariance = torch.linalg.inv(-hessian)
     torch.testing.assert_close(found.factor.variances, covariance.diagonal())
