@@ -63,8 +63,8 @@ def test_a_nested_gaussian_is_exact_after_a_few_steps():
     torch.testing.assert_close(found.factor.variances, covariance.diagonal())
     assert float(target(found.loc[None])[1].abs().max()) < 1e-8
     assert found.bound_se < 1e-9
-    # Two steps of the rows, two of all (a width grows four times at most), and draws for bounds.
-    assert target.num_rows - before < 4 * 8 * (1 + arrow.num_probes) + 300 + 1024
+    # A handful of steps, since a width grows four times at most in one, and draws for bounds.
+    assert target.num_rows - before < 6 * 8 * (1 + arrow.num_probes) + 400 + 1024
     z = found.points(torch.randn(3, 142, generator=noise(), dtype=torch.float64))
     evidence = log_density(z) - found.log_prob(z)
     torch.testing.assert_close(evidence, torch.full_like(evidence, found.bound))
