@@ -35,6 +35,8 @@ from pyro_nfvi.infer._target import Target
 if TYPE_CHECKING:
     from pyro_nfvi import vae as vae
     from pyro_nfvi._engine.cache import clear_cache
+    from pyro_nfvi._map_fits.map_fits import map_fits
+    from pyro_nfvi._map_fits.spec import FitSpec
     from pyro_nfvi._show_versions import show_versions
     from pyro_nfvi.arviz._to_arviz import to_arviz
     from pyro_nfvi.calibration._vsbc import vsbc
@@ -50,10 +52,12 @@ __all__ = [
     "AutoSpline",
     "AutoSylvester",
     "Fit",
+    "FitSpec",
     "FlowDensity",
     "Target",
     "clear_cache",
     "load",
+    "map_fits",
     "show_versions",
     "to_arviz",
     "vsbc",
@@ -61,6 +65,8 @@ __all__ = [
 
 #: Names that are imported when they are first used, so that importing the package stays quick.
 _LAZY = {
+    "FitSpec": "pyro_nfvi._map_fits.spec",
+    "map_fits": "pyro_nfvi._map_fits.map_fits",
     "clear_cache": "pyro_nfvi._engine.cache",
     "show_versions": "pyro_nfvi._show_versions",
     "to_arviz": "pyro_nfvi.arviz._to_arviz",

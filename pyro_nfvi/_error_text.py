@@ -63,6 +63,17 @@ def describe_error(error: BaseException) -> str:
     return f"{kind}{place}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the class of an exception and the first line of its text, whole.
+
+    Example:
+        >>> first_line(ValueError("bad rate." + chr(10) + "more"))
+        'ValueError: bad rate.'
+    """
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else describe_error(error)
+
+
 def place_of(error: BaseException) -> str:
     """Name the user's function, file and line that raised, as ``" in model (x.py, line 3)"``."""
     return _place(list(_frames(error)))

@@ -34,6 +34,7 @@ STOREYS = {
         "_model_lock",
         "_operators",
         "_parent",
+        "_processes",
         "_random",
         "_stopwatch",
         "_timing",
@@ -49,7 +50,7 @@ STOREYS = {
     3: {"_gaussian_vi", "_mcmc", "diagnostics", "distributions", "objectives", "testing"},
     4: {"_engine", "_pyro_model", "_train", "guides"},
     5: {"infer"},
-    6: {"_show_versions", "arviz", "calibration", "plots", "vae"},
+    6: {"_map_fits", "_show_versions", "arviz", "calibration", "plots", "vae"},
     7: {"__init__"},
 }
 STOREY_OF = {name: storey for storey, names in STOREYS.items() for name in names}
@@ -68,8 +69,8 @@ WITH_PYRO = {"opt_einsum"}
 OPTIONAL = {
     "arviz": {"arviz"},
     "arviz_stats": {"arviz"},  # ArviZ 1 has its tables of LOO there
-    "cloudpickle": {"calibration"},
-    "loky": {"calibration"},
+    "cloudpickle": {"_processes"},
+    "loky": {"_processes"},
     "matplotlib": {"plots", "vae"},
     "platformdirs": {"_engine"},
     "sklearn": {"vae"},

@@ -18,6 +18,7 @@ PAGES = [
     pytest.param("docs/arviz.md", marks=pytest.mark.slow),
     "docs/extending.md",
     pytest.param("docs/getting_started.md", marks=pytest.mark.slow),
+    pytest.param("docs/many_fits.md", marks=pytest.mark.slow),
     pytest.param("docs/trust.md", marks=pytest.mark.slow),
     "docs/vae.md",
 ]

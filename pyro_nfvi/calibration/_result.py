@@ -118,7 +118,7 @@ class VSBC:
         level: Largest chance of a false alarm, over all numbers together.
         reweighted: Whether draws were weighted.
         interrupted: Whether Ctrl-C came.
-        num_workers: Processes that ran the fits.
+        num_workers: Processes that ran the fits; 0 where an executor had them.
         seed: Seed of all.
         seconds: Time of all.
         note: Why the fits ran in one process, if they did against the request.
@@ -219,12 +219,16 @@ class VSBC:
             text += f", {len(self.failed)} failed"
         return text + (", interrupted" if self.interrupted else "")
 
+    def _place(self) -> str:
+        if not self.num_workers:
+            return "an executor"
+        return f"{self.num_workers} process{'es' if self.num_workers > 1 else ''}"
+
     def _notes(self) -> list[str]:
         kinds = Counter(fit.verdict for fit in self.fits if not fit.error)
         each = ", ".join(f"{count} {word!r}" for word, count in kinds.most_common())
         lines = [
-            f"{self._counts()}, in {self.seconds:.1f} s over {self.num_workers} "
-            f"process{'es' if self.num_workers > 1 else ''}"
+            f"{self._counts()}, in {self.seconds:.1f} s over {self._place()}"
             f"{'; draws reweighted' if self.reweighted else ''}: {self.verdict}",
             f"verdicts of the single fits: {each or 'none'}",
             *self._errors(),

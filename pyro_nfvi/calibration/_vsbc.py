@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
+import os
 import time
-import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
+from pyro_nfvi._map_fits.job import Job, JobResult
+from pyro_nfvi._map_fits.results_folder import ResultsFolder
+from pyro_nfvi._map_fits.run_jobs import run_jobs
+from pyro_nfvi._map_fits.spec import FitSpec, check_options
+from pyro_nfvi._processes.loky_workers import cores
+from pyro_nfvi._processes.tasks import Executor, check_executor, refuse_inside
 from pyro_nfvi._random import fold_in, fresh_seed, stream
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._validation import seed_number, whole
 from pyro_nfvi.calibration._result import VSBC, SimulatedFit, stacked
 from pyro_nfvi.calibration._simulation import Simulation, Simulator
-from pyro_nfvi.calibration._worker_processes import Died, Pool, cores, refuse_in_worker
 from pyro_nfvi.errors import ModelError, OptionError
-from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._nfvi import NFVI
-
-#: Options of NFVI that belong to a single fit.
-_OWN = ("seed", "progress", "callbacks", "checkpoint", "checkpoint_every", "resume")
 
 
 class _Stream(IntEnum):
@@ -46,6 +45,8 @@ def vsbc(
     sites: Sequence[str] | None = None,
     reweighted: bool = False,
     level: float = 0.01,
+    executor: Executor | None = None,
+    folder: str | os.PathLike[str] | None = None,
     num_workers: int | None = None,
     seed: int | None = None,
     progress: bool = True,
@@ -79,6 +80,10 @@ def vsbc(
             sites among them.
         reweighted: Take p under smoothed importance weights: whether they repair the fits.
         level: Largest chance of a false alarm over all numbers and both tests (Bonferroni).
+        executor: Where the fits run, as for :func:`pyro_nfvi.map_fits`; None is processes of this
+            machine.
+        folder: Where results are kept, as for :func:`pyro_nfvi.map_fits`: with a seed, a second
+            call computes only what is missing, such as further simulations.
         num_workers: Processes; as many as there are cores by default. The model may stand anywhere:
             in a module, a script, a notebook or a function. Where it cannot be sent to other
             processes (it holds an open file or a lock), the fits run in this one, which ``.note``
@@ -97,6 +102,7 @@ def vsbc(
             site whose ``obs`` stays fixed, subsampling, trained parameters), a simulation is not
             finite, or every fit failed. Also where a model that is being calibrated calls this.
         OptionError: An option that cannot be used.
+        FileError: The folder cannot be written to.
 
     Cost:
         ``num_simulations`` fits, divided over the workers, some seconds to start these.
@@ -120,9 +126,12 @@ def vsbc(
         >>> found.p["mu"].shape, found.failed  # a verdict takes 20 or more
         (torch.Size([4]), ())
     """
-    refuse_in_worker()
+    refuse_inside("vsbc")
     begin = time.monotonic()
-    _check(args, num_simulations, level, num_workers, seed, options)
+    _check(args, num_simulations, level, num_workers, seed)
+    check_options(options)
+    check_executor(executor)
+    home = None if folder is None else ResultsFolder.open(folder)
     NFVI(model, **options)  # checks its own options before any work is done
     base = fresh_seed() if seed is None else seed
     simulator = Simulator(model, args, {} if kwargs is None else kwargs, observed)
@@ -134,25 +143,34 @@ def vsbc(
         _Task(index, one, {name: simulation.truth[name] for name in names}, simulation.data)
         for index, (one, simulation) in enumerate(zip(seeds, drawn))
     ]
-    workers = min(num_simulations, cores() if num_workers is None else num_workers)
-    pool = Pool(_fit_one, (simulator, options, reweighted), workers)
-    done, interrupted = _gather(pool, tasks, progress=progress)
-    fits = tuple(done[index][0] for index in sorted(done))
+    if num_workers is None and executor is None:
+        num_workers = cores()
+    done = run_jobs(
+        [_job(simulator, task, options, reweighted=reweighted) for task in tasks],
+        executor,
+        home,
+        num_workers,
+        keyed=home is not None,
+        title="VSBC",
+        progress=progress,
+    )
+    results, interrupted = done.results, done.interrupted
+    fits = tuple(_simulated(tasks[index], results[index]) for index in sorted(results))
     if fits and all(fit.error for fit in fits) and not interrupted:
         raise ModelError(f"All {len(fits)} fits failed. The first: {fits[0].error}")
-    good = [index for index in sorted(done) if not done[index][0].error]
+    good = [index for index in sorted(results) if not results[index].error]
     return VSBC(
-        stacked([done[index][1] for index in good]),
+        stacked([results[index].measured for index in good]),
         stacked([tasks[index].truth for index in good]),
         fits,
         num_simulations,
         level,
         reweighted,
         interrupted,
-        pool.num_workers,
+        done.num_workers,
         base,
         time.monotonic() - begin,
-        pool.note,
+        done.note,
     )
 
 
@@ -166,72 +184,37 @@ class _Task:
     data: TensorDict
 
 
-def _gather(
-    pool: Pool, tasks: Sequence[_Task], *, progress: bool
-) -> tuple[dict[int, tuple[SimulatedFit, TensorDict]], bool]:
-    """Run the tasks; return what each came to, and whether Ctrl-C ended it early."""
-    done: dict[int, tuple[SimulatedFit, TensorDict]] = {}
-    bar = tqdm(total=len(tasks), desc="VSBC", unit="fit", disable=not progress)
-    failed = 0
-    try:
-        with bar, closing(_results(pool, tasks)) as results:
-            for number, (record, p) in results:
-                done[number] = record, p
-                failed += bool(record.error)
-                if failed:
-                    bar.set_postfix_str(f"{failed} failed", refresh=False)
-                bar.update()
-    except KeyboardInterrupt:
-        return done, True
-    return done, False
+def _job(simulator: Simulator, task: _Task, options: Mapping[str, Any], *, reweighted: bool) -> Job:
+    """Describe the fit to one data set, of which the probabilities come back."""
+    spec = FitSpec(
+        simulator.condition(task.data),
+        simulator.args,
+        simulator.kwargs,
+        options,
+        fold_in(task.seed, _Stream.FIT),
+    )
+    measure = partial(_probabilities, task=task, reweighted=reweighted)
+    return Job(spec, measure, keep_fit=False)
 
 
-def _results(
-    pool: Pool, tasks: Sequence[_Task]
-) -> Generator[tuple[int, tuple[SimulatedFit, TensorDict]], None, None]:
-    with closing(pool.run(tasks)) as answers:
-        for number, answer in answers:
-            if isinstance(answer, Died):
-                error = f"its process ended with code {answer.code}: killed, or out of memory"
-                answer = SimulatedFit(number, tasks[number].seed, error=error), {}
-            yield number, answer
-
-
-def _fit_one(
-    shared: tuple[Simulator, dict[str, Any], bool], task: _Task
-) -> tuple[SimulatedFit, TensorDict]:
-    """Fit one data set; what goes wrong comes back in words."""
-    simulator, options, reweighted = shared
-    begin = time.monotonic()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            fit = NFVI(
-                simulator.condition(task.data),
-                seed=fold_in(task.seed, _Stream.FIT),
-                progress=False,
-                **options,
-            ).run(*simulator.args, **simulator.kwargs)
-            if fit.why_stopped == "interrupted":
-                raise KeyboardInterrupt
-            p = _probabilities(fit, task, reweighted=reweighted)
-        except Exception as error:
-            said = str(error).splitlines()[0] if str(error) else ""
-            text = f"{type(error).__name__}: {said}"
-            seconds = time.monotonic() - begin
-            return SimulatedFit(task.index, task.seed, error=text, seconds=seconds), {}
-    record = SimulatedFit(
+def _simulated(task: _Task, result: JobResult) -> SimulatedFit:
+    record = result.record
+    if result.error:
+        return SimulatedFit(
+            task.index, task.seed, error=result.error, seconds=record.seconds,
+            warnings=record.warnings,
+        )  # fmt: skip
+    return SimulatedFit(
         task.index,
         task.seed,
-        str(fit.verdict),
-        fit.khat,
-        fit.elbo,
-        len(fit.losses),
-        str(fit.why_stopped),
-        time.monotonic() - begin,
-        warnings=tuple(sorted({one.category.__name__ for one in caught})),
+        record.verdict,
+        record.khat,
+        record.elbo,
+        record.steps,
+        record.why_stopped,
+        record.seconds,
+        warnings=record.warnings,
     )
-    return record, p
 
 
 def _probabilities(fit: Fit, task: _Task, *, reweighted: bool) -> TensorDict:
@@ -291,14 +274,7 @@ def _check_finite(drawn: Sequence[Simulation]) -> None:
                 )
 
 
-def _check(
-    args: Any,
-    num_simulations: Any,
-    level: Any,
-    num_workers: Any,
-    seed: Any,
-    options: Mapping[str, Any],
-) -> None:
+def _check(args: Any, num_simulations: Any, level: Any, num_workers: Any, seed: Any) -> None:
     if not isinstance(args, tuple):
         raise OptionError(
             f"args is a tuple of the model's arguments, as in (y,); got {type(args).__name__}."
@@ -309,14 +285,3 @@ def _check(
     if isinstance(level, bool) or not isinstance(level, float) or not 0 < level < 1:
         raise OptionError(f"level is a number between 0 and 1; got {level!r}.")
     seed_number(seed)
-    own = [name for name in options if name in _OWN]
-    if own:
-        raise OptionError(f"{own[0]} belongs to a single fit and cannot be given for all of them.")
-    unknown = [name for name in options if name not in inspect.signature(NFVI).parameters]
-    if unknown:
-        raise OptionError(f"NFVI has no option {unknown[0]!r}.")
-    if isinstance(options.get("guide"), AutoFlow):
-        raise OptionError(
-            "guide is one guide, which every fit would go on training. Give its formula, a flow, "
-            "or a callable from the model to a guide, such as AutoPlanar."
-        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -19,9 +18,9 @@ from pyro import poutine
 
 import pyro_nfvi as nfvi
 from pyro_nfvi import AutoFlow
-from pyro_nfvi.calibration import _worker_processes as worker_processes
+from pyro_nfvi._map_fits import run_jobs
+from pyro_nfvi._processes.tasks import TaskRun
 from pyro_nfvi.calibration._simulation import Simulator
-from pyro_nfvi.calibration._worker_processes import Died, Pool
 from pyro_nfvi.errors import ModelError, OptionError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,14 +153,17 @@ def test_a_model_that_cannot_be_sent_runs_here_and_says_so():
 
 
 def test_ctrl_c_returns_what_is_done(monkeypatch):
-    fit_one = MODULE._fit_one
+    do_job, jobs = run_jobs.do_job, []
 
-    def until_the_third(shared, task):
-        if task.index == 2:
+    def until_the_third(job):
+        jobs.append(job)
+        if len(jobs) == 3:
             raise KeyboardInterrupt
-        return fit_one(shared, task)
+        return do_job(job)
 
-    monkeypatch.setattr(MODULE, "_fit_one", until_the_third)
+    # Without a copy, which would count for itself.
+    monkeypatch.setattr(TaskRun, "_payload", lambda *_: None)
+    monkeypatch.setattr(run_jobs, "do_job", until_the_third)
     found = run(num_simulations=5)
     assert found.interrupted
     assert len(found.fits) == len(found.p["mu"]) == 2
@@ -181,12 +183,6 @@ def test_ctrl_c_inside_of_a_fit_drops_that_one(monkeypatch):
     assert str(found.summary())
 
 
-def doubled(shared, number):
-    if number == 1:
-        os._exit(9)
-    return shared * number
-
-
 @pytest.mark.slow
 def test_workers_give_the_same_numbers():
     one, two = (run(num_simulations=4, num_workers=workers) for workers in (1, 2))
@@ -196,37 +192,21 @@ def test_workers_give_the_same_numbers():
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_told_and_replaced():
-    pool = Pool(doubled, 2, 2)
-    found = dict(pool.run([0, 1, 2, 3, 4]))
-    assert found.pop(1) == Died(9)
-    assert found == {0: 0, 2: 4, 3: 6, 4: 8}
-    assert pool.note == ""
+def test_a_folder_keeps_what_is_done(tmp_path):
+    first = run(num_simulations=2, folder=tmp_path)
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(kept) == 2
+    more = run(num_simulations=3, folder=tmp_path)
+    assert torch.equal(more.p["mu"][:2], first.p["mu"])
+    now = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(now) == 3
+    assert kept.items() <= now.items()
 
 
-@pytest.mark.slow
-def test_closures_run_in_workers_on_one_thread_each():
-    factor = 3
-    pool = Pool(lambda shared, n: (shared * factor * n, os.getpid(), torch.get_num_threads()), 2, 2)
-    found = dict(pool.run([0, 1, 2]))
-    assert [found[n][0] for n in range(3)] == [0, 6, 12]
-    assert {one[2] for one in found.values()} == {1}
-    assert os.getpid() not in {one[1] for one in found.values()}
-    assert pool.note == ""
-
-
-def test_a_model_that_calls_vsbc_itself_is_refused(monkeypatch, tmp_path):
-    state = (torch.float32, True)
-    path = tmp_path / "shared"
-    path.write_bytes(pickle.dumps((conjugate, None, state)))
-    threads = torch.get_num_threads()
-    worker_processes._prepare(str(path))  # as a worker does
-    try:
-        with pytest.raises(ModelError, match="another vsbc fits. Call it outside"):
-            run()
-    finally:
-        worker_processes._prepared.cache_clear()
-        torch.set_num_threads(threads)
+def test_a_model_that_calls_vsbc_itself_is_refused():
+    ((_, outcome),) = TaskRun(lambda _: run()).run([0])
+    assert "vsbc was called by a model that is being fitted" in outcome.error
+    assert "Call it outside of the model" in outcome.error
 
 
 SCRIPT = """

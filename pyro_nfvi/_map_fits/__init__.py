@@ -1,0 +1,1 @@
+"""Many fits: specifications, their files, and tables of results."""

@@ -1,0 +1,1 @@
+"""Work over several processes: tasks over executors, and the processes of torchrun."""
