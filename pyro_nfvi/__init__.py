@@ -19,6 +19,7 @@ from pyro_nfvi._version import __version__ as __version__
 from pyro_nfvi.distributions import FlowDensity
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
+from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
 from pyro_nfvi.guides._named import (
     AutoCoupling,
     AutoIAF,
@@ -48,6 +49,7 @@ __all__ = [
     "AutoIAF",
     "AutoMixture",
     "AutoPlanar",
+    "AutoPlateFlow",
     "AutoRadial",
     "AutoSpline",
     "AutoSylvester",

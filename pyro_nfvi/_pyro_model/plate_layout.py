@@ -12,6 +12,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_nfvi._pyro_model.latent_space import LatentSite, LatentSpace
+from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._plate_flow import PlateBlock
 
@@ -148,6 +149,7 @@ class PlateLayout:
         sizes: The number of rows of each plate in the vector.
         full_sizes: The number of all its rows.
         rows: The rows that the vector has, for plates of which it has not all.
+        anew: Plates whose rows are of other data.
 
     Example:
         >>> import pyro, torch
@@ -170,6 +172,7 @@ class PlateLayout:
     sizes: Mapping[str, int]
     full_sizes: Mapping[str, int]
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+    anew: frozenset[str] = frozenset()
     _sized: dict[tuple[int, ...], PlateLayout] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -188,16 +191,27 @@ class PlateLayout:
         """Return the block of this name."""
         return next(block for block in self.blocks if block.name == name)
 
-    def at(self, rows: Mapping[str, Tensor]) -> PlateLayout:
+    def at(
+        self,
+        rows: Mapping[str, Tensor],
+        *,
+        weighted: bool = True,
+        anew: frozenset[str] = frozenset(),
+    ) -> PlateLayout:
         """Return the layout of the vector that holds only these rows of these plates.
 
         Args:
             rows: For each plate of which not all rows are taken, their numbers ``(B,)``.
+            weighted: Let a row count N / B times, as a part of a mini-batch; else once.
+            anew: Plates whose rows are of other data than these, and so are no rows of tables.
 
         Raises:
             OptionError: An unknown plate, or rows that are no numbers from 0 to N - 1.
         """
-        chosen = {plate: self._checked(plate, index) for plate, index in rows.items()}
+        chosen = {
+            plate: index if plate in anew else self._checked(plate, index)
+            for plate, index in rows.items()
+        }
         if not chosen:
             return self
         sizes = {plate: len(chosen.get(plate, range(n))) for plate, n in self.sizes.items()}
@@ -214,42 +228,47 @@ class PlateLayout:
             )
             self._sized[key] = PlateLayout(space, blocks, sizes, self.sizes)
         found = self._sized[key]
-        blocks = tuple(replace(b, rows=self._table_rows(b, chosen, sizes)) for b in found.blocks)
-        index = self.index(chosen)
+        blocks = tuple(
+            replace(
+                block,
+                rows=self._table_rows(block, chosen, sizes),
+                weight=block.weight if weighted else 1.0,
+            )
+            for block in found.blocks
+        )
+        index = self.index({plate: i % self.sizes[plate] for plate, i in chosen.items()})
         init_loc = self.space.init_loc[index.to(self.space.init_loc.device)]
         return replace(
-            found, space=LatentSpace(found.space.records, init_loc), blocks=blocks, rows=chosen
+            found,
+            space=LatentSpace(found.space.records, init_loc),
+            blocks=blocks,
+            rows=chosen,
+            anew=anew,
         )
 
     def index(self, rows: Mapping[str, Tensor]) -> Tensor:
         """Places in this vector of the coordinates of some rows, in their vector's order."""
         return torch.cat([_gathered(site, rows) for site in self.space.records])
 
-    def closure(self, name: str, rows: Tensor) -> tuple[PlateBlock, ...]:
-        """Return a small vector for some rows of one block, each with a copy of its parents.
+    def value_index(self, rows: Mapping[str, Tensor]) -> TensorDict:
+        """Places of some rows in each site's constrained values, flat, by name."""
+        return {
+            site.name: _gathered(replace(site, unconstrained_shape=site.shape, start=0), rows)
+            for site in self.space.records
+        }
 
-        For what is asked row by row: the copies of a parent's row stand for the same numbers.
+    def part(self, block: PlateBlock, vector: Tensor) -> Tensor:
+        """Cut a block ``(*b, R, d)`` out of a vector ``(*b, D)``."""
+        return vector[..., block.positions.to(vector.device)]
 
-        Args:
-            name: The block.
-            rows: Its rows ``(m,)``.
-        """
-        block = self.block(name)
-        found, start = list[PlateBlock](), 0
-        for other in (*(self.block(parent) for parent in block.parents), block):
-            taken = rows if other is block else block.parents[other.name][rows]
-            stop = start + len(rows) * other.width
-            parents = {parent: torch.arange(len(rows)) for parent in other.parents}
-            found.append(
-                replace(
-                    other,
-                    positions=torch.arange(start, stop).reshape(len(rows), other.width),
-                    parents=parents,
-                    rows=taken,
-                )
-            )
-            start = stop
-        return tuple(found)
+    def cells(self, block: PlateBlock) -> dict[str, Tensor]:
+        """Return the place of each row of a block among the vector's rows of each of its plates."""
+        found, stride = dict[str, Tensor](), 1
+        number = torch.arange(block.num_rows)
+        for plate in reversed(block.plates):
+            found[plate] = number // stride % self.sizes[plate]
+            stride *= self.sizes[plate]
+        return found
 
     def _checked(self, plate: str, index: Tensor) -> Tensor:
         if plate not in self.sizes:

@@ -221,8 +221,8 @@ class PlateFlow(Flow):
         positions: Tensor = getattr(self, f"positions_{i}")
         return x[..., positions]
 
-    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """Put blocks ``(*b, R, d)`` together to a vector."""
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Put parts of the blocks, ``(*b, R, d)`` each, together to a vector."""
         return torch.cat([part.flatten(-2) for part in parts], -1)[..., self.order]
 
     def _parents(self, i: int) -> list[tuple[int, Tensor | None]]:
@@ -247,16 +247,30 @@ class PlateFlow(Flow):
             parts.append(code.expand(*batch, -1, -1))
         return torch.cat(parts, -1)
 
-    def forward(self, x: Points, context: Contexts | None = None) -> Image:
-        x, _ = self.enter(x, context)
-        total, images = x.new_zeros(x.shape[:-1]), list[Tensor]()
-        for i, block in enumerate(self.blocks):
+    def forward_by_rows(self, x: Points) -> tuple[Tensor, list[Tensor]]:
+        """Map ``x`` to y and to the log-determinant of each row, ``(*b, R)`` for each block.
+
+        These do not count by the blocks' weights.
+        """
+        x, _ = self.enter(x, None)
+        images, ladjs = list[Tensor](), list[Tensor]()
+        for i in range(len(self.blocks)):
             y = self._part(x, i)
             if str(i) in self.flows:
                 y, ladj = self.flows[str(i)](y, self._context(i, images))
-                total = total + block.weight * ladj.sum(-1)
+            else:
+                ladj = y.new_zeros(y.shape[:-1])
             images.append(y)
-        return self._joined(images), total
+            ladjs.append(ladj)
+        return self.join(images), ladjs
+
+    def forward(self, x: Points, context: Contexts | None = None) -> Image:
+        x, _ = self.enter(x, context)
+        y, ladjs = self.forward_by_rows(x)
+        total = x.new_zeros(x.shape[:-1])
+        for block, ladj in zip(self.blocks, ladjs):
+            total = total + block.weight * ladj.sum(-1)
+        return y, total
 
     def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, _ = self.enter(y, context)
@@ -268,7 +282,7 @@ class PlateFlow(Flow):
                 x, ladj = flow.inverse(x, self._context(i, images[:i]))
                 total = total + block.weight * ladj.sum(-1)
             parts.append(x)
-        return self._joined(parts), total
+        return self.join(parts), total
 
     def forward_with_score(
         self, x: Points, score: Points, context: Contexts | None = None
@@ -291,7 +305,7 @@ class PlateFlow(Flow):
                 self._add_to_parents(i, flow, part.detach(), given.detach(), pushed, scores)
             images.append(y)
             scores.append(pushed)
-        return self._joined(images), total, self._joined(scores)
+        return self.join(images), total, self.join(scores)
 
     @torch.no_grad()
     def _add_to_parents(

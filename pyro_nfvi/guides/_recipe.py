@@ -24,6 +24,8 @@ class GuideRecipe:
     depth: int = 4
     #: Items of a collection that are looked at: data given as a long list cost no time.
     items: int = 100
+    #: Numbers in which a plate's rows may differ beside location and scale.
+    code_dim: int = 4
     #: Forms of arguments after which the structure of the model is no longer checked.
     most_forms: int = 16
     #: Calls of one form after which it is no longer checked.

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 
-from pyro_nfvi._pyro_model.latent_space import LatentSpace, whole_value
+from pyro_nfvi._pyro_model.latent_space import LatentSite, LatentSpace, whole_value
 from pyro_nfvi.guides._recipe import GUIDES
 
 
@@ -33,13 +33,16 @@ def signature(value: Any, depth: int = GUIDES.depth) -> Hashable:
 
 
 def changed_structure(
-    space: LatentSpace, trace: Trace, hidden: Callable[[Any], bool] | None = None
+    space: LatentSpace,
+    trace: Trace,
+    hidden: Callable[[Any], bool] | None = None,
+    free: frozenset[str] = frozenset(),
 ) -> str | None:
     """Say in words how a new trace of the model no longer fits the guide, or return None.
 
     Sites that the guide does not know are no change: they are observations that were left out,
     as in prediction. With ``hidden`` (whether a site is none of the guide's), which goes with the
-    arguments of the set-up, they are one.
+    arguments of the set-up, they are one. Plates that are ``free`` may have other numbers of rows.
     """
     for name, site in space.sites.items():
         node = trace.nodes.get(name)
@@ -48,13 +51,25 @@ def changed_structure(
         if node["is_observed"]:
             return f"the latent site {name!r} is now observed"
         shape = tuple(whole_value(node).shape)
-        if shape != site.shape:
+        if not _fits(shape, site, free):
             return f"the latent site {name!r} has shape {shape}, not {site.shape}"
     if hidden is not None:
         for name, node in trace.nodes.items():
             if node["type"] == "sample" and name not in space.sites and not hidden(node):
                 return f"the latent site {name!r} is new"
     return None
+
+
+def _fits(shape: tuple[int, ...], site: LatentSite, free: frozenset[str]) -> bool:
+    """Tell whether a value has the shape of a site, up to the rows of free plates."""
+    rows = {
+        len(site.batch_shape) + frame.dim
+        for frame in site.cond_indep_stack
+        if frame.dim is not None and frame.name in free
+    }
+    if len(shape) != len(site.shape):
+        return False
+    return all(i in rows or n == m for i, (n, m) in enumerate(zip(shape, site.shape)))
 
 
 class StructureWatch:
@@ -80,6 +95,7 @@ class StructureWatch:
         hidden: Callable[[Any], bool],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
+        free: frozenset[str] = frozenset(),
     ) -> str | None:
         """Count a call; where it is time, run the model and compare."""
         key = signature((args, kwargs))
@@ -100,7 +116,7 @@ class StructureWatch:
             # shows where it is run in earnest.
             self._calls[key] = calls
             return None
-        found = changed_structure(space, trace, hidden if key == self._first else None)
+        found = changed_structure(space, trace, hidden if key == self._first else None, free)
         if found is None:
             # Counted only where nothing is wrong, so that the error comes again.
             self._calls[key] = calls

@@ -16,6 +16,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.guides import AutoGuide, prototype_hide_fn
 from pyro.infer.autoguide.initialization import init_to_median
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -174,7 +175,7 @@ class VectorGuide(AutoContinuous):
             self._trace_prototype(init, *args, **kwargs)
             for _, site in self.prototype_trace.iter_stochastic_nodes():
                 site["value"] = whole_value(site)
-            self.latent = LatentSpace.from_trace(self.prototype_trace)
+            self.latent = self._space_of(self.prototype_trace)
             return self._infinite() or start_fault(self.model, args, kwargs, self.latent)
 
         kind, fault = find_start(attempt, init_loc_fn)
@@ -192,6 +193,10 @@ class VectorGuide(AutoContinuous):
         }
         self.latent_dim = self.latent.dim
         self._build()
+
+    def _space_of(self, trace: Trace) -> LatentSpace:
+        """Read the latent space from a prototype."""
+        return LatentSpace.from_trace(trace)
 
     def _trace_prototype(self, init_loc_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         def start(site: dict[str, Any]) -> Any:
@@ -230,11 +235,15 @@ class VectorGuide(AutoContinuous):
         reason = f"the initial value of {name!r} is not finite in the unconstrained space"
         return StartFault(name.split("[")[0], reason)
 
+    def _free_plates(self) -> frozenset[str]:
+        """Return the plates that may have other numbers of rows in each call."""
+        return frozenset()
+
     def _check_structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._model is None:
             return
         changed = self._watch.changed(
-            self.model, self.latent, self._prototype_hide_fn, args, kwargs
+            self.model, self.latent, self._prototype_hide_fn, args, kwargs, self._free_plates()
         )
         if changed is not None:
             raise ModelError(

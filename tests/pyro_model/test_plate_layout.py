@@ -102,15 +102,14 @@ def test_all_rows_are_known_from_a_mini_batch():
     assert torch.equal(fit[:, 3], fit[:, 0])
 
 
-def test_rows_alone_have_copies_of_their_parents():
-    layout = layout_of(crossed)
-    blocks = layout.closure("persons/items", torch.tensor([7, 18]))
-    assert [block.name for block in blocks] == ["", "persons", "items", "persons/items"]
-    assert [block.rows.tolist() for block in blocks] == [[0, 0], [1, 4], [3, 2], [7, 18]]
-    assert {name: rows.tolist() for name, rows in blocks[-1].parents.items()} == {
-        "": [0, 1], "persons": [0, 1], "items": [0, 1],
-    }  # fmt: skip
-    assert sum(block.positions.numel() for block in blocks) == 2 * (3 + 4 + 4 + 1)
+def test_the_rows_of_a_block_know_their_places_in_its_plates():
+    layout = layout_of(crossed).at({"persons": torch.tensor([3, 1])})
+    both = layout.block("persons/items")
+    cells = layout.cells(both)
+    assert cells["persons"].tolist() == both.parents["persons"].tolist() == [0] * 4 + [1] * 4
+    assert cells["items"].tolist() == [0, 1, 2, 3] * 2
+    z = torch.randn(2, layout.dim)
+    assert torch.equal(layout.part(both, z)[:, 5, 0], z[:, both.positions[5, 0]])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""Tables of a plate guide: location, scale and code of each row, free or from an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_nfvi._math import bounded_below, softplus_inverse
+from pyro_nfvi.flows._plate_flow import PlateBlock
+from pyro_nfvi.flows._recipe import BOUNDS
+
+
+@dataclass(frozen=True)
+class RowNumbers:
+    """What a block's rows have: location and scale ``(R, d)``, code ``(R, k)`` or None."""
+
+    loc: Tensor
+    scale: Tensor
+    code: Tensor | None
+
+
+class RowTables(nn.Module):
+    r"""Location and scale of each row of each block, and a code for its conditional flow.
+
+    .. math::
+        \mu_r = m_r + A h_r, \qquad \sigma_r = \mathrm{softplus}(s_r + B h_r), \qquad
+        \mathrm{code}_r = (c_r, h_r)
+
+    with free tables m, s and c, one row each, and :math:`h_r` what encoders make of the row's
+    data. A block that is amortised alone has one row in m and s, shared by all, and no c. A, B and
+    c start at 0, so that the guide starts as a diagonal normal.
+
+    Args:
+        blocks: The blocks of all rows.
+        init_loc: Initial location of each block, ``(R, d)``.
+        init_scale: Initial scale.
+        code_dim: Size of the free code of each block's rows; 0 for none.
+        encoding_dim: Size of what encoders give each block's rows; 0 for none.
+        free: Blocks with a free table; the others share one row.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[PlateBlock],
+        init_loc: Mapping[str, Tensor],
+        init_scale: float,
+        code_dim: Mapping[str, int],
+        encoding_dim: Mapping[str, int],
+        free: frozenset[str],
+    ) -> None:
+        super().__init__()
+        self._index = {block.name: i for i, block in enumerate(blocks)}
+        self._free = free
+        self.loc, self.raw_scale = nn.ParameterList(), nn.ParameterList()
+        self.codes, self.heads = nn.ParameterDict(), nn.ModuleDict()
+        for i, block in enumerate(blocks):
+            loc = init_loc[block.name]
+            if block.name not in free:
+                loc = loc.mean(0, keepdim=True)
+            start = softplus_inverse(torch.full_like(loc, init_scale))
+            self.loc.append(nn.Parameter(loc.clone()))
+            self.raw_scale.append(nn.Parameter(start))
+            if code_dim[block.name]:
+                zeros = loc.new_zeros(block.num_rows, code_dim[block.name])
+                self.codes[str(i)] = nn.Parameter(zeros)
+            if encoding_dim[block.name]:
+                head = nn.Linear(encoding_dim[block.name], 2 * block.width).to(loc)
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
+                self.heads[str(i)] = head
+
+    def tables(self) -> list[nn.Parameter]:
+        """Return the parameters that have a row for each row of a plate."""
+        named = [i for name, i in self._index.items() if name in self._free and name]
+        found = [part[i] for part in (self.loc, self.raw_scale) for i in named]
+        return [*found, *self.codes.values()]
+
+    def at(self, block: PlateBlock, encoding: Tensor | None, *, sparse: bool) -> RowNumbers:
+        """Return the numbers of a block's rows.
+
+        Args:
+            block: The block, of all rows or of some.
+            encoding: What encoders make of its rows' data, ``(R, k)``.
+            sparse: Let gradients to the tables be sparse.
+        """
+        i = self._index[block.name]
+        loc, raw = self.loc[i], self.raw_scale[i]
+        if block.name in self._free:
+            loc, raw = (block.of_rows(table, sparse=sparse) for table in (loc, raw))
+        code = None
+        if str(i) in self.codes:
+            code = block.of_rows(self.codes[str(i)], sparse=sparse)
+        if encoding is not None:
+            shift, stretch = self.heads[str(i)](encoding).chunk(2, -1)
+            # A net gives numbers for data that nobody has looked at; tables go where they train.
+            loc, raw = loc + shift, raw + bounded_below(stretch, BOUNDS.lowest_scale)
+            code = encoding if code is None else torch.cat([code, encoding], -1)
+        shape = (block.num_rows, block.width)
+        return RowNumbers(loc.expand(shape), F.softplus(raw).expand(shape), code)
+
+    @torch.no_grad()
+    def set_gaussian(self, name: str, loc: Tensor, scale: Tensor) -> None:
+        """Set location and scale ``(R, d)`` of a block's rows; of a shared row their means."""
+        i = self._index[name]
+        if name not in self._free:
+            loc, scale = loc.mean(0, keepdim=True), scale.log().mean(0, keepdim=True).exp()
+        self.loc[i].copy_(loc)
+        self.raw_scale[i].copy_(softplus_inverse(scale))
