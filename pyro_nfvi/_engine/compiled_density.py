@@ -106,6 +106,7 @@ class CompiledDensity:
     ) -> None:
         watch = Stopwatch() if watch is None else watch
         loc = log_joint.latent.init_loc
+        # Code is of the model and not of a fit: the seed is a constant, and the cache finds it.
         example = log_joint.draw_subsample(stream(0, "density", "subsample", device=loc.device))
         rows = loc.detach().expand(BLOCKS.of(log_joint), -1).clone()
         with watch.part("capture"):
@@ -158,6 +159,7 @@ class CompiledDensity:
             ones would.
         """
         z = self._points
+        # Code is right or wrong whatever the seed of the fit: this one is a constant.
         subsample = self._log_joint.draw_subsample(stream(0, "density", "check", device=z.device))
 
         def eager() -> TensorPair:

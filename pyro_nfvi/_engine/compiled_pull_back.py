@@ -76,6 +76,7 @@ class CompiledPullBack:
                 return -(z.square() + 1).sqrt().sum(-1), -z / (z.square() + 1).sqrt()
 
         like = next(iter(self._params.values()), torch.empty(()))
+        # Code is right or wrong whatever the seed of the fit: this one is a constant.
         noise = torch.randn(
             BLOCKS.rows + 3, self._dim, dtype=like.dtype, generator=stream(0, "pull-back", "check")
         )

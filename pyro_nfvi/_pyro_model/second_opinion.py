@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -33,6 +34,14 @@ from pyro_nfvi._typing import TensorDict
 #: rounding (1e-16, 6e-8); a mistake of scale or plate is a share of 1e-3 or more.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
+#: Errors of a model that is right: those of its numbers at one draw.
+_NUMERICAL = (
+    torch.linalg.LinAlgError,
+    np.linalg.LinAlgError,
+    ArithmeticError,
+    AssertionError,
+)
+
 
 @dataclass(frozen=True)
 class Objection:
@@ -42,7 +51,8 @@ class Objection:
         site: The site at fault; empty where none can be named.
         reason: A sentence without its full stop.
         kind: ``"support"``: a value lies outside of the support of its distribution; ``"raised"``:
-            Pyro raised for another reason, such as an argument that is not allowed;
+            Pyro raised for another reason, such as an argument that is not allowed, or the log
+            joint did;
             ``"differs"``: the numbers are not equal.
     """
 
@@ -79,7 +89,9 @@ def second_opinion(
     support of a distribution (of a base distribution, too) is an error; a distribution made with
     ``validate_args=False`` is not validated. Where discrete sites are summed out the number is
     that of ``TraceEnum_ELBO``. In float64 where the model takes it, else in its own precision.
-    Draws at which the log joint is not finite are no draws of a posterior, and are left out.
+    Draws at which the log joint is not finite, or its numbers fail (a matrix without a factor, an
+    integrator whose steps vanish), are no draws of a posterior, and are left out. Whatever else
+    the log joint raises is an objection.
 
     Args:
         log_joint: The log joint.
@@ -136,8 +148,8 @@ def _compare(
         ours = log_joint(rows, subsample)
         if not log_joint.enumerated:  # else the same again, with draws of the discrete sites
             ours = torch.cat([ours, log_joint.evaluate(rows, subsample).log_p])
-    except Exception:  # a model may raise in any way out there, or where it takes no float64
-        return None
+    except Exception as error:
+        return None if _numerical(error) else _refused(log_joint, values, subsample, error)
     if not bool(torch.isfinite(ours).all()):
         return None
     found = _by_pyro(log_joint, values, subsample)
@@ -158,6 +170,30 @@ def _compare(
     mine = float(ours[0].double() - ladj.double())
     words = f"the log joint is {mine:.6g} here, and {theirs:.6g} by Pyro's trace"
     return Objection(worst, words, "differs")
+
+
+def _refused(
+    log_joint: LogJoint, values: TensorDict, subsample: Mapping[str, Tensor], error: Exception
+) -> Objection:
+    """Object to a draw at which the log joint raised: as Pyro does, or as it alone did."""
+    found = _by_pyro(log_joint, values, subsample)
+    if isinstance(found, Objection):
+        return found
+    words = f"the log joint raised {_words(error)}, and is {found[0]:.6g} by Pyro's trace"
+    return Objection("", words, "raised")
+
+
+def _numerical(error: BaseException | None) -> bool:
+    """Tell whether rounding or an integrator may have led to an error, here or as its cause.
+
+    A matrix without a factor, a division by zero or an overflow; torchdiffeq and the like assert
+    that their steps do not vanish.
+    """
+    while error is not None:
+        if isinstance(error, _NUMERICAL):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _by_pyro(

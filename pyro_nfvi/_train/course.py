@@ -62,7 +62,7 @@ class History:
 
 @dataclass
 class Course:
-    """How far a training has come.
+    """The state of a training beside parameters and noise.
 
     Attributes:
         schedule: Rate and length, and when the decay began.

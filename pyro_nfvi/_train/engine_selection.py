@@ -331,7 +331,7 @@ class _Builder:
         return replace(program, blocks=count // rows)
 
     def _inputs(self, count: int) -> tuple[Tensor, TensorDict]:
-        """Noise and indices of a step outside of the fit, from a seed of their own."""
+        """Noise and indices of a step outside of the fit, by a constant seed."""
         density, log_joint = self.step.guide.density(), self.step.log_joint
         with torch.no_grad(), seeded(0, "engine inputs"):
             objective = self.step.objective
@@ -365,6 +365,7 @@ class _Builder:
             {name: index.unsqueeze(0) for name, index in self._streams.items()},
             torch.tensor([rates], dtype=torch.float64),
         )
+        # An engine is right or wrong whatever the seed of the fit: this one is a constant.
         away = stream(0, "engine check", device=params[0].device)
         with torch.no_grad():
             for param in params:

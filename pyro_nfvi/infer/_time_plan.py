@@ -25,8 +25,12 @@ class TimePlan:
         self.training = whole
         #: Seconds that the model takes for one more draw, where time is limited.
         self.pace = 0.0
-        #: What was not done for lack of time, in words.
-        self.undone: list[str] = []
+        self._undone: tuple[str, ...] = ()
+
+    @property
+    def undone(self) -> tuple[str, ...]:
+        """The parts of the call that were left out for lack of time, in words, each once."""
+        return self._undone
 
     def measure(self, log_joint: LogJoint) -> None:
         """Measure the pace of the model, and reserve time for the evaluation at the end."""
@@ -62,5 +66,5 @@ class TimePlan:
 
     def leave_out(self, what: str) -> None:
         """Note that something was not done for lack of time."""
-        if what not in self.undone:
-            self.undone.append(what)
+        if what not in self._undone:
+            self._undone = (*self._undone, what)

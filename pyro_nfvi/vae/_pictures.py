@@ -19,6 +19,7 @@ from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.plots._style import FIT, GREY, INK, REFERENCE, STYLE, pyplot
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._posterior_picture import plot_posterior
+from pyro_nfvi.vae._recipe import FIGURES
 
 __all__ = [
     "plot_curves",
@@ -84,7 +85,7 @@ def _visible(images: Tensor, span: tuple[float, float]) -> Tensor:
             f"got (N, {', '.join(map(str, shape[1:]))}). Reshape flat images to height and width."
         )
     low, high = span
-    scaled = (images.detach().float().cpu() - low) / max(high - low, 1e-9)
+    scaled = (images.detach().float().cpu() - low) / max(high - low, FIGURES.least_range)
     return scaled.clamp(0, 1)
 
 
@@ -103,9 +104,9 @@ def _show(images: Tensor, columns: int, title: str) -> Any:
     plt = pyplot()
     grid = _mosaic(images, columns)
     with plt.rc_context(STYLE):
-        scale = 7.0 / grid.shape[1]
+        height = max(FIGURES.least_height, FIGURES.width / grid.shape[1] * grid.shape[0])
         figure, axes = plt.subplots(
-            figsize=(7.0, max(1.0, scale * grid.shape[0]) + 0.35), layout="constrained"
+            figsize=(FIGURES.width, height + FIGURES.title), layout="constrained"
         )
         axes.imshow(grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_axis_off()
@@ -245,13 +246,14 @@ def plot_curves(lines: Sequence[dict[str, Any]]) -> Any:
         raise OptionError("There is no line in the log to draw.")
     plt = pyplot()
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.0), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=FIGURES.curves, layout="constrained")
         for part, colour in (("train", REFERENCE), ("valid", FIT)):
             _curve(left, lines, part, "elbo", -1.0, colour)
             _curve(right, lines, part, "kl", 1.0, colour)
         low, high = _heights(lines)
         if low < high:
-            left.set_ylim(low - 0.05 * (high - low) - 0.1, high + 0.1)
+            room = FIGURES.curve_nats
+            left.set_ylim(low - FIGURES.curve_room * (high - low) - room, high + room)
         for axes, name in ((left, "negative ELBO, nats"), (right, "KL divergence, nats")):
             axes.set_xlabel("epoch")
             axes.set_ylabel(name)
@@ -264,7 +266,8 @@ def plot_curves(lines: Sequence[dict[str, Any]]) -> Any:
                 color=GREY, linestyle="--", marker="." if len(weighed) == 1 else None,
             )  # fmt: skip
             beside.set_ylabel("weight of the KL divergence")
-            beside.set_ylim(0, 1.05 * max(1.0, *(line["kl_weight"] for line in weighed)))
+            most = max(1.0, *(line["kl_weight"] for line in weighed))
+            beside.set_ylim(0, (1 + FIGURES.curve_room) * most)
     return figure
 
 
@@ -279,8 +282,8 @@ def _curve(
 
 
 def _heights(lines: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """Lowest of all, and highest of validation after the first tenth; NaN where there is none."""
+    """Lowest of all, and highest of validation after the first lines; NaN where there is none."""
     every = [-line[part]["elbo"] for line in lines for part in ("train", "valid")]
-    late = [-line["valid"]["elbo"] for line in lines[len(lines) // 10 :]]
+    late = [-line["valid"]["elbo"] for line in lines[len(lines) // FIGURES.early_lines :]]
     low = min(filter(math.isfinite, every), default=math.nan)
     return low, max(filter(math.isfinite, late), default=math.nan)

@@ -18,6 +18,7 @@ from pyro_nfvi.errors import OptionError
 from pyro_nfvi.plots._style import FIT, GREY, REFERENCE, STYLE, levels_holding, pyplot
 from pyro_nfvi.vae._memory_tiles import numbers_per_row, rows_at_once
 from pyro_nfvi.vae._model import FlowVAE
+from pyro_nfvi.vae._recipe import FIGURES
 from pyro_nfvi.vae._recipe import POSTERIOR_PICTURE as PICTURE
 
 
@@ -122,7 +123,7 @@ def plot_posterior(
         if value is not None and value < least:
             raise OptionError(f"plot_posterior needs {name} of at least {least}; got {value}.")
     vae.check(x)
-    with evaluation(vae), seeded(0, "vae nets"):
+    with evaluation(vae), seeded(0, "vae nets"):  # one model has one picture
         return _picture(vae, x, y, extent, points, panels)
 
 
@@ -229,7 +230,7 @@ def _negentropy(mass: np.ndarray, window: _Window) -> float:
     up, across = np.meshgrid(places, places, indexing="ij")
     points, weights = np.stack([across.ravel(), up.ravel()]), mass.ravel()
     # A cell has a width of its own: without it a posterior in one cell had no Gaussian.
-    covariance = np.cov(points, aweights=weights, ddof=0) + np.eye(2) * step**2 / 12
+    covariance = np.cov(points, aweights=weights, ddof=0) + np.eye(2) * step**2 / 12  # of a square
     inside = weights[weights > 0]
     entropy = float(-(inside * np.log(inside / step**2)).sum())
     return 0.5 * math.log(np.linalg.det(2 * math.pi * math.e * covariance)) - entropy
@@ -239,7 +240,7 @@ def _finer(mass: np.ndarray, points: int) -> np.ndarray:
     """Interpolate a density on a rough grid; its logarithm is the smoother one."""
     if len(mass) >= points:
         return mass
-    rough = torch.from_numpy(np.log(np.maximum(mass, 1e-30)))[None, None]
+    rough = torch.from_numpy(np.log(np.maximum(mass, FIGURES.no_density)))[None, None]
     fine = F.interpolate(rough, (points, points), mode="bicubic", align_corners=True)
     return torch.softmax(fine.flatten(), 0).reshape(points, points).numpy()
 
@@ -253,20 +254,22 @@ def _draw(
     title: str,
 ) -> Any:
     plt = pyplot()
-    columns = min(len(shown), 4)
+    columns = min(len(shown), FIGURES.panel_columns)
     rows = math.ceil(len(shown) / columns)
-    with plt.rc_context({**STYLE, "xtick.labelsize": 7, "ytick.labelsize": 7}):
+    (width, height), (beside, above) = FIGURES.panel, FIGURES.panel_room
+    ticks, small, large = FIGURES.letters
+    with plt.rc_context({**STYLE, "xtick.labelsize": ticks, "ytick.labelsize": ticks}):
         figure, all_axes = plt.subplots(
-            rows, columns, figsize=(2.1 * columns + 0.3, 2.2 * rows + 0.5), squeeze=False,
-            layout="constrained",
+            rows, columns, figsize=(width * columns + beside, height * rows + above),
+            squeeze=False, layout="constrained",
         )  # fmt: skip
         for axes, i in zip(all_axes.flat, shown, strict=False):
             true = _finer(scene.exact(windows[i], side, i), points)
             _panel(axes, windows[i], true, scene.approximate(windows[i], points, i))
-            axes.set_title(f"image {i}", loc="left", fontsize=8, color=GREY)
+            axes.set_title(f"image {i}", loc="left", fontsize=small, color=GREY)
         for axes in list(all_axes.flat)[len(shown) :]:
             axes.remove()
-        figure.suptitle(title, x=0.02, ha="left", color=GREY, fontsize=9)
+        figure.suptitle(title, x=0.02, ha="left", color=GREY, fontsize=large)
     return figure
 
 
@@ -278,6 +281,8 @@ def _panel(axes: Any, window: _Window, true: np.ndarray, ours: np.ndarray) -> No
         *places, true, [*heights, 1.01 * true.max()],
         colors=["#e4e7ec", "#ccd2da", REFERENCE][-len(heights):],
     )  # fmt: skip
-    axes.contour(*places, ours, levels_holding(ours, PICTURE.masses), colors=FIT, linewidths=1.1)
+    axes.contour(
+        *places, ours, levels_holding(ours, PICTURE.masses), colors=FIT, linewidths=FIGURES.contour
+    )
     axes.set_aspect("equal")
     axes.locator_params(nbins=4)

@@ -109,6 +109,41 @@ class PosteriorPictureRecipe:
 
 
 @dataclass(frozen=True)
+class FigureRecipe:
+    """Sizes of the VAE's figures: lengths in inches, letters in points."""
+
+    #: Width of rows of images, and of a page's text.
+    width: float = 7.0
+    #: Height of a title above them.
+    title: float = 0.35
+    #: Least height of rows of images, which a title needs.
+    least_height: float = 1.0
+    #: Least range of pixel values that is stretched to all greys: below it, an image of one value.
+    least_range: float = 1e-9
+    #: Width and height of the two curves of a training.
+    curves: tuple[float, float] = (7.4, 3.0)
+    #: Room around a curve, as a share of its heights.
+    curve_room: float = 0.05
+    #: The same in nats, where all heights are alike.
+    curve_nats: float = 0.1
+    #: One of so many first lines of a log has no part in the height of the curves: the bound rises
+    #: by thousands of nats there.
+    early_lines: int = 10
+    #: Panels in a row of posteriors.
+    panel_columns: int = 4
+    #: Width and height of a panel, with its axes.
+    panel: tuple[float, float] = (2.1, 2.2)
+    #: Room of a figure beside its panels, and above them.
+    panel_room: tuple[float, float] = (0.3, 0.5)
+    #: Letters at ticks, in a panel's title, and in that of the figure.
+    letters: tuple[int, int, int] = (7, 8, 9)
+    #: Width of a contour, in points.
+    contour: float = 1.1
+    #: Density that counts as none where its logarithm is taken: beyond all contours.
+    no_density: float = 1e-30
+
+
+@dataclass(frozen=True)
 class TrainerRecipe:
     """Numbers of training runs."""
 
@@ -128,4 +163,5 @@ NETWORKS = NetworkRecipe()
 DATA = DataRecipe()
 EVALUATION = EvaluationRecipe()
 POSTERIOR_PICTURE = PosteriorPictureRecipe()
+FIGURES = FigureRecipe()
 TRAINER = TrainerRecipe()

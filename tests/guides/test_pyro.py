@@ -80,14 +80,20 @@ def test_every_parameter_trains_under_jit(guide_class, elbo):
     check_trains(guide_class(mixed), JIT_ELBOS[elbo]())
 
 
-@each_guide
+@pytest.mark.parametrize(
+    "guide_class",
+    [
+        one if name in ("AutoIAF", "AutoPlanar") else pytest.param(one, marks=pytest.mark.slow)
+        for name, one in OURS.items()
+    ],
+)
 def test_elbo_module_with_a_torch_optimiser_two_guides_in_one_process(guide_class):
     for shift in (0.0, 3.0):
         guide = guide_class(linear)
         module = Trace_ELBO(**PARTICLES)(linear, guide)
         module(Y + shift)
         optimiser = torch.optim.Adam(module.parameters(), lr=0.1)
-        for _ in range(150):
+        for _ in range(120):
             optimiser.zero_grad()
             module(Y + shift).backward()
             optimiser.step()
@@ -321,10 +327,10 @@ def test_neutra_keeps_the_joint_density(guide_class, outer):
     torch.testing.assert_close(trace.log_prob_sum(), plain + ladj + slope, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("guide_class", [AutoIAF, AutoPlanar])
+@pytest.mark.parametrize("guide_class", [AutoIAF, pytest.param(AutoPlanar, marks=pytest.mark.slow)])
 def test_neutra_with_nuts(guide_class):
     guide = guide_class(funnel)
-    fit(funnel, guide, steps=150)
+    fit(funnel, guide, steps=100)
     neutra = NeuTraReparam(guide.requires_grad_(False))
     mcmc = MCMC(
         NUTS(neutra.reparam(funnel), max_tree_depth=3),

@@ -43,10 +43,10 @@ Y = torch.tensor([[2.5, -0.5], [1.5, -1.5], [2.0, -1.0], [2.3, -0.7]])
 
 @ours_and(stock())
 def test_01_a_second_guide_in_the_process_trains_too(guide_class):
-    fit(linear, guide_class(linear), Y, lr=0.1, steps=20)
+    fit(linear, guide_class(linear), Y, lr=0.1, steps=5)
     second = guide_class(linear)
     # Other data: a guide whose tensors no optimiser steps would stay where the first one is.
-    fit(linear, second, Y + 4.0, lr=0.1, steps=80)
+    fit(linear, second, Y + 4.0, lr=0.2, steps=40)
     draws = torch.stack([same_noise(second, Y, seed=i)["mean"] for i in range(20)])
     # The fit is short; an untrained guide is 4 off.
     torch.testing.assert_close(draws.mean(0), Y.mean(0) + 4.0, rtol=0, atol=2.0)

@@ -45,9 +45,9 @@ def test_a_poor_fit_is_not_good():
 
 
 def test_what_could_not_be_looked_at_is_said():
-    fit = auto(conjugate, Y, guide="affine", max_steps=200)
+    fit = auto(conjugate, Y, guide="affine", max_steps=30)
     assert not any("would not have been seen" in reason for reason in fit.verdict.reasons)
-    alone = auto(conjugate, Y, guide="affine", max_steps=300, precondition=False)
+    alone = auto(conjugate, Y, guide="affine", max_steps=200, precondition=False)
     assert any("would not have been seen" in reason for reason in alone.verdict.reasons)
 
     def wide():
@@ -55,7 +55,7 @@ def test_what_could_not_be_looked_at_is_said():
         pyro.factor("o", ZERO)  # no data: the density is meant as it stands
 
     # In many latents wide draws say nothing, but what the starts ended in does.
-    fit = auto(wide, guide="affine", max_steps=200)
+    fit = auto(wide, guide="affine", max_steps=30)
     assert fit.verdict == "good"
     outside = find(fit.training.findings, MassOutside)
     assert outside.share < 0.001
@@ -73,7 +73,7 @@ def test_a_mode_that_a_start_found_and_the_fit_lost_is_told():
 
 
 def test_tails_beyond_the_draws_are_seen():
-    light = auto(cauchy, guide="affine", max_steps=600)
+    light = auto(cauchy, guide="affine", max_steps=60)
     outside = mass_outside(light.guide.density(), light.log_joint, light.draws, 0)
     assert outside.share > 0.05
     assert light.verdict != "good"
@@ -93,7 +93,7 @@ def test_a_posterior_without_a_variance_is_not_good(prior):
         pyro.sample("x", prior)
         pyro.factor("nothing", torch.zeros(()))
 
-    fit = auto(model, guide="affine", max_steps=200)
+    fit = auto(model, guide="affine", max_steps=30)
     assert fit.verdict != "good"
     found = find(fit.training.findings, HeavyTails)
     assert found.names == ("x",)
@@ -151,7 +151,7 @@ def test_ctrl_c_while_modes_are_looked_for_is_an_interruption(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
 )
 def test_a_mode_in_a_corner_of_the_prior_is_found(seed):
     # 4 % of the prior's draws are nearer to it than to the one at 0: all miss it once in 50 times.

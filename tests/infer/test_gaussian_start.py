@@ -60,8 +60,8 @@ def test_every_guide_that_is_new_starts_at_the_gaussian(guide):
 
 def test_correlations_and_units_are_found_before_the_flow_trains():
     x, y = hard_data()
-    assert quick(regression, guide="affine", max_steps=400).run(x, y).ess > 1500
-    without = quick(regression, guide="affine", max_steps=400, precondition=False).run(x, y)
+    assert quick(regression, guide="affine", max_steps=300).run(x, y).ess > 1500
+    without = quick(regression, guide="affine", max_steps=300, precondition=False).run(x, y)
     assert not without.ess > 200
 
 
@@ -157,7 +157,7 @@ def test_subsampled_models_and_same_seeds():
             pyro.sample("y", dist.Normal(mu, 2.0), obs=y[index])
 
     y = torch.linspace(-2.0, 4.0, 100)
-    fits = [quick(model, guide="affine", max_steps=300).run(y) for _ in range(2)]
+    fits = [quick(model, guide="affine", max_steps=150).run(y) for _ in range(2)]
     assert torch.equal(fits[0].losses, fits[1].losses)
     mean, sd = posterior(y)
     assert abs(fits[0].summary()["mu"].mean - mean) < sd

@@ -77,7 +77,7 @@ def test_a_density_that_grows_has_no_posterior(model, steps):
 )
 def test_a_flat_direction_is_told(model, names):
     with pytest.warns(ModelWarning, match="does not fall"):
-        fit = quick(model)
+        fit = quick(model, max_steps=100)
     assert sorted(find(fit.training.findings, Improper).names) == names
     assert all(repr(name) in fit.report for name in names)
     assert "proper prior" in fit.report
@@ -120,7 +120,15 @@ def funnel():
 
 
 @pytest.mark.parametrize(
-    "model", [heavy_tails, wide, flat_and_enough_data, cancelled, funnel, eight_schools]
+    "model",
+    [
+        heavy_tails,
+        wide,
+        flat_and_enough_data,
+        cancelled,
+        funnel,
+        pytest.param(eight_schools, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("double", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_no_false_alarm(model, double):
@@ -130,7 +138,7 @@ def test_no_false_alarm(model, double):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            fit = quick(model)
+            fit = quick(model, max_steps=100)
     finally:
         torch.set_default_dtype(default)
     assert find(fit.training.findings, Improper) is None

@@ -177,7 +177,7 @@ def test_an_assignment_is_the_cheapest_of_all():
 
 
 def test_modes_that_are_images_of_each_other_count_once():
-    fit = NFVI(mixture, seed=0, max_steps=300, progress=False).run()
+    fit = NFVI(mixture, seed=0, max_steps=100, progress=False).run()
     found = find(fit.training.findings, Relabelled)
     assert (found.names, found.order, found.modes) == (("weights", "loc"), 24, 1)
     assert found.level is Level.DOUBT

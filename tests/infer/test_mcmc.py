@@ -10,11 +10,11 @@ import torch
 from infer.models import Y, conjugate, eight_schools, posterior
 from scipy.stats import kstest
 
-from pyro_nfvi import NFVI, load, to_arviz
+from pyro_nfvi import NFVI
 from pyro_nfvi._mcmc import transition
 from pyro_nfvi._mcmc.chains import Ending
 from pyro_nfvi.diagnostics._verdict import Cause
-from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError
+from pyro_nfvi.errors import ModelError, OptionError
 from pyro_nfvi.infer._chain_findings import (
     ChainsDisagree,
     CutShort,
@@ -38,7 +38,7 @@ ZERO = torch.tensor(0.0)
 
 
 def fitted(model, *args, guide="affine", **options):
-    chosen = {"max_steps": 100, "seed": 0, "progress": False, "explore": "off"} | options
+    chosen = {"max_steps": 30, "seed": 0, "progress": False, "explore": "off"} | options
     return NFVI(model, guide, **chosen).run(*args)
 
 
@@ -48,23 +48,13 @@ def run():
     return fit, fit.mcmc(num_samples=100, warmup_steps=60, seed=0, progress=False)
 
 
-def test_draws_are_those_of_the_posterior(run):
-    _, found = run
-    mean, sd = posterior(Y)
-    draws = found.get_samples()["mu"]
-    assert draws.shape == (6400,)
-    assert found.get_samples(group_by_chain=True, deterministic=True)["twice"].shape == (64, 100)
-    torch.testing.assert_close(found.get_samples(deterministic=True)["twice"], 2 * draws)
-    # Five standard errors of mean and sd (a false alarm in 1 of a million runs).
+def test_a_good_run_says_so(run):
+    """The laws of its draws are those of all samplers (``test_exact_draws.py``)."""
+    fit, found = run
     assert found.ess > 2000
-    assert abs(draws.mean() - mean) < 5 * sd / found.ess**0.5
-    assert abs(draws.std() / sd - 1) < 5 / found.ess_tail**0.5
-    assert found.rhat < 1.05
     assert found.nested_rhat < 1.01
-    assert found.khat < 0.7
     assert found.verdict == "good"
-    assert "64 chains of 100 draws" in repr(found)
-    assert abs(found.summary()["mu"].mean - float(draws.mean())) < 1e-4
+    assert fit.model is found.kernel.model
 
 
 def test_the_fit_may_be_wrong():
@@ -89,7 +79,7 @@ def test_constrained_sites_are_exact(guide):
         pyro.sample("s", dist.Gamma(torch.tensor(3.0), 2.0))
         pyro.factor("o", ZERO)
 
-    fit = fitted(model, guide=guide, max_steps=60)
+    fit = fitted(model, guide=guide, max_steps=30)
     found = fit.mcmc(num_samples=4, num_chains=800, warmup_steps=80, seed=0, progress=False)
     laws = {
         "p": (found.samples["p"][:, -1, 0], "beta", (2.0, 8.0)),
@@ -99,34 +89,6 @@ def test_constrained_sites_are_exact(guide):
         assert kstest(draws.double().numpy(), law, numbers).pvalue > 1e-6
 
 
-def test_log_p_and_arviz(run):
-    pytest.importorskip("arviz")
-    fit, found = run
-    idata = to_arviz(found)
-    assert idata["posterior"]["mu"].shape == (64, 100)
-    assert idata["log_likelihood"]["y"].shape == (64, 100, len(Y))
-    log_p = torch.as_tensor(idata["sample_stats"]["log_p"].values)
-    torch.testing.assert_close(log_p, found.log_p, atol=1e-3, rtol=1e-4)
-    assert idata["posterior"].attrs["source"] == "HMC"
-    assert {"diverging", "acceptance_rate", "n_steps"} <= set(idata["sample_stats"].data_vars)
-    assert found.predict(seed=0)["y"].shape == (6400, len(Y))
-    assert fit.model is found.kernel.model
-
-
-def test_same_seed_same_draws_and_nothing_of_the_process_changes():
-    fit = fitted(conjugate, Y, max_steps=20)
-    before = torch.get_rng_state()
-    one, two, other = (
-        fit.mcmc(num_samples=10, warmup_steps=10, num_chains=8, seed=seed, progress=False)
-        for seed in (3, 3, 4)
-    )
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(one.samples["mu"], two.samples["mu"])
-    assert not torch.equal(one.samples["mu"], other.samples["mu"])
-    assert all(p.requires_grad for p in fit.guide.parameters())
-    assert len(pyro.poutine.runtime._PYRO_STACK) == 0
-
-
 def test_parameters_of_the_model_stay_at_their_fitted_values():
     def model(y):
         scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
@@ -134,9 +96,9 @@ def test_parameters_of_the_model_stay_at_their_fitted_values():
         with pyro.plate("data", len(y)):
             pyro.sample("y", dist.Normal(mu, scale), obs=y)
 
-    fit = fitted(model, Y, max_steps=300)
+    fit = fitted(model, Y, max_steps=60)
     scale = float(fit.params["scale"])
-    found = fit.mcmc(num_samples=50, num_chains=64, seed=0, progress=False)
+    found = fit.mcmc(num_samples=50, num_chains=64, warmup_steps=50, seed=0, progress=False)
     precision = 1 / 25 + len(Y) / scale**2
     mean = float(Y.sum()) / scale**2 / precision
     assert abs(float(found.samples["mu"].mean()) - mean) < 5 * (precision * found.ess) ** -0.5
@@ -296,21 +258,6 @@ def test_progress_is_a_line_where_there_is_no_terminal(run, capsys):
     assert "NFVI: 8 chains: 10 draws" in capsys.readouterr().err
 
 
-def test_bad_requests(tmp_path, run):
-    fit, _ = run
-    for wrong in ({"num_samples": 0}, {"num_chains": 1}, {"warmup_steps": -1}, {"max_seconds": 0}):
-        with pytest.raises(OptionError, match=next(iter(wrong))):
-            fit.mcmc(**wrong)
+def test_more_draws_than_memory_are_refused(run):
     with pytest.raises(OptionError, match="take fewer draws"):
-        fit.mcmc(num_samples=10**7)
-    fit.save(tmp_path / "fit")
-    with pytest.raises(NotSetUpError, match="without its model"):
-        load(tmp_path / "fit").mcmc()
-
-    def subsampled():
-        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", 5, subsample_size=2) as index:
-            pyro.sample("y", dist.Normal(mu, 1.0), obs=Y[index])
-
-    with pytest.raises(ModelError, match="'data' subsamples"):
-        fitted(subsampled, max_steps=5).mcmc()
+        run[0].mcmc(num_samples=10**7)

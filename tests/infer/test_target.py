@@ -53,7 +53,7 @@ FORMS = {
 
 
 def fitted(target, **options):
-    options = {"guide": "affine", "max_steps": 100, "explore": "off", "seed": 0, **options}
+    options = {"guide": "affine", "max_steps": 30, "explore": "off", "seed": 0, **options}
     return nfvi.NFVI(target, progress=False, **options).run()
 
 
@@ -89,7 +89,7 @@ def test_the_same_density_as_a_pyro_model_has_the_same_fit():
 
 
 def test_same_seed_same_fit():
-    one, other = (fitted(FORMS["one"](), max_steps=50) for _ in range(2))
+    one, other = (fitted(FORMS["one"](), max_steps=20) for _ in range(2))
     assert torch.equal(one.draws.z, other.draws.z)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -231,3 +232,67 @@ def test_rounding_excuses_nothing_in_a_well_conditioned_model():
     log_joint = of(model)
     log_joint.use(Off(log_joint, 1e-5))
     assert len(second_opinion(log_joint, torch.ones(4, 1, dtype=torch.float64)).objections) == 4
+
+
+class Raising(Off):
+    """Stands in for a log joint, with an error of its own."""
+
+    def __init__(self, log_joint, error):
+        super().__init__(log_joint, 0.0)
+        self.raised = error
+
+    def value_and_grad(self, z, subsample):
+        raise self.raised
+
+
+def caused(by):
+    error = ModelError("the model failed")
+    error.__cause__ = by
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.linalg.LinAlgError("not positive-definite"), False),
+        (np.linalg.LinAlgError("singular matrix"), False),
+        (ZeroDivisionError("division by zero"), False),
+        (AssertionError("underflow in dt"), False),
+        (caused(OverflowError("too large")), False),
+        (RecursionError("maximum recursion depth exceeded"), True),
+        (RuntimeError("shapes do not match"), True),
+        (KeyError("x"), True),
+        (ValueError("of another kind"), True),
+        (caused(TypeError("no such argument")), True),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_error_of_the_log_joint_is_told_unless_numbers_may_have_led_to_it(error, told, dtype):
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.tensor(0.0, dtype=dtype), 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(0.5, dtype=dtype))
+
+    log_joint = of(model)
+    log_joint.use(Raising(log_joint, error))
+    opinion = second_opinion(log_joint, torch.ones(2, 1, dtype=dtype))
+    assert [one.kind for one in opinion.objections] == (["raised"] * 2 if told else [])
+    assert opinion.draws == (2 if told else 0)
+    inner = error.__cause__ or error
+    assert all(type(inner).__name__ in one.reason for one in opinion.objections)
+    assert all("by Pyro's trace" in one.reason for one in opinion.objections)
+
+
+def test_what_the_model_raises_is_told_with_the_site_that_pyro_names():
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        if broken:
+            raise TypeError("the model was changed")
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(0.5))
+
+    broken = False
+    log_joint = of(model)
+    broken = True
+    (found,) = second_opinion(log_joint, torch.ones(1, 1)).objections
+    assert (found.site, found.kind) == ("x", "raised")
+    assert "TypeError" in found.reason

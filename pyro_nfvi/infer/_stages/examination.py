@@ -229,4 +229,4 @@ def _with_undone(fit: Fit, time: TimePlan) -> Fit:
     if not time.undone:
         return fit
     assert time.whole.limit is not None
-    return add_finding(fit, TimeOver(time.whole.limit, tuple(time.undone)))
+    return add_finding(fit, TimeOver(time.whole.limit, time.undone))
