@@ -13,6 +13,7 @@ from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
 from pyro_nfvi._gaussian_vi.recipe import MULTISTART
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi.errors import ShapeError, WeightError
+from pyro_nfvi.flows._block_arrow import ArrowFactor
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class GaussianFit:
         start_bounds: Their bounds ``(R,)`` in nats; -inf where nothing could be evaluated.
         losses: Negative bound at each step of the last ascent, in nats.
         num_rows: Gradients of the density that it took.
+        arrow: L as a block arrow, for the many latents of plates. ``factor`` then has the sds of
+            each latent given the others, those of the best diagonal Gaussian.
     """
 
     loc: Tensor
@@ -38,6 +41,7 @@ class GaussianFit:
     start_bounds: Tensor
     losses: Tensor
     num_rows: int
+    arrow: ArrowFactor | None = None
 
     @property
     def scale(self) -> Tensor:
@@ -64,7 +68,10 @@ class GaussianFit:
         """Return the same Gaussians of ``units (D,)`` times their numbers; bounds stay."""
         across = units.unsqueeze(-1) if self.factor.dim() == 2 else units
         starts = Normals(self.starts.loc * units, self.starts.factor * across)
-        return replace(self, loc=self.loc * units, factor=self.factor * across, starts=starts)
+        arrow = None if self.arrow is None else self.arrow.scaled(units)
+        return replace(
+            self, loc=self.loc * units, factor=self.factor * across, starts=starts, arrow=arrow
+        )
 
 
 def fit_gaussian(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -59,12 +59,11 @@ def tail_indices(
     draws = draws[torch.isfinite(draws).all(-1)].double()
     dim = draws.shape[-1]
     found = torch.full((dim, 2), math.inf, dtype=torch.float64, device=draws.device)
-    rays = _rays(draws, size_of, TAILS.begin, torch.arange(TAILS.points))
-    if not len(rays):
+    most = max(2, most_rows // (2 * dim))
+    kept, left = _rays(draws, size_of, TAILS.begin, torch.arange(TAILS.points), most)
+    found.view(-1)[left] = math.nan
+    if not len(kept):
         return found
-    kept = rays.first(max(2, most_rows // (2 * dim)))
-    for place in range(len(kept), len(rays)):
-        found[rays.index[place], rays.side[place]] = math.nan
     for place, heights in enumerate(_follow(target, draws, kept, _light)):
         slopes = [a - b for a, b in pairwise(heights)]
         found[kept.index[place], kept.side[place]] = _settled(slopes)
@@ -109,12 +108,11 @@ def tail_moments(
     draws = draws[torch.isfinite(draws).all(-1)].double()
     dim = draws.shape[-1]
     ratio = torch.full((dim,), math.nan, dtype=torch.float64, device=draws.device)
-    rays = _rays(
-        draws, size_of, TAILS.moment_begin, TAILS.moment_step * torch.arange(TAILS.moment_points)
-    )
-    if not len(rays):
+    steps = TAILS.moment_step * torch.arange(TAILS.moment_points)
+    most = max(2, most_rows // (2 * dim))
+    kept, _ = _rays(draws, size_of, TAILS.moment_begin, steps, most)
+    if not len(kept):
         return ratio
-    kept = rays.first(max(2, most_rows // (2 * dim)))
     followed = _follow(target, draws, kept, lambda heights: heights[0] - heights[-1] > TAILS.depth)
     with torch.no_grad():
         seen = size_of(draws).double()
@@ -155,19 +153,62 @@ class _Rays:
     def __len__(self) -> int:
         return len(self.index)
 
+    @classmethod
+    def joined(cls, parts: Sequence[_Rays]) -> _Rays:
+        """Join several, in their order; there is at least one."""
+        named = ("index", "side", "at", "log_slope", "log_size")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in named))
+
     def first(self, count: int) -> _Rays:
         parts = (self.index, self.side, self.at, self.log_slope, self.log_size)
         return _Rays(*(part[:count] for part in parts))
 
 
-def _rays(draws: Tensor, size_of: Callable[[Tensor], Tensor], begin: float, steps: Tensor) -> _Rays:
-    """Lay out the points: equal steps of log |x - median|; numbers that are bounded have none."""
-    dim = draws.shape[-1]
+def _rays(
+    draws: Tensor, size_of: Callable[[Tensor], Tensor], begin: float, steps: Tensor, most: int
+) -> tuple[_Rays, Tensor]:
+    """Lay out the points of up to ``most`` rays, those whose draws reach far in their spread first.
+
+    Returns:
+        The rays, and places in ``(D, 2)``, flat, of those that were left out.
+    """
+    centre, spread = draws.median(0).values, draws.std(0)
+    start = torch.stack(
+        [(sign * (draws - centre)).clamp(min=0).quantile(begin, dim=0) for sign in (-1.0, 1.0)], -1
+    )
+    start = torch.where(start > 0, start, spread[:, None]).clamp(min=1e-300)
+    reach = (start / spread[:, None].clamp(min=1e-300)).view(-1)
+    order = reach.argsort(descending=True)
     with torch.no_grad():
-        seen = size_of(draws).double()
-        centre, middle = draws.median(0).values, seen.median(0).values
-    index = torch.arange(dim, device=draws.device).repeat_interleave(2)
-    side = torch.arange(2, device=draws.device).repeat(dim)
+        middle = size_of(draws).double().median(0).values
+    parts, count = list[_Rays](), 0
+    for some in order.split(most):
+        if count >= most:
+            break
+        parts.append(
+            _laid_out(
+                centre, middle, spread, start.view(-1)[some], some // 2, some % 2, size_of, steps
+            )
+        )
+        count += len(parts[-1])
+    rays = _Rays.joined(parts)
+    seen = sum(len(part) for part in order.split(most)[: len(parts)])
+    extra = 2 * rays.index[most:] + rays.side[most:]
+    return rays.first(most), torch.cat([order[seen:], extra])
+
+
+def _laid_out(
+    centre: Tensor,
+    middle: Tensor,
+    spread: Tensor,
+    start: Tensor,
+    index: Tensor,
+    side: Tensor,
+    size_of: Callable[[Tensor], Tensor],
+    steps: Tensor,
+) -> _Rays:
+    """Lay out equal steps of log |x - median|; numbers that are bounded have none."""
+    dim = len(centre)
     sign = (2 * side - 1).double()
 
     def size(t: Tensor) -> Tensor:
@@ -179,12 +220,8 @@ def _rays(draws: Tensor, size_of: Callable[[Tensor], Tensor], begin: float, step
         x = x.gather(-1, index[:, None, None].expand(*t.shape, 1)).squeeze(-1)
         return (x - middle[index, None]).abs().log()
 
-    away = (draws - centre)[:, index] * sign
-    start = away.clamp(min=0).quantile(begin, dim=0)
-    spread = draws.std(0)[index]
-    start = torch.where(start > 0, start, spread).clamp(min=1e-300)
     first = size(centre[index, None] + (sign * start).unsqueeze(-1))
-    goals = first + steps.to(draws)
+    goals = first + steps.to(centre)
     low = start.unsqueeze(-1).expand_as(goals).clone()
     high = low.clone()
     for _ in range(TAILS.doublings):
@@ -200,12 +237,8 @@ def _rays(draws: Tensor, size_of: Callable[[Tensor], Tensor], begin: float, step
     at = centre[index, None] + sign[:, None] * high
     nudge = 1e-5 * high
     rate = (size(at + sign[:, None] * nudge) - size(at - sign[:, None] * nudge)) / (2 * nudge)
-    ok = reached.all(-1) & torch.isfinite(rate).all(-1) & (rate > 0).all(-1) & (spread > 0)
-    # Numbers whose draws reach far, in units of their spread, are looked at first.
-    reach = (start / spread.clamp(min=1e-300))[ok]
-    order = reach.argsort(descending=True)
-    pick = ok.nonzero().squeeze(-1)[order]
-    return _Rays(index[pick], side[pick], at[pick], -rate[pick].log(), goals[pick])
+    ok = reached.all(-1) & torch.isfinite(rate).all(-1) & (rate > 0).all(-1) & (spread[index] > 0)
+    return _Rays(index[ok], side[ok], at[ok], -rate[ok].log(), goals[ok])
 
 
 def _follow(

@@ -20,6 +20,7 @@ from pyro_nfvi.distributions._bases import Base
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._affine import Affine
 from pyro_nfvi.flows._base import Chain, Flow
+from pyro_nfvi.flows._block_arrow import ArrowFactor
 from pyro_nfvi.flows._whitened_affine import WhitenedAffine
 from pyro_nfvi.guides._build import BaseSpec, FlowSpec, Recipe
 from pyro_nfvi.guides._param_store import (
@@ -222,6 +223,33 @@ class AutoFlow(VectorGuide):
             else:
                 self.scale = full.diagonal().to(like)
                 self.scale_tril = (full / full.diagonal().unsqueeze(-1)).to(like)
+
+    @property
+    def takes_arrow(self) -> bool:
+        """True where the outer map can be a block arrow: a whitened one of many latents."""
+        outer = self._part("outer")
+        return isinstance(outer, WhitenedAffine) and outer.dim > GUIDES.full_dim
+
+    def start_at_arrow(self, loc: Location, factor: ArrowFactor) -> None:
+        r"""Move the guide, with its flow as it is, to the Gaussian :math:`N(m, TT^\top)`.
+
+        Args:
+            loc: Mean ``(D,)``.
+            factor: T, a block arrow.
+
+        Raises:
+            OptionError: The outer map is not ``"whitened"``, or the model has so few latents that
+                it is full.
+        """
+        self._require_setup()
+        outer = self._part("outer")
+        if not (isinstance(outer, WhitenedAffine) and self.takes_arrow):
+            raise OptionError(
+                f"start_at_arrow needs outer='whitened' and more than {GUIDES.full_dim} latents; "
+                f"got outer={self._outer_kind!r} and {len(self._like())} latents. Use "
+                "start_at(loc, factor)."
+            )
+        outer.set_arrow(loc, factor)
 
     def start_along(self, found: LowRankGaussian) -> None:
         """Move the guide, with its flow as it is, to a Gaussian with a few directions.

@@ -82,6 +82,8 @@ class GaussianStartRecipe:
 
     #: Most starts side by side.
     starts: int = 12
+    #: Most starts of a Gaussian that knows the rows of plates: its steps are few.
+    arrow_starts: int = 4
     #: Particles of each start, by which calls are sized.
     start_particles: int = 16
     #: Most steps of the L-BFGS ascent to a mode.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,8 +12,9 @@ from infer.models import Y, conjugate, evidence, posterior
 
 from pyro_nfvi import NFVI, AutoFlow, load
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi.errors import ModelWarning
+from pyro_nfvi.errors import ModelWarning, OptionError
 from pyro_nfvi.flows import LowRankAffine, make_flow
+from pyro_nfvi.flows._block_arrow import ArrowFactor, BlockArrow
 from pyro_nfvi.guides._recipe import GUIDES
 from pyro_nfvi.infer._stages.gaussian_start import gaussian_stage
 
@@ -223,3 +226,72 @@ def test_numbers_may_come_in_billions(unit):
         # Of 4000 draws: 5 standard errors of the mean, 5 of the sd.
         assert abs(z.mean()) < 0.08
         assert abs(z.std() - 1) < 0.056
+
+
+def groups_around_a_mean(y):
+    mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0), 5.0))
+    tau = pyro.sample("tau", dist.HalfNormal(torch.tensor(2.0)))
+    with pyro.plate("groups", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, 0.3), obs=y)
+
+
+def many_groups(count=300):
+    gen = torch.Generator().manual_seed(4)
+    y = 1 + 0.76 * torch.randn(count, generator=gen)
+    return y, AutoFlow(groups_around_a_mean, None, outer="whitened").setup(y)
+
+
+def test_many_rows_of_a_plate_have_a_block_arrow():
+    y, guide = many_groups()
+    log_joint = LogJoint(groups_around_a_mean, (y,), {}, guide.latent)
+    gen = torch.Generator().manual_seed(0)
+    found = gaussian_stage(log_joint, guide.latent.init_loc, effort=1.0, generator=gen)
+    assert found.num_rows < 12_000
+    guide.start_at_arrow(found.loc, found.arrow)
+    z, log_q = guide.density().push(torch.randn(2000, 302, generator=gen))
+    log_w = (log_joint(z) - log_q).detach()
+    # The gap is that of a scale that is not normal: a few hundredths of a nat for 302 latents.
+    assert abs(float(log_w.mean()) - found.bound) < 5 * found.bound_se + 0.05
+    assert float(log_w.var()) < 0.4
+    again = many_groups()[1]
+    again.load_state_dict(guide.state_dict())
+    torch.testing.assert_close(again.density().log_prob(z), guide.density().log_prob(z))
+    clone = copy.deepcopy(guide)
+    assert torch.equal(clone.density().log_prob(z), guide.density().log_prob(z))
+
+
+def test_an_arrow_is_for_many_latents_and_whitened_maps():
+    y, guide = many_groups()
+    factor = ArrowFactor.diagonal(
+        BlockArrow.of(torch.arange(2), torch.arange(2, 302)[:, None]), torch.ones(302)
+    )
+    guide.start_at_arrow(torch.zeros(302), factor)
+    pyro.clear_param_store()
+    plain = AutoFlow(groups_around_a_mean, None).setup(y)
+    with pytest.raises(OptionError, match="whitened"):
+        plain.start_at_arrow(torch.zeros(302), factor)
+
+
+@pytest.mark.slow
+def test_a_thousand_groups_are_right_after_the_gaussian(tmp_path):
+    y, _ = many_groups(1000)
+    fit = quick(groups_around_a_mean, guide="gaussian", max_steps=1000).run(y)
+    # Mean and sd of log tau by its marginal, the mean and all groups integrated out.
+    grid = torch.linspace(-1, 0.5, 1501, dtype=torch.float64)
+    variance = 0.09 + (2 * grid).exp()
+    precision, total = len(y) / variance + 1 / 25, y.double().sum()
+    log_p = (
+        -0.5 * len(y) * variance.log() - 0.5 * y.double().square().sum() / variance
+        + 0.5 * (total / variance).square() / precision - 0.5 * precision.log()
+        + dist.HalfNormal(2.0).log_prob(grid.exp()) + grid
+    )  # fmt: skip
+    weight = (log_p - log_p.logsumexp(0)).exp()
+    centre = (weight * grid).sum()
+    sd = (weight * (grid - centre).square()).sum().sqrt()
+    drawn = fit.sample(4000, seed=0)["tau"].double().log()
+    assert abs(float(drawn.mean() - centre)) < 0.15 * float(sd)
+    assert abs(float(drawn.std() / sd) - 1) < 0.1
+    fit.save(tmp_path / "fit.pt")
+    values = fit.sample(3, seed=1)
+    assert torch.equal(load(tmp_path / "fit.pt").log_prob(values), fit.log_prob(values))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._gaussian_vi.block_arrow import BlockArrowGaussian
 from pyro_nfvi._gaussian_vi.gaussians import Normals
 from pyro_nfvi._gaussian_vi.low_rank_gaussian import add_directions
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit, fit_gaussian
@@ -25,6 +26,7 @@ from pyro_nfvi.errors import WeightError
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._recipe import GUIDES
 from pyro_nfvi.infer._recipe import CALL_SIZES, GAUSSIAN_START
+from pyro_nfvi.infer._stages.block_arrow_start import block_arrow_start
 
 
 class _TimeOver(Exception):
@@ -122,6 +124,12 @@ def _fitted(
     if not bool((units == 1).all()):
         target = target.in_units(units)
     init = log_joint.latent.init_loc.detach().double() / units
+    if bool((units == 1).all()):
+        # The curvature sees the units by itself.
+        none = init.new_zeros(0, len(init))
+        known = block_arrow_start(log_joint, target, none if drawn is None else drawn, generator)
+        if known is not None:
+            return _of_arrow(known, target)
     if drawn is not None:
         tries = iter([_starts(target, init, drawn / units, most, effort, generator)])
     else:
@@ -144,6 +152,16 @@ def _fitted(
     return found if bool((units == 1).all()) else found.in_units(units)
 
 
+def _of_arrow(known: BlockArrowGaussian, target: Target) -> GaussianFit:
+    """Wrap a block-arrow Gaussian up."""
+    scale = known.factor.precisions.rsqrt()
+    return GaussianFit(
+        known.loc, scale, known.bound, known.bound_se,
+        Normals(known.loc[None], scale[None]), known.loc.new_full((1,), known.bound),
+        known.loc.new_zeros(0), target.num_rows, known.factor,
+    )  # fmt: skip
+
+
 def start_along(
     guide: AutoFlow,
     log_joint: LogJoint,
@@ -158,7 +176,7 @@ def start_along(
         A line for the report, or none where nothing was gained.
     """
     unfit = log_joint.in_parts or guide._outer_kind != "whitened"
-    if found.factor.dim() == 2 or unfit or budget.over():
+    if found.factor.dim() == 2 or found.arrow is not None or unfit or budget.over():
         return []
     target = Target(log_joint, guide.latent.init_loc, budget=budget)
     along = add_directions(target, found.loc, found.factor, generator=generator)

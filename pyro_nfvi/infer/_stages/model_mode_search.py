@@ -213,6 +213,8 @@ def best_of(
         torch.cat([found.factor[None], modes.normals.factor]),
     )
     bounds, errors = pair.bounds(Target(log_joint, like), GAUSSIAN_START.compared_draws, generator)
+    if found.arrow is not None:  # more than the diagonal that stands for it above
+        bounds[0], errors[0] = found.bound, found.bound_se
     best = int(bounds.argmax())
     beyond = GAUSSIAN_START.compared_errors * (errors[0] + errors[best])
     if best == 0 or bounds[best] < bounds[0] + beyond:
@@ -223,4 +225,5 @@ def best_of(
         factor=pair.factor[best],
         bound=float(bounds[best]),
         bound_se=float(errors[best]),
+        arrow=None,
     )

@@ -96,7 +96,10 @@ def warm_start(problem: Problem, options: Options, time: TimePlan, guide: AutoFl
         notes += ("a mode of more mass than the first one was found",)
     found = better
     with watch.part("gaussian"):
-        guide.start_at(found.loc, found.factor)
+        if found.arrow is not None and guide.takes_arrow:
+            guide.start_at_arrow(found.loc, found.arrow)
+        else:
+            guide.start_at(found.loc, found.factor)
         noise = problem.stream("directions")
         notes += tuple(start_along(guide, problem.log_joint, found, noise, budget=time.training))
     notes = (_described(found), *notes)
