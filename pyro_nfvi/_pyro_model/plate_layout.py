@@ -282,6 +282,10 @@ class PlateLayout:
                 f"{index.dtype} of shape {tuple(index.shape)}."
             )
         size, index = self.sizes[plate], index.long()
+        if len(index.unique()) < len(index):
+            raise OptionError(
+                f"A row of the plate {plate!r} is named twice: {index.tolist()[:20]}."
+            )
         outside = index[(index < 0) | (index >= size)]
         if len(outside):
             raise OptionError(

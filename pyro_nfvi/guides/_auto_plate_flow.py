@@ -25,7 +25,12 @@ from pyro_nfvi._eval_mode import scoring
 from pyro_nfvi._pyro_model.constraints import bijection, inside
 from pyro_nfvi._pyro_model.latent_space import LatentSite, LatentSpace
 from pyro_nfvi._pyro_model.model_checks import check_model
-from pyro_nfvi._pyro_model.plate_layout import PlateLayout
+from pyro_nfvi._pyro_model.partial_centering import (
+    PartialCentering,
+    PriorRun,
+    informed_sites,
+)
+from pyro_nfvi._pyro_model.plate_layout import PlateLayout, whole_space
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi._user_warning import warn
@@ -79,20 +84,25 @@ class _Bound:
     loc: Tensor
     scale: Tensor
     weight: Tensor | None
+    centering: PartialCentering | None
 
     def transport(self) -> Flow:
         """Return the whole map, from noise to the vector of these rows."""
-        return Chain(self.flow, RowAffine(self.loc, self.scale, self.weight))
+        affine = RowAffine(self.loc, self.scale, self.weight)
+        return Chain(self.flow, affine, *([] if self.centering is None else [self.centering]))
 
     def by_rows(self, eps: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Map noise to z, and to the log-determinant of each row ``(*b, R)``, unweighted."""
         y, ladjs = self.flow.forward_by_rows(eps)
-        log_scale = self.scale.log()
+        z, slope = self.loc + self.scale * y, self.scale.log()
+        if self.centering is not None:
+            z, change = self.centering.by_coordinates(z)
+            slope = slope + change
         rows = [
-            ladj + log_scale[block.positions].sum(-1)
+            ladj + slope[..., block.positions].sum(-1)
             for block, ladj in zip(self.layout.blocks, ladjs)
         ]
-        return self.loc + self.scale * y, rows
+        return z, rows
 
 
 class AutoPlateFlow(VectorGuide):
@@ -124,6 +134,11 @@ class AutoPlateFlow(VectorGuide):
         select: For some plates a function of the model's arguments that returns what the encoder
             gets in their place.
         semi_amortised: Whether plates with an encoder have a free table as well.
+        model_informed: Take local latents relative to their prior given the globals, with a learned
+            degree for each site, from non-centred (the start) to centred; where a prior depends on
+            other latents. Initial location and scale are the same at the initial point. The model
+            is run as far as its last such site, in each call, with its arguments: those of set-up
+            where none are given.
         code_dim: Size of the free code of a row.
         init_loc_fn: Pyro's per-site initialisation.
         init_scale: Initial standard deviation of each unconstrained coordinate.
@@ -176,10 +191,11 @@ class AutoPlateFlow(VectorGuide):
         model: Callable[..., Any],
         flow: FlowSpec = "iaf*2",
         *,
-        local: LocalSpec = "nsf*2",
+        local: LocalSpec = "nsf*2|affine",
         encoder: Mapping[str, nn.Module] | None = None,
         select: Mapping[str, Select] | None = None,
         semi_amortised: bool = False,
+        model_informed: bool = False,
         code_dim: int = GUIDES.code_dim,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
@@ -219,6 +235,8 @@ class AutoPlateFlow(VectorGuide):
         self.__dict__["_given_encoders"] = encoder
         self._select = dict(select or {})
         self._semi_amortised = bool(semi_amortised)
+        self._model_informed = bool(model_informed)
+        self._prior: PriorRun | None = None
         self._code_dim = whole(f"{name}: code_dim", code_dim, 0)
         self._row_data: dict[str, RowData] = {}
         self._widths: dict[str, int] = {}
@@ -240,12 +258,13 @@ class AutoPlateFlow(VectorGuide):
                 self.model(*args, **kwargs)
         self._given_plates = frozenset(given.plates)
         super()._make(init_loc_fn, args, kwargs)
-        if not self._widths:
-            self._arguments = None  # only encoders ask for data again
+        if not self._widths and self._prior is None:
+            self._arguments = None  # only encoders and priors ask for data again
 
     def _build(self) -> None:
         batch = {f.name: int(f.size) for s in self.latent.records for f in s.cond_indep_stack}
         self._widths, self._row_data = {}, {}
+        start = self._find_prior(self.latent) if self._model_informed else None
         self.layout = PlateLayout.from_space(self.latent)
         self._check_given(self.layout)
         self.latent = self.layout.space
@@ -277,12 +296,44 @@ class AutoPlateFlow(VectorGuide):
             tables = RowTables(
                 blocks, parts, float(self._recipe.init_scale), code, encoding, free
             ).to(like)
+            if start is not None and self._prior is not None:
+                tables.degrees = nn.Parameter(like.new_zeros(len(self._prior.sites)))
+                loc, slope = start
+                for block in blocks:
+                    scale = self._recipe.init_scale * (-self.layout.part(block, slope)).exp()
+                    tables.set_gaussian(block.name, self.layout.part(block, loc), scale)
         nets = nn.ModuleDict({str(i): net for i, net in enumerate(encoders.values())})
         self._encoded = tuple(encoders)
         self._check_store({"flow": flows, "tables": tables, "encoders": nets})
         self.flow, self.tables, self.encoders = flows, tables, nets
         self.__dict__["_given_encoders"] = {}
         self._sync(adopt=True)
+
+    def _find_prior(self, space: LatentSpace) -> TensorPair | None:
+        """Look for sites of a mini-batch whose prior depends on other latents.
+
+        Returns:
+            The start relative to these priors, and log-slopes there, of all rows ``(D,)``.
+        """
+        assert self._arguments is not None
+        args, kwargs = self._arguments
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
+            trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+        sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+        nesting = max(len(getattr(site["fn"], "batch_shape", ())) for site in sites)
+        run = PriorRun(self.model, args, kwargs, nesting, {}, {})
+        frames = [frame for site in space.records for frame in site.cond_indep_stack]
+        rows = {f.name: torch.arange(int(f.size)) for f in frames if f.size != f.full_size}
+        found = informed_sites(run, space, rows)
+        if found is None:
+            self._prior = None
+            return None
+        # Of the run only what does not hold the model and its data is kept.
+        self._prior = replace(found, model=_no_model, args=(), kwargs={})
+        loc, slope = (
+            whole_space(replace(space, init_loc=part)).init_loc for part in found.start(space, rows)
+        )
+        return loc, slope
 
     def _read_encoder(
         self,
@@ -473,7 +524,30 @@ class AutoPlateFlow(VectorGuide):
             weight = flow.join(
                 [loc.new_full((b.num_rows, b.width), b.weight) for b in layout.blocks]
             )
-        return _Bound(layout, flow, loc, scale, weight)
+        return _Bound(layout, flow, loc, scale, weight, self._centering(layout, args, kwargs or {}))
+
+    def _centering(
+        self, layout: PlateLayout, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> PartialCentering | None:
+        """Return the map from coordinates relative to priors, if there is one."""
+        degrees = self._rows_tables().degrees
+        if degrees is None or self._prior is None:
+            return None
+        if not (args or kwargs) and self._arguments is not None:
+            args, kwargs = self._arguments
+        if self._model is None:
+            raise NotSetUpError(
+                f"This {type(self).__name__} is model-informed and was loaded without its model: "
+                "build it with the model and take load_state_dict."
+            )
+        drawn, entire = dict[str, int](), dict[str, int]()
+        for plate, (size, full) in self._plates_of(args, kwargs).items():
+            if plate not in self._given_plates:
+                (entire if size == full else drawn)[plate] = size
+        run = replace(
+            self._prior, model=self.model, args=args, kwargs=kwargs, drawn=drawn, entire=entire
+        )
+        return PartialCentering(run, layout, dict(zip(run.sites, degrees)))
 
     def transport(self, rows: RowsOf | None = None, *args: Any, **kwargs: Any) -> Flow:
         """Return the whole map, from base noise to the vector of some rows, for one call."""
@@ -777,9 +851,11 @@ class AutoPlateFlow(VectorGuide):
         loc, offsets = like.new_zeros(layout.dim), like.new_zeros(len(levels), layout.dim)
         for part, cells in self._parts(layout):
             bound, places = self._bind(part, args, kwargs), layout.index(cells)
-            loc[places] = bound.loc
-            spread = replace(bound, loc=torch.zeros_like(bound.loc)).transport()
-            offsets[:, places] = column_quantiles(spread(self._points(part))[0], levels)
+            if bound.centering is None:
+                # In two parts, so that a spread far below the location keeps its digits.
+                loc[places], bound = bound.loc, replace(bound, loc=torch.zeros_like(bound.loc))
+            points, _ = bound.transport()(self._points(part))
+            offsets[:, places] = column_quantiles(points, levels)
         return loc, offsets
 
     def _parts(self, layout: PlateLayout) -> Iterator[tuple[PlateLayout, TensorDict]]:
@@ -882,6 +958,10 @@ class AutoPlateFlow(VectorGuide):
         for name in ("_arguments", "create_plates", "_select", "_row_data"):
             clone.__dict__[name] = self.__dict__[name]
         return clone
+
+
+def _no_model(*args: Any, **kwargs: Any) -> None:
+    """Stand for the model between calls."""
 
 
 def _for_one(term: str) -> str:

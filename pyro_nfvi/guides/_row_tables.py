@@ -55,6 +55,8 @@ class RowTables(nn.Module):
         super().__init__()
         self._index = {block.name: i for i, block in enumerate(blocks)}
         self._free = free
+        #: Degree to which each informed site is taken relative to its prior; 0 is the centred form.
+        self.degrees: nn.Parameter | None = None
         self.loc, self.raw_scale = nn.ParameterList(), nn.ParameterList()
         self.codes, self.heads = nn.ParameterDict(), nn.ModuleDict()
         for i, block in enumerate(blocks):

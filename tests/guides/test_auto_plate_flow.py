@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoGuideList, AutoNormal, init_to_median
 from torch import nn
 
 from pyro_nfvi import AutoPlateFlow
-from pyro_nfvi.errors import DataError, ModelError, ModelWarning, OptionError
+from pyro_nfvi.errors import DataError, ModelError, ModelWarning, NotSetUpError, OptionError
 
 
 @pytest.fixture(autouse=True)
@@ -378,6 +378,13 @@ def test_a_row_with_a_gradient_that_is_not_finite_is_named():
         Trace_ELBO().loss_and_grads(model, guide, data)
 
 
+def reloaded(guide):
+    file = io.BytesIO()
+    torch.save(guide, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
 def test_copies_files_and_other_precisions_are_the_same_guide():
     guide = trained(nested, 0.1)
     values = guide.sample_posterior(4)
@@ -386,11 +393,11 @@ def test_copies_files_and_other_precisions_are_the_same_guide():
     torch.testing.assert_close(clone.log_prob(values), expected)
     disturb(clone)
     torch.testing.assert_close(guide.log_prob(values), expected)
-    file = io.BytesIO()
-    torch.save(guide, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    torch.testing.assert_close(loaded.log_prob(values), expected)
+    torch.testing.assert_close(reloaded(guide).log_prob(values), expected)
+    informed = trained(nested, 0.1, model_informed=True)
+    with pytest.raises(NotSetUpError, match="loaded without its model.*load_state_dict"):
+        reloaded(informed).log_prob(values)
+    pyro.clear_param_store()
     again = AutoPlateFlow(nested).setup(Y)
     again.load_state_dict(guide.state_dict())
     torch.testing.assert_close(again.log_prob(values), expected)
