@@ -20,6 +20,7 @@ from pyro_nfvi.errors import ModelError, OptionError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._loading import load
+from pyro_nfvi.infer._plate_fit import PlateFit
 
 #: Labels by which fits are taken together.
 _SEED, _PARTS = "seed", ("fold", "group")
@@ -51,7 +52,7 @@ class FitRow:
     joint_lpd: float = math.nan
     _folder: object = field(default=None, repr=False)  # holds the files while rows are there
 
-    def load(self, *, with_model: bool = True) -> Fit:
+    def load(self, *, with_model: bool = True) -> Fit | PlateFit:
         """Read the fit from its file.
 
         Args:

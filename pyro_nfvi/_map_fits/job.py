@@ -15,9 +15,10 @@ from pyro_nfvi._map_fits.spec import FitSpec
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._nfvi import NFVI
+from pyro_nfvi.infer._plate_fit import PlateFit
 
 #: What a task computes from its fit, where it ran.
-Measure = Callable[[Fit], TensorDict]
+Measure = Callable[[Any], TensorDict]
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,13 @@ def do_job(job: Job) -> JobResult:
     return JobResult(record, measured, held, error)
 
 
-def _record(fit: Fit) -> FitRecord:
+def _record(fit: Fit | PlateFit) -> FitRecord:
     return FitRecord(
         str(fit.verdict), fit.khat, fit.elbo, fit.elbo_se, len(fit.losses), str(fit.why_stopped)
     )
 
 
-def _bytes(fit: Fit) -> bytes:
+def _bytes(fit: Fit | PlateFit) -> bytes:
     """Return the bytes of the file of a fit, which any executor can carry."""
     with tempfile.TemporaryDirectory(prefix="nfvi-") as folder:
         path = os.path.join(folder, "fit.nfvi")

@@ -40,7 +40,7 @@ class PairedPlateau:
     Example:
         >>> import torch
         >>> from pyro_nfvi._random import stream
-        >>> curve = iter([10.0, 10.0, 11.0, 11.0, 11.0, 11.0])
+        >>> curve = iter([10.0, 11.0, 11.0, 11.0, 11.0])
         >>> def measure(look):
         ...     return next(curve) + torch.randn(8, generator=stream(0, "batches", look))
         >>> test = PairedPlateau(measure, tolerance=0.1)

@@ -16,7 +16,7 @@ from pyro_nfvi._train.left_out_particles import LeftOut as LeftOut  # one kind o
 from pyro_nfvi.diagnostics._finding import Finding, Level
 from pyro_nfvi.diagnostics._recipe import VERDICT
 from pyro_nfvi.infer._checks.missed_mass import Outside, too_much
-from pyro_nfvi.infer._recipe import TAIL_CHECK, WORDS
+from pyro_nfvi.infer._recipe import PLATES, TAIL_CHECK, WORDS
 
 _F = TypeVar("_F", bound="Finding")
 
@@ -452,6 +452,70 @@ class ParamsLeft(Finding):
             f"the parameters {named} are not where the evidence is highest: {self.nats:.3g} nats "
             "or more are left. Start them closer, or give the fit more steps"
         )
+
+
+@dataclass(frozen=True)
+class PoorRows(Finding):
+    """Rows of a plate whose local approximation is not to be trusted.
+
+    Attributes:
+        plate: The plate.
+        count: How many of the examined rows.
+        examined: How many were examined.
+        total: How many there are.
+        gap: Mean gap of the examined rows, in nats.
+        worst: Numbers of the worst, the worst first.
+        largest: The gap of the worst, in nats.
+    """
+
+    plate: str
+    count: int
+    examined: int
+    total: int
+    gap: float
+    worst: tuple[int, ...] = ()
+    largest: float = 0.0
+
+    @property
+    def level(self) -> Level:
+        share = self.count / max(1, self.examined)
+        if share > PLATES.untrusted_rows:
+            return Level.FAULT
+        return Level.DOUBT if share > PLATES.doubted_rows else Level.REMARK
+
+    def sentence(self) -> str:
+        what = "all" if self.examined == self.total else f"{self.examined} examined"
+        if not self.count:
+            return ""
+        rows = ", ".join(map(str, self.worst))
+        return (
+            f"{self.count} of {what} rows of the plate {self.plate!r} are not to be trusted (gap "
+            f"or k-hat too large); the worst are {rows}, with a gap of {self.largest:.2g} nats"
+        )
+
+
+@dataclass(frozen=True)
+class RowsUnseen(Finding):
+    """Rows of a plate that could not be examined, or globals that could not be weighed on them.
+
+    Attributes:
+        plate: The plate; empty for the globals.
+        why: Reason, as a clause.
+        grave: Nothing else judges the fit.
+    """
+
+    plate: str
+    why: str
+    grave: bool = False
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT if self.grave else Level.REMARK
+
+    def sentence(self) -> str:
+        if not self.plate:
+            return f"the globals were not weighed: {self.why}"
+        return f"the rows of the plate {self.plate!r} were not examined: {self.why}"
 
 
 def find(findings: Iterable[Finding], kind: type[_F]) -> _F | None:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.trace_struct import Trace
 
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._registry import check_formula
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
+from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
+from pyro_nfvi.infer._plate_structure import PlateStructure
 
 #: What ``guide="auto"`` means.
 AUTO = "iaf*2"
 #: The name of a Gaussian without a flow.
 GAUSSIAN = "gaussian"
 #: A name or formula, a guide, a flow, or what makes a guide for a model.
-GuideSpec: TypeAlias = "str | AutoFlow | Flow | Callable[[Callable[..., Any]], AutoFlow]"
+GuideSpec: TypeAlias = (
+    "str | AutoFlow | AutoPlateFlow | Flow"
+    " | Callable[[Callable[..., Any]], AutoFlow | AutoPlateFlow]"
+)
 
 
 def check_guide(guide: Any) -> None:
@@ -41,7 +48,7 @@ def check_guide(guide: Any) -> None:
             "NFVI makes an AutoMixture by itself where it finds several modes (guide='auto'); one "
             "of your own trains with pyro.infer.SVI."
         )
-    elif isinstance(guide, AutoGuide) and not isinstance(guide, AutoFlow):
+    elif isinstance(guide, AutoGuide) and not isinstance(guide, (AutoFlow, AutoPlateFlow)):
         raise OptionError(
             f"NFVI trains flow guides; {type(guide).__name__} trains with pyro.infer.SVI."
         )
@@ -70,6 +77,41 @@ def make_guide(guide: GuideSpec | None, model: Callable[..., Any], outer: str) -
             "Other guides of Pyro train with pyro.infer.SVI."
         )
     return made
+
+
+@dataclass(frozen=True)
+class PlateGuide:
+    """A guide of globals and rows, and the reason for it."""
+
+    guide: AutoPlateFlow
+    reason: str = "asked for"
+
+
+def make_plate_guide(
+    guide: GuideSpec, model: Callable[..., Any], trace: Trace
+) -> PlateGuide | None:
+    """Make the guide of globals and rows, where one is asked for or the model asks for it.
+
+    Args:
+        guide: What the user passed.
+        model: The model, with discrete sites marked.
+        trace: One run of it.
+
+    Returns:
+        None where the guide is another one.
+    """
+    if isinstance(guide, str):
+        reason = PlateStructure.of(trace).reason if guide == "auto" else ""
+        return PlateGuide(AutoPlateFlow(model), reason) if reason else None
+    return PlateGuide(guide) if isinstance(guide, AutoPlateFlow) else None
+
+
+def made_guide(guide: GuideSpec, model: Callable[..., Any]) -> GuideSpec:
+    """Call what makes a guide of a model; all else stays as it is."""
+    if isinstance(guide, (str, AutoFlow, AutoPlateFlow, Flow)):
+        return guide
+    made = guide(model)
+    return made if isinstance(made, AutoPlateFlow) else lambda _: made
 
 
 def flow_name(guide: AutoFlow | AutoMixture) -> str:

@@ -30,6 +30,7 @@ from pyro_nfvi.errors import FileError, ModelError, OptionError, ParamStoreError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
+from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
 from pyro_nfvi.infer._checks.rescoring import scored_again
 from pyro_nfvi.infer._file_checks import (
     bounded,
@@ -41,6 +42,9 @@ from pyro_nfvi.infer._file_checks import (
 from pyro_nfvi.infer._findings import from_json, from_settings
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._model_parameters import ModelParams
+from pyro_nfvi.infer._plate_files import CLASS, fill, gaps_of
+from pyro_nfvi.infer._plate_fit import PlateFit
+from pyro_nfvi.infer._rows_log_joint import rows_log_joint
 from pyro_nfvi.infer._saving import KIND
 from pyro_nfvi.infer._scopes import own_params, own_random_state
 from pyro_nfvi.infer._settings import Settings
@@ -59,7 +63,7 @@ def load(
     outer: str | Flow | None = None,
     base: Any = None,
     map_location: Any = "cpu",
-) -> Fit:
+) -> Fit | PlateFit:
     """Read a fit that ``fit.save(path)`` wrote.
 
     Without the model it draws, scores, reweights and summarises; with it deterministic sites of
@@ -109,6 +113,9 @@ def load(
         (True, torch.Size([3]))
     """
     spec, tensors = read_file(path, KIND, map_location)
+    held = spec.get("guide")
+    if isinstance(held, dict) and held.get("class") == CLASS:
+        return _rows(path, spec, tensors, model, args, dict(kwargs or {}))
     own = flow is not None or outer is not None or base is not None
     with _damage(path):
         described = spec["latent"]
@@ -150,6 +157,52 @@ def load(
         fit = scored_again(fit, spec.get("arguments"))
     guide.param_guard = trained.guard()
     return fit
+
+
+def _rows(
+    path: str | os.PathLike[str],
+    spec: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    model: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> PlateFit:
+    """Rebuild a fit of globals and rows, whose plates are known by the model alone."""
+    if model is None:
+        raise FileError(
+            f"{path} holds a fit of the rows of plates, which needs its model: "
+            "load(path, model=model, args=...)."
+        )
+    with _damage(path):
+        made = _training(spec["training"], tensors["losses"])
+        draws = WeighedDraws(**tensors["draws"], exact=spec["exact"])
+        gaps, how, params = gaps_of(spec, tensors), spec["guide"], tensors["params"]
+        bound, error = (float(x) for x in spec["bound"])
+        guide = AutoPlateFlow(
+            model,
+            how["flow"],
+            local=how["local"],
+            local_options=how["local_options"],
+            code_dim=how["code_dim"],
+            **how["options"],
+        )
+    with own_random_state(0, "load"), own_params(model, args, kwargs) as names:
+        if unmarked(any_trace(model, args, kwargs)):  # as the fit did
+            model = config_enumerate(model)
+            guide._model = (model,)
+        guide.setup(*args, **kwargs)
+        with _damage(path):
+            expected = LatentSpace.from_spec(spec["latent"], guide.latent.init_loc)
+        _check_same(expected, guide.latent, params, names)
+        fill(path, guide, tensors["guide"])
+        log_joint = rows_log_joint(model, args, kwargs, guide)
+        here = ModelParams.of(log_joint.param_leaves(), log_joint.param_constraints)
+        trained = here.with_values(params)
+        trained.put()
+    guide.param_guard = trained.guard()
+    return PlateFit(
+        guide, draws, gaps, bound, error, made, params, log_joint, int(spec["seed"]), trained
+    )
 
 
 @contextmanager

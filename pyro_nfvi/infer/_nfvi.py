@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 from pyro.infer import config_enumerate
+from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 
 from pyro_nfvi._autocast import full_precision
@@ -27,16 +28,25 @@ from pyro_nfvi._validation import seed_number, whole
 from pyro_nfvi.errors import DivergedError, ModelError, NFVIError, OptionError
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
-from pyro_nfvi.infer._guide_spec import GuideSpec, check_guide, make_guide
+from pyro_nfvi.infer._guide_spec import (
+    GuideSpec,
+    check_guide,
+    made_guide,
+    make_guide,
+    make_plate_guide,
+)
+from pyro_nfvi.infer._plate_fit import PlateFit
 from pyro_nfvi.infer._recipe import FLOW_GROWTH
 from pyro_nfvi.infer._scopes import own_params, own_random_state
 from pyro_nfvi.infer._stages.examination import examine
 from pyro_nfvi.infer._stages.model_selection import select_model
 from pyro_nfvi.infer._stages.parameter_settling import settle_parameters
+from pyro_nfvi.infer._stages.plate_stages import fit_plates
 from pyro_nfvi.infer._stages.set_up import set_up
 from pyro_nfvi.infer._stages.training import TrainingPlan, train
 from pyro_nfvi.infer._stages.warm_start import WarmStart, warm_start
 from pyro_nfvi.infer._time_plan import TimePlan
+from pyro_nfvi.infer._training import Training
 from pyro_nfvi.objectives._make_objective import ObjectiveLike, make_objective
 
 
@@ -64,7 +74,9 @@ class NFVI:
             no flow, a start for :meth:`Fit.mcmc`. Or a flow's name or formula
             (:func:`pyro_nfvi.flows.make_flow`), a :class:`Flow`, a callable from the model to an
             :class:`AutoFlow` (such as ``AutoPlanar``), or an ``AutoFlow``, which is trained in
-            place.
+            place. Where latents stand in a plate that subsamples, or most of more than 1000 in
+            plates with data, ``"auto"`` is an :class:`AutoPlateFlow`, and the report says why; one
+            of your own, or a callable that returns one, is trained in its place.
         objective: ``"path"`` (the ELBO with its path gradient), ``"total"``, ``"dreg"``, ``"iw"``,
             ``"renyi"``, ``"tempered"``, or an :class:`~pyro_nfvi.objectives.Objective`.
             ``fit.losses`` holds its bound; ``fit.elbo`` is the ELBO whatever the objective.
@@ -182,11 +194,12 @@ class NFVI:
         self.resume = resume
 
     @full_precision
-    def run(self, *args: Any, **kwargs: Any) -> Fit:
+    def run(self, *args: Any, **kwargs: Any) -> Fit | PlateFit:
         """Fit the model with these arguments; outside of autocast, which a fit does not survive.
 
         Returns:
-            The fit, after Ctrl-C too.
+            The fit, after Ctrl-C too. Of a guide of globals and rows a
+            :class:`~pyro_nfvi.infer._plate_fit.PlateFit`.
 
         Raises:
             ModelError: The model cannot be fitted; the message names the site and the cure.
@@ -195,19 +208,21 @@ class NFVI:
         """
         return self._run(Budget.start(self.max_seconds), args, kwargs)
 
-    def _run(self, budget: Budget, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fit:
+    def _run(self, budget: Budget, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fit | PlateFit:
         time = TimePlan(budget)
         try:
             fit = self._fitted(time, args, kwargs)
         except DivergedError as error:
             if isinstance(error.fit, Fit):
-                error.fit = _timed(error.fit, time)
+                error.fit = replace(error.fit, training=_timed(error.fit.training, time))
             raise
-        fit = _timed(fit, time)
+        fit = replace(fit, training=_timed(fit.training, time))
         fit.guide.param_guard = fit._params.guard()
         return fit
 
-    def _fitted(self, time: TimePlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fit:
+    def _fitted(
+        self, time: TimePlan, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Fit | PlateFit:
         """Run the stages of a fit, one after the other."""
         seed = fresh_seed() if self.seed is None else self.seed
         watch, options = time.watch, self._options()
@@ -215,8 +230,16 @@ class NFVI:
             with watch.part("set_up"):
                 with _explained(), seeded(seed, "set-up"):
                     names = stack.enter_context(own_params(self.model, args, kwargs))
-                    model = _enumerated(self.model, args, kwargs)
+                    trace = any_trace(self.model, args, kwargs)
+                    model = _enumerated(self.model, trace)
                 check_engine(self.engine)
+                options = replace(options, guide=made_guide(options.guide, model))
+                rows = make_plate_guide(options.guide, model, trace)
+            if rows is not None:
+                return fit_plates(
+                    model, args, kwargs, names, seed, rows.guide, options, time, rows.reason
+                )
+            with watch.part("set_up"):
                 asked = None if options.automatic else options.guide
                 guide = make_guide(asked, model, options.outer)
                 fresh = not guide.is_set_up
@@ -256,9 +279,9 @@ class NFVI:
         )
 
 
-def _timed(fit: Fit, time: TimePlan) -> Fit:
+def _timed(training: Training, time: TimePlan) -> Training:
     """Write into the record of a fit where the time of the call went."""
-    return replace(fit, training=replace(fit.training, timing=time.watch.read()))
+    return replace(training, timing=time.watch.read())
 
 
 def _cure(words: str) -> str:
@@ -296,11 +319,8 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
-def _enumerated(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Callable[..., Any]:
+def _enumerated(model: Callable[..., Any], trace: Trace) -> Callable[..., Any]:
     """Mark the model's discrete sites for enumeration, where the user has not."""
-    trace = any_trace(model, args, kwargs)
     sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
     sites = [site for site in sites if not site_is_subsample(site)]
     sites = [site for site in sites if not is_point_mass(site)]

@@ -637,7 +637,72 @@ class DensityCheckRecipe:
     repeated: float = 1.0
 
 
+@dataclass(frozen=True)
+class PlateRecipe:
+    """Numbers of fits whose latents stand in plates."""
+
+    #: Latents above which a model whose plates do not subsample takes a plate flow: up to there a
+    #: block-arrow Gaussian and a flow over all of the vector are tried, whose nets grow as D^2.
+    least_dim: int = 1000
+    #: Share of these that stands in plates with data, at least.
+    least_share: float = 0.5
+    #: Rows of a plate that make it one of local latents, at least.
+    least_rows: int = 32
+    #: Numbers of a mini-batch's vector in all particles together: a step's cost grows with them.
+    step_numbers: int = 2048
+    #: Particles of a step, at least.
+    least_particles: int = 4
+    #: Passes over the rows of a training without ``max_steps``, where that is more steps.
+    passes: int = 20
+    #: Most steps of that.
+    most_steps: int = 20_000
+    #: Adam's rate of the rows' tables, relative to the rest: a row is drawn in few steps.
+    table_rate: float = 3.0
+    #: Rows of a plate that are examined one by one, and draws of the globals and of a row for that.
+    examined_rows: int = 256
+    examined_globals: int = 8
+    examined_draws: int = 128
+    #: Draws of the globals that are judged on re-drawn rows, and draws of each row for that: at
+    #: most, and at least.
+    judged_globals: int = 256
+    fewest_globals: int = 64
+    judged_draws: int = 16
+    fewest_draws: int = 4
+    #: Draws of rows in all that the judgement of the globals may take.
+    judged_numbers: int = 30_000_000
+    #: Nats of gap of a row, and k-hat, from which on it is not to be trusted.
+    row_gap: float = 0.5
+    row_khat: float = 0.7
+    #: Share of such rows from which on the verdict is not good, and from which on it is a fault.
+    doubted_rows: float = 0.02
+    untrusted_rows: float = 0.1
+    #: Numbers of draws that are made at once.
+    drawn_numbers: int = 20_000_000
+    #: Most numbers that ``fit.sample`` returns: 8 GB of doubles.
+    most_numbers: int = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class RowStartRecipe:
+    """Numbers of the Gaussian of each row from which a fit of rows starts."""
+
+    #: Sd of each unconstrained number before the first step.
+    scale: float = 0.3
+    #: Steps of a row: twice as many as a Gaussian posterior a few sds away needs.
+    steps: int = 12
+    #: Draws of a step, in mirrored pairs.
+    draws: int = 8
+    #: Factor by which a step changes a precision, at most.
+    change: float = 4.0
+    #: Sds that a step moves a mean, at most.
+    reach: float = 4.0
+    #: Share of the time for training that the start may take.
+    time_share: float = 0.3
+
+
 CALL_SIZES = CallSizes()
+ROW_START = RowStartRecipe()
+PLATES = PlateRecipe()
 GAPS = GapRecipe()
 TIME = TimeRecipe()
 SCORING = ScoringRecipe()

@@ -20,6 +20,7 @@ def filled(kind):
     """One finding of a kind, with made-up values."""
     made = {"int": 2, "float": 0.25, "float | None": 0.5, "bool": True, "str": "a"}
     made |= {"tuple[str, ...]": ("a", "b"), "tuple[float, ...]": (0.5, 1.5)}
+    made |= {"tuple[int, ...]": (7, 3)}
     return kind(**{field.name: made[field.type] for field in dataclasses.fields(kind)})
 
 

@@ -1,0 +1,363 @@
+"""Importance weights of the rows of a plate, and of the globals on re-drawn rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._eval_mode import scoring
+from pyro_nfvi._math import standard_normal_log_prob
+from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._pyro_model.plate_layout import PlateLayout
+from pyro_nfvi._pyro_model.row_terms import row_terms
+from pyro_nfvi._random import stream
+from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.diagnostics._psis import psis
+from pyro_nfvi.errors import WeightError
+from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
+from pyro_nfvi.infer._recipe import PLATES
+
+
+@dataclass(frozen=True)
+class RowGaps:
+    r"""Quality of the local approximations, row by row.
+
+    .. math::
+        \mathrm{gap}_r = \mathbb{E}_{q(g)}\bigl[\log p(x_r \mid g)
+            - \mathbb{E}_q \log w_r\bigr], \qquad
+        w_r = \frac{p(x_r, z_r \mid g)}{q(z_r \mid g)}
+
+    the divergence of the row's approximation from its posterior given all that stands outside of
+    the plate.
+
+    Attributes:
+        plate: Name of the plate.
+        rows: Numbers of the rows ``(M,)``.
+        gap: Their gaps in nats ``(M,)``, float64.
+        khat: Shape of the tail of each row's weights ``(M,)``.
+        total: Number of all rows.
+    """
+
+    plate: str
+    rows: Tensor
+    gap: Tensor
+    khat: Tensor
+    total: int
+
+    def bad(self) -> Tensor:
+        """Tell which rows are not to be trusted ``(M,)``."""
+        wide = self.gap > PLATES.row_gap
+        return wide | (self.khat > PLATES.row_khat) & (self.gap > 0.1 * PLATES.row_gap)
+
+    def worst(self, count: int) -> list[int]:
+        """Return the numbers of the rows with the largest gaps, the worst first."""
+        order = self.gap.nan_to_num(nan=math.inf).argsort(descending=True)
+        return [int(row) for row in self.rows[order[:count]]]
+
+
+@dataclass(frozen=True)
+class GlobalWeights:
+    """Draws of the globals with both densities, the rows integrated out.
+
+    Attributes:
+        z: Draws ``(S, D)`` of the latents outside of the plate.
+        log_p: Log density of data and draw ``(S,)``, in nats.
+        log_q: Log density of the guide ``(S,)``.
+        elbo: Evidence lower bound of globals and rows, in nats, and its standard error.
+        elbo_se: That.
+        share: Share of the rows that the figures are from; 1 for all.
+    """
+
+    z: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    elbo: float
+    elbo_se: float
+    share: float
+
+
+class _Scan:
+    """Weights of rows of one plate, batch by batch, on common noise.
+
+    Args:
+        guide: The guide.
+        log_joint: The model at the layout of a mini-batch.
+        plate: The plate.
+        eps: Noise of all that stands outside of the plate ``(S, D_out)``.
+        draws: Draws of each row for each of these.
+        seed: Of the noise of rows.
+    """
+
+    def __init__(
+        self,
+        guide: AutoPlateFlow,
+        log_joint: LogJoint,
+        plate: str,
+        eps: Tensor,
+        draws: int,
+        seed: int,
+    ) -> None:
+        self.guide, self.log_joint, self.plate = guide, log_joint, plate
+        self._eps, self._draws, self._seed = eps, draws, seed
+
+    def at(self, rows: TensorDict, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Score a batch.
+
+        Returns:
+            Log weights ``(S, K, B)`` of the rows, the rest of the log joint ``(S,)``, the log
+            density ``(S,)`` and the vector ``(S, D_out)`` of what stands outside.
+        """
+        known = {p: index for p, index in rows.items() if p in self.guide.layout.sizes}
+        layout = self.guide.layout.at(known, weighted=False)
+        inner = inside(layout, self.plate)
+        count, draws = len(self._eps), self._draws
+        eps = self._eps.new_empty(count, draws, layout.dim)
+        eps[..., ~inner] = self._eps.unsqueeze(1)
+        noise = stream(self._seed, "rows", number, device=eps.device)
+        # The same for all draws of the globals, so that it cancels in their comparison.
+        eps[..., inner] = torch.randn(
+            draws, int(inner.sum()), dtype=eps.dtype, device=eps.device, generator=noise
+        )
+        flat = eps.reshape(count * draws, layout.dim)
+        parts, scored = [], []
+        most = max(1, PLATES.drawn_numbers // (4 * layout.dim))
+        with torch.no_grad(), scoring(self.guide):
+            bound = self.guide._bind(layout)
+            for part in flat.split(most):
+                z, ladjs = bound.by_rows(part)
+                parts.append((z, _log_q(layout, part, ladjs, self.plate)))
+                scored.append(row_terms(self.log_joint, z, rows, self.plate))
+        z = torch.cat([one for one, _ in parts])
+        log_q = torch.cat([one.rows for _, one in parts])
+        outer_q = torch.cat([one.rest for _, one in parts])
+        terms, rest = (torch.cat(one) for one in zip(*scored))
+        size = len(log_q[0])
+        log_w = (terms - log_q).reshape(count, draws, size)
+        first = slice(None, None, draws)
+        return log_w, rest[first], outer_q[first], z[first][:, ~inner]
+
+
+@dataclass(frozen=True)
+class _RowLogQ:
+    rows: Tensor
+    rest: Tensor
+
+
+def inside(layout: PlateLayout, plate: str) -> Tensor:
+    """Tell which coordinates of a vector stand in a plate ``(D,)``."""
+    found = torch.zeros(layout.dim, dtype=torch.bool, device=layout.space.init_loc.device)
+    for block in layout.blocks:
+        if plate in block.plates:
+            found[block.positions.reshape(-1)] = True
+    return found
+
+
+def _log_q(layout: PlateLayout, eps: Tensor, ladjs: list[Tensor], plate: str) -> _RowLogQ:
+    """Sum log densities of a guide to rows of a plate ``(S, B)``, and the rest ``(S,)``."""
+    size = layout.sizes[plate]
+    rows = eps.new_zeros(len(eps), size).double()
+    rest = eps.new_zeros(len(eps)).double()
+    for block, ladj in zip(layout.blocks, ladjs):
+        own = standard_normal_log_prob(layout.part(block, eps)).sum(-1).double() - ladj.double()
+        if plate in block.plates:
+            rows.index_add_(1, layout.cells(block)[plate].to(eps.device), own)
+        else:
+            rest = rest + own.sum(-1)
+    return _RowLogQ(rows, rest)
+
+
+def top_plates(layout: PlateLayout) -> list[str]:
+    """Return the plates whose rows enclose all others, in the order of the blocks.
+
+    Example:
+        Counties with floors in them have ``["county"]``; persons and items that cross have both.
+    """
+    found: list[str] = []
+    for block in sorted(layout.blocks, key=lambda one: len(one.plates)):
+        if block.plates and not any(plate in found for plate in block.plates):
+            found.append(block.plates[0])
+    return found
+
+
+def row_gaps(
+    guide: AutoPlateFlow,
+    log_joint: LogJoint,
+    plate: str,
+    seed: int,
+    *,
+    rows: Tensor | None = None,
+    budget: Budget = UNLIMITED,
+) -> RowGaps:
+    """Estimate the gap and k-hat of some rows of a plate.
+
+    Args:
+        guide: The guide.
+        log_joint: The model at the layout of a mini-batch.
+        plate: The plate.
+        seed: Of the noise, and of the choice of rows.
+        rows: The rows; by default some drawn at random, all where they are few.
+        budget: Rows for which there is no time are left out.
+
+    Cost:
+        A thousand draws of each row.
+
+    Raises:
+        ModelError: The log joint is no sum over rows.
+    """
+    total = guide.layout.sizes[plate]
+    if rows is None:
+        order = torch.randperm(total, generator=stream(seed, "examined rows", plate))
+        rows = order[: PLATES.examined_rows].sort().values
+    count, draws = PLATES.examined_globals, PLATES.examined_draws
+    gaps: list[Tensor] = []
+    khats: list[Tensor] = []
+    done: list[Tensor] = []
+    for number, (batch, own) in enumerate(_batches(log_joint, plate, rows, total, seed)):
+        if gaps and budget.over():
+            break
+        eps = _outer_noise(guide, batch, plate, count, seed)
+        scan = _Scan(guide, log_joint, plate, eps, draws, seed)
+        log_w, _, _, _ = scan.at(batch, number)
+        log_w = log_w[..., own]
+        level = log_w.logsumexp(1) - math.log(draws)
+        gaps.append((level - log_w.mean(1)).mean(0))
+        khats.append(_khats((log_w - level.unsqueeze(1)).flatten(0, 1)))
+        done.append(batch[plate][own] if plate in batch else rows[: len(own)])
+    return RowGaps(plate, torch.cat(done), torch.cat(gaps).cpu(), torch.cat(khats), total)
+
+
+def _khats(log_w: Tensor) -> Tensor:
+    """Return k-hat of each column ``(S, M)``; infinite where a row has no finite weight."""
+    found = []
+    for column in log_w.T:
+        try:
+            found.append(psis(column).khat)
+        except WeightError:
+            found.append(math.inf)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _batches(
+    log_joint: LogJoint, plate: str, rows: Tensor, total: int, seed: int
+) -> list[tuple[TensorDict, Tensor]]:
+    """Lay some rows out in batches of the model's own size, and say which of each are asked for.
+
+    Other plates that subsample have a batch of their own, the same for all.
+    """
+    others = {
+        name: torch.randperm(size, generator=stream(seed, "other rows", name))[:count]
+        for name, (size, count) in log_joint.subsampled.items()
+        if name != plate
+    }
+    if plate not in log_joint.subsampled:
+        return [(others, rows)]
+    _, count = log_joint.subsampled[plate]
+    found = []
+    for part in rows.split(count):
+        batch = part
+        if len(part) < count:  # filled up with rows that are in none
+            taken = torch.zeros(total, dtype=torch.bool)
+            taken[part] = True
+            rest = (~taken).nonzero()[: count - len(part), 0]
+            batch = torch.cat([part, rest])
+        found.append(({**others, plate: batch}, torch.arange(len(part))))
+    return found
+
+
+def _outer_noise(
+    guide: AutoPlateFlow, batch: TensorDict, plate: str, count: int, seed: int
+) -> Tensor:
+    """Draw noise ``(count, D_out)`` for all that stands outside of a plate; the same each time."""
+    known = {p: index for p, index in batch.items() if p in guide.layout.sizes}
+    layout = guide.layout.at(known, weighted=False)
+    outside = int((~inside(layout, plate)).sum())
+    like = layout.space.init_loc
+    noise = stream(seed, "judged globals", device=like.device)
+    return torch.randn(count, outside, dtype=like.dtype, device=like.device, generator=noise)
+
+
+def judge_globals(
+    guide: AutoPlateFlow,
+    log_joint: LogJoint,
+    plate: str,
+    seed: int,
+    *,
+    budget: Budget = UNLIMITED,
+    tick: Callable[[int], object] = lambda _: None,
+) -> GlobalWeights:
+    r"""Weigh draws of the globals with rows that are drawn anew for each, and integrated out.
+
+    .. math::
+        \log \hat p(x, g) = \log p(g) + \sum_r \log \frac1K \sum_k
+            \frac{p(x_r, z_{rk} \mid g)}{q(z_{rk} \mid g)}, \qquad z_{rk} \sim q(\cdot \mid g)
+
+    The noise of rows is common to all draws of the globals, so that most of what K draws get wrong
+    of an integral is the same in all and cancels between them.
+
+    Args:
+        guide: The guide.
+        log_joint: The model at the layout of a mini-batch.
+        plate: The plate that has all local latents.
+        seed: Of the noise.
+        budget: Where it is spent first, the figures are those of some of the rows.
+        tick: Called with the number of rows done.
+
+    Cost:
+        ``judged_numbers`` draws of rows at most; of more rows, as many are looked at.
+
+    Raises:
+        ModelError: The log joint is no sum over rows.
+    """
+    total = guide.layout.sizes[plate]
+    count, draws = _sizes(total)
+    seen = min(total, PLATES.judged_numbers // (count * draws))
+    order = torch.randperm(total, generator=stream(seed, "judged rows", plate))
+    rows = torch.arange(total) if seen == total else order[:seen].sort().values
+    log_marginal = log_mean = None
+    per_row = []
+    done = 0
+    for number, (batch, own) in enumerate(_batches(log_joint, plate, rows, total, seed)):
+        if done and budget.over():
+            break
+        eps = _outer_noise(guide, batch, plate, count, seed)
+        log_w, rest, log_q, z = _Scan(guide, log_joint, plate, eps, draws, seed).at(batch, number)
+        log_w = log_w[..., own]
+        level = (log_w.logsumexp(1) - math.log(draws)).sum(-1)
+        mean = log_w.mean(1)
+        log_marginal = level if log_marginal is None else log_marginal + level
+        log_mean = mean.sum(-1) if log_mean is None else log_mean + mean.sum(-1)
+        per_row.append(mean.mean(0))
+        done += len(own)
+        tick(len(own))
+    assert log_marginal is not None
+    assert log_mean is not None
+    scale = total / done
+    bound = rest + scale * log_mean - log_q
+    spread = torch.cat(per_row).std() if done > 1 else torch.zeros(())
+    error = float(bound.std()) / math.sqrt(count)
+    if done < total:
+        error = math.hypot(error, total * float(spread) / math.sqrt(done))
+    return GlobalWeights(
+        z, rest + scale * log_marginal, log_q, float(bound.mean()), error, done / total
+    )
+
+
+def _sizes(total: int) -> tuple[int, int]:
+    """Return how many draws of the globals, and of each row, are affordable for so many rows."""
+    least = PLATES.fewest_globals * PLATES.fewest_draws
+    most = max(least, PLATES.judged_numbers // (4 * max(1, total)))
+    draws = min(PLATES.judged_draws, max(PLATES.fewest_draws, most // PLATES.judged_globals))
+    return max(PLATES.fewest_globals, min(PLATES.judged_globals, most // draws)), draws
+
+
+def separable(log_joint: LogJoint, layout: PlateLayout) -> bool:
+    """Tell whether all local latents stand in the rows of one plate."""
+    tops = top_plates(layout)
+    return len(tops) == 1 and all(
+        not block.plates or tops[0] in block.plates for block in layout.blocks
+    )

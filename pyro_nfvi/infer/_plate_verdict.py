@@ -1,0 +1,137 @@
+"""The verdict on a fit of globals and rows, and its report."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pyro_nfvi._optim.stop_reason import StopReason
+from pyro_nfvi._pyro_model.latent_space import LatentSpace
+from pyro_nfvi.diagnostics._khat import TailReading
+from pyro_nfvi.diagnostics._verdict import BAD, GOOD, Cause, Verdict, judge_weights
+from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
+from pyro_nfvi.infer._checks.row_weights import RowGaps
+from pyro_nfvi.infer._findings import Level
+from pyro_nfvi.infer._training import Training
+from pyro_nfvi.infer._weighted_draws import WeighedDraws
+
+
+class FittedRows(Protocol):
+    """The parts of a fit of rows that its verdict and its report read."""
+
+    @property
+    def guide(self) -> AutoPlateFlow:
+        """The trained guide."""
+
+    @property
+    def draws(self) -> WeighedDraws:
+        """Draws of the globals with both densities."""
+
+    @property
+    def rows(self) -> tuple[RowGaps, ...]:
+        """Examined rows."""
+
+    @property
+    def training(self) -> Training:
+        """Record of the training."""
+
+    @property
+    def latent(self) -> LatentSpace:
+        """The latent sites of all rows."""
+
+    @property
+    def why_stopped(self) -> StopReason:
+        """Reason for which training ended."""
+
+    @property
+    def elbo(self) -> float:
+        """Evidence lower bound, in nats."""
+
+    @property
+    def elbo_se(self) -> float:
+        """Its standard error."""
+
+    @property
+    def tail(self) -> TailReading:
+        """Reading of k-hat of the globals."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Trust in the fit."""
+
+
+def verdict(fit: FittedRows) -> Verdict:
+    """See :attr:`PlateFit.verdict`."""
+    sentences: dict[Level, list[str]] = {level: [] for level in Level}
+    for found in fit.training.findings:
+        if sentence := found.sentence():
+            sentences[found.level].append(sentence)
+    faults, doubts = sentences[Level.FAULT], sentences[Level.DOUBT]
+    why = fit.why_stopped
+    if why == "diverged":
+        faults.append("the fit diverged")
+    remarks = list(sentences[Level.REMARK])
+    if why in ("max_steps", "max_seconds") and why.unfinished:
+        remarks.append(f"training was cut short: {why.detail}")
+    if fit.draws.exact and fit.draws.z.shape[-1]:
+        names = [
+            fit.latent.at(int(place))
+            for block in fit.guide.layout.blocks
+            if not block.plates
+            for place in block.positions.reshape(-1)
+        ]
+        word = judge_weights(
+            fit.draws.z, fit.draws.log_w, name=lambda i: names[i], faults=faults, doubts=doubts
+        )
+        reasons, next_step, cause = list(word.reasons), word.next_step, word.cause
+        if word not in (GOOD, BAD):
+            next_step = "Train for more steps, max_steps=..., or with a larger flow."
+        said = str(word)
+        if said != BAD:
+            reasons = [f"globals: {one}" if one in word.reasons[:1] else one for one in reasons]
+    elif faults:
+        said, reasons, cause = BAD, [*faults, *doubts], Cause.FAULT
+        next_step = "Mend what is named, and fit again."
+    else:
+        # Rows can be good while the globals, which no weights judge, are not.
+        said = GOOD if not doubts else BAD
+        reasons = [*doubts] or ["the rows that were examined are close to their posterior"]
+        next_step = "Use the draws." if not doubts else "Train for more steps, max_steps=..."
+        cause = Cause.DOUBT if doubts else Cause.NONE
+    if said != BAD or not faults:
+        reasons += remarks
+    return Verdict(said, reasons, next_step, cause)
+
+
+def report(fit: FittedRows) -> str:
+    """Describe the guide, its training, and its quality, a line each."""
+    training, layout = fit.training, fit.guide.layout
+    settings = training.settings
+    count = sum(p.numel() for p in fit.guide.parameters())
+    parts = [
+        f"{b.num_rows} x {b.width} in {' x '.join(map(repr, b.plates))}"
+        if b.plates
+        else f"{b.width} global"
+        for b in layout.blocks
+    ]
+    lines = [
+        f"{fit.latent.dim} latents ({', '.join(parts)}); guide {type(fit.guide).__name__}"
+        f"({settings.flow}), {count} parameters",
+        f"objective {settings.objective}, {settings.num_particles} particles, seed {settings.seed}",
+        f"particles by {settings.particles_by} ({settings.particles_why})",
+        f"engine {training.engine}: {training.engine_reason}",
+        f"stopped: {training.why_stopped}. {training.why_stopped.detail}",
+        f"time: {training.timing}, {training.timing.steps} steps of training",
+        f"ELBO {fit.elbo:.3f} ± {fit.elbo_se:.3f} nats",
+    ]
+    for one in fit.rows:
+        gap, khat = one.gap, one.khat
+        lines.append(
+            f"{len(one.rows)} of {one.total} rows of {one.plate!r}: gap {float(gap.mean()):.4f} "
+            f"nats in the mean, {float(gap.max()):.3f} at most; k-hat {float(khat.median()):.2f} "
+            f"in the median, {int(one.bad().sum())} not to be trusted"
+        )
+    if fit.draws.exact:
+        lines.append(f"globals: {fit.tail}")
+    word = fit.verdict
+    lines.append(f"verdict: {word} ({'; '.join(word.reasons)}). {word.next_step}")
+    return "\n".join([*lines, *training.notes])

@@ -1,0 +1,199 @@
+"""The stages of a fit whose latents stand in the rows of plates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pyro_nfvi._train.density_selection import choose_density, drop_if_changed
+from pyro_nfvi.errors import ModelError
+from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
+from pyro_nfvi.infer._checks.pyro_density import check_by_pyro
+from pyro_nfvi.infer._checks.row_weights import (
+    RowGaps,
+    judge_globals,
+    row_gaps,
+    separable,
+    top_plates,
+)
+from pyro_nfvi.infer._findings import Finding, PoorRows, RowsUnseen, TimeOver
+from pyro_nfvi.infer._fit_options import Options
+from pyro_nfvi.infer._model_parameters import ModelParams
+from pyro_nfvi.infer._plate_fit import PlateFit
+from pyro_nfvi.infer._problem import Problem
+from pyro_nfvi.infer._recipe import ROW_START, WORDS
+from pyro_nfvi.infer._rows_log_joint import rows_log_joint
+from pyro_nfvi.infer._stages.plate_training import check_plate_options, train_rows
+from pyro_nfvi.infer._stages.row_start import start_rows
+from pyro_nfvi.infer._time_plan import TimePlan
+from pyro_nfvi.infer._training import Training
+from pyro_nfvi.infer._weighted_draws import WeighedDraws
+
+
+def fit_plates(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: frozenset[str],
+    seed: int,
+    guide: AutoPlateFlow,
+    options: Options,
+    time: TimePlan,
+    reason: str,
+) -> PlateFit:
+    """Fit globals and rows: set up, train, judge.
+
+    Args:
+        model: The model, with discrete sites marked.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        names: Its ``pyro.param`` names.
+        seed: Seed of all noise.
+        guide: The guide.
+        options: Options of the fit.
+        time: Clock of the call.
+        reason: Reason for the guide.
+
+    Raises:
+        ModelError: The model cannot be fitted; the message names the site.
+        OptionError: An option that a fit of rows cannot have.
+        DivergedError: Gradients were not finite again and again.
+    """
+    check_plate_options(options)
+    fresh = not guide.is_set_up
+    with time.watch.part("set_up"):
+        problem = set_up_rows(model, args, kwargs, names, seed, guide, options, time)
+    notes = problem.notes
+    if fresh and options.precondition:
+        with time.watch.part("gaussian"):
+            notes += _started(problem, options, time, guide)
+    training = train_rows(problem, options, time, guide, reason, notes)
+    with time.watch.part("checks"):
+        return judge_rows(problem, options, time, guide, training)
+
+
+def _started(
+    problem: Problem, options: Options, time: TimePlan, guide: AutoPlateFlow
+) -> tuple[str, ...]:
+    """Move a guide to a Gaussian near the posterior; return lines for the report."""
+    rows = max(guide.layout.sizes.values())
+    budget = time.training.part(ROW_START.time_share)
+    with options.progress.stage("starting rows", rows, unit="row") as tick:
+        found = start_rows(problem, guide, budget, tick)
+    if found is None:
+        return ("no Gaussian to start from, training starts at init_loc_fn",)
+    guide.start_at(found.loc, found.scale)
+    return (found.note,)
+
+
+def set_up_rows(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: frozenset[str],
+    seed: int,
+    guide: AutoPlateFlow,
+    options: Options,
+    time: TimePlan,
+) -> Problem:
+    """Build a guide's parameters, and the log joint at the layout of a mini-batch."""
+    guide.setup(*args, **kwargs)
+    log_joint = rows_log_joint(model, args, kwargs, guide)
+    opinion = check_by_pyro(log_joint, time.whole)
+    with options.progress.stage("compiling the model", 1, unit="engine") as tick:
+        density = choose_density(
+            options.engine, log_joint, options.max_steps, budget=time.whole, watch=time.watch
+        )
+        tick(1)
+    log_joint.use(density.compiled)
+    time.measure(log_joint)
+    unseen = "Pyro's own trace scored no point around the start"
+    return Problem(log_joint, names, seed, () if opinion.draws else (unseen,), density)
+
+
+def judge_rows(
+    problem: Problem,
+    options: Options,
+    time: TimePlan,
+    guide: AutoPlateFlow,
+    training: Training,
+) -> PlateFit:
+    """Examine rows, weigh the globals on rows that are drawn anew, and wrap the fit up."""
+    log_joint, layout, seed = problem.log_joint, guide.layout, problem.seed
+    drop_if_changed(log_joint)
+    findings: list[Finding] = list(training.findings)
+    gaps: list[RowGaps] = []
+    for plate in top_plates(layout):
+        try:
+            with options.progress.stage(f"examining rows of {plate}", 1, unit="look"):
+                found = row_gaps(guide, log_joint, plate, seed, budget=time.whole.part(0.5))
+        except ModelError as error:
+            findings.append(RowsUnseen(plate, str(error).rstrip("."), grave=True))
+            continue
+        gaps.append(found)
+        findings.append(poor_rows(found))
+    z = torch.zeros(0, 0)
+    draws = WeighedDraws(z, z[:, :0].sum(-1), z.sum(-1), exact=False)
+    tops = top_plates(layout)
+    bound = error_of = float("nan")
+    if len(gaps) == len(tops) == 1 and separable(log_joint, layout):
+        total = layout.sizes[tops[0]]
+        with options.progress.stage("weighing globals", total, unit="row") as tick:
+            weights = judge_globals(guide, log_joint, tops[0], seed, budget=time.whole, tick=tick)
+        whole = weights.share == 1
+        draws = WeighedDraws(weights.z, weights.log_p, weights.log_q, exact=whole)
+        bound, error_of = weights.elbo, weights.elbo_se
+        if not whole:
+            why = f"only {100 * weights.share:.2g} % of the rows could be looked at"
+            findings.append(RowsUnseen("", why))
+    else:
+        if len(gaps) == len(tops):
+            why = "several plates cross, so that no rows can be integrated out one by one"
+            findings.append(RowsUnseen("", why, grave=not gaps))
+        bound, error_of = _plain_bound(problem, guide)
+    if time.undone and time.whole.limit is not None:
+        findings.append(TimeOver(time.whole.limit, tuple(time.undone)))
+    params = ModelParams.of(log_joint.param_leaves(), log_joint.param_constraints)
+    return PlateFit(
+        guide,
+        draws,
+        tuple(gaps),
+        bound,
+        error_of,
+        replace(training, findings=tuple(findings)),
+        params.constrained(),
+        log_joint,
+        seed,
+        params,
+    )
+
+
+def poor_rows(found: RowGaps) -> PoorRows:
+    """Make the finding of what was seen of a plate's rows."""
+    bad = int(found.bad().sum())
+    return PoorRows(
+        found.plate,
+        bad,
+        len(found.rows),
+        found.total,
+        float(found.gap.mean()),
+        tuple(found.worst(min(bad, WORDS.named))),
+        float(found.gap.max()),
+    )
+
+
+def _plain_bound(problem: Problem, guide: AutoPlateFlow) -> tuple[float, float]:
+    """Estimate the bound from mini-batches: its value and standard error, in nats."""
+    joint, found = problem.log_joint, []
+    noise = problem.stream("bound")
+    with torch.no_grad():
+        for _ in range(64):
+            rows = joint.draw_subsample(noise)
+            density = guide.density(rows)
+            z, log_q = density.push(density.sample_base(8, generator=noise))
+            found.append((joint(z, rows) - log_q).double().mean())
+    bounds = torch.stack(found)
+    return float(bounds.mean()), float(bounds.std()) / len(bounds) ** 0.5

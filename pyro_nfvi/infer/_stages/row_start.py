@@ -1,0 +1,179 @@
+"""The start of a guide of rows: a Gaussian of the globals, then one of each row given these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi._budget import Budget
+from pyro_nfvi._gaussian_vi.block_arrow import fit_block_arrow
+from pyro_nfvi._gaussian_vi.target import Target
+from pyro_nfvi._pyro_model.plate_layout import PlateLayout
+from pyro_nfvi._pyro_model.subsampling import cover
+from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.errors import OptionError
+from pyro_nfvi.flows._block_arrow import ArrowBlock, BlockArrow
+from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
+from pyro_nfvi.infer._problem import Problem
+from pyro_nfvi.infer._recipe import ROW_START
+
+
+@dataclass(frozen=True, eq=False)
+class RowStart:
+    """Means and sds of all latents to start from ``(D,)``, and a line for the report."""
+
+    loc: Tensor
+    scale: Tensor
+    note: str
+
+
+def start_rows(
+    problem: Problem,
+    guide: AutoPlateFlow,
+    budget: Budget,
+    tick: Callable[[int], object] = lambda _: None,
+) -> RowStart | None:
+    r"""Find a diagonal Gaussian near the posterior, in a few passes over the rows.
+
+    On one mini-batch, whose rows count for all, a block-arrow Gaussian of globals and rows; where
+    the plate does not subsample, that is all. Else the globals stay at its mean, and each row takes
+    natural-gradient steps on its own, in one batch after the other:
+
+    .. math::
+        \frac{1}{s^2} \leftarrow \frac{1 - \rho}{s^2} - \rho\, \mathbb{E}[\partial^2 \log p], \qquad
+        m \leftarrow m + \rho\, s^2\, \mathbb{E}[\partial \log p]
+
+    with the curvature from :math:`\mathbb{E}[\varepsilon\, \partial \log p] / s`.
+
+    Args:
+        problem: The posterior, at the layout of a mini-batch.
+        guide: The guide.
+        budget: Rows for which there is no time start where the guide starts.
+        tick: Called with the number of rows done.
+
+    Returns:
+        None where the density cannot be evaluated around the start.
+
+    Source: Khan and Rue 2021, arXiv:2107.04562, section 3 (variational online Newton).
+    """
+    log_joint, layout = problem.log_joint, guide.layout
+    noise = problem.stream("row start")
+    rows = log_joint.draw_subsample(noise)
+    known = {p: index for p, index in rows.items() if p in layout.sizes}
+    batch = layout.at(known)
+    arrow = _arrow(batch)
+    if arrow is None:
+        return None
+    like = batch.space.init_loc
+    target = Target(lambda z: log_joint(z, rows), like, budget=budget)
+    sds = torch.full_like(like, ROW_START.scale).double()
+    found = fit_block_arrow(target, [(like.double(), sds)], arrow, generator=noise)
+    if found is None:
+        return None
+    wide = found.factor.variances.sqrt()
+    near = found.factor.precisions.rsqrt()
+    place = layout.index(known) if known else torch.arange(layout.dim)
+    loc, scale = layout.space.init_loc.double().clone(), None
+    scale = torch.full_like(loc, ROW_START.scale)
+    loc[place] = found.loc.to(loc)
+    scale[place] = near.to(loc)  # of a row given all others
+    for block in batch.blocks:
+        if not block.plates:
+            own = block.positions.reshape(-1)
+            scale[place[own]] = wide[own].to(loc)
+    note = f"started at a block-arrow Gaussian: ELBO {found.bound:.2f} ± {found.bound_se:.2f} nats"
+    if not log_joint.subsampled:
+        return RowStart(loc, scale, note)
+    done = _sweep(problem, layout, loc, scale, noise, budget, tick)
+    words = "each row" if done == 1 else f"{100 * done:.0f} % of the rows"
+    return RowStart(loc, scale, f"{note} on one mini-batch, then at a Gaussian of {words}")
+
+
+def _arrow(layout: PlateLayout) -> BlockArrow | None:
+    """Return the structure of a layout; None where plates cross."""
+    index = {block.name: place for place, block in enumerate(layout.blocks)}
+    blocks = [
+        ArrowBlock(
+            block.positions,
+            tuple((index[name], rows) for name, rows in block.parents.items()),
+        )
+        for block in layout.blocks
+    ]
+    try:
+        return BlockArrow.tree(blocks)
+    except OptionError:
+        return None
+
+
+def _sweep(
+    problem: Problem,
+    layout: PlateLayout,
+    loc: Tensor,
+    scale: Tensor,
+    noise: torch.Generator,
+    budget: Budget,
+    tick: Callable[[int], object],
+) -> float:
+    """Take steps of each row, batch by batch; write into ``loc`` and ``scale``.
+
+    Returns:
+        The share of the rows that had their steps.
+    """
+    log_joint = problem.log_joint
+    plate = max(log_joint.subsampled, key=lambda name: log_joint.subsampled[name][0])
+    size, count = log_joint.subsampled[plate]
+    others = {p: i for p, i in log_joint.draw_subsample(noise).items() if p != plate}
+    index, _ = cover(size, count)
+    done = 0
+    for row in index:
+        if done and budget.over():
+            break
+        rows: TensorDict = {**others, plate: row}
+        batch = layout.at({p: i for p, i in rows.items() if p in layout.sizes})
+        place = layout.index({p: i for p, i in rows.items() if p in layout.sizes})
+        local = torch.zeros(batch.dim, dtype=torch.bool)
+        weight = torch.ones(batch.dim, dtype=torch.float64)
+        for block in batch.blocks:
+            if block.plates:
+                local[block.positions.reshape(-1)] = True
+                weight[block.positions.reshape(-1)] = block.weight
+        target = Target(lambda z, rows=rows: log_joint(z, rows), batch.space.init_loc)  # type: ignore[misc]
+        moved = _natural_steps(target, loc[place], scale[place], local, weight, noise)
+        if moved is not None:
+            loc[place[local]], scale[place[local]] = (one[local] for one in moved)
+        done += count
+        tick(count)
+    return min(1.0, done / size)
+
+
+def _natural_steps(
+    target: Target,
+    loc: Tensor,
+    scale: Tensor,
+    local: Tensor,
+    weight: Tensor,
+    noise: torch.Generator,
+) -> tuple[Tensor, Tensor] | None:
+    """Move the local coordinates of one batch; the others stay at their mean."""
+    given = ROW_START
+    for step in range(given.steps):
+        half = torch.randn(given.draws // 2, len(loc), dtype=loc.dtype, generator=noise)
+        eps = torch.cat([half, -half]) * local  # of globals none
+        _, slope, ok = target(loc + scale * eps)
+        if not bool(ok.any()):
+            return None
+        slope, eps = slope[ok] / weight, eps[ok]
+        rate = 1.0 if step < given.steps // 2 else 0.5
+        # Second derivatives from first ones: with mirrored draws, exact for a quadratic.
+        bend = -(eps * slope).mean(0) / (eps.square().mean(0).clamp_min(1e-12) * scale)
+        precision = scale.square().reciprocal()
+        factor = (bend / precision).clamp(1 / given.change, given.change)
+        precision = precision * ((1 - rate) + rate * factor)
+        shift = rate * slope.mean(0) / precision
+        most = given.reach / precision.sqrt()
+        loc = torch.where(local, loc + shift.clamp(-most, most), loc)
+        scale = torch.where(local, precision.rsqrt(), scale)
+    return loc, scale
