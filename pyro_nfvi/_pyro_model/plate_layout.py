@@ -1,4 +1,4 @@
-"""Where the rows of plates stand in the vector of latents, and the vector of a mini-batch."""
+"""Layout of the vector of latents as rows of plates, for all rows or those of a mini-batch."""
 
 from __future__ import annotations
 

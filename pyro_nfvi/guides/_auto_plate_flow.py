@@ -671,20 +671,29 @@ class AutoPlateFlow(VectorGuide):
             u = u.reshape(pad + site.unconstrained_shape)
             transform = bijection(site.support)
             value = transform(u)
-            log_density: Tensor | float = 0.0
-            if scored:
-                ladj = transform.log_abs_det_jacobian(u, value)
-                cut = value.dim() - site.event_dim
-                log_density = -ladj.flatten(cut).sum(-1) if ladj.dim() > cut else -ladj
-                if site.name in own:
-                    log_density = log_density - _per_cell(own[site.name], site, pad)
+            ladj = transform.log_abs_det_jacobian(u, value) if scored else None
             value = inside(site.support, value)
             with ExitStack() as stack:
                 for frame in site.cond_indep_stack:
                     stack.enter_context(plates[frame.name])
-                point = dist.Delta(value, log_density=log_density, event_dim=site.event_dim)
+                if ladj is not None:
+                    cut = value.dim() - site.event_dim
+                    each = ladj.flatten(cut).sum(-1) if ladj.dim() > cut else ladj
+                    if site.name in own:
+                        each = each + _per_cell(own[site.name], site, pad)
+                    self._score(site.name, each)
+                point = dist.Delta(value, event_dim=site.event_dim)
                 drawn[site.name] = pyro.sample(site.name, point)
         return drawn
+
+    def _score(self, name: str, ladj: Tensor) -> None:
+        """Let a log-determinant count in the guide's density, within the plates of a site.
+
+        At a site of its own: the divergence that ``TraceMeanField_ELBO`` has for a Delta leaves its
+        log density out.
+        """
+        point = dist.Delta(torch.zeros_like(ladj), log_density=-ladj)
+        pyro.sample(f"_{self._pyro_name}_{name}_ladj", point, infer={"is_auxiliary": True})
 
     def _draw_noise(self, layout: PlateLayout, plates: Mapping[str, Any], depth: int) -> Tensor:
         """Draw the noise of each site within its plates, as Pyro's ``AutoNormal`` draws it."""

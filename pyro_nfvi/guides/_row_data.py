@@ -18,7 +18,7 @@ Select: TypeAlias = Callable[..., Tensor | Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class RowData:
-    """Where a plate's data stand among the model's arguments.
+    """Places of a plate's data among the model's arguments.
 
     Attributes:
         plate: The plate.

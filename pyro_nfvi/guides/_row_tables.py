@@ -16,7 +16,7 @@ from pyro_nfvi.flows._recipe import BOUNDS
 
 @dataclass(frozen=True)
 class RowNumbers:
-    """What a block's rows have: location and scale ``(R, d)``, code ``(R, k)`` or None."""
+    """Numbers of a block's rows: location and scale ``(R, d)``, code ``(R, k)`` or None."""
 
     loc: Tensor
     scale: Tensor
