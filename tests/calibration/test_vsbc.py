@@ -26,7 +26,7 @@ from pyro_nfvi.errors import ModelError, OptionError
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = sys.modules["pyro_nfvi.calibration._vsbc"]
 FAST = {
-    "guide": "affine", "max_steps": 30, "engine": "eager", "stop": False, "explore": "off",
+    "guide": "affine", "max_steps": 10, "engine": "eager", "stop": False, "explore": "off",
 }  # fmt: skip
 QUIET = {"progress": False, "num_workers": 1, "seed": 0}
 Y = torch.zeros(5)
@@ -56,9 +56,14 @@ def run(model=conjugate, args=(Y,), **options):
 # ------------------------------------------------------------------------------ the verdict
 
 
-def test_right_fits_are_calibrated():
+@pytest.fixture(scope="module")
+def right():
+    return run(num_simulations=20, sites=["mu", "twice"], max_steps=50)
+
+
+def test_right_fits_are_calibrated(right):
     # A Gaussian is the posterior here: not calibrated in 1 % of seeds at most.
-    found = run(num_simulations=20, sites=["mu", "twice"])
+    found = right
     assert found.verdict == "calibrated", found.summary()
     assert found.failed == ()
     assert found.p["mu"].shape == found.truth["mu"].shape == (20,)
@@ -68,8 +73,8 @@ def test_right_fits_are_calibrated():
     assert found.summary()["mu"].word == ""
 
 
-def test_p_is_where_the_exact_posterior_has_it():
-    found = run(num_simulations=5, max_steps=60)
+def test_p_is_where_the_exact_posterior_has_it(right):
+    found = right
     simulator = Simulator(conjugate, (Y,), {}, None)
     precision = 1 / 4 + 5
     for fit, p in zip(found.fits, found.p["mu"]):
@@ -126,12 +131,12 @@ def test_few_fits_are_no_verdict():
 # ------------------------------------------------------------------- seeds, workers, Ctrl-C
 
 
-def test_a_simulation_depends_on_seed_and_number_alone():
+def test_a_simulation_depends_on_seed_and_number_alone(right):
     before, draws = torch.get_rng_state(), torch.get_num_threads()
     pyro.get_param_store()["mine"] = torch.ones(())
-    few, many = run(num_simulations=2), run(num_simulations=3)
-    assert torch.equal(few.p["mu"], many.p["mu"][:2])
-    assert not torch.equal(few.p["mu"], run(num_simulations=2, seed=1).p["mu"])
+    few = run(num_simulations=2, max_steps=50)
+    assert torch.equal(few.p["mu"], right.p["mu"][:2])
+    assert not torch.equal(few.p["mu"], run(num_simulations=2, max_steps=50, seed=1).p["mu"])
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == draws
     assert set(pyro.get_param_store().keys()) == {"mine"}

@@ -21,7 +21,7 @@ def fit(name, **options):
     model, args = ZOO[name]() if isinstance(name, str) else name
     chosen = {
         "guide": "affine", "seed": 0, "progress": False, "num_particles": 8, "stop": False,
-        "max_steps": 60, "precondition": False,
+        "max_steps": 60, "precondition": False, "explore": "off",
     } | options  # fmt: skip
     engine = chosen.pop("engine", "auto")
     return on(NFVI(model, **chosen), engine).run(*args)
@@ -95,7 +95,7 @@ def test_auto_compiles_a_long_fit():
 def test_no_compiler_means_graph_or_svi_with_the_reason(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    found = fit("schools", engine="auto", max_steps=1000, guide="iaf*2")
+    found = fit("schools", engine="auto", max_steps=520, guide="iaf*2")
     assert "(native)" not in found.engine_reason
     assert "compiler" in found.engine_reason
     with pytest.raises(OptionError, match="engine='compiled' cannot run this fit: .*compiler"):
@@ -126,9 +126,7 @@ def test_an_optimiser_that_is_not_known_falls_back():
     class Mine(torch.optim.Adam):
         pass
 
-    found = fit(
-        "schools", engine="auto", max_steps=1000, optim=lambda leaves: Mine(leaves, lr=0.01)
-    )
+    found = fit("schools", engine="auto", max_steps=520, optim=lambda leaves: Mine(leaves, lr=0.01))
     assert "(native)" not in found.engine_reason
     assert "not compiled" in found.engine_reason
 
@@ -242,11 +240,11 @@ def test_a_model_that_changes_during_the_fit_is_noticed(engine):
         pytest.warns(EngineWarning, match="the model changed after it was captured"),
         pytest.warns(EngineWarning, match="the model changed after it was compiled"),
     ):
-        found = fit((model, (Y,)), engine=engine, max_steps=300, callbacks=[change])
+        found = fit((model, (Y,)), engine=engine, max_steps=200, callbacks=[change])
     assert found.engine == "eager"
     assert "changed after it was captured" in found.engine_reason
     model.beta = 1.0
-    expected = fit((model, (Y,)), engine="eager", max_steps=300, callbacks=[change])
+    expected = fit((model, (Y,)), engine="eager", max_steps=200, callbacks=[change])
     # Both end at the posterior of the changed model.
     assert abs(found.summary()["mu"].mean - expected.summary()["mu"].mean) < 0.1
 

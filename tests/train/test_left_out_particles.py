@@ -55,9 +55,7 @@ def test_a_zero_dose_leaves_a_short_fit_as_it_is():
     # Reweighted draws of a Gaussian, whose effective number is at least 500: five standard errors.
     with torch.random.fork_rng():
         dose, y = hill_data()
-        fit = NFVI(hill, "affine", seed=0, max_steps=300, explore="off", progress=False).run(
-            dose, y
-        )
+        fit = NFVI(hill, "affine", seed=0, max_steps=60, explore="off", progress=False).run(dose, y)
     h = fit.resample(4000, seed=1)["h"]
     assert fit.ess > 500
     assert abs(float(h.mean()) - 0.817) < 5 * 0.12 / 500**0.5

@@ -25,6 +25,7 @@ def quick(model=conjugate, **options):
         "progress": False,
         "guide": "affine",
         "precondition": False,
+        "explore": "off",
     } | options
     return NFVI(model, **chosen)
 

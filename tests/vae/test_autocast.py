@@ -62,8 +62,22 @@ def numbers(vae, x, eps):
     return [value.detach() for value in found]
 
 
-@pytest.mark.parametrize("likelihood", ALL, ids=repr)
-@pytest.mark.parametrize(("flow", "options"), [(None, {}), *FLOWS], ids=["none", *NAMES])
+#: Every flow with the first likelihood, and every likelihood with the first flow and with none;
+#: the other pairs are slow.
+PAIRS = [
+    pytest.param(
+        flow,
+        options,
+        likelihood,
+        id=f"{name}-{likelihood!r}",
+        marks=() if likelihood is ALL[0] or place < 2 else pytest.mark.slow,
+    )
+    for place, (name, (flow, options)) in enumerate(zip(["none", *NAMES], [(None, {}), *FLOWS]))
+    for likelihood in ALL
+]
+
+
+@pytest.mark.parametrize(("flow", "options", "likelihood"), PAIRS)
 def test_every_flow_with_every_likelihood_is_the_one_without_autocast(flow, options, likelihood):
     vae = outside(spread(make(flow, likelihood=likelihood, prior="maf*1", **options), 0.3))
     x, eps = data(likelihood), torch.randn(3, 4, DIM)
