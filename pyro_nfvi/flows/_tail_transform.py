@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_nfvi._math import soft_clamp, solve_monotone
+from pyro_nfvi._math import soft_clamp
 from pyro_nfvi._typing import Coordinates, EachImage, MapParams, TensorPair
 from pyro_nfvi.flows._recipe import TAIL
 from pyro_nfvi.flows._transformers import Transformer
@@ -33,12 +33,14 @@ class TailTransformer(Transformer):
     map of normal noise has.
 
     Cost:
-        Two exponentials forward. The inverse is numeric: a bracketed Newton, to rounding, with
-        exact first and second derivatives.
+        Two exponentials forward. The inverse is in closed form but for Lambert's function of the
+        heavy branch, and then two Newton steps, which carry exact first and second derivatives:
+        the time of five evaluations forward.
 
     Source: Tukey's g-and-h family with one h on each side (Headrick, Kowalchuk and Sheng 2008,
     equations 3 and 5); Hickling and Prangle 2025, arXiv:2406.16971, for a tail layer at the
-    output; the lighter branch is our own.
+    output; the lighter branch is our own. Lambert's function: the iteration of Iacono and Boyd
+    2017, Advances in Computational Mathematics 43, which converges quadratically.
 
     Example:
         >>> import torch
@@ -57,15 +59,11 @@ class TailTransformer(Transformer):
 
     def inverse(self, y: Coordinates, params: MapParams) -> EachImage:
         h = _weight(y, params)  # x has the sign of y
-
-        def value_and_slope(x: Tensor) -> TensorPair:
+        with torch.no_grad():
+            x = _root(y.detach(), h.detach())
+        for _ in range(2):
             value, ladj = _map(x, h)
-            return value, ladj.exp()
-
-        # The slope lies between 1 and that at the edge.
-        edge = _map(torch.full_like(h, TAIL.edge), h)[1].exp()
-        one, other = y / edge, y
-        x = solve_monotone(value_and_slope, y, torch.minimum(one, other), torch.maximum(one, other))
+            x = x - (value - y) * (-ladj).exp()
         return x, -_map(x, h)[1]
 
 
@@ -92,3 +90,26 @@ def _map(x: Tensor, h: Tensor) -> TensorPair:
         0.5 * heavy * square + torch.log1p(heavy * square),
     )
     return value + (x - inner) * ladj.exp(), ladj
+
+
+def _root(y: Tensor, h: Tensor) -> Tensor:
+    r"""Return the x whose value is y, to rounding but for a few units.
+
+    On the heavy branch :math:`x = y e^{-w/2}` with :math:`w e^w = h y^2`.
+    """
+    edge, slope = _map(torch.full_like(h, TAIL.edge), h)
+    size = y.abs()
+    inside = torch.minimum(size, edge)
+    light = -3 * torch.where(h < 0, h, torch.zeros_like(h))
+    curved = light > TAIL.tiny
+    c = torch.where(curved, light, torch.ones_like(light)).sqrt()
+    z = torch.where(h > 0, h, torch.zeros_like(h)) * inside.square()
+    some = z > torch.finfo(z.dtype).tiny
+    z = torch.where(some, z, torch.ones_like(z))
+    w = torch.log1p(z)
+    for _ in range(TAIL.lambert_steps):
+        w = w / (1 + w) * (1 + torch.log(z / w))
+    heavy = torch.where(some, inside * (-0.5 * w).exp(), inside)
+    x = torch.where(curved, torch.sinh(c * inside) / c, heavy)
+    x = torch.where(size > edge, TAIL.edge + (size - edge) * (-slope).exp(), x)
+    return torch.where(size == size, torch.copysign(x, y), y)
