@@ -14,10 +14,7 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import init_to_median
 from pyro.poutine.indep_messenger import CondIndepStackFrame
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_nfvi._autocast import full_precision
@@ -45,6 +42,7 @@ from pyro_nfvi.flows._registry import check_formula, make_flow
 from pyro_nfvi.flows._row_affine import RowAffine
 from pyro_nfvi.guides._build import FlowSpec, Recipe
 from pyro_nfvi.guides._guide_draws import chunk_rows, deterministic_sites, draws_shape
+from pyro_nfvi.guides._model_plates import ModelPlates, model_plates
 from pyro_nfvi.guides._param_store import check_store, stored_names, sync_module
 from pyro_nfvi.guides._quantiles import ONE_SD, base_points, column_quantiles
 from pyro_nfvi.guides._recipe import GUIDES
@@ -61,18 +59,6 @@ RowsOf: TypeAlias = Mapping[str, Any]
 
 #: Couplings need two coordinates; families that do the same for one.
 _FOR_ONE = {"nsf": "nsf-ar", "realnvp": "iaf", "nice": "iaf", "glow": "iaf"}
-
-
-class _GivenRows(Messenger):
-    """Notes the plates whose rows the model is given, rather than to draw them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.plates = set[str]()
-
-    def _pyro_sample(self, msg: Message) -> None:
-        if site_is_subsample(msg) and msg["value"] is not None:
-            self.plates.add(str(msg["name"]))
 
 
 @dataclass(frozen=True)
@@ -242,7 +228,7 @@ class AutoPlateFlow(VectorGuide):
         self._widths: dict[str, int] = {}
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._given_plates: frozenset[str] = frozenset()
-        self._plates_by_form: dict[Hashable, dict[str, tuple[int, int]]] = {}
+        self._plates_by_form: dict[Hashable, ModelPlates] = {}
 
     # ------------------------------------------------------------------------------- set-up
 
@@ -253,10 +239,9 @@ class AutoPlateFlow(VectorGuide):
         self, init_loc_fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self._arguments = (args, kwargs)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
-            with _GivenRows() as given:
-                self.model(*args, **kwargs)
-        self._given_plates = frozenset(given.plates)
+        plates = model_plates(self.model, args, kwargs)
+        self._plates_by_form = {signature((args, kwargs)): plates}
+        self._given_plates = plates.given
         super()._make(init_loc_fn, args, kwargs)
         if not self._widths and self._prior is None:
             self._arguments = None  # only encoders and priors ask for data again
@@ -317,10 +302,7 @@ class AutoPlateFlow(VectorGuide):
         """
         assert self._arguments is not None
         args, kwargs = self._arguments
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
-            trace = poutine.trace(self.model).get_trace(*args, **kwargs)
-        sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
-        nesting = max(len(getattr(site["fn"], "batch_shape", ())) for site in sites)
+        nesting = self._plates_of(args, kwargs).nesting
         run = PriorRun(self.model, args, kwargs, nesting, {}, {})
         frames = [frame for site in space.records for frame in site.cond_indep_stack]
         rows = {f.name: torch.arange(int(f.size)) for f in frames if f.size != f.full_size}
@@ -541,7 +523,7 @@ class AutoPlateFlow(VectorGuide):
                 "build it with the model and take load_state_dict."
             )
         drawn, entire = dict[str, int](), dict[str, int]()
-        for plate, (size, full) in self._plates_of(args, kwargs).items():
+        for plate, (size, full) in self._plates_of(args, kwargs).sizes.items():
             if plate not in self._given_plates:
                 (entire if size == full else drawn)[plate] = size
         run = replace(
@@ -603,25 +585,18 @@ class AutoPlateFlow(VectorGuide):
         self, frame: CondIndepStackFrame, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> CondIndepStackFrame:
         """Return a plate with the rows that the model has for these arguments."""
-        size, full = self._plates_of(args, kwargs).get(frame.name, (frame.size, frame.full_size))
+        sizes = self._plates_of(args, kwargs).sizes
+        size, full = sizes.get(frame.name, (frame.size, frame.full_size))
         return frame._replace(size=size, full_size=full)
 
-    def _plates_of(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> dict[str, tuple[int, int]]:
-        """Return the rows of each plate, and of how many, for arguments of this form."""
+    def _plates_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ModelPlates:
+        """Return the model's plates for arguments of this form."""
         form = signature((args, kwargs))
         if form not in self._plates_by_form:
-            found: dict[str, tuple[int, int]] = {}
             try:
-                with torch.no_grad(), torch.random.fork_rng(devices=[]), poutine.block():
-                    trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+                found = model_plates(self.model, args, kwargs)
             except Exception:  # it shows where the model is run in earnest
-                return found
-            for site in trace.nodes.values():
-                if site["type"] == "sample":
-                    frames = (f for f in site["cond_indep_stack"] if f.dim is not None)
-                    found |= {f.name: (int(f.size), int(f.full_size or f.size)) for f in frames}
+                return ModelPlates()
             if len(self._plates_by_form) >= GUIDES.most_forms:
                 self._plates_by_form.clear()
             self._plates_by_form[form] = found

@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from guides.models import disturb, mixed
+from guides.models import FREE_SUPPORTS, disturb, mixed
 from pyro import poutine
 from pyro.infer import (
     SVI,
@@ -562,3 +562,34 @@ def test_a_compiled_bound_and_a_model_without_globals():
     elbo = JitTrace_ELBO(ignore_jit_warnings=True)
     svi = SVI(whole, guide, pyro.optim.Adam({"lr": 0.01}), elbo)
     assert all(math.isfinite(svi.step(Y)) for _ in range(3))
+
+
+@pytest.mark.parametrize("name", FREE_SUPPORTS)
+def test_rows_of_every_support(name):
+    support, shape = FREE_SUPPORTS[name]
+
+    def model(y):
+        level = pyro.sample("level", dist.Normal(torch.zeros(()), 1.0))
+        with pyro.plate("rows", 4, subsample_size=2):
+            x = pyro.sample("x", dist.ImproperUniform(support, (2,), shape))
+            z = pyro.sample("z", dist.Normal(level, 1.0))
+            total = x.reshape(2, -1).square().sum(-1)
+            pyro.factor("data", -0.5 * (total - z).square())
+
+    pyro.set_rng_seed(0)
+    guide = AutoPlateFlow(model, local="affine").setup(Y)
+    disturb(guide, 0.1)
+    trace = poutine.trace(guide).get_trace(Y)
+    rows = {"rows": trace.nodes["rows"]["value"]}
+    layout = guide.layout.at(rows)
+    assert layout.block("rows").positions.shape == (2, layout.block("rows").width)
+    values = {site: trace.nodes[site]["value"] for site in guide.latent.sites}
+    assert bool(torch.as_tensor(support.check(values["x"])).all())
+    z = layout.space.pack(values)
+    _, ladj = layout.space.constrain(z, weighted=True)
+    expected = guide.density(rows).log_prob(z) - ladj
+    torch.testing.assert_close(trace.log_prob_sum(), expected, rtol=1e-6, atol=1e-6)
+    draws = guide.sample_posterior(3)
+    assert draws["x"].shape[:2] == (3, 4)
+    assert guide.log_prob(draws).isfinite().all()
+    assert guide.median()["x"].shape == draws["x"].shape[1:]
