@@ -278,13 +278,18 @@ class _State:
                 torch.set_num_threads(threads)
 
 
+def inside_task() -> bool:
+    """Tell whether this thread does a task."""
+    return bool(getattr(_INSIDE, "depth", 0))
+
+
 def refuse_inside(name: str) -> None:
     """Refuse to begin many tasks from inside of one.
 
     Raises:
         ModelError: A task is running in this thread.
     """
-    if getattr(_INSIDE, "depth", 0):
+    if inside_task():
         raise ModelError(
             f"{name} was called by a model that is being fitted by one of many fits. Call it "
             "outside of the model."

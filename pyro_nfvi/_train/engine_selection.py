@@ -23,6 +23,7 @@ from pyro_nfvi._stopwatch import Stopwatch
 from pyro_nfvi._timing import Part
 from pyro_nfvi._train.engine_faults import attempt
 from pyro_nfvi._train.recipe import ENGINE, TRAINING
+from pyro_nfvi._train.shared_density import SharedDensity
 from pyro_nfvi._train.step import EagerRunner, EagerStep
 from pyro_nfvi._train.step_comparison import After, difference
 from pyro_nfvi._typing import TensorDict
@@ -171,6 +172,8 @@ def choose(
         reason = f"a fit of fewer than {least} steps is over before a capture is paid back"
         return Chosen("eager", reason, EagerRunner(step))
     builder = _Builder(step, num_particles, budget, watch or Stopwatch())
+    if isinstance(density, SharedDensity):
+        return _beside_processes(builder, density, engine, max_steps)
     if engine == "auto" and budget.limit is not None:
         possible = int(budget.left() / builder.step_seconds())
         if possible < ENGINE.capture_steps:
@@ -221,6 +224,22 @@ def choose(
     if asked:
         raise _refused(engine, Unsupported("; ".join(reasons)))
     return Chosen("eager", "; ".join(reasons), EagerRunner(step))
+
+
+def _beside_processes(
+    builder: _Builder, density: SharedDensity, engine: str, max_steps: int
+) -> Chosen:
+    """Choose for a model that several processes evaluate: the flow alone can be compiled."""
+    reason = f"the particles are split over {density.size} processes"
+    if engine == "compiled" or max_steps >= ENGINE.compile_steps:
+        try:
+            builder.call_apart()
+            return builder.build("hybrid", reason, asked=engine == "compiled")
+        except Unsupported as error:
+            if engine == "compiled":
+                raise _refused(engine, error) from error
+            reason = f"{reason}; not compiled: {error}"
+    return Chosen("eager", reason, EagerRunner(builder.step))
 
 
 class _Builder:
@@ -277,6 +296,18 @@ class _Builder:
         if target is not self._target:
             self._target, self._program, self.uncovered = target, None, False
         return target is not None
+
+    def call_apart(self) -> None:
+        """Let the step call the log joint as it stands, whatever evaluates it.
+
+        Raises:
+            Unsupported: Parameters of the model train, whose gradient would be needed.
+        """
+        log_joint = self.step.log_joint
+        if self.step.model_params:
+            raise Unsupported("parameters of the model train")
+        self._target = TargetCall(log_joint.value_and_grad, tuple(log_joint.subsampled))
+        self._program, self.uncovered = None, False
 
     def call_back(self) -> bool:
         """Let the step call the model in Python, if it is the model that cannot be captured.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pyro.infer import config_enumerate
@@ -23,11 +24,13 @@ from pyro_nfvi._pyro_model.model_checks import check_model
 from pyro_nfvi._random import fresh_seed, seeded
 from pyro_nfvi._train.engine_selection import ENGINES, check_engine
 from pyro_nfvi._train.optimizer import OptimSpec, check_optim
-from pyro_nfvi._train.progress import Progress, StepInfo
+from pyro_nfvi._train.progress import SILENT, Progress, StepInfo
 from pyro_nfvi._validation import seed_number, whole
 from pyro_nfvi.errors import DivergedError, ModelError, NFVIError, OptionError
+from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
+from pyro_nfvi.infer._fit_team import fit_team, lost_processes_told
 from pyro_nfvi.infer._guide_spec import (
     GuideSpec,
     check_guide,
@@ -36,12 +39,14 @@ from pyro_nfvi.infer._guide_spec import (
     make_plate_guide,
 )
 from pyro_nfvi.infer._plate_fit import PlateFit
+from pyro_nfvi.infer._problem import Problem
+from pyro_nfvi.infer._received_fit import received
 from pyro_nfvi.infer._recipe import FLOW_GROWTH
 from pyro_nfvi.infer._scopes import own_params, own_random_state
 from pyro_nfvi.infer._stages.examination import examine
 from pyro_nfvi.infer._stages.model_selection import select_model
 from pyro_nfvi.infer._stages.parameter_settling import settle_parameters
-from pyro_nfvi.infer._stages.plate_stages import fit_plates
+from pyro_nfvi.infer._stages.plate_stages import fit_plates, set_up_rows
 from pyro_nfvi.infer._stages.set_up import set_up
 from pyro_nfvi.infer._stages.training import TrainingPlan, train
 from pyro_nfvi.infer._stages.warm_start import WarmStart, warm_start
@@ -65,6 +70,9 @@ class NFVI:
     Nothing of the process changes: random state, param store, validation and default dtype are
     as before. The parameters of the model's own modules are trained in place; ``pyro.param``
     values come back in ``fit.params``.
+
+    Under ``torchrun`` the processes share one fit: the first one makes it, and each evaluates a
+    part of the particles. All get the fit, the first one writes files.
 
     Args:
         model: The Pyro model.
@@ -211,23 +219,30 @@ class NFVI:
     def _run(self, budget: Budget, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fit | PlateFit:
         time = TimePlan(budget)
         try:
-            fit = self._fitted(time, args, kwargs)
+            with lost_processes_told():
+                fit = self._fitted(time, args, kwargs)
         except DivergedError as error:
             if isinstance(error.fit, Fit):
                 error.fit = replace(error.fit, training=_timed(error.fit.training, time))
             raise
+        if isinstance(fit, bytes):
+            return received(fit, self.model, self.guide, args, kwargs)
         fit = replace(fit, training=_timed(fit.training, time))
         fit.guide.param_guard = fit._params.guard()
         return fit
 
     def _fitted(
         self, time: TimePlan, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Fit | PlateFit:
-        """Run the stages of a fit, one after the other."""
+    ) -> Fit | PlateFit | bytes:
+        """Set the fit up and run its stages; return the file of the fit where another did that."""
+        watch, options, team = time.watch, self._options(), fit_team()
+        if team is not None:
+            team.agree(self.seed, args, kwargs)
+            if not team.leads:
+                options = replace(options, progress=SILENT)
         seed = fresh_seed() if self.seed is None else self.seed
-        watch, options = time.watch, self._options()
         with own_random_state(seed, "fit"), ExitStack() as stack:
-            with watch.part("set_up"):
+            with watch.part("set_up"), nullcontext() if team is None else team.together():
                 with _explained(), seeded(seed, "set-up"):
                     names = stack.enter_context(own_params(self.model, args, kwargs))
                     trace = any_trace(self.model, args, kwargs)
@@ -235,28 +250,24 @@ class NFVI:
                 check_engine(self.engine)
                 options = replace(options, guide=made_guide(options.guide, model))
                 rows = make_plate_guide(options.guide, model, trace)
-            if rows is not None:
-                return fit_plates(
-                    model, args, kwargs, names, seed, rows.guide, options, time, rows.reason
-                )
-            with watch.part("set_up"):
-                asked = None if options.automatic else options.guide
-                guide = make_guide(asked, model, options.outer)
-                fresh = not guide.is_set_up
-                problem = set_up(model, args, kwargs, names, seed, guide, options, time)
-            start = WarmStart(notes=problem.notes)
-            stack.enter_context(background())
-            if fresh:
-                start = warm_start(problem, options, time, guide)
-            if options.automatic:
-                fit = select_model(problem, options, time, guide, start)
-            else:
-                plan = TrainingPlan.after(start, options.max_steps)
-                fit = train(problem, options, time, guide, plan)
-            with watch.part("parameters"):
-                fit = settle_parameters(problem, options, time, fit)
-            with watch.part("checks"):
-                return examine(problem, options, time, start.search, fit)
+                call = (model, args, kwargs, names, seed)
+                stages: Callable[[Problem], Fit | PlateFit]
+                if rows is not None:
+                    fresh = not rows.guide.is_set_up
+                    problem = set_up_rows(*call, rows.guide, options, time)
+                    stages = partial(
+                        fit_plates, options=options, time=time, guide=rows.guide, fresh=fresh,
+                        reason=rows.reason,
+                    )  # fmt: skip
+                else:
+                    asked = None if options.automatic else options.guide
+                    guide = make_guide(asked, model, options.outer)
+                    fresh = not guide.is_set_up
+                    problem = set_up(*call, guide, options, time)
+                    stages = partial(
+                        _fit_whole, options=options, time=time, guide=guide, fresh=fresh
+                    )
+            return stages(problem) if team is None else team.fit(problem, stages)
 
     def _options(self) -> Options:
         return Options(
@@ -277,6 +288,33 @@ class NFVI:
             resume=self.resume,
             progress=Progress(self.progress),
         )
+
+
+def _fit_whole(
+    problem: Problem, options: Options, time: TimePlan, guide: AutoFlow, *, fresh: bool
+) -> Fit:
+    """Run the stages of a fit of all latents as one vector, one after the other.
+
+    Args:
+        problem: The posterior.
+        options: Options of the fit.
+        time: Clock of the call.
+        guide: The guide, set up.
+        fresh: True where it was not trained before.
+    """
+    with background():
+        start = WarmStart(notes=problem.notes)
+        if fresh:
+            start = warm_start(problem, options, time, guide)
+        if options.automatic:
+            fit = select_model(problem, options, time, guide, start)
+        else:
+            plan = TrainingPlan.after(start, options.max_steps)
+            fit = train(problem, options, time, guide, plan)
+        with time.watch.part("parameters"):
+            fit = settle_parameters(problem, options, time, fit)
+        with time.watch.part("checks"):
+            return examine(problem, options, time, start.search, fit)
 
 
 def _timed(training: Training, time: TimePlan) -> Training:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pyro_nfvi._files.fingerprint import fingerprint
 from pyro_nfvi._files.fit_files import write_file
+from pyro_nfvi._processes.tasks import inside_task
+from pyro_nfvi._processes.team import writes_files
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
 from pyro_nfvi.distributions import _bases as bases
 from pyro_nfvi.guides._auto_flow import AutoFlow
@@ -27,7 +29,13 @@ KIND = "fit"
 
 @takes_turn
 def save(fit: FittedPosterior, path: str | os.PathLike[str]) -> None:
-    """Write a fit; see :meth:`Fit.save`."""
+    """Write a fit, in the first of several processes; see :meth:`Fit.save`."""
+    if inside_task() or writes_files():
+        write(fit, path)
+
+
+def write(fit: FittedPosterior, path: str | os.PathLike[str]) -> None:
+    """Write a fit."""
     training = dataclasses.asdict(fit.training)
     losses = training.pop("losses")
     why = fit.why_stopped

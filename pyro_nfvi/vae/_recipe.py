@@ -149,14 +149,8 @@ class TrainerRecipe:
 
     #: Images of a validation batch.
     valid_rows: int = 500
-    #: Seconds between two looks at the parent process.
-    parent_look: float = 0.5
-    #: Seconds until an orphan that does not stop is ended.
-    orphan_grace: float = 20.0
     #: Seconds after which a lock file that was just written holds its owner.
     lock_moment: float = 0.2
-    #: Status of a process that a signal ended: 128 + SIGTERM.
-    terminated: int = 143
 
 
 NETWORKS = NetworkRecipe()

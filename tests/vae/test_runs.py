@@ -25,6 +25,8 @@ from benchmarks.vae.sweep.plots import draw_curve, draw_points
 from benchmarks.vae.sweep.table import main as sweep_main
 from benchmarks.vae.sweep.table import sweep, table, write_tables
 from pyro_nfvi._files.fit_files import read_file, write_file
+from pyro_nfvi._processes.launcher import ParentWatch, Place, launched, place_among_processes
+from pyro_nfvi._processes.team import Team
 from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.objectives import Linear, Tempered
 from pyro_nfvi.plots._style import pyplot
@@ -35,9 +37,7 @@ from pyro_nfvi.vae._nll_summary import NLLSummary, doubt_of
 from pyro_nfvi.vae._pictures import plot_curves
 from pyro_nfvi.vae.train._command import loss_of, train
 from pyro_nfvi.vae.train._command import main as train_main
-from pyro_nfvi.vae.train._distributed import Team
 from pyro_nfvi.vae.train._options import Options, migrated, parse
-from pyro_nfvi.vae.train._orphans import ParentWatch, Place, launched, place_among_processes
 from pyro_nfvi.vae.train._run_folder import RunFolder
 from pyro_nfvi.vae.train._run_lock import RunLock
 
@@ -188,7 +188,7 @@ worker.wait()
 """
 WORKER = """
 import sys, time
-from pyro_nfvi.vae.train._orphans import ParentWatch
+from pyro_nfvi._processes.launcher import ParentWatch
 with ParentWatch(launched=LAUNCHED, grace=0.5) as watch:
     print("works", flush=True)
     began = time.monotonic()

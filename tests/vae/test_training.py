@@ -16,12 +16,12 @@ import torch
 from vae.cases import make, spread
 
 from benchmarks.vae.sweep.table import sweep
+from pyro_nfvi._processes.team import Team
 from pyro_nfvi.errors import DataError, DivergedError, FileError, NFVIError, OptionError
 from pyro_nfvi.objectives import Linear
 from pyro_nfvi.vae import ELBOLoss, load_vae
 from pyro_nfvi.vae._pixels import Preparation
 from pyro_nfvi.vae.train._command import main, train
-from pyro_nfvi.vae.train._distributed import Team
 from pyro_nfvi.vae.train._options import Options, parse
 from pyro_nfvi.vae.train._run_folder import RunFolder
 from pyro_nfvi.vae.train._trainer import Feed, Plan, Trainer

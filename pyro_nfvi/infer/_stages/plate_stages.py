@@ -34,38 +34,28 @@ from pyro_nfvi.infer._weighted_draws import WeighedDraws
 
 
 def fit_plates(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    names: frozenset[str],
-    seed: int,
-    guide: AutoPlateFlow,
+    problem: Problem,
     options: Options,
     time: TimePlan,
+    guide: AutoPlateFlow,
+    *,
+    fresh: bool,
     reason: str,
 ) -> PlateFit:
-    """Fit globals and rows: set up, train, judge.
+    """Run the stages of a fit of globals and rows: train, judge.
 
     Args:
-        model: The model, with discrete sites marked.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        names: Its ``pyro.param`` names.
-        seed: Seed of all noise.
-        guide: The guide.
+        problem: The posterior, at the layout of a mini-batch.
         options: Options of the fit.
         time: Clock of the call.
+        guide: The guide, set up.
+        fresh: True where it was not trained before.
         reason: Reason for the guide.
 
     Raises:
         ModelError: The model cannot be fitted; the message names the site.
-        OptionError: An option that a fit of rows cannot have.
         DivergedError: Gradients were not finite again and again.
     """
-    check_plate_options(options)
-    fresh = not guide.is_set_up
-    with time.watch.part("set_up"):
-        problem = set_up_rows(model, args, kwargs, names, seed, guide, options, time)
     notes = problem.notes
     if fresh and options.precondition:
         with time.watch.part("gaussian"):
@@ -99,7 +89,23 @@ def set_up_rows(
     options: Options,
     time: TimePlan,
 ) -> Problem:
-    """Build a guide's parameters, and the log joint at the layout of a mini-batch."""
+    """Build a guide's parameters, and the log joint at the layout of a mini-batch.
+
+    Args:
+        model: The model, with discrete sites marked.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        names: Its ``pyro.param`` names.
+        seed: Seed of all noise.
+        guide: The guide.
+        options: Options of the fit.
+        time: Clock of the call.
+
+    Raises:
+        OptionError: An option that a fit of rows cannot have.
+        ModelError: The model cannot be scored; the message names the site.
+    """
+    check_plate_options(options)
     guide.setup(*args, **kwargs)
     log_joint = rows_log_joint(model, args, kwargs, guide)
     opinion = check_by_pyro(log_joint, time.whole)

@@ -16,6 +16,7 @@ from pyro_nfvi._train.ending import stuck
 from pyro_nfvi._train.engine_selection import choose
 from pyro_nfvi._train.loop import Loop, LoopOptions
 from pyro_nfvi._train.optimizer import make_optimizer
+from pyro_nfvi._train.shared_density import SharedDensity
 from pyro_nfvi._train.step import EagerStep
 from pyro_nfvi._train.task import Task
 from pyro_nfvi.errors import DivergedError
@@ -139,8 +140,10 @@ def _loop(
         models=models,
         unit=plan.param_unit,
     )
-    # What compiled steps are compared with is the model itself.
-    step = EagerStep(guide, log_joint.eager, options.objective, params, len(models), optimizer)
+    # What compiled steps are compared with is the model itself; shared, it is all processes.
+    shared = isinstance(log_joint.compiled, SharedDensity)
+    density = log_joint if shared else log_joint.eager
+    step = EagerStep(guide, density, options.objective, params, len(models), optimizer)
     asked = "eager" if plan.interrupted else options.engine
     with options.progress.stage("choosing and building the engine", 1, unit="engine") as tick:
         chosen = choose(

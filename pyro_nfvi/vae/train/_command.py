@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from pyro_nfvi._processes.launcher import LAUNCHER, ParentWatch, launched
+from pyro_nfvi._processes.team import Team, close_team
 from pyro_nfvi._random import seeded
 from pyro_nfvi._version import __version__
 from pyro_nfvi.errors import DivergedError, FileError, NFVIError, OptionError
@@ -29,10 +31,8 @@ from pyro_nfvi.vae._likelihoods import make_likelihood
 from pyro_nfvi.vae._losses import ELBOLoss, IWAELoss, VAELoss, loss_from_spec
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._pixels import Preparation, choose_preparation
-from pyro_nfvi.vae._recipe import TRAINER
-from pyro_nfvi.vae.train._distributed import Team, close_team, open_team
+from pyro_nfvi.vae.train._distributed import open_team
 from pyro_nfvi.vae.train._options import IDENTITY, Options, parse
-from pyro_nfvi.vae.train._orphans import ParentWatch, launched
 from pyro_nfvi.vae.train._run_folder import Progress, RunFolder, load_vae
 from pyro_nfvi.vae.train._run_lock import RunLock
 from pyro_nfvi.vae.train._signals import Signals
@@ -386,7 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NFVIError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return TRAINER.terminated if run.progress.done == "interrupted" else 0
+    return LAUNCHER.terminated if run.progress.done == "interrupted" else 0
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ from pyro_nfvi._optim.gradient_clipping import clip_gradient
 from pyro_nfvi._optim.learning_rate import cosine
 from pyro_nfvi._optim.recovery import Action, Recovery
 from pyro_nfvi._optim.snapshot import Snapshot
+from pyro_nfvi._processes.team import Team
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.errors import DataError, DivergedError, OptionError
 from pyro_nfvi.vae._losses import VAELoss
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._pixels import Preparation
 from pyro_nfvi.vae._recipe import TRAINER
-from pyro_nfvi.vae.train._distributed import Team
 from pyro_nfvi.vae.train._nonfinite_step import locate_nonfinite
 from pyro_nfvi.vae.train._run_folder import Progress, RunFolder
 

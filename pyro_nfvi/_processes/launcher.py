@@ -1,4 +1,4 @@
-"""Processes of a launcher end with it: an orphan would go on writing into the folder of a run."""
+"""Processes that a launcher such as torchrun started: their places, and their end with it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,28 @@ from dataclasses import dataclass
 
 from pyro_nfvi._parent import first_parent
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.vae._recipe import TRAINER
 
+
+@dataclass(frozen=True)
+class LauncherRecipe:
+    """Numbers of the watch over a launcher."""
+
+    #: Seconds between two looks at the parent process.
+    parent_look: float = 0.5
+    #: Seconds until an orphan that does not stop is ended.
+    orphan_grace: float = 20.0
+    #: Status of a process that a signal ended: 128 + SIGTERM.
+    terminated: int = 143
+
+
+LAUNCHER = LauncherRecipe()
 _UNSET = (
     "torchrun sets WORLD_SIZE, RANK and LOCAL_RANK: start with it, or unset them for one process."
 )
 
 
 class ParentWatch:
-    """Notices that the process which launched this one is gone.
+    """Notices that the process which launched this one is gone: an orphan would go on writing.
 
     ``lost`` is then true, so that the run ends after its step; a process that hangs, waiting for
     another that is gone too, is ended after a while. A launcher that ended while this process was
@@ -39,7 +52,7 @@ class ParentWatch:
         self,
         *,
         launched: bool,
-        grace: float = TRAINER.orphan_grace,
+        grace: float = LAUNCHER.orphan_grace,
         end: Callable[[int], object] = os._exit,
     ) -> None:
         self._parent = first_parent()
@@ -60,11 +73,11 @@ class ParentWatch:
 
     def _watch(self) -> None:
         while os.getppid() == self._parent:
-            if self._done.wait(TRAINER.parent_look):
+            if self._done.wait(LAUNCHER.parent_look):
                 return
         self._lost.set()
         if not self._done.wait(self._grace):
-            self._end(TRAINER.terminated)
+            self._end(LAUNCHER.terminated)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,234 @@
+"""Fits under torchrun: the numbers of one process, and an end with a word where one is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from pyro_nfvi._processes.row_service import ProcessLost, RowService, _span
+from pyro_nfvi._processes.team import join_processes, writes_files
+from pyro_nfvi.infer._fit_team import FitTeam, fit_team
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+# --------------------------------------------------------------- rows over several processes
+
+
+def function(rows, indices):
+    """A function of rows that fails at numbers above 100 where it is not alone."""
+    if rows.dtype == torch.float32 and bool((rows > 100).any()) and len(rows) < 5:
+        raise ArithmeticError("in a part")
+    values = rows.square().sum(-1) + indices["i"].sum()
+    return values, 2 * rows
+
+
+def serve(rank, size, path, answers):
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=size)
+    service = RowService(function, ("i",), 3, rank, size)
+    if rank:
+        service.serve()
+        dist.destroy_process_group()
+        return
+    found = {}
+    for count in (1, size, 7, 500):
+        for dtype in (torch.float32, torch.float64):
+            rows = torch.arange(3.0 * count, dtype=dtype).reshape(count, 3) / 100
+            index = {"i": torch.arange(count % 5)}
+            own, shared = function(rows, index), service.evaluate(rows, index)
+            found[count, dtype] = all(map(torch.equal, own, shared))
+    # Where a part fails, the first process evaluates all rows.
+    rows = torch.full((6, 3), 200.0)
+    one = service.evaluate(rows, {"i": torch.arange(2)})
+    found["fails"] = torch.equal(one[1], 2 * rows)
+    service.end()
+    dist.destroy_process_group()
+    torch.save(found, answers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_rows_over_processes_are_those_of_one(size, tmp_path):
+    answers = tmp_path / "answers"
+    multiprocessing.spawn(serve, (size, str(tmp_path / "meet"), str(answers)), size)
+    found = torch.load(answers)
+    assert len(found) == 9
+    assert all(found.values()), found
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 2), (1, 4), (7, 3), (64, 4)])
+def test_parts_cover_all_rows_once(count, size):
+    spans = [_span(count, rank, size) for rank in range(size)]
+    assert [row for start, stop in spans for row in range(start, stop)] == list(range(count))
+    assert max(stop - start for start, stop in spans) <= -(-count // size)
+
+
+def test_one_process_is_no_team(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert fit_team() is None
+    assert writes_files()
+    monkeypatch.setenv("WORLD_SIZE", "4")  # of a launcher that says no more
+    assert fit_team() is None
+    for name, value in {"RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert fit_team() is None
+    from pyro_nfvi._processes.tasks import TaskRun
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ((_, outcome),) = TaskRun(lambda _: fit_team() is None).run([0])
+    assert outcome.value is True
+
+
+def test_processes_with_other_data_or_seeds_are_refused(monkeypatch):
+    from pyro_nfvi.errors import NFVIError, OptionError
+    from pyro_nfvi.infer import _fit_team as module
+
+    monkeypatch.setattr(module.dist, "monitored_barrier", lambda *_, **__: None)
+    y = torch.ones(3)
+    mine = module.fingerprint((y,), {})["arguments"]
+    for other, says in (((0, "other"), "data other"), ((1, mine), "another seed other")):
+        monkeypatch.setattr(FitTeam, "_all", lambda *_, other=other: [(0, mine), other])
+        with pytest.raises(OptionError, match=f"Process 1 fits with {says}"):
+            FitTeam(0, 2).agree(0, (y,), {})
+    monkeypatch.setattr(FitTeam, "_all", lambda *_: [(0, mine)] * 2)
+    FitTeam(0, 2).agree(0, (y,), {})
+
+    def missing(*_, **__):
+        raise RuntimeError("Ranks 1 failed to pass monitoredBarrier in 600000 ms")
+
+    monkeypatch.setattr(module.dist, "monitored_barrier", missing)
+    with pytest.raises(OptionError, match=r"Not all of the 2 processes called run\(\): Ranks 1"):
+        FitTeam(0, 2).agree(0, (y,), {})
+    with pytest.raises(NFVIError, match=r"process of the fit is gone \(closed\)"):
+        with module.lost_processes_told():
+            raise ProcessLost("closed")
+
+
+def test_an_error_in_one_process_ends_the_set_up_of_all(monkeypatch):
+    from pyro_nfvi.errors import ModelError
+
+    monkeypatch.setattr(FitTeam, "_all", lambda self, mine: [mine, "ValueError: no"])
+    with pytest.raises(ModelError, match="Process 1 could not set up the fit: ValueError: no"):
+        with FitTeam(0, 2).together():
+            pass
+    with pytest.raises(ArithmeticError, match="mine"), FitTeam(0, 2).together():
+        raise ArithmeticError("mine")
+
+
+# --------------------------------------------------------------------------------- torchrun
+
+SCRIPT = """
+import os, sys, time
+import pyro, pyro.distributions as dist, torch
+import pyro_nfvi as nfvi
+
+folder, bits, engine, slow = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4] == "slow"
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64 if bits == "64" else torch.float32)
+y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
+s = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
+rank = os.environ.get("RANK", "0")
+
+def model(y, s):
+    if slow:
+        open(os.path.join(folder, "pid" + rank), "w").write(str(os.getpid()))
+        time.sleep(0.01)
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", 8):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, s), obs=y)
+
+fit = nfvi.NFVI(model, guide="iaf", max_steps=200, stop=False, seed=0, engine=engine, explore="off",
+                progress=False).run(y, s)
+fit.save(os.path.join(folder, "fit.nfvi"))
+params = [p.detach() for p in fit.guide.parameters()]
+held = {"losses": fit.losses, "params": params, "z": fit.draws.z, "elbo": fit.elbo,
+        "engine": fit.engine, "report": fit.report, "y": fit.predict(num_samples=2, seed=0)["y"]}
+torch.save(held, os.path.join(folder, "rank" + rank))
+"""
+
+
+def launch(folder, *options, processes, script=SCRIPT):
+    folder.mkdir()
+    path = folder / "script.py"
+    path.write_text(script)
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        start += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    return subprocess.Popen(
+        [*start, str(path), str(folder), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def run(folder, *options, processes):
+    process = launch(folder, *options, "quick", processes=processes)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    return [torch.load(folder / f"rank{rank}") for rank in range(processes)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bits", "engine", "others", "tolerance"),
+    [("64", "eager", (2, 4), 1e-9), ("32", "auto", (2,), 1e-4), ("64", "compiled", (2,), 1e-9)],
+)
+def test_the_numbers_are_those_of_one_process(tmp_path, bits, engine, others, tolerance):
+    (one,) = run(tmp_path / "one", bits, engine, processes=1)
+    for count in others:
+        found = run(tmp_path / f"many{count}", bits, engine, processes=count)
+        assert len(list((tmp_path / f"many{count}").glob("*.nfvi"))) == 1
+        for each in found:
+            assert "particles were split" in each["report"]
+            off = [each["losses"] - one["losses"], each["z"] - one["z"], each["y"] - one["y"]]
+            off += [mine - theirs for mine, theirs in zip(each["params"], one["params"])]
+            scale = 1 + max(float(value.abs().max()) for value in (one["losses"], one["z"]))
+            assert max(float(value.abs().max()) for value in off) < tolerance * scale
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_all_with_a_word(tmp_path, victim):
+    folder = tmp_path / "fit"
+    process = launch(folder, "64", "eager", "slow", processes=2)
+    said = []
+    reader = threading.Thread(target=lambda: said.append(process.stdout.read()))
+    reader.start()
+    end = time.monotonic() + 120
+    while not all((folder / f"pid{rank}").exists() for rank in (0, 1)):
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.1)
+    time.sleep(5)  # the fit is on its way
+    os.kill(int((folder / f"pid{victim}").read_text()), signal.SIGKILL)
+    assert process.wait(timeout=90) != 0
+    reader.join(timeout=30)
+    process.stdout.close()
+    assert "SIGKILL" in said[0]  # the launcher's word
+    assert "A process of the fit is gone" in said[0]
+    assert not (folder / "fit.nfvi").exists()
+
+
+def test_the_variables_of_torchrun_are_all_needed(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    from datetime import timedelta
+
+    assert join_processes(timedelta(seconds=1)) is None
