@@ -70,6 +70,8 @@ OPTIONAL = {
     "arviz": {"arviz"},
     "arviz_stats": {"arviz"},  # ArviZ 1 has its tables of LOO there
     "cloudpickle": {"_processes"},
+    "h5netcdf": {"arviz"},
+    "h5py": {"arviz"},
     "loky": {"_processes"},
     "matplotlib": {"plots", "vae"},
     "platformdirs": {"_engine"},

@@ -270,8 +270,36 @@ class PlateFit:
         sizes = {p: len(chosen[p]) if p in chosen else n for p, n in self.plates.items()}
         return max(sizes, key=lambda plate: sizes[plate])
 
+    def draw_parts(
+        self, num_samples: int, rows: Rows | None, seed: int | None, numbers: int
+    ) -> Iterator[tuple[str, TensorDict, TensorDict]]:
+        """Draw rows part by part: the plate that is cut, the rows of a part, draws of its sites.
+
+        Args:
+            num_samples: Number of draws.
+            rows: As of :meth:`sample`.
+            seed: Makes the draws repeatable.
+            numbers: Most numbers of a part, if a single row has no more.
+        """
+        num_samples, seed = whole("num_samples", num_samples), seed_number(seed)
+        chosen = self._rows({plate: slice(None) for plate in self.plates} | dict(rows or {}))
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        for part, draws in self._parts(num_samples, chosen, seed, numbers):
+            yield self._cut(chosen), part, draws
+
+    def to_arviz(self, **options: Any) -> Any:
+        """Convert for ArviZ, with rows along the dimensions of their plates.
+
+        ``num_samples``, ``rows``, ``coords`` (labels of a plate's rows), ``seed``; and
+        ``store="draws.nc"``, which writes the draws of all rows into a netCDF file part by part,
+        within ``memory`` bytes (1 GB), and opens that.
+        """
+        from pyro_nfvi.arviz._row_draws import rows_to_arviz
+
+        return rows_to_arviz(self, **options)
+
     def _parts(
-        self, num_samples: int, chosen: TensorDict, seed: int
+        self, num_samples: int, chosen: TensorDict, seed: int, numbers: int = PLATES.drawn_numbers
     ) -> Iterator[tuple[TensorDict, TensorDict]]:
         """Draw the rows part by part: the rows of each part, and draws of all its sites.
 
@@ -281,7 +309,7 @@ class PlateFit:
         rows = chosen.get(plate, torch.arange(self.plates[plate]))
         layout = self.guide.layout.at({**chosen, plate: rows[:1]}, weighted=False)
         wide = max(1, layout.dim * num_samples)
-        size = max(1, PLATES.drawn_numbers // wide)
+        size = max(1, numbers // wide)
         outer = ~inside(layout, plate)
         like = layout.space.init_loc
         noise = stream(seed, "sample", device=like.device)
