@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import pyro
@@ -39,14 +39,15 @@ from pyro_nfvi.flows._interop import adapt
 from pyro_nfvi.flows._permutation import undo_permutations
 from pyro_nfvi.flows._plate_flow import PlateBlock, PlateFlow
 from pyro_nfvi.flows._registry import check_formula, make_flow
-from pyro_nfvi.flows._row_affine import RowAffine
+from pyro_nfvi.guides._bound_rows import BoundRows, in_parts, points
 from pyro_nfvi.guides._build import FlowSpec, Recipe
 from pyro_nfvi.guides._guide_draws import chunk_rows, deterministic_sites, draws_shape
 from pyro_nfvi.guides._model_plates import ModelPlates, model_plates
 from pyro_nfvi.guides._param_store import check_store, stored_names, sync_module
-from pyro_nfvi.guides._quantiles import ONE_SD, base_points, column_quantiles
+from pyro_nfvi.guides._quantiles import ONE_SD, column_quantiles
 from pyro_nfvi.guides._recipe import GUIDES
-from pyro_nfvi.guides._row_data import RowData, Select, check_encoder, encode
+from pyro_nfvi.guides._row_data import Select
+from pyro_nfvi.guides._row_encoders import RowEncoders
 from pyro_nfvi.guides._row_tables import RowNumbers, RowTables
 from pyro_nfvi.guides._structure_watch import signature
 from pyro_nfvi.guides._vector_guide import VectorGuide
@@ -59,36 +60,6 @@ RowsOf: TypeAlias = Mapping[str, Any]
 
 #: Couplings need two coordinates; families that do the same for one.
 _FOR_ONE = {"nsf": "nsf-ar", "realnvp": "iaf", "nice": "iaf", "glow": "iaf"}
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """The guide's map for some rows: what one call makes and drops."""
-
-    layout: PlateLayout
-    flow: PlateFlow
-    loc: Tensor
-    scale: Tensor
-    weight: Tensor | None
-    centering: PartialCentering | None
-
-    def transport(self) -> Flow:
-        """Return the whole map, from noise to the vector of these rows."""
-        affine = RowAffine(self.loc, self.scale, self.weight)
-        return Chain(self.flow, affine, *([] if self.centering is None else [self.centering]))
-
-    def by_rows(self, eps: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Map noise to z, and to the log-determinant of each row ``(*b, R)``, unweighted."""
-        y, ladjs = self.flow.forward_by_rows(eps)
-        z, slope = self.loc + self.scale * y, self.scale.log()
-        if self.centering is not None:
-            z, change = self.centering.by_coordinates(z)
-            slope = slope + change
-        rows = [
-            ladj + slope[..., block.positions].sum(-1)
-            for block, ladj in zip(self.layout.blocks, ladjs)
-        ]
-        return z, rows
 
 
 class AutoPlateFlow(VectorGuide):
@@ -224,8 +195,6 @@ class AutoPlateFlow(VectorGuide):
         self._model_informed = bool(model_informed)
         self._prior: PriorRun | None = None
         self._code_dim = whole(f"{name}: code_dim", code_dim, 0)
-        self._row_data: dict[str, RowData] = {}
-        self._widths: dict[str, int] = {}
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._given_plates: frozenset[str] = frozenset()
         self._plates_by_form: dict[Hashable, ModelPlates] = {}
@@ -243,25 +212,23 @@ class AutoPlateFlow(VectorGuide):
         self._plates_by_form = {signature((args, kwargs)): plates}
         self._given_plates = plates.given
         super()._make(init_loc_fn, args, kwargs)
-        if not self._widths and self._prior is None:
+        if not self._encoders().widths and self._prior is None:
             self._arguments = None  # only encoders and priors ask for data again
 
     def _build(self) -> None:
         batch = {f.name: int(f.size) for s in self.latent.records for f in s.cond_indep_stack}
-        self._widths, self._row_data = {}, {}
         start = self._find_prior(self.latent) if self._model_informed else None
         self.layout = PlateLayout.from_space(self.latent)
         self._check_given(self.layout)
         self.latent = self.layout.space
         self.latent_dim = self.latent.dim
-        encoders: dict[str, nn.Module] = self.__dict__["_given_encoders"]
         like = self.latent.init_loc
         assert self._arguments is not None
-        args, kwargs = self._arguments
-        for plate, net in encoders.items():
-            self._read_encoder(plate, net, batch, args, kwargs)
+        encoders = RowEncoders(
+            self.__dict__["_given_encoders"], self._select, self.layout, batch, *self._arguments
+        )
         blocks, widths = self.layout.blocks, {b.name: b.width for b in self.layout.blocks}
-        encoding = {b.name: sum(self._widths.get(p, 0) for p in b.plates) for b in blocks}
+        encoding = {block.name: encoders.width(block) for block in blocks}
         free = frozenset(b.name for b in blocks if not encoding[b.name] or self._semi_amortised)
         code = {b.name: self._code_dim * (bool(b.plates) and b.name in free) for b in blocks}
         if self._local is None:
@@ -287,10 +254,8 @@ class AutoPlateFlow(VectorGuide):
                 for block in blocks:
                     scale = self._recipe.init_scale * (-self.layout.part(block, slope)).exp()
                     tables.set_gaussian(block.name, self.layout.part(block, loc), scale)
-        nets = nn.ModuleDict({str(i): net for i, net in enumerate(encoders.values())})
-        self._encoded = tuple(encoders)
-        self._check_store({"flow": flows, "tables": tables, "encoders": nets})
-        self.flow, self.tables, self.encoders = flows, tables, nets
+        self._check_store({"flow": flows, "tables": tables, "encoders": encoders})
+        self.flow, self.tables, self.encoders = flows, tables, encoders
         self.__dict__["_given_encoders"] = {}
         self._sync(adopt=True)
 
@@ -316,32 +281,6 @@ class AutoPlateFlow(VectorGuide):
             whole_space(replace(space, init_loc=part)).init_loc for part in found.start(space, rows)
         )
         return loc, slope
-
-    def _read_encoder(
-        self,
-        plate: str,
-        net: nn.Module,
-        batch: Mapping[str, int],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> None:
-        """Find an encoder's data, and examine what it makes of them."""
-        if plate not in self.layout.sizes:
-            raise OptionError(
-                f"{type(self).__name__} has an encoder for {plate!r}, and there is no latent in a "
-                f"plate of this name; the plates are {list(self.layout.sizes)}."
-            )
-        counts = (self.layout.sizes[plate], batch[plate])
-        if plate in self._select:
-            data = RowData(plate, (), self._select[plate])
-        else:
-            data = RowData.find(plate, counts, args, kwargs)
-        self._row_data[plate] = data
-        # Whatever the rows are: the data of all, or of a mini-batch.
-        size = data.size(args, kwargs)
-        self._widths[plate] = check_encoder(
-            net, plate, data.take(args, kwargs, None, -1 if size is None else size)
-        )
 
     def _check_given(self, layout: PlateLayout) -> None:
         """Refuse to draw rows for a model that is given them; warn where data are no rows' own."""
@@ -434,6 +373,11 @@ class AutoPlateFlow(VectorGuide):
 
     # -------------------------------------------------------------------------- the density
 
+    def _encoders(self) -> RowEncoders:
+        encoders = self._modules["encoders"]
+        assert isinstance(encoders, RowEncoders)
+        return encoders
+
     def _rows_tables(self) -> RowTables:
         tables = self._modules["tables"]
         assert isinstance(tables, RowTables)
@@ -450,44 +394,33 @@ class AutoPlateFlow(VectorGuide):
             for plate, index in (rows or {}).items()
         }
 
-    def _encodings(
-        self, layout: PlateLayout, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> TensorDict:
-        """Run the encoders on the data of a layout's rows: ``(B, k)`` by plate."""
-        found: TensorDict = {}
-        nets = self._modules["encoders"]
-        assert isinstance(nets, nn.ModuleDict)
-        if self._encoded and not (args or kwargs):
-            if self._arguments is None:
-                raise NotSetUpError(
-                    f"{type(self).__name__} has an encoder and needs the data of its rows: pass "
-                    "the model's arguments."
-                )
-            args, kwargs = self._arguments
-        like = self._rows_tables().loc[0]
-        for i, plate in enumerate(self._encoded):
-            rows = layout.rows.get(plate)
-            data = self._row_data[plate].take(args, kwargs, rows, layout.sizes[plate])
-            code = encode(nets[str(i)], plate, data, self._widths[plate], rows)
-            found[plate] = code.to(like)
-        return found
+    def _given(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Return the model's arguments, or those of set-up where none are given."""
+        needed = self._encoders().widths or self._prior is not None
+        if args or kwargs or not needed:
+            return args, kwargs
+        if self._arguments is None:
+            raise NotSetUpError(
+                f"{type(self).__name__} needs the model's arguments here, for the data of rows or "
+                "for their prior: pass them."
+            )
+        return self._arguments
 
     def _bind(
         self,
         layout: PlateLayout,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> _Bound:
+    ) -> BoundRows:
         """Gather what the rows of a layout have."""
-        encodings, numbers = self._encodings(layout, args, kwargs or {}), dict[str, RowNumbers]()
-        tables, sparse = self._rows_tables(), self.sparse_gradients
+        args, kwargs = self._given(args, kwargs or {})
+        tables, numbers = self._rows_tables(), dict[str, RowNumbers]()
+        encodings = self._encoders().encode(layout, args, kwargs, tables.loc[0])
         for block in layout.blocks:
-            cells = layout.cells(block) if encodings and block.plates else {}
-            parts = [
-                encodings[p][cells[p].to(encodings[p].device)] for p in cells if p in encodings
-            ]
-            encoding = torch.cat(parts, -1) if parts else None
-            numbers[block.name] = tables.at(block, encoding, sparse=sparse)
+            encoding = encodings.get(block.name)
+            numbers[block.name] = tables.at(block, encoding, sparse=self.sparse_gradients)
         modules, flows = self._modules["flow"], dict[str, Flow | None]()
         assert isinstance(modules, nn.ModuleDict)
         for i, block in enumerate(layout.blocks):
@@ -506,7 +439,7 @@ class AutoPlateFlow(VectorGuide):
             weight = flow.join(
                 [loc.new_full((b.num_rows, b.width), b.weight) for b in layout.blocks]
             )
-        return _Bound(layout, flow, loc, scale, weight, self._centering(layout, args, kwargs or {}))
+        return BoundRows(layout, flow, loc, scale, weight, self._centering(layout, args, kwargs))
 
     def _centering(
         self, layout: PlateLayout, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -515,8 +448,6 @@ class AutoPlateFlow(VectorGuide):
         degrees = self._rows_tables().degrees
         if degrees is None or self._prior is None:
             return None
-        if not (args or kwargs) and self._arguments is not None:
-            args, kwargs = self._arguments
         if self._model is None:
             raise NotSetUpError(
                 f"This {type(self).__name__} is model-informed and was loaded without its model: "
@@ -604,7 +535,7 @@ class AutoPlateFlow(VectorGuide):
 
     def _amortised(self) -> set[str]:
         """Plates none of whose blocks has a table."""
-        return set() if self._semi_amortised else set(self._row_data)
+        return set() if self._semi_amortised else set(self._encoders().widths)
 
     def _layout_in(self, plates: Mapping[str, Any]) -> PlateLayout:
         """Return the layout of the rows that plates have drawn."""
@@ -786,7 +717,7 @@ class AutoPlateFlow(VectorGuide):
         """Return the layout of the rows that a caller names; of an amortised plate those given."""
         chosen, anew = self._chosen(rows), set[str]()
         for plate in self._amortised() if args or kwargs else ():
-            size = self._row_data[plate].size(args, kwargs)
+            size = self._encoders().size(plate, args, kwargs)
             if size is not None and size != self.layout.sizes[plate]:
                 anew.add(plate)
                 chosen.setdefault(plate, torch.arange(size))
@@ -814,48 +745,18 @@ class AutoPlateFlow(VectorGuide):
             density = FlowDensity(self._bind(layout, args, kwargs).transport())
             return density.log_prob(z.to(self._like())) + ladj
 
-    def _points(self, layout: PlateLayout) -> Tensor:
-        """Return fixed points of noise: other ones for each block, the same for all its rows."""
-        wide = self._like().new_zeros(sum(block.width for block in layout.blocks))
-        points, parts, start = base_points(wide), list[Tensor](), 0
-        for block in layout.blocks:
-            own = points[:, start : start + block.width]
-            parts.append(own.unsqueeze(1).expand(-1, block.num_rows, -1))
-            start += block.width
-        places = torch.cat([block.positions.reshape(-1) for block in layout.blocks])
-        found = torch.empty(len(points), layout.dim, dtype=points.dtype, device=points.device)
-        found[:, places] = torch.cat([part.flatten(1) for part in parts], 1)
-        return found
-
     def _quantiles_of(
         self, layout: PlateLayout, levels: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> TensorPair:
         """Return quantiles of the coordinates of a layout: ``(D,)`` plus ``(q, D)``."""
         like = self._like()
         loc, offsets = like.new_zeros(layout.dim), like.new_zeros(len(levels), layout.dim)
-        for part, cells in self._parts(layout):
-            bound, places = self._bind(part, args, kwargs), layout.index(cells)
-            if bound.centering is None:
-                # In two parts, so that a spread far below the location keeps its digits.
-                loc[places], bound = bound.loc, replace(bound, loc=torch.zeros_like(bound.loc))
-            points, _ = bound.transport()(self._points(part))
-            offsets[:, places] = column_quantiles(points, levels)
+        for part, cells in in_parts(layout, self.layout):
+            places = layout.index(cells)
+            loc[places], bound = self._bind(part, args, kwargs).spread()
+            z, _ = bound.transport()(points(part, like))
+            offsets[:, places] = column_quantiles(z, levels)
         return loc, offsets
-
-    def _parts(self, layout: PlateLayout) -> Iterator[tuple[PlateLayout, TensorDict]]:
-        """Yield parts of a layout whose points fit into memory, and their places in its rows."""
-        most = GUIDES.numbers // (2 * GUIDES.pairs + 1)
-        pending = [{plate: torch.arange(n) for plate, n in layout.sizes.items()}]
-        while pending:
-            cells = pending.pop()
-            plate = max(cells, key=lambda p: len(cells[p]), default=None)
-            if plate is None or len(layout.index(cells)) <= most or len(cells[plate]) < 2:
-                rows = {p: layout.rows[p][c] if p in layout.rows else c for p, c in cells.items()}
-                yield self.layout.at(rows, weighted=False, anew=layout.anew), cells
-                continue
-            half = len(cells[plate]) // 2
-            rest = {**cells, plate: cells[plate][half:]}
-            pending += [rest, {**cells, plate: cells[plate][:half]}]
 
     @torch.no_grad()
     def _loc_scale(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -914,8 +815,8 @@ class AutoPlateFlow(VectorGuide):
         layout, like = self._layout_of(rows, args, kwargs), self._like()
         sites = {s.name: like.new_zeros(math.prod(s.shape)) for s in layout.space.records}
         with scoring(self):
-            for part, cells in self._parts(layout):
-                z, _ = self._bind(part, args, kwargs).transport()(self._points(part))
+            for part, cells in in_parts(layout, self.layout):
+                z, _ = self._bind(part, args, kwargs).transport()(points(part, like))
                 values = part.space.constrain(z)[0]
                 for name, places in layout.value_index(cells).items():
                     sites[name][places] = values[name].mean(0).reshape(-1)
@@ -934,12 +835,11 @@ class AutoPlateFlow(VectorGuide):
         state.update(_arguments=None, create_plates=None, _select={}, _plates_by_form={})
         if self.is_set_up:
             state.update(_recipe=self._recipe.described(), _local=None)
-            state.update(_row_data={p: replace(d, select=None) for p, d in self._row_data.items()})
         return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VectorGuide:
         clone = super().__deepcopy__(memo)
-        for name in ("_arguments", "create_plates", "_select", "_row_data"):
+        for name in ("_arguments", "create_plates", "_select"):
             clone.__dict__[name] = self.__dict__[name]
         return clone
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -53,6 +53,10 @@ class RowData:
             )
         return cls(plate, places)
 
+    def without_select(self) -> RowData:
+        """Return the same without the user's function."""
+        return replace(self, select=None)
+
     def take(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: Tensor | None, count: int
     ) -> list[Tensor]:
@@ -93,6 +97,11 @@ class RowData:
         if self.select is not None:
             chosen = self.select(*args, **kwargs)
             return [chosen] if isinstance(chosen, Tensor) else list(chosen)
+        if not self.places:
+            raise OptionError(
+                f"The function that selects the data of the plate {self.plate!r} is not part of a "
+                "file. Build the guide with it, and take load_state_dict."
+            )
         missing = [
             p for p in self.places if (p >= len(args) if isinstance(p, int) else p not in kwargs)
         ]

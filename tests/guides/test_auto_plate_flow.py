@@ -231,7 +231,7 @@ def test_rows_alone_are_drawn_scored_and_summed_up_as_among_all(model):
 
 
 def test_many_rows_are_summed_up_in_parts(monkeypatch):
-    from pyro_nfvi.guides import _auto_plate_flow as module
+    from pyro_nfvi.guides import _bound_rows as module
 
     guide = trained(nested)
     expected = guide.quantiles([0.3]), guide.mean()
@@ -418,7 +418,7 @@ def test_copies_files_and_other_precisions_are_the_same_guide():
     torch.testing.assert_close(reloaded(guide).log_prob(values), expected)
     informed = trained(nested, 0.1, model_informed=True)
     with pytest.raises(NotSetUpError, match="loaded without its model.*load_state_dict"):
-        reloaded(informed).log_prob(values)
+        reloaded(informed).log_prob(values, Y)
     pyro.clear_param_store()
     again = AutoPlateFlow(nested).setup(Y)
     again.load_state_dict(guide.state_dict())
