@@ -18,7 +18,7 @@ from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.pyro_state import takes_turn, turn
-from pyro_nfvi._random import stream
+from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._timing import Timing
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._validation import seed_number, whole
@@ -298,18 +298,79 @@ class PlateFit:
 
         return rows_to_arviz(self, **options)
 
+    @takes_turn
+    def predict(
+        self,
+        *args: Any,
+        num_samples: int = 1000,
+        rows: Rows | None = None,
+        sites: Sequence[str] | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> TensorDict:
+        """Predict: run the model forward at draws of globals and rows, batch by batch.
+
+        Latents are held, under the trained parameters of the model; observed sites are drawn anew,
+        and deterministic ones computed. Rows are those of the fit, at other data of as many rows.
+
+        Args:
+            *args: The model's positional arguments; those of the fit if there are none at all.
+            num_samples: Number of draws.
+            rows: For some plates the rows; of the others all.
+            sites: Sites to return; by default all that were not held.
+            seed: Makes predictions repeatable.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            ``(num_samples, *shape)`` each, rows in the order that was asked for.
+
+        Raises:
+            NotSetUpError: The fit was loaded without its model.
+            ModelError: The arguments ask for rows that the fit has not, or a site cannot be drawn.
+            OptionError: An unknown plate, row or site.
+        """
+        from pyro_nfvi.infer._plate_predict import predict_rows
+
+        log_joint, num_samples = self.require_model(), whole("num_samples", num_samples)
+        seed = seed_number(seed)
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        if not (args or kwargs):
+            args, kwargs = log_joint.args, dict(log_joint.kwargs)
+        chosen = self._rows({plate: slice(None) for plate in self.plates} | dict(rows or {}))
+        keep = {
+            plate: self._rows({plate: index})[plate]
+            for plate, index in (rows or {}).items()
+            if plate not in log_joint.subsampled
+        }
+        chosen |= self._rows({plate: slice(None) for plate in keep})
+        subsampled = [plate for plate in log_joint.subsampled if plate in chosen]
+        cut = max(subsampled, key=lambda plate: len(chosen[plate]), default=self._cut(chosen))
+        _, size = log_joint.subsampled.get(cut, (0, self.plates[cut]))
+        parts = self._parts(num_samples, chosen, seed, cut=cut, size=size)
+        with self.model_scope(), seeded(seed, "predict"):
+            return predict_rows(
+                log_joint, parts, cut, num_samples, args, kwargs, sites, keep, self.plates
+            )
+
     def _parts(
-        self, num_samples: int, chosen: TensorDict, seed: int, numbers: int = PLATES.drawn_numbers
+        self,
+        num_samples: int,
+        chosen: TensorDict,
+        seed: int,
+        numbers: int = PLATES.drawn_numbers,
+        *,
+        cut: str | None = None,
+        size: int | None = None,
     ) -> Iterator[tuple[TensorDict, TensorDict]]:
         """Draw the rows part by part: the rows of each part, and draws of all its sites.
 
         Globals are the same in all parts.
         """
-        plate = self._cut(chosen)
+        plate = self._cut(chosen) if cut is None else cut
         rows = chosen.get(plate, torch.arange(self.plates[plate]))
         layout = self.guide.layout.at({**chosen, plate: rows[:1]}, weighted=False)
         wide = max(1, layout.dim * num_samples)
-        size = max(1, numbers // wide)
+        size = max(1, numbers // wide) if size is None else size
         outer = ~inside(layout, plate)
         like = layout.space.init_loc
         noise = stream(seed, "sample", device=like.device)

@@ -160,6 +160,7 @@ def test_a_plate_that_does_not_subsample_and_a_guide_of_ones_own():
     assert abs(float(fit.sample(2000, seed=0)["mu"].mean()) - mean) < 0.5 * sd
     assert (evidence - fit.elbo) / ROWS < 0.05  # rows that do not move with the mean
     assert find(fit.training.findings, PoorRows).count == 0
+    assert fit.predict(num_samples=4, rows={"groups": [1, 5, 7]}, seed=0)["y"].shape == (4, 3)
 
 
 def test_structure_says_why():
@@ -193,3 +194,79 @@ def test_a_file_brings_the_fit_back_with_its_model(fit, tmp_path):
     assert torch.equal(again.row_gaps("groups", [3]).gap, fit.row_gaps("groups", [3]).gap)
     with pytest.raises(ModelError, match="not the one that was fitted"):
         load(path, model=normal, args=(Y[:24],))
+
+
+def test_predicts_rows_batch_by_batch(fit):
+    new = fit.predict(num_samples=800, seed=0)
+    assert sorted(new) == ["y"]
+    assert new["y"].shape == (800, ROWS)
+    draws = fit.sample(800, seed=0)["theta"]
+    # The sd of a prediction is that of its row and of the data together; 800 draws have it to 5 %.
+    expected = (draws.var(0) + SIGMA**2).sqrt()
+    assert float((new["y"].std(0) / expected).sub(1).abs().mean()) < 0.05
+    assert float(((new["y"].mean(0) - draws.mean(0)) / expected).abs().max()) < 0.2
+    some = fit.predict(num_samples=50, rows={"groups": [40, 3, 8]}, seed=0)
+    assert some["y"].shape == (50, 3)
+    with pytest.raises(OptionError, match="no site 'z'"):
+        fit.predict(num_samples=3, sites=["z"])
+
+
+@pytest.mark.slow
+def test_skewed_rows_are_those_of_quadrature():
+    """Counts with a log-normal rate: most rows are 0 to 3, whose posteriors are skewed."""
+    rows = 1000
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.poisson((0.5 + torch.randn(rows, generator=generator)).exp(), generator)
+
+    def model(c):
+        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+        with pyro.plate("groups", rows, subsample_size=100) as index:
+            rate = pyro.sample("rate", dist.LogNormal(mu, 1.0))
+            pyro.sample("c", dist.Poisson(rate), obs=c[index])
+
+    fit = fitted(model, counts, max_steps=600)
+    x = torch.linspace(-8, 8, 2001).double()
+    values, which, many = torch.unique(counts, return_inverse=True, return_counts=True)
+    likelihood = dist.Poisson(x.exp()).log_prob(values.double()[:, None])
+    mus = torch.linspace(0.2, 0.9, 141).double()
+    joint = likelihood + dist.Normal(mus[:, None, None], 1.0).log_prob(x)
+    level = joint.logsumexp(-1) + (x[1] - x[0]).log()
+    log_mu = (level * many).sum(-1) + dist.Normal(0.0, 2.0).log_prob(mus)
+    evidence = float(log_mu.logsumexp(0) + (mus[1] - mus[0]).log())
+    assert (evidence - fit.elbo) / rows < 0.02
+    weight = log_mu.softmax(0)
+    row = (weight[:, None, None] * joint.softmax(-1)).sum(0)[which[:100]]
+    mean = (row * x).sum(-1)
+    centred = x - mean[:, None]
+    sd = (row * centred.square()).sum(-1).sqrt()
+    skew = (row * centred.pow(3)).sum(-1) / sd.pow(3)
+    drawn = fit.sample(4000, rows={"groups": slice(0, 100)}, seed=1)["rate"].double().log()
+    assert float(((drawn.mean(0) - mean) / sd).abs().max()) < 0.15
+    assert float((drawn.std(0) / sd - 1).abs().mean()) < 0.05
+    found = ((drawn - drawn.mean(0)) / drawn.std(0)).pow(3).mean(0)
+    assert float(skew.mean()) < -0.25  # a Gaussian for each row would have none
+    assert abs(float(found.mean() - skew.mean())) < 0.05
+    assert float(fit.rows[0].gap.mean()) < 0.01
+
+
+@pytest.mark.slow
+def test_a_thousand_groups_are_those_of_the_closed_form():
+    rows = 1000
+    generator = torch.Generator().manual_seed(0)
+    y = 1.5 + TAU * torch.randn(rows, generator=generator)
+    y = y + SIGMA * torch.randn(rows, generator=generator)
+    fit = fitted(lambda y: normal(y, 64), y, max_steps=600)
+    v = TAU**2 + SIGMA**2
+    precision = 1 / 25 + rows / v
+    mean, sd = float(y.sum() / v / precision), precision**-0.5
+    draws = fit.sample(4000, seed=1)
+    assert abs(float(draws["mu"].mean()) - mean) < 0.6 * sd
+    assert abs(float(draws["mu"].std()) / sd - 1) < 0.15
+    own = 1 / TAU**2 + 1 / SIGMA**2
+    spread = math.sqrt(1 / own + (1 / TAU**2 / own * sd) ** 2)
+    assert float((draws["theta"].std(0) / spread - 1).abs().mean()) < 0.05
+    total, square = y.double().sum(), y.double().square().sum()
+    log_det = (rows - 1) * math.log(v) + math.log(v + 25 * rows)
+    quad = square / v - 25 / (v * (v + 25 * rows)) * total.square()
+    evidence = -0.5 * float(rows * math.log(2 * math.pi) + log_det + quad)
+    assert (evidence - fit.elbo) / rows < 0.02
