@@ -111,8 +111,9 @@ def check_data(
         ):
             count = int(torch.isnan(value).sum())
             raise ModelError(
-                f"The observed site {name!r} has {count} NaN of {value.numel()} values. Drop "
-                "them, or hide them: pyro.sample(..., obs=..., obs_mask=...) makes them latent, "
+                f"The observed site {name!r} has {count} NaN of {value.numel()} values"
+                f"{_first_row(trace, site)}. Drop them, "
+                "or hide them: pyro.sample(..., obs=..., obs_mask=...) makes them latent, "
                 "pyro.poutine.mask leaves them out."
             )
     if not observed:
@@ -132,6 +133,26 @@ def check_data(
             "density is meant as it stands, pyro.factor('no_data', torch.zeros(())) says so.",
             ModelWarning,
         )
+
+
+def _first_row(trace: Trace, site: Mapping[str, Any]) -> str:
+    """Name the rows of plates in which the first NaN of a site stands."""
+    value = site["value"]
+    place = torch.isnan(value).nonzero()[0]
+    batch = value.dim() - site["fn"].event_dim
+    found = []
+    for frame in sorted(
+        (frame for frame in site["cond_indep_stack"] if frame.dim is not None),
+        key=lambda frame: frame.dim,
+    ):
+        axis = batch + frame.dim
+        if axis < 0 or value.shape[axis] != int(frame.size):
+            continue
+        row = int(place[axis])
+        index = trace.nodes[frame.name]["value"] if frame.name in trace.nodes else None
+        number = row if index is None else int(torch.as_tensor(index)[row])
+        found.append(f"row {number} of the plate {frame.name!r}")
+    return f", the first in {' and '.join(found)}" if found else ""
 
 
 def _missing_argument(

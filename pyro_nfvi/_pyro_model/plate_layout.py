@@ -281,6 +281,8 @@ class PlateLayout:
                 f"The rows of the plate {plate!r} need to be a vector of whole numbers; got "
                 f"{index.dtype} of shape {tuple(index.shape)}."
             )
+        if not len(index):
+            raise OptionError(f"No row of the plate {plate!r} is named; give one at least.")
         size, index = self.sizes[plate], index.long()
         if len(index.unique()) < len(index):
             raise OptionError(

@@ -407,6 +407,13 @@ def reloaded(guide):
     return torch.load(file, weights_only=False)
 
 
+def test_a_row_with_missing_data_is_named():
+    data = Y.clone()
+    data[9] = math.nan
+    with pytest.raises(ModelError, match="1 NaN of 12 values, the first in row 9 of the plate"):
+        AutoPlateFlow(groups).setup(data, 12)
+
+
 def test_copies_files_and_other_precisions_are_the_same_guide():
     guide = trained(nested, 0.1)
     values = guide.sample_posterior(4)

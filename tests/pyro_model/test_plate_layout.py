@@ -119,6 +119,8 @@ def test_the_rows_of_a_block_know_their_places_in_its_plates():
         ({"persons": torch.tensor([-1])}, "got -1"),
         ({"persons": torch.tensor([0.5])}, "whole numbers"),
         ({"persons": torch.ones(5, dtype=torch.bool)}, "whole numbers; got torch.bool"),
+        ({"persons": torch.zeros(0, dtype=torch.long)}, "No row of the plate 'persons'"),
+        ({"persons": torch.tensor([2, 3, 2])}, "'persons' is named twice"),
         ({"cells": torch.tensor([0])}, "no latent in a plate 'cells'"),
     ],
 )
