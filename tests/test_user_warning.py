@@ -73,7 +73,7 @@ def by_steps_of_pyro(folder):
 CALLS = {
     "run: nothing observed": lambda folder: nfvi.NFVI(unobserved, **QUICK).run(),
     "run: no dependence": lambda folder: nfvi.NFVI(independent, **QUICK).run(Y),
-    "run: improper": lambda folder: nfvi.NFVI(improper, **QUICK | {"max_steps": 300}).run(Y),
+    "run: improper": lambda folder: nfvi.NFVI(improper, **QUICK | {"max_steps": 150}).run(Y),
     "run: no checkpoint": lambda folder: nfvi.NFVI(
         model, checkpoint=folder / "none" / "x", **QUICK
     ).run(Y),

@@ -445,6 +445,7 @@ def test_a_fit_goes_on_with_the_next_engine(fresh, monkeypatch, fault):
         pyro.sample("x", pyro.distributions.Normal(torch.zeros(2), 1.0).to_event(1))
 
     options = {"max_steps": 500, "stop": False, "precondition": False, "num_particles": 4}
+    options["explore"] = "off"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ModelWarning)
         fit = NFVI(model, "planar*2", seed=0, progress=False, **options).run()

@@ -49,7 +49,7 @@ def data():
 def fit(model, engine, **options):
     chosen = {
         "guide": "iaf*2", "seed": 0, "progress": False, "num_particles": 8, "stop": False,
-        "max_steps": 60, "precondition": False,
+        "max_steps": 60, "precondition": False, "explore": "off",
     } | options  # fmt: skip
     return on(NFVI(model, **chosen), engine).run(data())
 

@@ -64,7 +64,7 @@ def test_the_loop_over_steps_is_compiled_once_for_all_models(tmp_path, monkeypat
     for dim in (2, 3):
         NFVI(
             normal(dim), "affine", max_steps=20, stop=False, precondition=False,
-            engine="compiled", seed=0, progress=False,
+            engine="compiled", seed=0, progress=False, explore="off",
         ).run()  # fmt: skip
     loops = [cached for symbols, cached in built if "nfvi_run" in symbols]
     steps = [cached for symbols, cached in built if "nfvi_step" in symbols]
@@ -185,7 +185,7 @@ def compiled_units(monkeypatch):
 def fit(model, guide="iaf*2", engine="compiled", max_steps=30, **options):
     return NFVI(
         model, guide, engine=engine, max_steps=max_steps, stop=False, precondition=False,
-        seed=0, progress=False, **{"num_particles": 16, **options},
+        seed=0, progress=False, explore="off", **{"num_particles": 16, **options},
     ).run(*data())  # fmt: skip
 
 

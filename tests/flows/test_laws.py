@@ -46,17 +46,28 @@ COMPOSED = {
 }  # fmt: skip
 
 
+EITHER = [torch.float32, torch.float64]
+
+
 def sizes(flow: str, law: str) -> list[int]:
     """Sizes at which a law is examined."""
     case, most = FLOWS[flow], LAWS[law].scope.max_dim
     return [dim for dim in case.dims if dim >= case.min_dim and (most is None or dim <= most)]
 
 
-def examine(flow: str, law: str, context_dims=(0, 3), *, dims: Sequence[int] = ()) -> None:
+def examine(
+    flow: str,
+    law: str,
+    context_dims=(0, 3),
+    *,
+    dims: Sequence[int] = (),
+    dtypes: Sequence[torch.dtype] = EITHER,
+) -> None:
     case = FLOWS[flow]
     check_flow(
         case.make,
         dims=dims or sizes(flow, law),
+        dtypes=dtypes,
         context_dims=context_dims if case.context else (0,),
         laws=[law],
         slack={name: factor for name, (factor, _) in case.slack.items()},
@@ -87,8 +98,11 @@ def test_flow_keeps_law(flow, law):
     elif law in ONE_SIZE or FLOWS[flow].slow or law in SLOW:
         examine(flow, law, (3,), dims=sizes(flow, law)[-1:])
     else:  # the ends: the smallest size without a context, and the largest with one
-        examine(flow, law, (0,), dims=sizes(flow, law)[:1])
-        examine(flow, law, (3,), dims=sizes(flow, law)[-1:])
+        single, double = ([one] for one in EITHER)
+        if LAWS[law].scope.dtype is not None:
+            single = double = EITHER
+        examine(flow, law, (0,), dims=sizes(flow, law)[:1], dtypes=double)
+        examine(flow, law, (3,), dims=sizes(flow, law)[-1:], dtypes=single)
 
 
 @pytest.mark.slow

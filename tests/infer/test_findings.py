@@ -26,7 +26,7 @@ def filled(kind):
 
 @pytest.fixture(scope="module")
 def fit():
-    return NFVI(conjugate, "affine", seed=0, progress=False, max_steps=200).run(Y)
+    return NFVI(conjugate, "affine", seed=0, progress=False, max_steps=30).run(Y)
 
 
 def with_findings(fit, *found):

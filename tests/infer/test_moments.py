@@ -21,7 +21,7 @@ def normal():
 
 @pytest.fixture(scope="module")
 def fit():
-    return NFVI(normal, "affine", seed=0, progress=False, max_steps=100).run()
+    return NFVI(normal, "affine", seed=0, progress=False, max_steps=30).run()
 
 
 def moved(fit, change, **options):

@@ -52,7 +52,7 @@ def crossed(y, size):
 
 
 def fit(model, *args, **options):
-    options = {"max_steps": 300, "explore": "off", "engine": "eager", **options}
+    options = {"max_steps": 60, "explore": "off", "engine": "eager", **options}
     return nfvi.NFVI(model, "affine", seed=0, progress=False, **options).run(*args)
 
 
