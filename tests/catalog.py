@@ -36,6 +36,7 @@ from pyro_nfvi.flows._base import Inverse
 from pyro_nfvi.flows._block_arrow import ArrowBlock, ArrowFactor, BlockArrow
 from pyro_nfvi.flows._block_arrow_affine import BlockArrowAffine
 from pyro_nfvi.flows._planar import PlanarChain
+from pyro_nfvi.flows._row_affine import RowAffine
 from pyro_nfvi.flows._tail_transform import TailTransformer
 from pyro_nfvi.flows._transformers import ReLUTransformer, ShiftTransformer
 from pyro_nfvi.flows._whitened_affine import WhitenedAffine
@@ -154,6 +155,11 @@ FLOWS: dict[str, Case] = {
     "lower_triangular": Case(LowerTriangular),
     "affine": Case(
         lambda d, c: Affine(torch.arange(d) / 2.0, 1 + torch.arange(d) / 3.0),
+        context=False,
+        exempt={"identity": "its numbers belong to whoever builds it"},
+    ),
+    "row_affine": Case(
+        lambda d, c: RowAffine(torch.arange(d) / 2.0, 1 + torch.arange(d) / 3.0),
         context=False,
         exempt={"identity": "its numbers belong to whoever builds it"},
     ),
