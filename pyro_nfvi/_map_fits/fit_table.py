@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._map_fits.job import FitRecord
+from pyro_nfvi._map_fits.posterior_draws import posterior_draws
 from pyro_nfvi._map_fits.spec import FitSpec
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.diagnostics._convergence import rank_rhat
-from pyro_nfvi.errors import ModelError, OptionError
+from pyro_nfvi.errors import FileError, ModelError, OptionError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._loading import load
@@ -56,7 +57,8 @@ class FitRow:
         """Read the fit from its file.
 
         Args:
-            with_model: Give it its model and data, for predictions and the like.
+            with_model: Give it its model and data, for predictions and the like. A fit of the rows
+                of plates has to have them.
 
         Raises:
             ModelError: The fit failed.
@@ -168,7 +170,8 @@ class FitTable(Sequence[FitRow]):
         right, while fits that agree may share a fault (a guide that cannot follow the posterior).
 
         Returns:
-            Rank-normalised split R-hat of every number, with the shape of its site.
+            Rank-normalised split R-hat of every number, with the shape of its site; of a fit of
+            the rows of plates, of its globals.
 
         Raises:
             OptionError: The rows differ by more than their seed.
@@ -183,8 +186,7 @@ class FitTable(Sequence[FitRow]):
         done = [row for row in self.rows if not row.error]
         if len(done) < 2:
             raise ModelError(f"R-hat needs two fits or more; {len(done)} are done.")
-        fits = [row.load(with_model=False) for row in done]
-        sites = [fit._sites(fit.draws.z, {}) for fit in fits]
+        sites = [_latents(row) for row in done]
         found = {}
         for name, value in sites[0].items():
             chains = torch.stack([one[name].detach().cpu().double() for one in sites])
@@ -293,6 +295,18 @@ class FitTable(Sequence[FitRow]):
                 f"{name} is of fits of one model; these have several. Choose some by their labels: "
                 f"table.select(...).{name}()."
             )
+
+
+def _latents(row: FitRow) -> TensorDict:
+    """Draw the latents of a fit; of globals and rows the globals."""
+    try:
+        fit = row.load(with_model=False)
+    except FileError:  # a fit of rows
+        fit = row.load()
+    if isinstance(fit, PlateFit):
+        found = posterior_draws(fit, fit.globals)
+        return {name: found[name] for name in fit.globals}
+    return posterior_draws(fit, fit.latent.sites)
 
 
 def _told_elpd(table: FitTable) -> str:

@@ -125,6 +125,30 @@ def test_latents_of_rows_come_from_their_prior_where_parts_are_of_one_size():
     assert row.joint_lpd != pytest.approx(float(row.lpd.sum()), abs=1e-3)
 
 
+def test_rows_of_a_plate_that_subsamples(tmp_path):
+    y = torch.linspace(-3.0, 4.0, 21)
+
+    def subsampled(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+        with pyro.plate("rows", len(y), subsample_size=4) as index:
+            own = pyro.sample("own", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(own, 1.0), obs=y[index])
+
+    options = {"max_steps": 30, "num_particles": 4, "stop": False}
+    one = nfvi.FitSpec(subsampled, (y,), options=options).k_fold(2)[0]
+    row = run([one], folder=tmp_path)[0]
+    assert row.error == ""
+    # Against the density with the rows' latents integrated out, at the fit's own draws of mu.
+    fit = row.load()
+    mu = fit.sample(2000, rows={}, seed=fit.seed)["mu"]
+    exact = dist.Normal(mu[:, None], 2**0.5).log_prob(one.held_out.rows.args[0])
+    exact = exact.double().logsumexp(0) - math.log(2000)
+    assert row.lpd.shape == (11,)  # in pieces of four, of which the last two overlap
+    assert bool(((row.lpd - exact).abs() < 5 * row.lpd_error).all())
+    assert float(row.lpd_error.mean()) < 0.15
+    assert run([one, *one.seeds(1)], folder=tmp_path)[:2].rhat().keys() == {"mu"}
+
+
 @pytest.fixture(scope="module")
 def process_fit():
     def process(x, y):
