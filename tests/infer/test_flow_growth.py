@@ -87,9 +87,9 @@ def test_a_flow_that_is_not_good_enough_trains_on_with_more_particles():
 
 
 def test_more_particles_count_towards_a_number_of_steps():
-    fit = auto(bananas, max_steps=600).run()
+    fit = auto(bananas, max_steps=450).run()
     steps = [one.steps for one in fit.training.settings.tried][1:]
-    assert sum(steps) <= 600
+    assert sum(steps) <= 450
     assert not any("particles" in flow for flow in tried(fit))
 
 
