@@ -196,7 +196,7 @@ class TaskRun:
         try:
             with _State.now().put():
                 return Outcome(function(task))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return Outcome(error=first_line(error))
 
 
@@ -238,7 +238,7 @@ def _call(payload: bytes, _: str) -> tuple[str, Any]:
     try:
         with state.put():
             return _DONE, pickle.dumps(function(task))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return _RAISED, first_line(error)
 
 

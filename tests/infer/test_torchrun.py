@@ -134,7 +134,8 @@ import os, sys, time
 import pyro, pyro.distributions as dist, torch
 import pyro_nfvi as nfvi
 
-folder, bits, engine, slow = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4] == "slow"
+folder, bits, engine, how = sys.argv[1:5]
+slow = how == "slow"
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64 if bits == "64" else torch.float32)
 y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
@@ -151,8 +152,14 @@ def model(y, s):
         theta = pyro.sample("theta", dist.Normal(mu, tau))
         pyro.sample("y", dist.Normal(theta, s), obs=y)
 
+more = {}
+if how in ("dies", "resumes"):
+    kept = os.path.join(folder, "..", "kept")
+    more = {"checkpoint": kept, "checkpoint_every": 50, "resume": True}
+if how == "dies":
+    more["callbacks"] = [lambda info: os._exit(9) if info.step == 120 else None]
 fit = nfvi.NFVI(model, guide="iaf", max_steps=200, stop=False, seed=0, engine=engine, explore="off",
-                progress=False).run(y, s)
+                progress=False, **more).run(y, s)
 fit.save(os.path.join(folder, "fit.nfvi"))
 params = [p.detach() for p in fit.guide.parameters()]
 held = {"losses": fit.losses, "params": params, "z": fit.draws.z, "elbo": fit.elbo,
@@ -178,8 +185,8 @@ def launch(folder, *options, processes, script=SCRIPT):
     )
 
 
-def run(folder, *options, processes):
-    process = launch(folder, *options, "quick", processes=processes)
+def run(folder, *options, processes, how="quick"):
+    process = launch(folder, *options, how, processes=processes)
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     return [torch.load(folder / f"rank{rank}") for rank in range(processes)]
@@ -224,6 +231,20 @@ def test_a_process_that_dies_ends_all_with_a_word(tmp_path, victim):
     assert "SIGKILL" in said[0]  # the launcher's word
     assert "A process of the fit is gone" in said[0]
     assert not (folder / "fit.nfvi").exists()
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_resumes_a_fit(tmp_path):
+    died = launch(tmp_path / "died", "64", "eager", "dies", processes=2)
+    output, _ = died.communicate(timeout=400)
+    assert died.returncode != 0
+    assert "A process of the fit is gone" in output
+    assert (tmp_path / "kept").exists()
+    (one,) = run(tmp_path / "one", "64", "eager", processes=1)
+    (resumed,) = run(tmp_path / "resumed", "64", "eager", processes=1, how="resumes")
+    assert float((resumed["losses"] - one["losses"]).abs().max()) < 1e-9
+    for mine, theirs in zip(resumed["params"], one["params"]):
+        assert float((mine - theirs).abs().max()) < 1e-9
 
 
 def test_the_variables_of_torchrun_are_all_needed(monkeypatch):

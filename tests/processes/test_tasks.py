@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
@@ -109,6 +110,11 @@ def test_every_attempt_has_a_name_of_its_own():
     for _ in range(2):
         list(TaskRun(halved, executor).run([0, 0]))
     assert len(set(executor.labels)) == 4
+
+
+def test_a_model_that_leaves_python_is_told():
+    for executor in (None, Plain()):
+        assert dict(TaskRun(sys.exit, executor).run([3]))[0].error == "SystemExit: 3"
 
 
 def test_an_executor_that_breaks_loses_nothing_that_is_done():
