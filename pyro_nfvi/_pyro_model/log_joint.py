@@ -415,15 +415,43 @@ class LogJoint:
         return Evaluation(log_p, values, likelihood, found, prior)
 
     @takes_turn
-    def locate_nonfinite(self, z: Tensor) -> list[str]:
+    def locate_nonfinite(
+        self, z: Tensor, subsample: Mapping[str, Tensor] | None = None
+    ) -> list[str]:
         """Name the sites at which ``z (D,)`` makes the model not finite."""
+        subsample = self.draw_subsample() if subsample is None else subsample
         with torch.no_grad(), pyro.validation_enabled(False):
             values, _ = self.latent.constrain(z)
-            trace = self._run.trace(values, self.draw_subsample())
+            trace = self._run.trace(values, subsample)
         if not self.enumerated:
             return nonfinite_sites(trace)
         # An impossible value of a discrete site scores -inf, which is no fault.
         return [n for n in nonfinite_sites(trace) if torch.isnan(trace.nodes[n]["log_prob"]).any()]
+
+    @takes_turn
+    def nonfinite_row(self, z: Tensor, subsample: Mapping[str, Tensor], site: str) -> str:
+        """Name the first row of a plate that subsamples at which a site is not finite.
+
+        Returns:
+            A clause, such as ``" in row 7 of the plate 'cells'"``; empty where the site is in none.
+        """
+        with torch.no_grad(), pyro.validation_enabled(False):
+            values, _ = self.latent.constrain(z)
+            node = self._run.trace(values, subsample).nodes[site]
+        log_prob = node["log_prob"]
+        for frame in node["cond_indep_stack"]:
+            if frame.name in self.subsampled and frame.vectorized and frame.name in subsample:
+                axis = log_prob.dim() + frame.dim
+                bad = (
+                    (~torch.isfinite(log_prob))
+                    .movedim(axis, 0)
+                    .reshape(log_prob.shape[axis], -1)
+                    .any(1)
+                )
+                for place in bad.nonzero()[:1, 0]:
+                    row = int(subsample[frame.name][place])
+                    return f" in row {row} of the plate {frame.name!r}"
+        return ""
 
     def _evaluate(
         self,
@@ -522,7 +550,12 @@ class LogJoint:
             with pyro.validation_enabled(False):
                 check_discrete_plates(run, values, subsample)
             run.check_scales(first)
-        check_finite(first, run.scalar(latent.init_loc, subsample)[0])
+        with quiet():
+            log_p = run.scalar(latent.init_loc, subsample)[0]
+        bad = [] if bool(torch.isfinite(log_p)) else nonfinite_sites(first)
+        check_finite(
+            first, log_p, self.nonfinite_row(latent.init_loc, subsample, bad[0]) if bad else ""
+        )
         with pyro.validation_enabled(False):
             traces = [first]
             for z in self.points(3):

@@ -321,8 +321,13 @@ def _next_value(site: Mapping[str, Any]) -> Tensor:
     return support[(index + 1) % len(support)]
 
 
-def check_finite(trace: Trace, log_p: Tensor) -> None:
+def check_finite(trace: Trace, log_p: Tensor, row: str = "") -> None:
     """Refuse an infinite or NaN log joint at the initial point.
+
+    Args:
+        trace: The run there.
+        log_p: Its log joint.
+        row: The row at fault of the first site, as a clause.
 
     Raises:
         ModelError: Names the sites at which it is not finite.
@@ -333,7 +338,7 @@ def check_finite(trace: Trace, log_p: Tensor) -> None:
     parts = [f"{name!r} ({float(trace.nodes[name]['log_prob'].sum()):g})" for name in found]
     raise ModelError(
         f"The log joint at the initial point is {float(log_p):g}; not finite at the sites "
-        f"{', '.join(parts) or '(none alone: the sum overflows)'}. Check the data against the "
+        f"{', '.join(parts) or '(none alone: the sum overflows)'}{row}. Check the data against the "
         "likelihood, or start elsewhere: AutoFlow(model, init_loc_fn=init_to_value(values=...)) "
         "or init_to_feasible."
     )

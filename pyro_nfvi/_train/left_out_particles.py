@@ -90,9 +90,10 @@ def _cause(
     log_p, gradient, _ = score(lambda rows: log_joint(rows, streams), z)
     bad = (~torch.isfinite(log_p)).nonzero().reshape(-1)
     if len(bad):
-        sites = log_joint.locate_nonfinite(z[bad[0]])
+        sites = log_joint.locate_nonfinite(z[bad[0]], streams)
         if sites:
-            return sites[0], f"the log density of site {sites[0]!r} is not finite"
+            row = log_joint.nonfinite_row(z[bad[0]], streams, sites[0])
+            return sites[0], f"the log density of site {sites[0]!r} is not finite{row}"
         return "", "the log joint is not finite"
     rows = (~torch.isfinite(gradient).all(-1)).nonzero().reshape(-1)
     if len(rows):

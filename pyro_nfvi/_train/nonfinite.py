@@ -41,15 +41,18 @@ def locate_nonfinite(
         log_p = log_joint(x, subsample)
         rows = (~torch.isfinite(log_p)).nonzero().reshape(-1)
     if len(rows):
-        return f"the model's {_sites(log_joint, x[rows[0]])} at a draw from the guide"
+        where = _sites(log_joint, x[rows[0]], subsample)
+        return f"the model's {where} at a draw from the guide"
     return _gradient(guide, log_joint, eps, x, subsample)
 
 
-def _sites(log_joint: LogJoint, z: Tensor) -> str:
-    found = log_joint.locate_nonfinite(z)
+def _sites(log_joint: LogJoint, z: Tensor, subsample: Mapping[str, Tensor]) -> str:
+    found = log_joint.locate_nonfinite(z, subsample)
     if not found:
         return "log joint is not finite"
     names = ", ".join(repr(name) for name in found[:3])
+    if len(found) == 1:
+        names += log_joint.nonfinite_row(z, subsample, found[0])
     return f"sites {names} are not finite" if len(found) > 1 else f"site {names} is not finite"
 
 

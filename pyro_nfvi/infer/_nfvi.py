@@ -222,7 +222,7 @@ class NFVI:
             with lost_processes_told():
                 fit = self._fitted(time, args, kwargs)
         except DivergedError as error:
-            if isinstance(error.fit, Fit):
+            if isinstance(error.fit, (Fit, PlateFit)):
                 error.fit = replace(error.fit, training=_timed(error.fit.training, time))
             raise
         if isinstance(fit, bytes):

@@ -51,7 +51,7 @@ class RowGaps:
 
     def bad(self) -> Tensor:
         """Tell which rows are not to be trusted ``(M,)``."""
-        wide = self.gap > PLATES.row_gap
+        wide = ~(self.gap <= PLATES.row_gap)  # one that is no number included
         return wide | (self.khat > PLATES.row_khat) & (self.gap > 0.1 * PLATES.row_gap)
 
     def worst(self, count: int) -> list[int]:

@@ -60,9 +60,13 @@ def fit_plates(
     if fresh and options.precondition:
         with time.watch.part("gaussian"):
             notes += _started(problem, options, time, guide)
-    training = train_rows(problem, options, time, guide, reason, notes)
+    training, failed = train_rows(problem, options, time, guide, reason, notes)
     with time.watch.part("checks"):
-        return judge_rows(problem, options, time, guide, training)
+        fit = judge_rows(problem, options, time, guide, training)
+    if failed is not None:
+        failed.fit = fit
+        raise failed
+    return fit
 
 
 def _started(

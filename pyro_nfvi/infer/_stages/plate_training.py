@@ -24,7 +24,7 @@ from pyro_nfvi._train.paired_plateau import PairedPlateau
 from pyro_nfvi._train.recipe import PAIRED, TRAINING
 from pyro_nfvi._train.step import EagerRunner, EagerStep
 from pyro_nfvi._train.task import Task
-from pyro_nfvi.errors import OptionError
+from pyro_nfvi.errors import DivergedError, OptionError
 from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
@@ -94,7 +94,7 @@ def train_rows(
     guide: AutoPlateFlow,
     reason: str,
     notes: Sequence[str] = (),
-) -> Training:
+) -> tuple[Training, DivergedError | None]:
     """Train a guide of rows in place, and keep the best of its last states.
 
     Args:
@@ -105,15 +105,20 @@ def train_rows(
         reason: Reason for the guide, for the report.
         notes: Lines for the report about what came before.
 
-    Raises:
-        DivergedError: Gradients were not finite again and again.
+    Returns:
+        The record, and the error of a training whose gradients were not finite again and again.
     """
     with time.watch.part("set_up"):
         loop, measure = _loop(problem, options, time, guide)
     loop.course.history.notes += notes
-    with time.watch.part("training"):
-        why = loop.run()
-    return finished(problem, options, time, loop, measure, why, reason)
+    failed: DivergedError | None = None
+    try:
+        with time.watch.part("training"):
+            why = loop.run()
+    except DivergedError as error:
+        failed = error
+        why = StopReason("diverged", f"Gave up after {loop.course.history.step} steps.")
+    return finished(problem, options, time, loop, measure, why, reason), failed
 
 
 def _loop(

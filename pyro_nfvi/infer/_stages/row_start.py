@@ -11,10 +11,11 @@ from torch import Tensor
 from pyro_nfvi._budget import Budget
 from pyro_nfvi._gaussian_vi.block_arrow import fit_block_arrow
 from pyro_nfvi._gaussian_vi.target import Target
+from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.plate_layout import PlateLayout
 from pyro_nfvi._pyro_model.subsampling import cover
 from pyro_nfvi._typing import TensorDict
-from pyro_nfvi.errors import OptionError
+from pyro_nfvi.errors import ModelError, OptionError
 from pyro_nfvi.flows._block_arrow import ArrowBlock, BlockArrow
 from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
 from pyro_nfvi.infer._problem import Problem
@@ -54,6 +55,9 @@ def start_rows(
         budget: Rows for which there is no time start where the guide starts.
         tick: Called with the number of rows done.
 
+    Raises:
+        ModelError: The model is not finite at a row, which is named.
+
     Returns:
         None where the density cannot be evaluated around the start.
 
@@ -72,6 +76,7 @@ def start_rows(
     sds = torch.full_like(like, ROW_START.scale).double()
     found = fit_block_arrow(target, [(like.double(), sds)], arrow, generator=noise)
     if found is None:
+        _refuse_rows(log_joint, like, rows)
         return None
     wide = found.factor.variances.sqrt()
     near = found.factor.precisions.rsqrt()
@@ -142,11 +147,29 @@ def _sweep(
                 weight[block.positions.reshape(-1)] = block.weight
         target = Target(lambda z, rows=rows: log_joint(z, rows), batch.space.init_loc)  # type: ignore[misc]
         moved = _natural_steps(target, loc[place], scale[place], local, weight, noise)
-        if moved is not None:
+        if moved is None:
+            _refuse_rows(log_joint, batch.space.init_loc, rows)
+        else:
             loc[place[local]], scale[place[local]] = (one[local] for one in moved)
         done += count
         tick(count)
     return min(1.0, done / size)
+
+
+def _refuse_rows(log_joint: LogJoint, z: Tensor, rows: TensorDict) -> None:
+    """Refuse rows at which the model is not finite where the guide starts.
+
+    Raises:
+        ModelError: Names the site and the row.
+    """
+    sites = log_joint.locate_nonfinite(z, rows)
+    if not sites:
+        return
+    row = log_joint.nonfinite_row(z, rows, sites[0])
+    raise ModelError(
+        f"The log joint is not finite at the start: the site {sites[0]!r} is not{row}. Look at the "
+        "data of that row: take it out, or hide what is missing by pyro.poutine.mask."
+    )
 
 
 def _natural_steps(
