@@ -85,7 +85,7 @@ LATENT = {
     "chi2": lambda m: dist.Chi2(2 + pos(m)),
     "weibull": lambda m: dist.Weibull(pos(m), t(1.5)),
     "fisher": lambda m: dist.FisherSnedecor(4 + pos(m), t(6.0)),
-    "pareto": lambda m: dist.Pareto(1 + pos(m), t(1.5)),
+    "pareto": lambda m: dist.Pareto(t(1.5), 1 + pos(m)),
     "beta": lambda m: dist.Beta(pos(m), t(2.0)),
     "kumaraswamy": lambda m: dist.Kumaraswamy(pos(m), t(2.0)),
     "uniform": lambda m: dist.Uniform(t(-1.0), t(2.0)).expand(m.shape),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -241,14 +240,21 @@ def _batch_shape(site: Mapping[str, Any], length: int, nesting: int | None) -> t
 
 
 def _close(one: Any, other: Any) -> bool:
-    """Compare two descriptions of supports, numbers up to rounding."""
+    """Compare two descriptions of supports: numbers up to rounding, and up to what repeats them.
+
+    A bound is repeated for each value of a discrete site that another parameter depends on.
+    """
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_close(one[k], other[k]) for k in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_close, one, other))
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-8)
-    return one == other
+    if isinstance(one, float | list) and isinstance(other, float | list):
+        try:
+            pair = torch.broadcast_tensors(
+                *(torch.tensor(x, dtype=torch.double) for x in (one, other))
+            )
+        except RuntimeError:  # sizes of which neither repeats the other
+            return False
+        return torch.allclose(*pair, rtol=1e-5, atol=1e-8)
+    return bool(one == other)
 
 
 def check_same_numbers(first: Trace, second: Trace) -> None:

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import config_enumerate
+from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
@@ -435,6 +435,34 @@ def test_support_that_depends_on_a_latent_is_refused():
         ModelError, match=r"support of the latent site 'y' depends on other latents"
     ):
         build(model)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda shape: dist.Pareto(torch.tensor(1.5), shape),
+        lambda shape: dist.AffineBeta(
+            shape, torch.tensor(2.0), torch.tensor(-1.0), torch.tensor(3.0)
+        ),
+        lambda shape: dist.Uniform(torch.tensor(-1.0), torch.tensor(2.0)).expand(shape.shape),
+    ],
+    ids=["pareto", "affine beta", "uniform"],
+)
+def test_bounds_repeated_for_each_value_of_a_discrete_site_are_the_same_support(make):
+    def model():
+        k = pyro.sample("k", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+        with pyro.plate("rows", 2):
+            x = pyro.sample("x", make(1.0 + 2.0 * k + torch.zeros(2)))
+            pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor([1.6, 1.9]))
+
+    log_joint = build(model)
+    z = torch.randn(3, 2)
+    values, ladj = log_joint.latent.constrain(z)
+    elbo, right = TraceEnum_ELBO(max_plate_nesting=1), []
+    for row in values["x"]:
+        held = poutine.condition(model, data={"x": row})
+        right.append(-elbo.loss(held, lambda: None))
+    torch.testing.assert_close(log_joint(z) - ladj, torch.tensor(right), rtol=1e-4, atol=1e-4)
 
 
 def test_changed_structure_is_named():
