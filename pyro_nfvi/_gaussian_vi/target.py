@@ -109,8 +109,9 @@ class Target:
         self.num_rows += len(rows)
         self._seconds += self.budget.clock() - begin
         ok = torch.isfinite(log_p) & torch.isfinite(gradient).all(-1)
-        log_p = torch.where(ok, log_p, torch.full_like(log_p, -torch.inf))
-        gradient = torch.where(ok.unsqueeze(-1), gradient, torch.zeros_like(gradient))
+        if not bool(ok.all()):
+            log_p = torch.where(ok, log_p, torch.full_like(log_p, -torch.inf))
+            gradient = torch.where(ok.unsqueeze(-1), gradient, torch.zeros_like(gradient))
         batch = z.shape[:-1]
         if self.tick is not None:
             self.tick(1)

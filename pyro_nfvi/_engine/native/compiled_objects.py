@@ -34,8 +34,8 @@ class BuildInfo:
 class _CompileTime:
     """Line by which the time of a compile is expected, from the length of its source.
 
-    Measured by ``benchmarks/compile_time.py`` with g++ on one core: ten sources of 61,000 to
-    155,000 characters took 0.78 to 1.43 times as long. On a slower machine a compile is ended when
+    Measured by ``benchmarks/compile_time.py`` with g++ on one core: ten sources of 62,000 to
+    148,000 characters took 0.84 to 1.25 times as long. On a slower machine a compile is ended when
     its time is over.
 
     Attributes:
@@ -44,8 +44,8 @@ class _CompileTime:
         least: Seconds of the shortest.
     """
 
-    offset: float = -1.02
-    speed: float = 41_500.0
+    offset: float = -0.80
+    speed: float = 49_900.0
     least: float = 0.3
 
     def expect(self, text: str) -> float:
