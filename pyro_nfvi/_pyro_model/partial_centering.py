@@ -257,7 +257,7 @@ class PartialCentering(Flow):
             }
             given = x[..., layout.index(cells)]
             found = run.image(among.space, given, rows, self._degrees, inverse=inverse)
-            places = layout.index({plate: own.taken for plate, own in plan.items()})
+            places = layout.index({plate: own.taken for plate, own in plan.items()}).to(x.device)
             back = among.index({plate: own.back for plate, own in plan.items()})
             image, slope = (
                 whole.index_copy(-1, places, part[..., back])

@@ -209,7 +209,7 @@ class PlateLayout:
             OptionError: An unknown plate, or rows that are no numbers from 0 to N - 1.
         """
         chosen = {
-            plate: index if plate in anew else self._checked(plate, index)
+            plate: index.cpu() if plate in anew else self._checked(plate, index)
             for plate, index in rows.items()
         }
         if not chosen:
@@ -283,7 +283,7 @@ class PlateLayout:
             )
         if not len(index):
             raise OptionError(f"No row of the plate {plate!r} is named; give one at least.")
-        size, index = self.sizes[plate], index.long()
+        size, index = self.sizes[plate], index.long().cpu()
         if len(index.unique()) < len(index):
             raise OptionError(
                 f"A row of the plate {plate!r} is named twice: {index.tolist()[:20]}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -48,6 +48,17 @@ class PlateBlock:
     def width(self) -> int:
         """d, the coordinates of a row."""
         return self.positions.shape[1]
+
+    def to(self, device: torch.device) -> PlateBlock:
+        """Return the block with its index tensors on a device."""
+        if self.positions.device == device:
+            return self
+        return replace(
+            self,
+            positions=self.positions.to(device),
+            parents={name: rows.to(device) for name, rows in self.parents.items()},
+            rows=None if self.rows is None else self.rows.to(device),
+        )
 
     def of_rows(self, table: Tensor, *, sparse: bool = False) -> Tensor:
         """Take this block's rows ``(R, k)`` from a table ``(N, k)`` of all rows."""
@@ -119,6 +130,7 @@ class PlateFlow(Flow):
         places = torch.cat([block.positions.reshape(-1) for block in blocks])
         super().__init__(len(places))
         self.blocks = tuple(blocks)
+        self._numbers = {block.name: i for i, block in enumerate(blocks)}
         self._check(flows, codes)
         order = torch.empty_like(places)
         order[places] = torch.arange(len(places), device=places.device)
@@ -180,7 +192,7 @@ class PlateFlow(Flow):
             raise OptionError(f"PlateFlow has no block {strays[0]!r}; it has {list(before)}.")
 
     def _index(self, name: str) -> int:
-        return next(i for i, block in enumerate(self.blocks) if block.name == name)
+        return self._numbers[name]
 
     def flow_of(self, name: str) -> Flow | None:
         """Return the flow of a block; None where it is the identity."""
@@ -253,7 +265,8 @@ class PlateFlow(Flow):
         These do not count by the blocks' weights.
         """
         x, _ = self.enter(x, None)
-        images, ladjs = list[Tensor](), list[Tensor]()
+        images: list[Tensor] = []
+        ladjs: list[Tensor] = []
         for i in range(len(self.blocks)):
             y = self._part(x, i)
             if str(i) in self.flows:
@@ -274,7 +287,8 @@ class PlateFlow(Flow):
 
     def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, _ = self.enter(y, context)
-        total, parts = y.new_zeros(y.shape[:-1]), list[Tensor]()
+        parts: list[Tensor] = []
+        total = y.new_zeros(y.shape[:-1])
         images = [self._part(y, i) for i in range(len(self.blocks))]
         for i, block in enumerate(self.blocks):
             x = images[i]
@@ -289,7 +303,9 @@ class PlateFlow(Flow):
     ) -> ImageAndScore:
         x, _ = self.enter(x, context)
         score = score.detach().expand_as(x)
-        total, images, scores = x.new_zeros(x.shape[:-1]), list[Tensor](), list[Tensor]()
+        images: list[Tensor] = []
+        scores: list[Tensor] = []
+        total = x.new_zeros(x.shape[:-1])
         for i, block in enumerate(self.blocks):
             part, pushed, w = self._part(x, i), self._part(score, i), block.weight
             flow = self.flow_of(block.name)

@@ -417,13 +417,15 @@ class AutoPlateFlow(VectorGuide):
         """Gather what the rows of a layout have."""
         args, kwargs = self._given(args, kwargs or {})
         tables, numbers = self._rows_tables(), dict[str, RowNumbers]()
-        encodings = self._encoders().encode(layout, args, kwargs, tables.loc[0])
-        for block in layout.blocks:
+        like = tables.loc[0]
+        encodings = self._encoders().encode(layout, args, kwargs, like)
+        blocks = [block.to(like.device) for block in layout.blocks]
+        for block in blocks:
             encoding = encodings.get(block.name)
             numbers[block.name] = tables.at(block, encoding, sparse=self.sparse_gradients)
         modules, flows = self._modules["flow"], dict[str, Flow | None]()
         assert isinstance(modules, nn.ModuleDict)
-        for i, block in enumerate(layout.blocks):
+        for i, block in enumerate(blocks):
             if str(i) in modules and isinstance(found := modules[str(i)], Flow):
                 flows[block.name] = found
         codes = {
@@ -431,14 +433,12 @@ class AutoPlateFlow(VectorGuide):
             for name, own in numbers.items()
             if own.code is not None and name in flows
         }
-        flow = PlateFlow(layout.blocks, flows, codes)
+        flow = PlateFlow(blocks, flows, codes)
         loc = flow.join([own.loc for own in numbers.values()])
         scale = flow.join([own.scale for own in numbers.values()])
         weight = None
-        if any(block.weight != 1 for block in layout.blocks):
-            weight = flow.join(
-                [loc.new_full((b.num_rows, b.width), b.weight) for b in layout.blocks]
-            )
+        if any(block.weight != 1 for block in blocks):
+            weight = flow.join([loc.new_full((b.num_rows, b.width), b.weight) for b in blocks])
         return BoundRows(layout, flow, loc, scale, weight, self._centering(layout, args, kwargs))
 
     def _centering(
