@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MapFitsRecipe:
-    """How fits are compared and scored."""
+    """Numbers by which fits are compared and scored."""
 
     #: Draws of a fit of globals and rows; a fit of one vector holds as many.
     draws: int = 2000

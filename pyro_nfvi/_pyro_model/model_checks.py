@@ -248,12 +248,12 @@ def _close(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_close(one[k], other[k]) for k in one)
     if isinstance(one, float | list) and isinstance(other, float | list):
         try:
-            pair = torch.broadcast_tensors(
-                *(torch.tensor(x, dtype=torch.double) for x in (one, other))
+            first, second = torch.broadcast_tensors(
+                torch.tensor(one, dtype=torch.double), torch.tensor(other, dtype=torch.double)
             )
         except RuntimeError:  # sizes of which neither repeats the other
             return False
-        return torch.allclose(*pair, rtol=1e-5, atol=1e-8)
+        return torch.allclose(first, second, rtol=1e-5, atol=1e-8)
     return bool(one == other)
 
 

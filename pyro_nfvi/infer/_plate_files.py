@@ -82,7 +82,7 @@ def save_rows(fit: SavedRows, path: str | os.PathLike[str]) -> None:
             "A fit whose flows have no names cannot be written with what built them. Save the "
             "guide's numbers, torch.save(fit.guide.state_dict(), path), and build it anew."
         )
-    if guide._encoded:
+    if guide._encoders().widths:
         raise FileError(
             "A fit with an encoder cannot be written with what built the encoder. Save the "
             "guide's numbers, torch.save(fit.guide.state_dict(), path), and build it anew."
