@@ -275,6 +275,19 @@ def test_particles_in_blocks_are_those_of_one_step(model, objective, monkeypatch
     assert torch.allclose(mine, eager, rtol=2e-3, atol=2e-3)
 
 
+@needs_compiler
+def test_splines_of_many_particles_lie_innermost_and_take_the_eager_step():
+    # Running sums, gathers and scatters, whose particles are an axis in the middle.
+    mine, eager = (
+        fit(regression, "nsf*1", engine=engine, num_particles=64)
+        for engine in ("compiled", "eager")
+    )
+    assert "(native)" in mine.engine_reason
+    assert torch.allclose(mine.losses, eager.losses, rtol=2e-3, atol=2e-3)
+    for one, other in zip(mine.guide.parameters(), eager.guide.parameters()):
+        assert torch.allclose(one, other, rtol=2e-3, atol=2e-3)
+
+
 def test_an_objective_of_all_particles_is_not_taken_in_blocks():
     assert unit_particles(make_objective("path"), 256) == 64
     assert unit_particles(make_objective("path"), 96) == 96

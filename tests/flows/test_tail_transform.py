@@ -3,7 +3,7 @@
 import torch
 
 from pyro_nfvi.flows import Elementwise, make_flow
-from pyro_nfvi.flows._tail_transform import TailTransformer
+from pyro_nfvi.flows._tail_transform import TailTransformer, _map, _root
 
 
 def layer(left, right):
@@ -77,3 +77,13 @@ def test_the_tail_is_a_power():
     y = layer(float(raw), float(raw))(x.unsqueeze(-1))[0].squeeze(-1).detach()
     index = torch.log(levels[0] / levels[1]) / torch.log(y[1] / y[0])
     assert abs(float(index) - 1 / h) < 0.5
+
+
+def test_the_inverse_begins_where_two_steps_of_newton_end_at_rounding():
+    size = torch.logspace(-12, -0.05, 60, dtype=torch.float64)
+    h = torch.cat([-size, size.new_zeros(1), size]).unsqueeze(-1)
+    x = torch.logspace(-12, 1.5, 100, dtype=torch.float64).expand(len(h), -1)
+    h = h.expand_as(x)
+    for sign in (-1.0, 1.0):
+        found = _root(_map(sign * x, h)[0], h)
+        torch.testing.assert_close(found, sign * x, rtol=1e-8, atol=0.0)
