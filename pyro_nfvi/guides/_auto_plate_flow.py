@@ -114,6 +114,10 @@ class AutoPlateFlow(VectorGuide):
         Linear in the rows of a mini-batch, for time and for memory; tables of all rows, which an
         optimiser of Pyro's goes through in each step.
 
+    Note:
+        Train with ``pyro.optim.Adam(guide.optim_args(0.01))``, or let the rate decay: what many
+        rows share wants smaller steps than the table of each.
+
     Raises:
         OptionError: A wrong option; an encoder that returns no row for each row, that changes its
             width, or that mixes rows; rows that a plate does not have.
@@ -484,6 +488,43 @@ class AutoPlateFlow(VectorGuide):
         bound = self._bind(self.layout.at(self._chosen(known)), args, kwargs)
         noise = None if bound.weight is None else WeightedNoise(bound.weight)
         return FlowDensity(bound.transport(), noise)
+
+    def optim_args(self, lr: float, **options: Any) -> Callable[[str], dict[str, Any]]:
+        r"""Return options for an optimiser of Pyro's: smaller rates for what many rows share.
+
+        .. math:: \eta_b = \eta\, \max(R_b^{-1/2},\; 0.01)
+
+        for the flow that the R rows of a block share. A shift that all rows have in common counts R
+        times: at one rate for all, its jitter hides from the globals how the rows follow them, and
+        their standard deviations stay those of independent rows.
+
+        Args:
+            lr: The rate of tables and globals.
+            **options: Other options of the optimiser.
+
+        Example:
+            >>> import pyro, torch
+            >>> import pyro.distributions as dist
+            >>> from pyro_nfvi import AutoPlateFlow
+            >>> def model():
+            ...     mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+            ...     with pyro.plate("groups", 100):
+            ...         pyro.sample("z", dist.Normal(mean, 1.0))
+            >>> guide = AutoPlateFlow(model).setup()
+            >>> guide.optim_args(0.01)("AutoPlateFlow.flow.1.flows.0.net.skip")["lr"]
+            0.001
+            >>> optimiser = pyro.optim.Adam(guide.optim_args(0.01))
+        """
+        prefix = f"{self._pyro_name}.flow."
+
+        def of(name: str) -> dict[str, Any]:
+            share, name = 1.0, name.replace("$$$", ".")  # the store's own names have these
+            if name.startswith(prefix):
+                block = self.layout.blocks[int(name.removeprefix(prefix).partition(".")[0])]
+                share = max(block.num_rows**-0.5, GUIDES.least_share)
+            return {"lr": share * lr, **options}
+
+        return of
 
     def start_at(self, loc: Tensor, scale: Tensor) -> None:
         """Move the guide, with its flows as they are, to a diagonal Gaussian.

@@ -26,6 +26,8 @@ class GuideRecipe:
     items: int = 100
     #: Numbers in which a plate's rows may differ beside location and scale.
     code_dim: int = 4
+    #: Least share of the learning rate that a flow shared by many rows has.
+    least_share: float = 0.01
     #: Forms of arguments after which the structure of the model is no longer checked.
     most_forms: int = 16
     #: Calls of one form after which it is no longer checked.

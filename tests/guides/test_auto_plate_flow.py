@@ -600,3 +600,47 @@ def test_rows_of_every_support(name):
     assert draws["x"].shape[:2] == (3, 4)
     assert guide.log_prob(draws).isfinite().all()
     assert guide.median()["x"].shape == draws["x"].shape[1:]
+
+
+def test_what_many_rows_share_has_smaller_rates():
+    guide = trained(nested)
+    rates = guide.optim_args(0.1, betas=(0.9, 0.99))
+    names = {block.name: f"AutoPlateFlow.flow.{i}.flows.0.net.skip" for i, block
+             in enumerate(guide.layout.blocks)}  # fmt: skip
+    assert rates(names["floors/counties"]) == {"lr": 0.1 * 12**-0.5, "betas": (0.9, 0.99)}
+    assert rates(names[""])["lr"] == rates("AutoPlateFlow.tables$$$loc.1")["lr"] == 0.1
+    pyro.clear_param_store()
+    seen = []
+    guide = AutoPlateFlow(nested)
+    svi = SVI(
+        nested, guide,
+        pyro.optim.Adam(lambda name: seen.append(name) or guide.optim_args(0.1)(name)),
+        Trace_ELBO(),
+    )  # fmt: skip
+    svi.step(Y)
+    shares = {guide.optim_args(1.0)(name)["lr"] for name in seen if "Flow.flow." in name}
+    assert shares == {1.0, 2**-0.5, 6**-0.5, 12**-0.5}
+
+
+@pytest.mark.slow
+def test_globals_have_the_spread_of_the_posterior_though_rows_are_many():
+    pyro.set_rng_seed(0)
+    y = 1.5 + 1.2 * torch.randn(1500)
+    pyro.clear_param_store()
+    guide = AutoPlateFlow(conjugate, flow=None, local="affine").setup(y, 200)
+    # From the best independent rows, where the spread of the mean is too small by far.
+    rows = 1 / (1 + 1 / 0.49)
+    loc = torch.cat([y.mean().reshape(1), rows * (y.mean() + y / 0.49)])
+    sd = torch.cat([torch.tensor([1500**-0.5]), torch.full((1500,), rows**0.5)])
+    guide.start_at(loc, sd)
+    elbo = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1)
+    svi = SVI(conjugate, guide, pyro.optim.Adam(guide.optim_args(0.005)), elbo)
+    found = []
+    for step in range(1400):
+        svi.step(y, 200)
+        if step >= 1000 and step % 20 == 0:
+            found.append(guide.sample_posterior(2000, rows={"groups": [0]})["mean"].std())
+    covariance = 1 / (1 / 4.0 + 1500 / 1.49)
+    # 20 times 2000 draws; the rate does not decay, so that it moves about.
+    assert torch.stack(found).mean() == pytest.approx(covariance**0.5, rel=0.1)
+    assert covariance**0.5 > 1.15 * 1500**-0.5
