@@ -184,6 +184,7 @@ def _rows(
             local=how["local"],
             local_options=how["local_options"],
             code_dim=how["code_dim"],
+            model_informed=bool(how.get("model_informed", False)),
             **how["options"],
         )
     with own_random_state(0, "load"), own_params(model, args, kwargs) as names:

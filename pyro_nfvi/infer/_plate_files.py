@@ -108,6 +108,7 @@ def save_rows(fit: SavedRows, path: str | os.PathLike[str]) -> None:
             "local": guide._local,
             "local_options": guide._local_options,
             "code_dim": guide._code_dim,
+            "model_informed": guide._model_informed,
         },
         "training": training,
         "exact": fit.draws.exact,

@@ -670,6 +670,11 @@ class PlateRecipe:
     fewest_draws: int = 4
     #: Draws of rows in all that the judgement of the globals may take.
     judged_numbers: int = 30_000_000
+    #: Moves of the globals to where re-drawn rows weigh them, at most; sds, and shares of an sd,
+    #: from which on they are moved; and effective draws below which weights do not say where.
+    calibrations: int = 3
+    least_shift: float = 0.1
+    least_effective: float = 8.0
     #: Nats of gap of a row, and k-hat, from which on it is not to be trusted.
     row_gap: float = 0.5
     row_khat: float = 0.7

@@ -142,6 +142,22 @@ def test_rows_that_went_wrong_are_named(fit):
     assert bad.verdict != "good"
 
 
+def test_globals_that_went_astray_are_moved_back(fit):
+    """To where rows weigh them; what is said of them then is said of other draws."""
+    guide = copy.deepcopy(fit.guide)
+    mean, sd, *_ = truth()
+    with torch.no_grad():
+        guide.tables.loc[0] += sd
+    options = NFVI(normal, progress=False)._options()
+    problem = Problem(fit.log_joint, frozenset(), 0)
+    found = judge_rows(problem, options, TimePlan(Budget.start(None)), guide, fit.training)
+    assert "globals were moved" in found.report
+    assert found.verdict == "good", found.report
+    drawn = found.sample(4000, rows={}, seed=0)["mu"]
+    assert abs(float(drawn.mean()) - mean) < 0.15 * sd
+    assert abs(float(drawn.std()) / sd - 1) < 0.1
+
+
 def test_refuses_what_is_no_sum_over_rows():
     with pytest.raises(OptionError, match="no sum over rows"):
         fitted(objective="iw")

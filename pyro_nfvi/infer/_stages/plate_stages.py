@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from pyro_nfvi._random import fold_in
 from pyro_nfvi._train.density_selection import choose_density, drop_if_changed
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
 from pyro_nfvi.infer._checks.pyro_density import check_by_pyro
 from pyro_nfvi.infer._checks.row_weights import (
+    GlobalWeights,
     RowGaps,
     judge_globals,
     row_gaps,
@@ -26,6 +28,7 @@ from pyro_nfvi.infer._plate_fit import PlateFit
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import ROW_START, WORDS
 from pyro_nfvi.infer._rows_log_joint import rows_log_joint
+from pyro_nfvi.infer._stages.global_calibration import calibrate_globals
 from pyro_nfvi.infer._stages.plate_training import check_plate_options, train_rows
 from pyro_nfvi.infer._stages.row_start import start_rows
 from pyro_nfvi.infer._time_plan import TimePlan
@@ -57,7 +60,8 @@ def fit_plates(
         DivergedError: Gradients were not finite again and again.
     """
     notes = problem.notes
-    if fresh and options.precondition:
+    # Numbers of rows that are relative to their prior start where the guide puts them.
+    if fresh and options.precondition and not guide._model_informed:
         with time.watch.part("gaussian"):
             notes += _started(problem, options, time, guide)
     training, failed = train_rows(problem, options, time, guide, reason, notes)
@@ -151,9 +155,20 @@ def judge_rows(
     bound = error_of = float("nan")
     if len(gaps) == len(tops) == 1 and separable(log_joint, layout):
         total = layout.sizes[tops[0]]
-        with options.progress.stage("weighing globals", total, unit="row") as tick:
-            weights = judge_globals(guide, log_joint, tops[0], seed, budget=time.whole, tick=tick)
+
+        def weigh(own: int = seed) -> GlobalWeights:
+            with options.progress.stage("weighing globals", total, unit="row") as tick:
+                return judge_globals(guide, log_joint, tops[0], own, budget=time.whole, tick=tick)
+
+        weights = weigh()
         whole = weights.share == 1
+        if whole and not time.whole.over():
+            weights, moves = calibrate_globals(guide, weights, weigh)
+            if moves:  # judged on other draws than those that moved them
+                weights = weigh(fold_in(seed, "calibrated"))
+                line = "the globals were moved to where re-drawn rows weigh them"
+                training = replace(training, notes=(*training.notes, line))
+            whole = weights.share == 1
         draws = WeighedDraws(weights.z, weights.log_p, weights.log_q, exact=whole)
         bound, error_of = weights.elbo, weights.elbo_se
         if not whole:
