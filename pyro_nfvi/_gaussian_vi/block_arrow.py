@@ -47,6 +47,11 @@ class BlockArrowGaussian:
     bound: float = -math.inf
     bound_se: float = math.inf
 
+    @property
+    def gap(self) -> float:
+        """Nats by which the bound is below the evidence: half the variance of the log weights."""
+        return _gap(self, BLOCK_ARROW.judged_draws)
+
     def points(self, eps: Tensor) -> Tensor:
         """Map noise ``(*b, D)`` to draws."""
         return self.loc + self.factor.push(eps)

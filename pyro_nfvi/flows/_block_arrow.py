@@ -73,12 +73,22 @@ class BlockArrow:
                 "A block arrow needs every coordinate in exactly one block; got "
                 f"{len(places)} places, of which some are missing or doubled."
             )
-        back = torch.empty_like(places)
-        back[places] = order
-        made = cls(tuple(blocks), None if torch.equal(places, order) else back)
+        made = cls.known(blocks)
         for place, block in enumerate(made.blocks):
             made._check_chain(place, block)
         return made
+
+    @classmethod
+    def known(cls, blocks: Sequence[ArrowBlock]) -> BlockArrow:
+        """Make a structure of blocks that are known to fit; parents need not be a chain.
+
+        Without a chain products and inverses hold, and sums over a precision do not.
+        """
+        places = torch.cat([block.positions.flatten() for block in blocks])
+        order = torch.arange(len(places), device=places.device)
+        back = torch.empty_like(places)
+        back[places] = order
+        return cls(tuple(blocks), None if torch.equal(places, order) else back)
 
     def _check_chain(self, place: int, block: ArrowBlock) -> None:
         indices = [index for index, _ in block.parents]

@@ -35,6 +35,7 @@ from pyro_nfvi._validation import whole
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import ModelError, ModelWarning, NotSetUpError, OptionError
 from pyro_nfvi.flows._base import Chain, Flow
+from pyro_nfvi.flows._block_arrow import ArrowFactor
 from pyro_nfvi.flows._interop import adapt
 from pyro_nfvi.flows._permutation import undo_permutations
 from pyro_nfvi.flows._plate_flow import PlateBlock, PlateFlow
@@ -443,7 +444,9 @@ class AutoPlateFlow(VectorGuide):
         weight = None
         if any(block.weight != 1 for block in blocks):
             weight = flow.join([loc.new_full((b.num_rows, b.width), b.weight) for b in blocks])
-        return BoundRows(layout, flow, loc, scale, weight, self._centering(layout, args, kwargs))
+        centering = self._centering(layout, args, kwargs)
+        coupling = tables.coupling(blocks)
+        return BoundRows(layout, flow, loc, scale, weight, centering, coupling)
 
     def _centering(
         self, layout: PlateLayout, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -538,6 +541,39 @@ class AutoPlateFlow(VectorGuide):
         for block in self.layout.blocks:
             parts = (self.layout.part(block, vector.to(like)) for vector in (loc, scale))
             self._rows_tables().set_gaussian(block.name, *parts)
+
+    @property
+    def takes_arrow(self) -> bool:
+        """True where every row has numbers of its own, in the coordinates of the model."""
+        blocks, tables = self.layout.blocks, self._rows_tables()
+        return tables.degrees is None and all(tables.is_free(block.name) for block in blocks)
+
+    def start_at_arrow(self, loc: Tensor, factor: ArrowFactor) -> None:
+        r"""Move the guide, with its flows as they are, to the Gaussian :math:`N(m, TT^\top)`.
+
+        The coupling of rows to the rows that enclose them is kept as a fixed part of the guide.
+
+        Args:
+            loc: Mean ``(D,)`` of all rows.
+            factor: T, a block arrow over the blocks of ``guide.layout``, in their order.
+
+        Raises:
+            OptionError: The blocks are others; or rows have no numbers of their own.
+        """
+        self._require_setup()
+        blocks = self.layout.blocks
+        same = len(blocks) == len(factor.arrow.blocks) and all(
+            torch.equal(one.positions, other.positions.to(one.positions))
+            for one, other in zip(blocks, factor.arrow.blocks)
+        )
+        if not (same and self.takes_arrow):
+            raise OptionError(
+                f"{type(self).__name__}.start_at_arrow needs a block arrow over the guide's own "
+                "blocks, and a free table for each; use start_at(loc, scale)."
+            )
+        scale = factor.arrow.join([t.diagonal(dim1=-2, dim2=-1) for t in factor.trils])
+        self.start_at(loc, scale)
+        self._rows_tables().set_coupling(blocks, factor.scaled(1 / scale))
 
     # --------------------------------------------------------------------------- the guide
 

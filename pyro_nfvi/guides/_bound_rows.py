@@ -12,6 +12,8 @@ from pyro_nfvi._pyro_model.partial_centering import PartialCentering
 from pyro_nfvi._pyro_model.plate_layout import PlateLayout
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.flows._base import Chain, Flow
+from pyro_nfvi.flows._block_arrow import ArrowFactor
+from pyro_nfvi.flows._block_arrow_affine import BlockArrowAffine
 from pyro_nfvi.flows._plate_flow import PlateFlow
 from pyro_nfvi.flows._row_affine import RowAffine
 from pyro_nfvi.guides._quantiles import base_points
@@ -29,6 +31,8 @@ class BoundRows:
         scale: Scale behind them, ``(D,)``.
         weight: How often each coordinate counts, ``(D,)``; once if None.
         centering: The map from coordinates relative to priors, behind all others, if any.
+        coupling: A fixed map behind the flows that couples rows to those that enclose them, with
+            determinant 1, if any.
     """
 
     layout: PlateLayout
@@ -37,15 +41,20 @@ class BoundRows:
     scale: Tensor
     weight: Tensor | None
     centering: PartialCentering | None
+    coupling: ArrowFactor | None = None
 
     def transport(self) -> Flow:
         """Return the whole map, from noise to the vector of these rows."""
-        affine = RowAffine(self.loc, self.scale, self.weight)
-        return Chain(self.flow, affine, *([] if self.centering is None else [self.centering]))
+        parts: list[Flow] = [self.flow]
+        if self.coupling is not None:
+            parts.append(BlockArrowAffine(torch.zeros_like(self.loc), self.coupling))
+        parts.append(RowAffine(self.loc, self.scale, self.weight))
+        return Chain(*parts, *([] if self.centering is None else [self.centering]))
 
     def by_rows(self, eps: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Map noise to z, and to the log-determinant of each row ``(*b, R)``, unweighted."""
         y, ladjs = self.flow.forward_by_rows(eps)
+        y = y if self.coupling is None else self.coupling.push(y)
         z, slope = self.loc + self.scale * y, self.scale.log()
         if self.centering is not None:
             z, change = self.centering.by_coordinates(z)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_nfvi._math import bounded_below, softplus_inverse
+from pyro_nfvi.flows._block_arrow import ArrowBlock, ArrowFactor, BlockArrow
 from pyro_nfvi.flows._plate_flow import PlateBlock
 from pyro_nfvi.flows._recipe import BOUNDS
 
@@ -81,6 +83,10 @@ class RowTables(nn.Module):
         found = [part[i] for part in (self.loc, self.raw_scale) for i in named]
         return [*found, *self.codes.values()]
 
+    def is_free(self, name: str) -> bool:
+        """Tell whether each row of a block has numbers of its own."""
+        return name in self._free
+
     def at(self, block: PlateBlock, encoding: Tensor | None, *, sparse: bool) -> RowNumbers:
         """Return the numbers of a block's rows.
 
@@ -103,6 +109,53 @@ class RowTables(nn.Module):
             code = encoding if code is None else torch.cat([code, encoding], -1)
         shape = (block.num_rows, block.width)
         return RowNumbers(loc.expand(shape), F.softplus(raw).expand(shape), code)
+
+    def coupling(self, blocks: Sequence[PlateBlock]) -> ArrowFactor | None:
+        """Return the map that couples rows to their parents' rows, for these rows, if there is one.
+
+        Triangular with ones on its diagonal, in coordinates that :meth:`at` then scales and shifts.
+        """
+        if "inner_0" not in self._buffers:
+            return None
+        trils, weights, parts = list[Tensor](), list[tuple[Tensor, ...]](), list[ArrowBlock]()
+        place = {block.name: i for i, block in enumerate(blocks)}
+        for block in blocks:
+            i = self._index[block.name]
+            names = sorted(block.parents, key=place.__getitem__)
+            tril = block.of_rows(self.get_buffer(f"inner_{i}"))
+            trils.append(tril.unflatten(-1, (block.width, block.width)))
+            found = [block.of_rows(self.get_buffer(f"above_{i}_{self._index[n]}")) for n in names]
+            weights.append(tuple(one.unflatten(-1, (block.width, -1)) for one in found))
+            parents = tuple((place[name], block.parents[name]) for name in names)
+            parts.append(ArrowBlock(block.positions, parents))
+        return ArrowFactor(BlockArrow.known(parts), tuple(trils), tuple(weights))
+
+    @torch.no_grad()
+    def set_coupling(self, blocks: Sequence[PlateBlock], factor: ArrowFactor) -> None:
+        """Set :meth:`coupling` for the blocks of all rows, from a block arrow over these blocks."""
+        like = self.loc[0]
+        for block, tril, weights, known in zip(
+            blocks, factor.trils, factor.weights, factor.arrow.blocks, strict=True
+        ):
+            i = self._index[block.name]
+            self.register_buffer(f"inner_{i}", tril.flatten(1).to(like))
+            for (above, _), weight in zip(known.parents, weights, strict=True):
+                at = self._index[blocks[above].name]
+                self.register_buffer(f"above_{i}_{at}", weight.flatten(1).to(like))
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Have a coupling where the numbers that come have one, before they are copied."""
+        ours = [name for name in self._buffers if name.startswith(("inner_", "above_"))]
+        for name in ours:
+            if prefix + name not in state_dict:
+                del self._buffers[name]
+        for name, value in state_dict.items():
+            own = name.removeprefix(prefix)
+            if name.startswith(prefix) and own.startswith(("inner_", "above_")):
+                self.register_buffer(own, torch.zeros_like(value).to(self.loc[0]))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @torch.no_grad()
     def set_gaussian(self, name: str, loc: Tensor, scale: Tensor) -> None:

@@ -24,6 +24,7 @@ from torch import nn
 
 from pyro_nfvi import AutoPlateFlow
 from pyro_nfvi.errors import DataError, ModelError, ModelWarning, NotSetUpError, OptionError
+from pyro_nfvi.flows._block_arrow import ArrowBlock, ArrowFactor, BlockArrow
 
 
 @pytest.fixture(autouse=True)
@@ -644,3 +645,65 @@ def test_globals_have_the_spread_of_the_posterior_though_rows_are_many():
     # 20 times 2000 draws; the rate does not decay, so that it moves about.
     assert torch.stack(found).mean() == pytest.approx(covariance**0.5, rel=0.1)
     assert covariance**0.5 > 1.15 * 1500**-0.5
+
+
+def test_a_block_arrow_start_is_that_gaussian():
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("counties", 3, dim=-2):
+            county = pyro.sample("county", dist.Normal(mean[..., 0], 1.0))
+            with pyro.plate("houses", 4, dim=-1):
+                house = pyro.sample("house", dist.Normal(county, 1.0))
+                pair = torch.stack([house, house], -1)
+                both = pyro.sample("both", dist.Normal(pair, 1.0).to_event(1))
+                pyro.sample("y", dist.Normal(both, 1.0).to_event(1), obs=y)
+
+    y = torch.randn(3, 4, 2)
+    pyro.clear_param_store()
+    guide = AutoPlateFlow(model).setup(y)
+    place = {block.name: i for i, block in enumerate(guide.layout.blocks)}
+    arrow = BlockArrow.tree(
+        [
+            ArrowBlock(b.positions, tuple((place[name], rows) for name, rows in b.parents.items()))
+            for b in guide.layout.blocks
+        ]
+    )
+    gen, start = torch.Generator().manual_seed(0), ArrowFactor.diagonal(arrow, torch.ones(41))
+    factor = ArrowFactor(
+        arrow,
+        tuple((t + 0.3 * torch.rand(t.shape, generator=gen)).tril() for t in start.trils),
+        tuple(tuple(torch.randn(w.shape, generator=gen) for w in mine) for mine in start.weights),
+    )
+    loc, eps = torch.randn(41, generator=gen), torch.randn(5, 41, generator=gen)
+    guide.start_at_arrow(loc, factor)
+    z, log_q = guide.density().push(eps)
+    torch.testing.assert_close(z, loc + factor.push(eps))
+    normal = torch.distributions.Normal(0.0, 1.0).log_prob(eps).sum(-1) - factor.log_det
+    torch.testing.assert_close(log_q, normal)
+    torch.testing.assert_close(guide.density().log_prob(z), normal, rtol=1e-4, atol=1e-4)
+    _, _, score = guide.density().push_with_score(eps)
+    torch.testing.assert_close(score, -factor.push_score(eps), rtol=1e-4, atol=1e-4)
+    # Some rows: the same numbers of these rows, with what encloses them.
+    rows = {"counties": torch.tensor([2, 0])}
+    values = guide.latent.constrain(z)[0]
+    some = {n: v if n == "mean" else v[:, rows["counties"]] for n, v in values.items()}
+    every = {n: v if n == "mean" else v[:, [1]] for n, v in values.items()}
+    one = guide.log_prob(some, rows=rows)
+    other = guide.log_prob(every, rows={"counties": torch.tensor([1])})
+    top = torch.distributions.MultivariateNormal(loc[:2], scale_tril=factor.trils[0][0]).log_prob(
+        values["mean"]
+    )
+    torch.testing.assert_close(one + other - top, normal, rtol=1e-4, atol=1e-4)
+    pyro.clear_param_store()
+    again = AutoPlateFlow(model).setup(y)
+    again.load_state_dict(guide.state_dict())
+    torch.testing.assert_close(again.log_prob(values), guide.log_prob(values))
+    again.load_state_dict(AutoPlateFlow(model).setup(y).state_dict())
+    assert torch.equal(again.transport()(eps)[0], AutoPlateFlow(model).setup(y).transport()(eps)[0])
+    with pytest.raises(OptionError, match="own blocks"):
+        guide.start_at_arrow(
+            loc,
+            ArrowFactor.diagonal(
+                BlockArrow.of(torch.arange(2), torch.arange(2, 41)[:, None]), torch.ones(41)
+            ),
+        )

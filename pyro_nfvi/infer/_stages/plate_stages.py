@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from pyro_nfvi._random import fold_in
 from pyro_nfvi._train.density_selection import choose_density, drop_if_changed
+from pyro_nfvi.diagnostics._recipe import VERDICT
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
 from pyro_nfvi.infer._checks.pyro_density import check_by_pyro
@@ -29,7 +31,7 @@ from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import ROW_START, WORDS
 from pyro_nfvi.infer._rows_log_joint import rows_log_joint
 from pyro_nfvi.infer._stages.global_calibration import calibrate_globals
-from pyro_nfvi.infer._stages.plate_training import check_plate_options, train_rows
+from pyro_nfvi.infer._stages.plate_training import check_plate_options, train_rows, untrained
 from pyro_nfvi.infer._stages.row_start import start_rows
 from pyro_nfvi.infer._time_plan import TimePlan
 from pyro_nfvi.infer._training import Training
@@ -59,12 +61,17 @@ def fit_plates(
         ModelError: The model cannot be fitted; the message names the site.
         DivergedError: Gradients were not finite again and again.
     """
-    notes = problem.notes
+    notes, gap = problem.notes, math.inf
     # Numbers of rows that are relative to their prior start where the guide puts them.
     if fresh and options.precondition and not guide._model_informed:
         with time.watch.part("gaussian"):
-            notes += _started(problem, options, time, guide)
-    training, failed = train_rows(problem, options, time, guide, reason, notes)
+            lines, gap = _started(problem, options, time, guide)
+            notes += lines
+    # Steps on a few particles would add more noise than they can gain.
+    if options.automatic and gap < VERDICT.gap and not problem.log_joint.parameters():
+        training, failed = untrained(problem, options, guide, reason, notes), None
+    else:
+        training, failed = train_rows(problem, options, time, guide, reason, notes)
     with time.watch.part("checks"):
         fit = judge_rows(problem, options, time, guide, training)
     if failed is not None:
@@ -75,16 +82,23 @@ def fit_plates(
 
 def _started(
     problem: Problem, options: Options, time: TimePlan, guide: AutoPlateFlow
-) -> tuple[str, ...]:
-    """Move a guide to a Gaussian near the posterior; return lines for the report."""
+) -> tuple[tuple[str, ...], float]:
+    """Move a guide to a Gaussian near the posterior.
+
+    Returns:
+        Lines for the report, and the gap of that Gaussian in nats, infinite where it is not known.
+    """
     rows = max(guide.layout.sizes.values())
     budget = time.training.part(ROW_START.time_share)
     with options.progress.stage("starting rows", rows, unit="row") as tick:
         found = start_rows(problem, guide, budget, tick)
     if found is None:
-        return ("no Gaussian to start from, training starts at init_loc_fn",)
+        return ("no Gaussian to start from, training starts at init_loc_fn",), math.inf
+    if found.arrow is not None and guide.takes_arrow:
+        guide.start_at_arrow(found.loc, found.arrow)
+        return (found.note,), found.gap
     guide.start_at(found.loc, found.scale)
-    return (found.note,)
+    return (found.note,), math.inf
 
 
 def set_up_rows(

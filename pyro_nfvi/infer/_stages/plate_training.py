@@ -233,18 +233,8 @@ def finished(
         notes.append(f"{words} skipped: gradients were not finite")
     if history.num_bad:
         notes.append(f"{history.num_bad} particles were left out: not finite")
-    density = problem.density
-    settings = Settings(
-        flow=reason_flow(loop.task.guide),
-        objective=options.objective.name,
-        num_particles=loop.task.num_particles,
-        max_steps=loop.course.schedule.max_steps,
-        seed=problem.seed,
-        particles_by=problem.log_joint.how,
-        particles_why=problem.log_joint.why,
-        density_by=density.backend,
-        density_why=density.reason,
-    )
+    most = loop.course.schedule.max_steps
+    settings = _settings(problem, options, loop.task.guide, loop.task.num_particles, most)
     return Training(
         torch.tensor(history.losses, dtype=torch.float64),
         why,
@@ -253,6 +243,42 @@ def finished(
         settings,
         (f"guide AutoPlateFlow: {reason}", *notes),
         () if left is None else (left,),
+    )
+
+
+def untrained(
+    problem: Problem,
+    options: Options,
+    guide: AutoPlateFlow,
+    reason: str,
+    notes: Sequence[str] = (),
+) -> Training:
+    """Make the record of a guide that stays at the Gaussian from which it starts."""
+    why = StopReason("converged", "The Gaussian of globals and rows is exact enough as it is.")
+    return Training(
+        torch.zeros(0, dtype=torch.float64),
+        why,
+        "eager",
+        "nothing was trained",
+        _settings(problem, options, guide, options.num_particles, options.max_steps),
+        (f"guide AutoPlateFlow: {reason}", *notes),
+    )
+
+
+def _settings(
+    problem: Problem, options: Options, guide: AutoPlateFlow, particles: int, most: int
+) -> Settings:
+    density = problem.density
+    return Settings(
+        flow=reason_flow(guide),
+        objective=options.objective.name,
+        num_particles=particles,
+        max_steps=most,
+        seed=problem.seed,
+        particles_by=problem.log_joint.how,
+        particles_why=problem.log_joint.why,
+        density_by=density.backend,
+        density_why=density.reason,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from pyro_nfvi._pyro_model.plate_layout import PlateLayout
 from pyro_nfvi._pyro_model.subsampling import cover
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError, OptionError
-from pyro_nfvi.flows._block_arrow import ArrowBlock, BlockArrow
+from pyro_nfvi.flows._block_arrow import ArrowBlock, ArrowFactor, BlockArrow
 from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import ROW_START
@@ -24,11 +25,17 @@ from pyro_nfvi.infer._recipe import ROW_START
 
 @dataclass(frozen=True, eq=False)
 class RowStart:
-    """Means and sds of all latents to start from ``(D,)``, and a line for the report."""
+    """Means and sds of all latents to start from ``(D,)``, and a line for the report.
+
+    Where all rows were seen at once, ``arrow`` is a factor of the whole covariance, and ``gap``
+    what its bound is below the evidence, in nats to second order.
+    """
 
     loc: Tensor
     scale: Tensor
     note: str
+    arrow: ArrowFactor | None = None
+    gap: float = math.inf
 
 
 def start_rows(
@@ -91,7 +98,7 @@ def start_rows(
             scale[place[own]] = wide[own].to(loc)
     note = f"started at a block-arrow Gaussian: ELBO {found.bound:.2f} ± {found.bound_se:.2f} nats"
     if not log_joint.subsampled:
-        return RowStart(loc, scale, note)
+        return RowStart(loc, scale, note, found.factor, found.gap)
     done = _sweep(problem, layout, loc, scale, noise, budget, tick)
     words = "each row" if done == 1 else f"{100 * done:.0f} % of the rows"
     return RowStart(loc, scale, f"{note} on one mini-batch, then at a Gaussian of {words}")
