@@ -35,7 +35,7 @@ def fitted(model=normal, *args, **options):
 
 @pytest.fixture(scope="module")
 def fit():
-    return fitted(max_steps=300)
+    return fitted(max_steps=180)
 
 
 def truth():
