@@ -8,22 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyro_nfvi._parent import first_parent
+from pyro_nfvi._processes.recipe import LAUNCHER
 from pyro_nfvi.errors import OptionError
 
-
-@dataclass(frozen=True)
-class LauncherRecipe:
-    """Numbers of the watch over a launcher."""
-
-    #: Seconds between two looks at the parent process.
-    parent_look: float = 0.5
-    #: Seconds until an orphan that does not stop is ended.
-    orphan_grace: float = 20.0
-    #: Status of a process that a signal ended: 128 + SIGTERM.
-    terminated: int = 143
-
-
-LAUNCHER = LauncherRecipe()
 _UNSET = (
     "torchrun sets WORLD_SIZE, RANK and LOCAL_RANK: start with it, or unset them for one process."
 )

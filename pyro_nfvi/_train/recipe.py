@@ -71,8 +71,9 @@ class PairedRecipe:
     batches: int = 16
     #: Standard errors above its estimate at which a rise has to be small.
     errors: float = 2.0
-    #: Nats of rise that are not worth more steps: at least, and for each row of a plate.
+    #: Nats of rise that are not worth more steps, at least.
     tolerance: float = 0.01
+    #: The same for each row of a plate.
     row_tolerance: float = 2e-4
 
 

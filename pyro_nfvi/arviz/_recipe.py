@@ -20,9 +20,9 @@ class ConversionRecipe:
     #: Draws that are weighted for each one that reweighting keeps: from a larger pool, fewer of
     #: the draws that are kept are copies of each other.
     pool_per_draw: int = 4
-    #: Bytes that the draws of one part of the rows take, where they go into a file part by part,
-    #: and bytes for each of its numbers, noise and what flows hold included.
+    #: Bytes that the draws of one part of the rows take, where they go into a file part by part.
     store_bytes: int = 1_000_000_000
+    #: Bytes for each number of such a part, noise and what flows hold included.
     bytes_of_number: int = 500
 
 

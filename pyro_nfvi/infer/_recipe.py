@@ -658,28 +658,35 @@ class PlateRecipe:
     most_steps: int = 20_000
     #: Adam's rate of the rows' tables, relative to the rest: a row is drawn in few steps.
     table_rate: float = 3.0
-    #: Rows of a plate that are examined one by one, and draws of the globals and of a row for that.
+    #: Rows of a plate that are examined one by one: 1 % of bad rows shows in nine fits of ten.
     examined_rows: int = 256
+    #: Draws of the globals at which such a row is examined.
     examined_globals: int = 8
+    #: Draws of such a row at each of these: enough for the fit of a tail.
     examined_draws: int = 128
-    #: Draws of the globals that are judged on re-drawn rows, and draws of each row for that: at
-    #: most, and at least.
+    #: Draws of the globals that are judged on re-drawn rows, at most.
     judged_globals: int = 256
+    #: Draws of the globals that are judged, at least.
     fewest_globals: int = 64
+    #: Draws of each row for each of these, at most.
     judged_draws: int = 16
+    #: Draws of each row for each of these, at least: their mean stands for an integral.
     fewest_draws: int = 4
     #: Draws of rows in all that the judgement of the globals may take.
     judged_numbers: int = 30_000_000
-    #: Moves of the globals to where re-drawn rows weigh them, at most; sds, and shares of an sd,
-    #: from which on they are moved; and effective draws below which weights do not say where.
+    #: Moves of the globals to where re-drawn rows weigh them, at most.
     calibrations: int = 3
+    #: Sds of a mean, and shares of an sd, from which on the globals are moved.
     least_shift: float = 0.1
+    #: Effective draws below which the weights do not say where to.
     least_effective: float = 8.0
-    #: Nats of gap of a row, and k-hat, from which on it is not to be trusted.
+    #: Nats of gap from which on a row is not to be trusted.
     row_gap: float = 0.5
+    #: k-hat from which on a row is not to be trusted: the limit for means of any weights.
     row_khat: float = 0.7
-    #: Share of such rows from which on the verdict is not good, and from which on it is a fault.
+    #: Share of such rows from which on the verdict is not good.
     doubted_rows: float = 0.02
+    #: Share of such rows from which on they are a fault.
     untrusted_rows: float = 0.1
     #: Numbers of draws that are made at once.
     drawn_numbers: int = 20_000_000

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from pyro_nfvi._processes.launcher import LAUNCHER, ParentWatch, launched
+from pyro_nfvi._processes.launcher import ParentWatch, launched
+from pyro_nfvi._processes.recipe import LAUNCHER
 from pyro_nfvi._processes.team import Team, close_team
 from pyro_nfvi._random import seeded
 from pyro_nfvi._version import __version__
