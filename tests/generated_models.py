@@ -124,7 +124,7 @@ LATENT = {
     "masked": lambda m: dist.Normal(m, t(1.0)).mask(torch.tensor(data=True)),
     "expanded": lambda m: dist.Gamma(t(2.0), t(1.5)).expand(m.shape),
     "masked mixture": lambda m: dist.MaskedMixture(
-        torch.tensor(m.dim() % 2 == 0).expand(m.shape),
+        torch.tensor(data=False).expand(m.shape),
         dist.Normal(m, t(1.0)),
         dist.StudentT(t(4.0), m, t(2.0)),
     ),
@@ -190,7 +190,7 @@ OBSERVED = {
     "masked data": lambda m: dist.Normal(m, t(1.0)).mask(torch.tensor(data=False)),
     "masked rows": lambda m: dist.Normal(vec(m, 4), t(1.0)).mask(alternating(m, 4)).to_event(1),
     "mask of rows": lambda m: (
-        dist.Poisson(pos(vec(m, 4))).to_event(1).mask(torch.tensor(m.dim() % 2 == 0))
+        dist.Poisson(pos(vec(m, 4))).to_event(1).mask(torch.tensor(data=True))
     ),
     "zinb": lambda m: dist.ZeroInflatedNegativeBinomial(t(4.0), logits=0.3 * m, gate=t(0.2)),
     "zero inflated": lambda m: dist.ZeroInflatedDistribution(dist.Poisson(pos(m)), gate=unit(m)),
@@ -201,7 +201,7 @@ OBSERVED = {
         dist.Categorical(logits=vec(m, 2)), dist.Poisson(pos(vec(m, 2)))
     ),
     "masked mixture of counts": lambda m: dist.MaskedMixture(
-        torch.tensor(m.dim() % 2 == 1).expand(m.shape),
+        torch.tensor(data=True).expand(m.shape),
         dist.Poisson(pos(m)),
         dist.Geometric(unit(m)),
     ),
