@@ -82,7 +82,7 @@ class Watch:
             step.optimizer.zero_grad(set_to_none=True)
             return found
         with torch.no_grad():
-            z, log_q = step.guide.density(streams).push(eps)
+            z, log_q = step.guide.density_at(streams).push(eps)
             log_w = step.log_joint(z, streams) - log_q
         terms = step.objective.terms(torch.where(torch.isfinite(log_w), log_w, torch.nan))
         return float(terms.nanmean())

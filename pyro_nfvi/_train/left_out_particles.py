@@ -86,7 +86,7 @@ def _cause(
 ) -> tuple[str, str]:
     """Find the site, and a clause that names site and cause."""
     with torch.no_grad():
-        z, _ = guide.density(streams).push(eps)
+        z, _ = guide.density_at(streams).push(eps)
     log_p, gradient, _ = score(lambda rows: log_joint(rows, streams), z)
     bad = (~torch.isfinite(log_p)).nonzero().reshape(-1)
     if len(bad):

@@ -96,7 +96,7 @@ class Loop:
         self._rates = GroupRates(task.optimizer)
         rows = {name: torch.arange(count) for name, (_, count) in task.log_joint.subsampled.items()}
         self._noise = Noise(
-            task.guide.density(rows), task.log_joint, task.num_particles, task.generator
+            task.guide.density_at(rows), task.log_joint, task.num_particles, task.generator
         )
         self._convergence = ConvergenceTest.of(
             stop=options.stop,

@@ -34,7 +34,7 @@ def locate_nonfinite(
         return f"the guide's parameter {bad[0]!r} is not finite"
     with torch.no_grad():
         x = eps
-        for layer in guide.density(subsample).flow.layers():
+        for layer in guide.density_at(subsample).flow.layers():
             x, ladj = layer.map(x)
             if not (bool(torch.isfinite(x).all()) and bool(torch.isfinite(ladj).all())):
                 return f"the flow's layer {_name_of(layer)} gives values that are not finite"
@@ -79,7 +79,7 @@ def _in_the_guide(
     """Neither values nor the model's gradient: the way back through the flow, or a parameter."""
     named = [(name, param) for name, param in guide.named_parameters() if param.requires_grad]
     with torch.enable_grad():
-        x, ladj = guide.density(subsample).flow(eps)
+        x, ladj = guide.density_at(subsample).flow(eps)
         bound = (log_joint(x, subsample) + ladj).mean()
         grads = torch.autograd.grad(bound, [param for _, param in named], allow_unused=True)
     largest, where = 0.0, ""

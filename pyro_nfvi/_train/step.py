@@ -66,7 +66,7 @@ class EagerStep:
         bound, num_bad = 0.0, 0
         for part in eps.split(self.rows(len(eps))):
             with fit_pass(self.guide):
-                density = self.guide.density(streams)
+                density = self.guide.density_at(streams)
                 estimate = objective(density, log_density, part, self.model_params)
             share = len(part) / len(eps)
             bound += share * float(estimate.bound)

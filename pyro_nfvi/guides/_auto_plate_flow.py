@@ -475,6 +475,9 @@ class AutoPlateFlow(VectorGuide):
         self._sync()
         return self._bind(self.layout.at(self._chosen(rows)), args, kwargs).transport()
 
+    def density_at(self, rows: Mapping[str, Tensor]) -> FlowDensity:
+        return self.density(rows)
+
     def density(self, rows: RowsOf | None = None, *args: Any, **kwargs: Any) -> FlowDensity:
         """Return the density of the unconstrained vector of some rows, for one call.
 

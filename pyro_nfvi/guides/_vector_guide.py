@@ -259,13 +259,18 @@ class VectorGuide(AutoContinuous):
                 "with the model's arguments, or run a step of SVI."
             )
 
-    def density(self, rows: Mapping[str, Tensor] | None = None) -> FlowDensity:
-        """Return the density of the unconstrained vector, for one call.
+    def density(self) -> FlowDensity:
+        """Return the density of the unconstrained vector, for one call."""
+        return FlowDensity(self.transport(), self._noise())
+
+    def density_at(self, rows: Mapping[str, Tensor]) -> FlowDensity:
+        """Return the density of the vector that a mini-batch has, for one call.
 
         Args:
-            rows: Rows of plates that a mini-batch has; this guide's vector is the same in all.
+            rows: Rows of the plates that subsample. A guide without rows of its own has the same
+                vector in all mini-batches.
         """
-        return FlowDensity(self.transport(), self._noise())
+        return self.density()
 
     def get_base_dist(self) -> Distribution:
         self._require_setup()

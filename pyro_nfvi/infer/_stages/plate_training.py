@@ -80,7 +80,7 @@ def bounds_on(task: Task, generator: torch.Generator, count: int, particles: int
     with torch.no_grad():
         for _ in range(count):
             rows = joint.draw_subsample(generator)
-            density = task.guide.density(rows)
+            density = task.guide.density_at(rows)
             z, log_q = density.push(density.sample_base(particles, generator=generator))
             log_w = (joint(z, rows) - log_q).double()
             found.append(log_w[torch.isfinite(log_w)].mean())
