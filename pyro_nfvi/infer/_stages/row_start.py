@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._budget import Budget
-from pyro_nfvi._gaussian_vi.block_arrow import fit_block_arrow
+from pyro_nfvi._gaussian_vi.block_arrow import BlockArrowGaussian, fit_block_arrow
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.plate_layout import PlateLayout
@@ -46,9 +46,10 @@ def start_rows(
 ) -> RowStart | None:
     r"""Find a diagonal Gaussian near the posterior, in a few passes over the rows.
 
-    On one mini-batch, whose rows count for all, a block-arrow Gaussian of globals and rows; where
-    the plate does not subsample, that is all. Else the globals stay at its mean, and each row takes
-    natural-gradient steps on its own, in one batch after the other:
+    A block-arrow Gaussian of globals and rows; where the plate does not subsample, that is all.
+    Else one of each of some mini-batches, as data of their own with a share of the prior; the
+    globals start at the mean of these Gaussians, with the precision of their product, and each row
+    takes natural-gradient steps on its own, in one batch after the other:
 
     .. math::
         \frac{1}{s^2} \leftarrow \frac{1 - \rho}{s^2} - \rho\, \mathbb{E}[\partial^2 \log p], \qquad
@@ -68,40 +69,79 @@ def start_rows(
     Returns:
         None where the density cannot be evaluated around the start.
 
-    Source: Khan and Rue 2021, arXiv:2107.04562, section 3 (variational online Newton).
+    Source: Khan and Rue 2021, arXiv:2107.04562, section 3 (variational online Newton); the product
+    of posteriors of parts of the data, Scott et al. 2016, Bayes and Big Data, section 3.
     """
     log_joint, layout = problem.log_joint, guide.layout
     noise = problem.stream("row start")
+    loc = layout.space.init_loc.double().clone()
+    scale = torch.full_like(loc, ROW_START.scale)
+    parts: list[_Part] = []
+    batches = max((size / count for size, count in log_joint.subsampled.values()), default=1.0)
+    for _ in range(min(ROW_START.batches, math.ceil(batches))):
+        if parts and budget.over():
+            break
+        part = _fit_part(log_joint, layout, noise, budget)
+        if part is None:
+            return None
+        parts.append(part)
+        loc[part.place] = part.found.loc.to(loc)
+        scale[part.place] = part.found.factor.precisions.rsqrt().to(loc)  # given all others
+    found = parts[0].found
+    for block in parts[0].layout.blocks:
+        if not block.plates:
+            own = block.positions.reshape(-1)
+            means = torch.stack([part.found.loc[own] for part in parts])
+            spreads = torch.stack([part.found.factor.variances[own] for part in parts])
+            place = parts[0].place[own]
+            loc[place] = means.mean(0).to(loc)
+            scale[place] = (spreads.mean(0) / parts[0].weight).sqrt().to(loc)
+    words = f"ELBO {found.bound:.2f} ± {found.bound_se:.2f} nats"
+    if not log_joint.subsampled:
+        note = f"started at a block-arrow Gaussian: {words}"
+        return RowStart(loc, scale, note, found.factor, found.gap)
+    count = "one mini-batch" if len(parts) == 1 else f"each of {len(parts)} mini-batches"
+    done = _sweep(problem, layout, loc, scale, noise, budget, tick)
+    words = "each row" if done == 1 else f"{100 * done:.0f} % of the rows"
+    note = f"started at the mean of block-arrow Gaussians of {count}, then at a Gaussian of {words}"
+    return RowStart(loc, scale, note)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The posterior of one mini-batch: its layout, its places among all latents, its Gaussian."""
+
+    layout: PlateLayout
+    place: Tensor
+    found: BlockArrowGaussian
+    weight: float
+
+
+def _fit_part(
+    log_joint: LogJoint, layout: PlateLayout, noise: torch.Generator, budget: Budget
+) -> _Part | None:
+    """Fit a block-arrow Gaussian to what one mini-batch says by itself.
+
+    In the log joint each of its rows counts N / B times, which a density of them does not: its
+    (N / B)-th root is the posterior of B rows under the same share of the prior, and the product of
+    N / B such is the posterior of all.
+    """
     rows = log_joint.draw_subsample(noise)
     known = {p: index for p, index in rows.items() if p in layout.sizes}
     batch = layout.at(known)
     arrow = _arrow(batch)
     if arrow is None:
         return None
+    weight = max(block.weight for block in batch.blocks)
     like = batch.space.init_loc
-    target = Target(lambda z: log_joint(z, rows), like, budget=budget)
+    target = Target(lambda z: log_joint(z, rows) / weight, like, budget=budget)
     sds = torch.full_like(like, ROW_START.scale).double()
     found = fit_block_arrow(target, [(like.double(), sds)], arrow, generator=noise)
     if found is None:
         _refuse_rows(log_joint, like, rows)
         return None
-    wide = found.factor.variances.sqrt()
-    near = found.factor.precisions.rsqrt()
     place = layout.index(known) if known else torch.arange(layout.dim)
-    loc, scale = layout.space.init_loc.double().clone(), None
-    scale = torch.full_like(loc, ROW_START.scale)
-    loc[place] = found.loc.to(loc)
-    scale[place] = near.to(loc)  # of a row given all others
-    for block in batch.blocks:
-        if not block.plates:
-            own = block.positions.reshape(-1)
-            scale[place[own]] = wide[own].to(loc)
-    note = f"started at a block-arrow Gaussian: ELBO {found.bound:.2f} ± {found.bound_se:.2f} nats"
-    if not log_joint.subsampled:
-        return RowStart(loc, scale, note, found.factor, found.gap)
-    done = _sweep(problem, layout, loc, scale, noise, budget, tick)
-    words = "each row" if done == 1 else f"{100 * done:.0f} % of the rows"
-    return RowStart(loc, scale, f"{note} on one mini-batch, then at a Gaussian of {words}")
+    return _Part(batch, place, found, weight)
 
 
 def _arrow(layout: PlateLayout) -> BlockArrow | None:
