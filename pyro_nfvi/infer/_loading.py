@@ -177,7 +177,7 @@ def _rows(
         made = _training(spec["training"], tensors["losses"])
         draws = WeighedDraws(**tensors["draws"], exact=spec["exact"])
         gaps, how, params = gaps_of(spec, tensors), spec["guide"], tensors["params"]
-        bound, error = (float(x) for x in spec["bound"])
+        bound, error, rows_se = (float(x) for x in spec["bound"])
         guide = AutoPlateFlow(
             model,
             how["flow"],
@@ -202,7 +202,17 @@ def _rows(
         trained.put()
     guide.param_guard = trained.guard()
     return PlateFit(
-        guide, draws, gaps, bound, error, made, params, log_joint, int(spec["seed"]), trained
+        guide,
+        draws,
+        gaps,
+        bound,
+        error,
+        rows_se,
+        made,
+        params,
+        log_joint,
+        int(spec["seed"]),
+        trained,
     )
 
 

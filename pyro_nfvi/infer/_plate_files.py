@@ -69,6 +69,10 @@ class SavedRows(Protocol):
         """Its standard error."""
 
     @property
+    def rows_se(self) -> float:
+        """Standard error of the integrals over rows."""
+
+    @property
     def timing(self) -> Timing:
         """Seconds of the call that made the fit."""
 
@@ -112,7 +116,7 @@ def save_rows(fit: SavedRows, path: str | os.PathLike[str]) -> None:
         },
         "training": training,
         "exact": fit.draws.exact,
-        "bound": [fit.elbo, fit.elbo_se],
+        "bound": [fit.elbo, fit.elbo_se, fit.rows_se],
         "seed": fit.seed,
         "plates": [[one.plate, one.total] for one in fit.rows],
     }

@@ -53,6 +53,7 @@ class PlateFit:
             not possible on all rows.
         rows: Gap and k-hat of some rows of each plate.
         bound: Evidence lower bound in nats, and ``bound_se``, its standard error.
+        rows_se: Standard error of the integrals over rows, which all ``log_p`` share, in nats.
         training: How the fit came about.
         params: Values of the model's own ``pyro.param`` parameters after training.
         log_joint: The model's log joint at the layout of a mini-batch; None for a fit that was
@@ -79,6 +80,7 @@ class PlateFit:
     rows: tuple[RowGaps, ...]
     bound: float
     bound_se: float
+    rows_se: float
     training: Training
     params: TensorDict = field(default_factory=dict)
     log_joint: LogJoint | None = None
@@ -193,7 +195,8 @@ class PlateFit:
                 "The evidence cannot be estimated: the globals were not weighed on all rows. "
                 "fit.elbo is a bound of it."
             )
-        return log_evidence(self.draws.log_w)
+        value, error = log_evidence(self.draws.log_w)
+        return value, math.hypot(error, self.rows_se)
 
     def row_gaps(self, plate: str, rows: Any = None) -> RowGaps:
         """Examine rows of a plate: the gap of their evidence, and k-hat of their weights.

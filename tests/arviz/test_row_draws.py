@@ -32,7 +32,7 @@ def fit():
     empty = torch.zeros(0)
     training = Training(empty, StopReason("max_steps", ""), "eager", "", Settings())
     draws = WeighedDraws(torch.zeros(0, 2), empty, empty, exact=False)
-    return PlateFit(guide, draws, (), 0.0, 0.0, training)
+    return PlateFit(guide, draws, (), 0.0, 0.0, 0.0, training)
 
 
 def test_rows_stand_along_their_plate(fit):

@@ -64,7 +64,7 @@ def test_a_model_with_latents_in_a_subsampled_plate_just_works(fit):
     assert float((draws["theta"].std(0) / spread).mean() - 1) == pytest.approx(0, abs=0.05)
     assert -0.1 < (evidence - fit.elbo) / ROWS < 0.02
     value, error = fit.log_evidence()
-    assert abs(value - evidence) < 4 * error + 0.05
+    assert abs(value - evidence) < 4 * error  # one of 16,000
 
 
 def test_says_how_good_it_is(fit):

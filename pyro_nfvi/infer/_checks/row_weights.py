@@ -70,6 +70,7 @@ class GlobalWeights:
         log_q: Log density of the guide ``(S,)``.
         elbo: Evidence lower bound of globals and rows, in nats, and its standard error.
         elbo_se: That.
+        rows_se: Standard error of all ``log_p`` together, from the noise of rows, which is common.
         share: Share of the rows that the figures are from; 1 for all.
     """
 
@@ -78,6 +79,7 @@ class GlobalWeights:
     log_q: Tensor
     elbo: float
     elbo_se: float
+    rows_se: float
     share: float
 
 
@@ -321,14 +323,20 @@ def judge_globals(
     log_marginal = log_mean = None
     per_row = []
     done = 0
+    noise_of_mean = noise_of_level = 0.0  # variances
     for number, (batch, own) in enumerate(_batches(log_joint, plate, rows, total, seed)):
         if done and budget.over():
             break
         eps = _outer_noise(guide, batch, plate, count, seed)
         log_w, rest, log_q, z = _Scan(guide, log_joint, plate, eps, draws, seed).at(batch, number)
         log_w = log_w[..., own]
-        level = (log_w.logsumexp(1) - math.log(draws)).sum(-1)
+        by_row = log_w.logsumexp(1) - math.log(draws)
+        level = by_row.sum(-1)
         mean = log_w.mean(1)
+        # The means over the globals of what each draw of a row adds to the two.
+        noise_of_mean += float(log_w.mean(0).var(0).sum()) / draws
+        weights = (log_w - by_row.unsqueeze(1)).exp().mean(0)
+        noise_of_level += float(weights.var(0).sum()) / draws
         log_marginal = level if log_marginal is None else log_marginal + level
         log_mean = mean.sum(-1) if log_mean is None else log_mean + mean.sum(-1)
         per_row.append(mean.mean(0))
@@ -339,11 +347,17 @@ def judge_globals(
     scale = total / done
     bound = rest + scale * log_mean - log_q
     spread = torch.cat(per_row).std() if done > 1 else torch.zeros(())
-    error = float(bound.std()) / math.sqrt(count)
+    error = math.hypot(float(bound.std()) / math.sqrt(count), scale * math.sqrt(noise_of_mean))
     if done < total:
         error = math.hypot(error, total * float(spread) / math.sqrt(done))
     return GlobalWeights(
-        z, rest + scale * log_marginal, log_q, float(bound.mean()), error, done / total
+        z,
+        rest + scale * log_marginal,
+        log_q,
+        float(bound.mean()),
+        error,
+        scale * math.sqrt(noise_of_level),
+        done / total,
     )
 
 

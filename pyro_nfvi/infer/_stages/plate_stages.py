@@ -166,7 +166,7 @@ def judge_rows(
     z = torch.zeros(0, 0)
     draws = WeighedDraws(z, z[:, :0].sum(-1), z.sum(-1), exact=False)
     tops = top_plates(layout)
-    bound = error_of = float("nan")
+    bound, error_of, rows_se = math.nan, math.nan, 0.0
     if len(gaps) == len(tops) == 1 and separable(log_joint, layout):
         total = layout.sizes[tops[0]]
 
@@ -184,7 +184,7 @@ def judge_rows(
                 training = replace(training, notes=(*training.notes, line))
             whole = weights.share == 1
         draws = WeighedDraws(weights.z, weights.log_p, weights.log_q, exact=whole)
-        bound, error_of = weights.elbo, weights.elbo_se
+        bound, error_of, rows_se = weights.elbo, weights.elbo_se, weights.rows_se
         if not whole:
             why = f"only {100 * weights.share:.2g} % of the rows could be looked at"
             findings.append(RowsUnseen("", why))
@@ -202,6 +202,7 @@ def judge_rows(
         tuple(gaps),
         bound,
         error_of,
+        rows_se,
         replace(training, findings=tuple(findings)),
         params.constrained(),
         log_joint,
