@@ -278,6 +278,12 @@ class AutoPlateFlow(VectorGuide):
         rows = {f.name: torch.arange(int(f.size)) for f in frames if f.size != f.full_size}
         found = informed_sites(run, space, rows)
         if found is None:
+            warn(
+                "model_informed=True has no effect: no latent of a plate was found whose prior has "
+                "a location or scale that depends on what encloses the plate, and that a run of "
+                "the model's prior gives again. Leave it out, or write that prior as a Normal.",
+                ModelWarning,
+            )
             self._prior = None
             return None
         # Of the run only what does not hold the model and its data is kept.

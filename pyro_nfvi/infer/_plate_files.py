@@ -21,32 +21,15 @@ from pyro_nfvi.errors import FileError
 from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
 from pyro_nfvi.infer._checks.row_weights import RowGaps
 from pyro_nfvi.infer._findings import to_json
+from pyro_nfvi.infer._plate_verdict import FittedRows
 from pyro_nfvi.infer._saving import KIND
-from pyro_nfvi.infer._training import Training
-from pyro_nfvi.infer._weighted_draws import WeighedDraws
 
 #: Class of the guide, by which a file of rows is known.
 CLASS = AutoPlateFlow.__name__
 
 
-class SavedRows(Protocol):
+class SavedRows(FittedRows, Protocol):
     """The parts of a fit of rows that its file holds."""
-
-    @property
-    def guide(self) -> AutoPlateFlow:
-        """The trained guide."""
-
-    @property
-    def draws(self) -> WeighedDraws:
-        """Draws of the globals with both densities."""
-
-    @property
-    def rows(self) -> tuple[RowGaps, ...]:
-        """Examined rows."""
-
-    @property
-    def training(self) -> Training:
-        """Record of the training."""
 
     @property
     def params(self) -> TensorDict:
@@ -59,14 +42,6 @@ class SavedRows(Protocol):
     @property
     def seed(self) -> int:
         """Seed of the fit."""
-
-    @property
-    def elbo(self) -> float:
-        """Evidence lower bound, in nats."""
-
-    @property
-    def elbo_se(self) -> float:
-        """Its standard error."""
 
     @property
     def rows_se(self) -> float:

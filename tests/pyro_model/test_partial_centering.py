@@ -11,6 +11,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro_nfvi import AutoPlateFlow
 from pyro_nfvi._pyro_model.constraints import bijection, support_of
 from pyro_nfvi._pyro_model.prior_moments import prior_moments
+from pyro_nfvi.errors import ModelWarning
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +139,8 @@ def test_the_trace_of_the_guide_has_its_density():
 
 def test_a_site_that_depends_on_a_hidden_draw_is_left_as_it_is():
     hidden = poutine.block(chain, hide=["sd"])
-    assert AutoPlateFlow(hidden, model_informed=True).setup(Y)._prior is None
+    with pytest.warns(ModelWarning, match="model_informed=True has no effect"):
+        assert AutoPlateFlow(hidden, model_informed=True).setup(Y)._prior is None
     pyro.clear_param_store()
     assert AutoPlateFlow(chain).setup(Y)._prior is None
 
