@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from pyro_nfvi._chain_rule import score
 from pyro_nfvi._compat import is_transformed, is_watched
+from pyro_nfvi._pyro_model.batch_model import drawn_plates
 from pyro_nfvi._pyro_model.dependence import check_dependence, check_own_guide
 from pyro_nfvi._pyro_model.discrete_draws import Assignment
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
@@ -152,14 +153,7 @@ class LogJoint:
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             prototype, enumerated = self._prototype(model, args, kwargs)
             #: ``plate name -> (size, subsample_size)`` of the plates that subsample.
-            self.subsampled = {
-                name: (int(site["fn"].size), int(site["fn"].subsample_size))
-                for name, site in prototype.nodes.items()
-                if site["type"] == "sample"
-                and site_is_subsample(site)
-                and site["fn"].subsample_size is not None
-                and site["fn"].subsample_size < site["fn"].size
-            }
+            self.subsampled = drawn_plates(prototype)
             #: Names of the discrete sites that are summed out.
             self.enumerated = enumerated
             #: Names of the sites that reparameterisers replaced, in the order of the trace.

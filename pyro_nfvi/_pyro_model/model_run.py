@@ -75,6 +75,10 @@ class SetSubsample(Messenger):
             msg["value"] = self.indices[msg["name"]]
             msg["done"] = True
 
+    def _pyro_nfvi_rows(self, msg: Message) -> None:
+        """Tell a :class:`~pyro_nfvi._pyro_model.batch_model.BatchModel` whose data to fetch."""
+        self._pyro_sample(msg)
+
 
 def is_deterministic(site: Mapping[str, Any]) -> bool:
     """Tell whether a node of a concrete trace holds a function of other sites.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_nfvi._pyro_model.batch_model import BatchModel
 from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import ModelWarning
 
@@ -65,6 +66,8 @@ def _modules(model: Any, depth: int, seen: set[int]) -> Iterator[nn.Module]:
     elif isinstance(model, functools.partial):
         for part in (model.func, *model.args):
             yield from _modules(part, depth - 1, seen)
+    elif isinstance(model, BatchModel):
+        yield from _modules(model.model, depth - 1, seen)
     elif isinstance(model, MethodType):
         yield from _modules(model.__self__, depth - 1, seen)
         yield from _modules(model.__func__, depth - 1, seen)

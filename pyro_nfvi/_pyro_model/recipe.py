@@ -46,5 +46,15 @@ class WorkRecipe:
     external_call: int = 40_000
 
 
+@dataclass(frozen=True)
+class RowsRecipe:
+    """Memory for the rows of an iterable of batches."""
+
+    #: Bytes of rows that are kept in memory; of more, a temporary file holds them. A tenth of the
+    #: memory of a small machine.
+    memory: int = 400_000_000
+
+
 MODELS = ModelRecipe()
+ROWS = RowsRecipe()
 WORK = WorkRecipe()

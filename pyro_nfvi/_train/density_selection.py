@@ -9,6 +9,7 @@ import torch
 
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._engine.program import Unsupported
+from pyro_nfvi._pyro_model.batch_model import CHANGING, BatchModel
 from pyro_nfvi._pyro_model.log_joint import LogJoint, ScoredDensity
 from pyro_nfvi._stopwatch import Stopwatch
 from pyro_nfvi._train.engine_faults import attempt
@@ -61,6 +62,8 @@ def choose_density(
     """
     if engine == "eager":
         return EAGER
+    if isinstance(log_joint.model, BatchModel):
+        return DensityEngine("eager", CHANGING)
     if engine == "auto" and max_steps < ENGINE.compile_steps:
         return DensityEngine(
             "eager",

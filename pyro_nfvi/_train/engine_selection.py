@@ -17,6 +17,7 @@ from pyro_nfvi._engine.program import NoRule, OptimizerSpec, Program, Runner, Un
 from pyro_nfvi._engine.rounding import rounded_anew, slack_of, tolerance_of
 from pyro_nfvi._engine.target_call import TargetCall, target_of
 from pyro_nfvi._optim.snapshot import Snapshot
+from pyro_nfvi._pyro_model.batch_model import CHANGING, BatchModel
 from pyro_nfvi._pyro_model.log_joint import ScoredDensity
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._stopwatch import Stopwatch
@@ -167,6 +168,10 @@ def choose(
     """
     if engine == "eager":
         return Chosen("eager", _ASKED, EagerRunner(step), asked=True)
+    if isinstance(step.log_joint.model, BatchModel):
+        if engine != "auto":
+            raise _refused(engine, Unsupported(CHANGING))
+        return Chosen("eager", CHANGING, EagerRunner(step))
     if engine == "auto" and max_steps < ENGINE.capture_steps:
         least = ENGINE.capture_steps
         reason = f"a fit of fewer than {least} steps is over before a capture is paid back"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._eval_mode import scoring
+from pyro_nfvi._pyro_model.batch_model import BatchModel, batch_arguments
 from pyro_nfvi._pyro_model.constraints import bijection, inside
 from pyro_nfvi._pyro_model.latent_space import LatentSite, LatentSpace
 from pyro_nfvi._pyro_model.model_checks import check_model
@@ -229,8 +230,11 @@ class AutoPlateFlow(VectorGuide):
         self.latent_dim = self.latent.dim
         like = self.latent.init_loc
         assert self._arguments is not None
+        data = self._arguments
+        if isinstance(self.model, BatchModel) and not any(data):
+            data = self.model.batch(torch.arange(self.model.source.batch_size))
         encoders = RowEncoders(
-            self.__dict__["_given_encoders"], self._select, self.layout, batch, *self._arguments
+            self.__dict__["_given_encoders"], self._select, self.layout, batch, *data
         )
         blocks, widths = self.layout.blocks, {b.name: b.width for b in self.layout.blocks}
         encoding = {block.name: encoders.width(block) for block in blocks}
@@ -429,7 +433,10 @@ class AutoPlateFlow(VectorGuide):
         args, kwargs = self._given(args, kwargs or {})
         tables, numbers = self._rows_tables(), dict[str, RowNumbers]()
         like = tables.loc[0]
-        encodings = self._encoders().encode(layout, args, kwargs, like)
+        data = (args, kwargs)
+        if self._encoders().widths and not (args or kwargs) and self._model is not None:
+            data = batch_arguments(self.model, layout.rows)
+        encodings = self._encoders().encode(layout, *data, like)
         blocks = [block.to(like.device) for block in layout.blocks]
         for block in blocks:
             encoding = encodings.get(block.name)

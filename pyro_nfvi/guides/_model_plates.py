@@ -11,6 +11,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 
+from pyro_nfvi._pyro_model.batch_model import DRAWN
 from pyro_nfvi._pyro_model.initial_values import prior_trace
 
 
@@ -42,7 +43,8 @@ class _GivenRows(Messenger):
         self.plates = set[str]()
 
     def _pyro_sample(self, msg: Message) -> None:
-        if site_is_subsample(msg) and msg["value"] is not None:
+        drawn = (msg["infer"] or {}).get(DRAWN)
+        if site_is_subsample(msg) and msg["value"] is not None and not drawn:
             self.plates.add(str(msg["name"]))
 
 

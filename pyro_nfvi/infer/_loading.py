@@ -9,7 +9,6 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.infer import config_enumerate
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions.constraints import Constraint
@@ -31,6 +30,7 @@ from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
 from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
+from pyro_nfvi.infer._batches import by_batches, enumerated, is_loader_call
 from pyro_nfvi.infer._checks.rescoring import scored_again
 from pyro_nfvi.infer._file_checks import (
     bounded,
@@ -113,6 +113,8 @@ def load(
         (True, torch.Size([3]))
     """
     spec, tensors = read_file(path, KIND, map_location)
+    if model is not None and is_loader_call(args, dict(kwargs or {})):
+        model, args, kwargs = by_batches(model, args, dict(kwargs or {}))
     held = spec.get("guide")
     if isinstance(held, dict) and held.get("class") == CLASS:
         return _rows(path, spec, tensors, model, args, dict(kwargs or {}))
@@ -144,7 +146,7 @@ def load(
         return Fit(guide, draws, made, params, _replaced=replaced)
     with own_random_state(0, "load"), own_params(model, *call) as names:
         if unmarked(any_trace(model, *call)):  # as the fit did
-            model = config_enumerate(model)
+            model = enumerated(model)
             guide._model = (model,)
         guide.setup(*call[0], **call[1])
         _check_same(latent, guide.latent, params, names)
@@ -189,7 +191,7 @@ def _rows(
         )
     with own_random_state(0, "load"), own_params(model, args, kwargs) as names:
         if unmarked(any_trace(model, args, kwargs)):  # as the fit did
-            model = config_enumerate(model)
+            model = enumerated(model)
             guide._model = (model,)
         guide.setup(*args, **kwargs)
         with _damage(path):

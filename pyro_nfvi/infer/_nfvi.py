@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pyro.infer import config_enumerate
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 
@@ -28,6 +27,7 @@ from pyro_nfvi._train.progress import SILENT, Progress, StepInfo
 from pyro_nfvi._validation import seed_number, whole
 from pyro_nfvi.errors import DivergedError, ModelError, NFVIError, OptionError
 from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.infer._batches import by_batches, enumerated, is_loader_call
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._fit_team import fit_team, lost_processes_told
@@ -205,12 +205,22 @@ class NFVI:
     def run(self, *args: Any, **kwargs: Any) -> Fit | PlateFit:
         """Fit the model with these arguments; outside of autocast, which a fit does not survive.
 
+        ``run(loader, num_data=N)`` fits a model of mini-batches, ``model(*batch)`` with
+        ``pyro.plate(name, N, subsample_size=len(batch))`` or ``subsample=index`` of the batch. The
+        loader is any iterable of batches or a function that makes one: a ``DataLoader`` over a
+        map-style data set, whose item i is row i and of which nothing is copied; others are read
+        once, into a temporary file where they are large. Rows are drawn by the seed of the fit,
+        whatever the order of the loader. Further arguments go to the model after those of the
+        batch; a model with an argument ``num_data`` gets that too.
+
         Returns:
             The fit, after Ctrl-C too. Of a guide of globals and rows a
             :class:`~pyro_nfvi.infer._plate_fit.PlateFit`.
 
         Raises:
             ModelError: The model cannot be fitted; the message names the site and the cure.
+            OptionError: A loader has fewer rows or more than ``num_data``.
+            FileError: There is no space for the rows of a loader.
             DivergedError: Gradients were not finite again and again; the error's ``fit`` is the
                 best one until then.
         """
@@ -244,9 +254,12 @@ class NFVI:
         with own_random_state(seed, "fit"), ExitStack() as stack:
             with watch.part("set_up"), nullcontext() if team is None else team.together():
                 with _explained(), seeded(seed, "set-up"):
-                    names = stack.enter_context(own_params(self.model, args, kwargs))
-                    trace = any_trace(self.model, args, kwargs)
-                    model = _enumerated(self.model, trace)
+                    model = self.model
+                    if is_loader_call(args, kwargs):
+                        model, args, kwargs = by_batches(model, args, kwargs)
+                    names = stack.enter_context(own_params(model, args, kwargs))
+                    trace = any_trace(model, args, kwargs)
+                    model = _enumerated(model, trace)
                 check_engine(self.engine)
                 options = replace(options, guide=made_guide(options.guide, model))
                 rows = make_plate_guide(options.guide, model, trace)
@@ -371,4 +384,4 @@ def _enumerated(model: Callable[..., Any], trace: Trace) -> Callable[..., Any]:
         and "enumerate" not in site["infer"]
         for site in trace.nodes.values()
     )
-    return config_enumerate(model) if unmarked else model
+    return enumerated(model) if unmarked else model

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_nfvi._eval_mode import scoring
 from pyro_nfvi._optim.stop_reason import StopReason
+from pyro_nfvi._pyro_model.batch_model import BatchModel
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.pyro_state import takes_turn, turn
@@ -337,6 +338,12 @@ class PlateFit:
         log_joint, num_samples = self.require_model(), whole("num_samples", num_samples)
         seed = seed_number(seed)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
+        if (args or kwargs) and isinstance(log_joint.model, BatchModel):
+            raise OptionError(
+                "This fit has its data from a loader: predict without the model's arguments, "
+                "predict(rows=...), at the rows of that. For new rows of an amortised plate draw "
+                "fit.guide.sample_posterior(num, batch), and run the model at these."
+            )
         if not (args or kwargs):
             args, kwargs = log_joint.args, dict(log_joint.kwargs)
         chosen = self._rows({plate: slice(None) for plate in self.plates} | dict(rows or {}))

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_nfvi._pyro_model.batch_model import BatchModel, drawn_plates
 from pyro_nfvi._pyro_model.forward_model import ForwardModel
 from pyro_nfvi._pyro_model.initial_values import prior_trace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
@@ -98,7 +98,9 @@ def predict_from(
     values |= _held_discrete(log_joint, draws, from_prior, same=same, generator=generator)
     count = len(next(iter(draws.values())))
     first = {name: value[0] for name, value in values.items()}
-    covering = _batches(log_joint.model, call, first)
+    # Data given to a model of batches are one batch, and predicted as that.
+    one = not same and isinstance(log_joint.model, BatchModel)
+    covering = [{}] if one else _batches(log_joint.model, call, first)
     outcome: TensorDict = {}
     for place, subsample in enumerate(covering):
         forward = ForwardModel(log_joint.model, *call, subsample)
@@ -268,14 +270,7 @@ def _batches(
 ) -> list[dict[str, Tensor]]:
     """Indices of the plate that subsamples, batch after batch, until each row had its turn."""
     trace = _started(ForwardModel(model, *call, {}), first)
-    plates = {
-        name: (int(site["fn"].size), int(site["fn"].subsample_size))
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and site_is_subsample(site)
-        and site["fn"].subsample_size is not None
-        and site["fn"].subsample_size < site["fn"].size
-    }
+    plates = drawn_plates(trace)
     if not plates:
         return [{}]
     if len(plates) > 1:

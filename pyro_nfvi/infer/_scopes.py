@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from pyro_nfvi._pyro_model.batch_model import BatchModel
 from pyro_nfvi._pyro_model.initial_point_search import any_trace
 from pyro_nfvi._pyro_model.param_sites import param_leaves
 from pyro_nfvi._random import seeded
@@ -46,7 +47,8 @@ def own_params(
         "params": {name: _copy(param) for name, param in state["params"].items()},
         "constraints": dict(state["constraints"]),
     }
-    held = list(model.parameters()) if isinstance(model, nn.Module) else []
+    module = model.model if isinstance(model, BatchModel) else model
+    held = list(module.parameters()) if isinstance(module, nn.Module) else []
     frozen = [param for param in held if not param.requires_grad]
     with store.scope(copies):
         used = frozenset(param_leaves(any_trace(model, args, kwargs)))
