@@ -335,6 +335,12 @@ class AutoPlateFlow(VectorGuide):
                     )
                     return
 
+    def encoder_nets(self) -> dict[str, nn.Module]:
+        """Return the encoders by plate."""
+        if not self.is_set_up:
+            return dict(self.__dict__["_given_encoders"])
+        return dict(zip(self._encoders().widths, self._encoders().nets))
+
     def _encoders_of(self) -> set[str]:
         return set() if self._semi_amortised else set(self.__dict__.get("_given_encoders", {}))
 

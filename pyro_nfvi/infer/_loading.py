@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from pyro_nfvi._files.archives import Malformed
@@ -30,6 +31,7 @@ from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
 from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
+from pyro_nfvi.guides._row_data import Select
 from pyro_nfvi.infer._batches import by_batches, enumerated, is_loader_call
 from pyro_nfvi.infer._checks.rescoring import scored_again
 from pyro_nfvi.infer._file_checks import (
@@ -62,6 +64,8 @@ def load(
     flow: str | Flow | Callable[[int], Any] | None = None,
     outer: str | Flow | None = None,
     base: Any = None,
+    encoder: Mapping[str, nn.Module] | None = None,
+    select: Mapping[str, Select] | None = None,
     map_location: Any = "cpu",
 ) -> Fit | PlateFit:
     """Read a fit that ``fit.save(path)`` wrote.
@@ -84,6 +88,9 @@ def load(
             before, or what made it.
         outer: The outer flow, where it was one of your own.
         base: The base distribution, where it was not the standard normal.
+        encoder: The encoders of plates, where the fit had some: nets of the same shape as before.
+            Copies of them take the weights of the file.
+        select: The functions that gave the encoders their data, where the fit had some.
         map_location: Device for the tensors.
 
     Raises:
@@ -117,7 +124,8 @@ def load(
         model, args, kwargs = by_batches(model, args, dict(kwargs or {}))
     held = spec.get("guide")
     if isinstance(held, dict) and held.get("class") == CLASS:
-        return _rows(path, spec, tensors, model, args, dict(kwargs or {}))
+        nets = {name: copy.deepcopy(net) for name, net in (encoder or {}).items()}
+        return _rows(path, spec, tensors, model, args, dict(kwargs or {}), nets, dict(select or {}))
     own = flow is not None or outer is not None or base is not None
     with _damage(path):
         described = spec["latent"]
@@ -168,6 +176,8 @@ def _rows(
     model: Callable[..., Any] | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    encoder: dict[str, nn.Module],
+    select: dict[str, Select],
 ) -> PlateFit:
     """Rebuild a fit of globals and rows, whose plates are known by the model alone."""
     if model is None:
@@ -179,6 +189,14 @@ def _rows(
         made = _training(spec["training"], tensors["losses"])
         draws = WeighedDraws(**tensors["draws"], exact=spec["exact"])
         gaps, how, params = gaps_of(spec, tensors), spec["guide"], tensors["params"]
+        for name, given in (("encoder", encoder), ("select", select)):
+            needed = how.get(f"{name}s", [])
+            if sorted(given) != sorted(needed):
+                words = ", ".join(f"{plate!r}: ..." for plate in needed)
+                raise FileError(
+                    f"{path} holds a fit with {name}={{{words}}}, which no file describes; got "
+                    f"{sorted(given)}. Pass what the fit had: load(path, ..., {name}={{{words}}})."
+                )
         bound, error, rows_se = (float(x) for x in spec["bound"])
         guide = AutoPlateFlow(
             model,
@@ -187,6 +205,9 @@ def _rows(
             local_options=how["local_options"],
             code_dim=how["code_dim"],
             model_informed=bool(how.get("model_informed", False)),
+            encoder=encoder,
+            select=select,
+            semi_amortised=bool(how.get("semi_amortised", False)),
             **how["options"],
         )
     with own_random_state(0, "load"), own_params(model, args, kwargs) as names:

@@ -61,11 +61,6 @@ def save_rows(fit: SavedRows, path: str | os.PathLike[str]) -> None:
             "A fit whose flows have no names cannot be written with what built them. Save the "
             "guide's numbers, torch.save(fit.guide.state_dict(), path), and build it anew."
         )
-    if guide._encoders().widths:
-        raise FileError(
-            "A fit with an encoder cannot be written with what built the encoder. Save the "
-            "guide's numbers, torch.save(fit.guide.state_dict(), path), and build it anew."
-        )
     training = {
         one.name: getattr(fit.training, one.name)
         for one in dataclasses.fields(fit.training)
@@ -88,6 +83,9 @@ def save_rows(fit: SavedRows, path: str | os.PathLike[str]) -> None:
             "local_options": guide._local_options,
             "code_dim": guide._code_dim,
             "model_informed": guide._model_informed,
+            "encoders": sorted(guide._encoders().widths),
+            "selects": sorted(guide._select),
+            "semi_amortised": guide._semi_amortised,
         },
         "training": training,
         "exact": fit.draws.exact,
@@ -144,7 +142,8 @@ def fill(path: str | os.PathLike[str], guide: AutoPlateFlow, state: Mapping[str,
     if wrong:
         raise FileError(
             f"{path} does not fit the model and its data: {sorted(wrong)[0]!r} of the guide is "
-            "missing or of another shape. Load it with the model and the data of the fit."
+            "missing or of another shape. Load it with the model, the data and the encoders of the "
+            "fit."
         )
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
         raise FileError(f"{path} is damaged: a number of the guide is not finite. Save it again.")

@@ -494,11 +494,12 @@ class PlateFit:
         """Write the fit to a file, without the data and without the model.
 
         All of it or nothing: an earlier file of that name survives any failure. Read it with
-        ``load(path, model=model, args=...)``.
+        ``load(path, model=model, args=...)``. Of an encoder the weights are written: give the net
+        again, ``load(..., encoder={plate: net})``.
 
         Raises:
-            FileError: The folder is missing or read-only, the disk is full, or the guide has an
-                encoder or a flow without a name, which no file describes.
+            FileError: The folder is missing or read-only, the disk is full, or the guide has a flow
+                without a name, which no file describes.
         """
         from pyro_nfvi.infer._plate_files import save_rows
 

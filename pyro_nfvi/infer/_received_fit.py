@@ -13,7 +13,7 @@ from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
 from pyro_nfvi.infer._fit import Fit
-from pyro_nfvi.infer._guide_spec import GuideSpec, make_guide
+from pyro_nfvi.infer._guide_spec import GuideSpec, made_guide, make_guide
 from pyro_nfvi.infer._loading import load
 from pyro_nfvi.infer._plate_fit import PlateFit
 
@@ -56,6 +56,9 @@ def _unnamed_parts(
     """Return the flow and the base of a guide as this process makes it."""
     if isinstance(guide, Flow):
         return {"flow": copy.deepcopy(guide)}
+    rows = made_guide(guide, model)
+    if isinstance(rows, AutoPlateFlow):
+        return {"encoder": rows.encoder_nets(), "select": rows._select}
     made = guide if isinstance(guide, AutoFlow) else make_guide(guide, model, "whitened")
     if not made.is_set_up:
         made.setup(*args, **kwargs)

@@ -90,6 +90,29 @@ def test_an_encoder_gets_the_data_of_each_row():
     assert float(torch.corrcoef(torch.stack([means, Y]))[0, 1]) > 0.9
 
 
+def test_a_file_has_the_weights_of_an_encoder(tmp_path):
+    def net():
+        return torch.nn.Sequential(torch.nn.Unflatten(0, (-1, 1)), torch.nn.Linear(1, 4))
+
+    fit = NFVI(
+        model, guide=lambda own: AutoPlateFlow(own, encoder={"groups": net()}), **OPTIONS
+    ).run(Y.split(BATCH), num_data=ROWS)
+    path = tmp_path / "fit.nfvi"
+    fit.save(path)
+    known = {"model": model, "args": (Y.split(BATCH),), "kwargs": {"num_data": ROWS}}
+    with pytest.raises(FileError, match="encoder={'groups': ...}"):
+        load(path, **known)
+    with pytest.raises(FileError, match="encoders of the fit"):
+        load(
+            path,
+            **known,
+            encoder={"groups": torch.nn.Sequential(*net(), torch.nn.Tanh(), torch.nn.Linear(4, 4))},
+        )
+    again = load(path, **known, encoder={"groups": net()})
+    for name, value in fit.sample(5, seed=2).items():
+        assert torch.equal(again.sample(5, seed=2)[name], value)
+
+
 def test_globals_alone_learn_from_batches():
     def mean(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
