@@ -22,7 +22,8 @@ def fingerprint(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]
         if isinstance(leaf, torch.Tensor):
             held = leaf.detach().cpu().contiguous()
             known.update(f"{held.dtype} {tuple(held.shape)}".encode())
-            known.update(held.reshape(-1).view(torch.uint8).numpy().tobytes())
+            # Read in place, without a copy: it may be a map of a file larger than the memory.
+            known.update(held.reshape(-1).view(torch.uint8).numpy().data)
         else:
             plain = isinstance(leaf, (bool, int, float, str, bytes, type(None)))
             known.update(repr(leaf).encode() if plain else type(leaf).__name__.encode())

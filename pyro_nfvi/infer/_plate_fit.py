@@ -490,6 +490,30 @@ class PlateFit:
         with torch.no_grad():
             return self.guide.log_prob(values, rows=self._rows(rows or {}))
 
+    def resample(self, *_: Any, **__: Any) -> Any:
+        """Refuse: rows have no weights of their own.
+
+        Raises:
+            ModelError: Always; says what there is.
+        """
+        raise _not_of_rows("resample")
+
+    def mcmc(self, *_: Any, **__: Any) -> Any:
+        """Refuse: chains would have to move all rows at once.
+
+        Raises:
+            ModelError: Always; says what there is.
+        """
+        raise _not_of_rows("mcmc")
+
+    def to_nuts(self, *_: Any, **__: Any) -> Any:
+        """Refuse, as :meth:`mcmc` does.
+
+        Raises:
+            ModelError: Always; says what there is.
+        """
+        raise _not_of_rows("to_nuts")
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fit to a file, without the data and without the model.
 
@@ -550,3 +574,11 @@ class PlateFit:
         """Mean gap of the examined rows, in nats; NaN where none were."""
         gaps = [one.gap for one in self.rows if len(one.gap)]
         return float(torch.cat(gaps).mean()) if gaps else math.nan
+
+
+def _not_of_rows(name: str) -> ModelError:
+    return ModelError(
+        f"fit.{name} is not there for a fit of globals and rows. Draws: fit.sample(rows=...), "
+        "their quality: fit.verdict, fit.row_gaps(plate). For chains over all latents fit "
+        "NFVI(model, guide='gaussian'), the plates not subsampled."
+    )

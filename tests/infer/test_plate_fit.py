@@ -105,6 +105,12 @@ def test_rows_that_are_none(fit, rows, words):
         fit.sample(3, rows=rows)
 
 
+@pytest.mark.parametrize("name", ["resample", "mcmc", "to_nuts"])
+def test_says_what_there_is_in_place_of_chains(fit, name):
+    with pytest.raises(ModelError, match="guide='gaussian'"):
+        getattr(fit, name)(num_samples=10)
+
+
 def test_scores_draws_of_some_rows(fit):
     draws = fit.sample(6, rows={"groups": [3, 4]}, seed=0)
     found = fit.log_prob(draws, rows={"groups": [3, 4]})
