@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._eval_mode import scoring
 from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._train.density_selection import choose_density
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.guides._auto_mixture import AutoMixture
@@ -36,6 +39,28 @@ def require_chainable(fit: FittedPosterior) -> LogJoint:
             "with guide='iaf*2' and run chains from that."
         )
     return log_joint
+
+
+def compiled(
+    log_joint: LogJoint, *, steps: int | None = None, budget: Budget = UNLIMITED
+) -> LogJoint:
+    """Return the log joint with compiled code in the model's place, where that works.
+
+    A fit of few steps, and one that was loaded, have none yet. The fit's own log joint is left as
+    it is.
+
+    Args:
+        log_joint: That of the fit.
+        steps: Iterations of all chains, which say whether a compile is worth its time; None where
+            it always is.
+        budget: Time of the call.
+    """
+    if log_joint.compiled is not None:
+        return log_joint
+    engine = "compiled" if steps is None else "auto"
+    alone = copy.copy(log_joint)
+    alone.use(choose_density(engine, log_joint, steps or 0, budget=budget).compiled)
+    return alone
 
 
 @contextmanager

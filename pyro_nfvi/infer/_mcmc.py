@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pyro
@@ -16,14 +15,13 @@ from pyro_nfvi._mcmc.scored_density import PulledBack
 from pyro_nfvi._mcmc.starts import choose_starts
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._random import fresh_seed, stream
-from pyro_nfvi._train.density_selection import choose_density
 from pyro_nfvi._train.engine_faults import attempt
 from pyro_nfvi._train.progress import Progress
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._validation import seed_number, whole
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._base import Flow
-from pyro_nfvi.infer._chain_scope import require_chainable, sampling_scope
+from pyro_nfvi.infer._chain_scope import compiled, require_chainable, sampling_scope
 from pyro_nfvi.infer._fitted import FittedPosterior
 from pyro_nfvi.infer._mcmc_run import MCMCRun, Sampling, make_run
 from pyro_nfvi.infer._recipe import CHAINS
@@ -61,7 +59,7 @@ def mcmc(
             f"{num_chains} chains", warmup_steps + num_samples, unit="draw"
         ) as tick,
     ):
-        target = _pulled_back(_compiled(log_joint, budget), density.flow, budget)
+        target = _pulled_back(compiled(log_joint, budget=budget), density.flow, budget)
 
         def draw(count: int) -> Tensor:
             return density.sample_base(count).detach()
@@ -96,18 +94,6 @@ def mcmc(
             seconds=budget.spent(),
         )
         return make_run(fit, density, chains.draws, stats, sampling, chains.log_p)
-
-
-def _compiled(log_joint: LogJoint, budget: Budget) -> LogJoint:
-    """Return the log joint with compiled code in the model's place, where that works.
-
-    A fit of few steps, and one that was loaded, have none yet.
-    """
-    if log_joint.compiled is not None:
-        return log_joint
-    alone = copy.copy(log_joint)
-    alone.use(choose_density("compiled", log_joint, 0, budget=budget).compiled)
-    return alone
 
 
 def _pulled_back(log_joint: LogJoint, flow: Flow, budget: Budget) -> ScoredDensity:

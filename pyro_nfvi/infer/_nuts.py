@@ -17,7 +17,7 @@ from pyro_nfvi._random import fresh_seed
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import ModelError
-from pyro_nfvi.infer._chain_scope import require_chainable, sampling_scope
+from pyro_nfvi.infer._chain_scope import compiled, require_chainable, sampling_scope
 from pyro_nfvi.infer._fitted import FittedPosterior
 from pyro_nfvi.infer._mcmc_run import MCMCRun, Sampling, make_run
 
@@ -40,6 +40,7 @@ def to_nuts(
     seed = fresh_seed() if seed is None else seed
     with sampling_scope(fit, seed, "nuts") as density:
         flow = density.flow
+        log_joint = compiled(log_joint, steps=num_chains * (warmup_steps + num_samples))
 
         def potential(point: TensorDict) -> Tensor:
             z, ladj = flow(point["eps"].unsqueeze(0))
