@@ -36,6 +36,7 @@ from benchmarks.accuracy_rivals import process
 from benchmarks.posteriordb import MODELS, load, score
 from benchmarks.posteriordb.score import compare
 from benchmarks.time_rivals.larger_models import LARGER, Long, load_larger
+from pyro_nfvi.diagnostics._convergence import bulk_ess, tail_ess
 
 HERE = Path(__file__).resolve().parent
 OURS = {
@@ -43,6 +44,8 @@ OURS = {
     "nfvi_warm": "`NFVI().run`, warm",
     "mcmc_cold": "`fit.mcmc`, cold",
     "mcmc_warm": "`fit.mcmc`, warm",
+    "chains_cold": "`fit.mcmc`, 64 x 500, cold",
+    "chains_warm": "`fit.mcmc`, 64 x 500, warm",
 }
 NUMPYRO = {
     "nuts_numpyro": "NumPyro NUTS, 4 x (1,000 + 1,000)",
@@ -53,6 +56,8 @@ OTHERS = {"iaf_pyro": "Pyro AutoIAFNormal", "nutpie": "nutpie, 4 x (1,000 + 1,00
 TITLES = {**OURS, **NUMPYRO, **OTHERS}
 #: Chains of NUTS, and their warm-up and draws.
 CHAINS, LENGTH = 4, 1000
+#: Sides whose effective draws are counted, with the chains that their draws are of.
+COUNTED = {"chains_cold": 64, "chains_warm": 64, "nuts_numpyro": CHAINS, "nutpie": CHAINS}
 #: Steps of a guide, in the order in which they are tried.
 GUIDE_STEPS = (2000, 8000, 32_000)
 DRAWS = 2000
@@ -146,7 +151,7 @@ def measured(name, side, repeat, args, rows, steps):
             draws, found = rival.sample(
                 "nuts", seed=repeat, warmup=LENGTH, draws=LENGTH, chains=CHAINS
             )
-            return {**scored(posterior, draws, found), **rival.versions}
+            return {**scored(posterior, draws, found, CHAINS), **rival.versions}
     except process.NoNumPyroError:
         raise
     except Exception as error:  # a side that fails is a result too
@@ -168,7 +173,8 @@ def ours(posterior, side, repeat, steps):
 def run_ours(posterior, method, seed, folder, steps):
     method = method if steps is None else f"{method}:{steps}"
     command = [sys.executable, str(HERE / "time_rivals" / "our_worker.py"), posterior.name, method]
-    return scored(posterior, *asked(command, seed, {"XDG_CACHE_HOME": str(folder)}))
+    found = asked(command, seed, {"XDG_CACHE_HOME": str(folder)})
+    return scored(posterior, *found, COUNTED.get(f"{method}_warm"))
 
 
 def iaf_pyro(posterior, steps, seed):
@@ -183,7 +189,7 @@ def nutpie(python, posterior, seed):
         np.savez(data, **{name: np.asarray(value) for name, value in posterior.data.items()})
         worker = HERE / "time_rivals" / "pymc_worker.py"
         command = [python, str(worker), posterior.name, str(data)]
-        return scored(posterior, *asked(command, seed, {}))
+        return scored(posterior, *asked(command, seed, {}), CHAINS)
 
 
 def asked(command, seed, variables):
@@ -218,8 +224,17 @@ def best_of(posterior, fitted, steps):
 # --------------------------------------------------------------------------------- scores
 
 
-def scored(posterior, draws, found):
-    return {**found, **process.finite(scores_of(posterior, draws))}
+def scored(posterior, draws, found, chains=None):
+    row = {**found, **process.finite(scores_of(posterior, draws))}
+    return row if chains is None else {**row, "ess": effective(posterior, draws, chains)}
+
+
+def effective(posterior, draws, chains):
+    """The smaller of bulk and tail effective size, of the worst number that is compared."""
+    parts = [draws[site].detach().double() for site in posterior.sites]
+    numbers = torch.cat([part.reshape(chains, len(part) // chains, -1) for part in parts], -1)
+    sizes = torch.minimum(bulk_ess(numbers), tail_ess(numbers))
+    return float(sizes[sizes.isfinite()].min())
 
 
 def scores_of(posterior, draws):
@@ -306,6 +321,7 @@ def page(results):
         "took turns. Empty cells were not run.",
         table(["posterior", *(TITLES[side] for side in sides)], lines),
         comparisons(rows, names),
+        effective_draws(rows, names),
         f"Wall clock and errors of means and sds: time_to_posterior.json. "
         f"{in_words(results['environment'])} Made by `benchmarks/time_to_posterior.py`.",
     ]
@@ -332,6 +348,49 @@ def comparisons(rows, names):
     if not found:
         return ""
     return table(["ours", "rival", "ours takes less", "rival's time over ours, median"], found)
+
+
+def effective_draws(rows, names):
+    """Effective draws a second, what goes before the draws included."""
+    sides = {"chains_cold": ("cpu",), "chains_warm": ("cpu",)}
+    sides |= {"nuts_numpyro": ("cpu", "warm_cpu"), "nutpie": ("cpu", "warm_cpu")}
+    columns = [(side, field) for side, fields in sides.items() for field in fields]
+    rates = {
+        name: [
+            median(rows, name, side, "ess") / median(rows, name, side, field)
+            for side, field in columns
+        ]
+        for name in names
+    }
+    rates = {name: found for name, found in rates.items() if not all(map(math.isnan, found))}
+    if not rates:
+        return ""
+    lines = [
+        [name.split("-")[-1], *("" if math.isnan(rate) else f"{rate:,.0f}" for rate in found)]
+        for name, found in rates.items()
+    ]
+    header = [TITLES[s] + ", compiled before" * (f == "warm_cpu") for s, f in columns]
+    counts = []
+    for mine in (0, 1):
+        for theirs in range(2, len(columns)):
+            pairs = [(found[mine], found[theirs]) for found in rates.values()]
+            pairs = [pair for pair in pairs if not math.isnan(sum(pair))]
+            if pairs:
+                more = sum(a > b for a, b in pairs)
+                middle = statistics.median(a / b for a, b in pairs)
+                cells = [header[mine], header[theirs], f"{more} of {len(pairs)}", f"{middle:.2f}"]
+                counts.append(cells)
+    return "\n\n".join(
+        [
+            "## Effective draws a second",
+            "The smaller of bulk and tail effective sample size, of the worst number compared, by "
+            "processor second of the whole: the fit, its compile where cold, warm-up and draws of "
+            "`fit.mcmc`; warm-up and draws of the others, whose compile is left out where the "
+            "column says so. The rate of all depends on how many draws are asked for.",
+            table(["posterior", *header], lines),
+            table(["ours", "rival", "ours makes more", "ours over the rival's, median"], counts),
+        ]
+    )
 
 
 def save(results, folder):

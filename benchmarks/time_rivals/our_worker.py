@@ -1,9 +1,9 @@
 """One fit in a process of its own, from the call to draws: ``our_worker.py NAME METHOD SEED INTO``.
 
 ``METHOD`` is ``nfvi`` (``NFVI(model).run(data)``, then 2,000 draws), ``mcmc`` (the same fit, then
-2,000 draws of ``fit.mcmc``), or ``iaf_pyro:STEPS`` (Pyro's AutoIAFNormal). Prints a line of JSON
-with the cost and writes the draws. Imports and data are no part of the time;
-compilers that are called are.
+2,000 draws of ``fit.mcmc``), ``chains`` (the same with 32,000), or ``iaf_pyro:STEPS`` (Pyro's
+AutoIAFNormal). Prints a line of JSON with the cost and writes the draws. Imports and data are no
+part of the time; compilers that are called are.
 """
 
 import json
@@ -23,19 +23,17 @@ from benchmarks.time_rivals.costs import Clock, one_core
 from benchmarks.time_rivals.larger_models import load_larger
 from pyro_nfvi import NFVI
 
-#: Draws in the end, and chains of ``mcmc``.
-DRAWS, CHAINS = 2000, 64
+#: Draws in the end, chains of ``mcmc``, and how long they are where effective draws are counted.
+DRAWS, CHAINS, LENGTH = 2000, 64, 500
 
 
-def nfvi(posterior, seed, chains=False, steps=None):
+def nfvi(posterior, seed, length=None, steps=None):
     clock = Clock()
     fit = NFVI(posterior.model, seed=seed, max_steps=steps, progress=False).run(**posterior.data)
     about = {}
-    if chains:
-        each = -(-DRAWS // CHAINS)
-        run = fit.mcmc(num_samples=each, num_chains=CHAINS, seed=seed, progress=False)
+    if length is not None:
+        run = fit.mcmc(num_samples=length, num_chains=CHAINS, seed=seed, progress=False)
         draws = run.get_samples(deterministic=True)
-        draws = {name: value[:DRAWS] for name, value in draws.items()}
         about = {"chains": str(run.verdict), "sampling": run.sampling.seconds}
     else:
         draws = fit.sample(DRAWS, seed=seed, deterministic=True)
@@ -83,7 +81,8 @@ def main():
     if method == "iaf_pyro":
         draws, found = iaf(posterior, int(seed), steps)
     else:
-        draws, found = nfvi(posterior, int(seed), chains=method == "mcmc", steps=steps)
+        length = {"mcmc": -(-DRAWS // CHAINS), "chains": LENGTH}.get(method)
+        draws, found = nfvi(posterior, int(seed), length, steps)
     np.savez(into, **{site: draws[site].detach().numpy() for site in posterior.sites})
     print(json.dumps(found), flush=True)
 
