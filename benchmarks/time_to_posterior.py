@@ -329,7 +329,8 @@ def page(results):
 
 
 def comparisons(rows, names):
-    """Count, over the posteriors with both, where ours takes less."""
+    """Count, over those of the sixteen with both, where ours takes less."""
+    names = [name for name in names if name in MODELS]
     found = []
     for mine in OURS:
         for rival in (*NUMPYRO, *OTHERS):
@@ -373,7 +374,7 @@ def effective_draws(rows, names):
     counts = []
     for mine in (0, 1):
         for theirs in range(2, len(columns)):
-            pairs = [(found[mine], found[theirs]) for found in rates.values()]
+            pairs = [(found[mine], found[theirs]) for n, found in rates.items() if n in MODELS]
             pairs = [pair for pair in pairs if not math.isnan(sum(pair))]
             if pairs:
                 more = sum(a > b for a, b in pairs)
