@@ -322,10 +322,22 @@ def page(results):
         table(["posterior", *(TITLES[side] for side in sides)], lines),
         comparisons(rows, names),
         effective_draws(rows, names),
-        f"Wall clock and errors of means and sds: time_to_posterior.json. "
+        f"Wall clock and errors of means and sds: time_to_posterior.json. {versions(rows)}"
         f"{in_words(results['environment'])} Made by `benchmarks/time_to_posterior.py`.",
     ]
     return "\n\n".join(part for part in body if part)
+
+
+def versions(rows):
+    """Name the rivals' versions, and the seed of the first run."""
+    found = {
+        name: str(row[name])
+        for row in rows.values()
+        for name in ("numpyro", "jax", "nutpie", "pymc")
+        if name in row
+    }
+    words = "".join(f"{name} {version}, " for name, version in sorted(found.items()))
+    return f"{words}seeds from 0. "
 
 
 def comparisons(rows, names):
@@ -387,7 +399,8 @@ def effective_draws(rows, names):
             "The smaller of bulk and tail effective sample size, of the worst number compared, by "
             "processor second of the whole: the fit, its compile where cold, warm-up and draws of "
             "`fit.mcmc`; warm-up and draws of the others, whose compile is left out where the "
-            "column says so. The rate of all depends on how many draws are asked for.",
+            "column says so. 32,000 draws of 64 chains stand beside 4,000 of four: the rate of all "
+            "depends on how many draws are asked for.",
             table(["posterior", *header], lines),
             table(["ours", "rival", "ours makes more", "ours over the rival's, median"], counts),
         ]
