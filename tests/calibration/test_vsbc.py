@@ -257,6 +257,8 @@ def test_ctrl_c_ends_the_workers(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**ENV, "STARTED": str(started)}, start_new_session=True,
+        # A shell's background job ignores Ctrl-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     wait_until(started.exists)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group

@@ -324,6 +324,8 @@ def test_ctrl_c_ends_the_processes_and_keeps_the_files(tmp_path):
         [sys.executable, str(script), str(folder), str(started)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # A shell's background job ignores Ctrl-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     end = time.monotonic() + 120
     while not (started.exists() and list(folder.glob("*.record"))):
