@@ -129,6 +129,7 @@ def test_a_model_of_the_moments_of_its_guide_is_refused(which, whiten, priors, b
             NFVI(model, progress=False).run()
 
 
+@pytest.mark.slow
 def test_a_latent_process_has_the_posterior_of_its_closed_form():
     # What the refusal advises: Gaussian, so that the posterior of f is known.
     cov = torch.exp(-0.5 * (X[:, None] - X) ** 2) + 1e-4 * torch.eye(len(X))

@@ -59,6 +59,7 @@ def test_without_the_rule_gradients_are_those_of_autograd(monkeypatch, gone):
     assert find_singularity(z.sum(), [z]) is None
 
 
+@pytest.mark.slow
 def test_a_torch_without_a_private_name_fits(monkeypatch):
     expected = fit("schools", engine="eager", max_steps=5)
     for gone in NAMES:

@@ -43,6 +43,7 @@ def test_products_run_under_transforms():
     torch.testing.assert_close(found, 3 * rows**2)
 
 
+@pytest.mark.slow
 def test_no_flow_imports_the_compiler_of_torch_for_a_score():
     # More than a second of processor time, in every process.
     code = """

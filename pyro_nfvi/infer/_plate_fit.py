@@ -71,7 +71,7 @@ class PlateFit:
         ...         place = pyro.sample("place", dist.Normal(mean, 1.0))
         ...         pyro.sample("y", dist.Normal(place, 1.0), obs=y[rows])
         >>> y = torch.randn(64) + 2
-        >>> fit = NFVI(model, max_steps=300, seed=0, progress=False).run(y)
+        >>> fit = NFVI(model, max_steps=100, seed=0, progress=False).run(y)
         >>> fit.sample(100, rows={"groups": [0, 63]}, seed=0)["place"].shape
         torch.Size([100, 2])
     """

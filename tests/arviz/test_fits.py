@@ -94,6 +94,7 @@ def test_other_data_may_be_scored(fits):
     np.testing.assert_allclose(found, dist.Normal(mu, 1.0).log_prob(new).numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_chain_is_evaluated_with_the_parameters_that_its_fit_trained():
     def scaled(y):
         scale = pyro.param("scale", torch.tensor(3.0), constraint=dist.constraints.positive)

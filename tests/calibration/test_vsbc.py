@@ -61,6 +61,7 @@ def right():
     return run(num_simulations=20, sites=["mu", "twice"], max_steps=50)
 
 
+@pytest.mark.slow
 def test_right_fits_are_calibrated(right):
     # A Gaussian is the posterior here: not calibrated in 1 % of seeds at most.
     found = right
@@ -286,6 +287,7 @@ def group_lives(number):
 # --------------------------------------------------------------------- how data come in
 
 
+@pytest.mark.slow
 def test_data_as_an_argument_that_may_be_none():
     def lagged(n, y=None):
         rho = pyro.sample("rho", dist.Uniform(-1.0, 1.0))
@@ -329,6 +331,7 @@ def test_data_used_elsewhere_are_told():
         run(autoregressive, (torch.arange(4.0),))
 
 
+@pytest.mark.slow
 def test_missing_data_and_enumerated_sites():
     seen = torch.tensor([True, True, False, True, True])
 

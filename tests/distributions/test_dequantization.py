@@ -80,6 +80,7 @@ def density_masses(density, dequantize, x, samples, generator):
     return dequantize.log_bound(density, x, num_samples=samples, generator=generator).exp()
 
 
+@pytest.mark.slow
 def test_bound_is_below_the_mass_and_tightens():
     density = perturb(FlowDensity(make_flow("realnvp*2", 3)), 0.5).double()
     dequantize = UniformDequantize(LEVELS, 3).double()

@@ -116,6 +116,7 @@ def between(z):
     return (z[:, 0].abs() < 1).float().mean().item()
 
 
+@pytest.mark.slow
 def test_a_flow_leaves_a_bridge_and_chains_behind_it_do_not():
     torch.manual_seed(0)
     density = FlowDensity(make_flow("realnvp*4", 2, hidden_dim=16))

@@ -181,6 +181,7 @@ def test_ctrl_c_keeps_the_steps_that_were_taken(monkeypatch):
     assert len(calls) > 100
 
 
+@pytest.mark.slow
 def test_two_fits_in_two_threads_are_right():
     expected = {name: fit(model, "hybrid").losses for name, model in MODELS.items()}
     found = {}

@@ -275,6 +275,7 @@ def test_particles_in_blocks_are_those_of_one_step(model, objective, monkeypatch
     assert torch.allclose(mine, eager, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_splines_of_many_particles_lie_innermost_and_take_the_eager_step():
     # Running sums, gathers and scatters, whose particles are an axis in the middle.

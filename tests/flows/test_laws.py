@@ -33,14 +33,27 @@ LONG = {
     ("make_fx", "nsf*2"),
     ("make_fx", "nsf-ar*1"),
     ("make_fx", "relu*3"),
+    ("make_fx", "block_deep_reverse"),
+    ("make_fx", "coupling_spline"),
+    ("make_fx", "iaf_affine_reverse"),
+    ("make_fx", "iaf*2|planar*4"),
+    ("make_fx", "naf*1"),
+    ("make_fx", "sylvester_householder"),
+    ("compile", "iaf*2|planar*4"),
+    ("compile", "nsf-ar*1"),
+    ("compile", "block_deep_reverse"),
+    ("compile", "naf*1"),
+    ("copies", "sylvester*2"),
+    ("density", "glow*2"),
+    ("density", "sylvester*2"),
     ("density", "block"),
     ("density", "iaf*2|planar*4"),
     ("density", "realnvp*4"),
     ("density", "nsf*2"),
 }
 COMPILE = {"compile", "compile inverse"}
-#: Compositions of layers that are examined by themselves. In the fast set "chain" and
-#: "iaf*2|planar*4" are traced for all of them.
+#: Compositions of layers that are examined by themselves. In the fast set "chain" is
+#: traced for all of them.
 COMPOSED = {
     "planar*4", "radial*3", "sylvester*2", "iaf*2", "maf*2", "affine|tril", "chain_permuted",
     "inverse_of_chain", "realnvp*4", "nice*4", "nsf*2", "glow*2", "relu*3",

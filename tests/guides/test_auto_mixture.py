@@ -178,6 +178,7 @@ def test_the_gradient_of_svi_is_unbiased_for_weights_and_places(kind):
     assert all(float(e) < 0.05 for e, name in zip(error, names) if name == "logits")
 
 
+@pytest.mark.slow
 def test_svi_learns_the_weights():
     pyro.set_rng_seed(0)
     guide = on_the_modes()

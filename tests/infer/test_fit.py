@@ -408,6 +408,7 @@ def test_arviz_and_pictures_are_one_call_away(fit):
         pyplot.close(figure)
 
 
+@pytest.mark.slow
 def test_arviz_of_a_model_with_parameters_sees_the_trained_ones_and_leaks_nothing():
     pytest.importorskip("arviz")
 
@@ -426,6 +427,7 @@ def test_arviz_of_a_model_with_parameters_sees_the_trained_ones_and_leaks_nothin
     assert list(pyro.get_param_store()) == []
 
 
+@pytest.mark.slow
 def test_a_fit_with_discrete_sites_loads_with_its_model(tmp_path):
     """The model does not mark its site; NFVI did, and load has to."""
 

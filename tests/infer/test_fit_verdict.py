@@ -44,6 +44,7 @@ def test_a_poor_fit_is_not_good():
     assert fit.verdict != "good"
 
 
+@pytest.mark.slow
 def test_what_could_not_be_looked_at_is_said():
     fit = auto(conjugate, Y, guide="affine", max_steps=30)
     assert not any("would not have been seen" in reason for reason in fit.verdict.reasons)
@@ -189,6 +190,7 @@ def test_other_modes(centres, count):
     assert len(other_modes(target, found)) == count
 
 
+@pytest.mark.slow
 def test_a_mode_that_a_model_run_row_by_row_has_elsewhere_is_told():
     """No modes are looked for there, but a few ascents end in places that draws come from."""
 
@@ -205,6 +207,7 @@ def test_a_mode_that_a_model_run_row_by_row_has_elsewhere_is_told():
     assert outside.share == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_spike_in_a_slab_is_held_with_both():
     """Half of N(0, 1) and half of N(1, 0.02): sds within 5 %, 3 errors of the learnt weights."""
     loc, sd = torch.tensor([[0.0] * 5, [1.0] * 5]), torch.tensor([[1.0] * 5, [0.02] * 5])

@@ -86,6 +86,7 @@ def test_a_flow_that_is_not_good_enough_trains_on_with_more_particles():
     assert len(fit.losses) == sum(one.steps for one in fit.training.settings.tried[1:])
 
 
+@pytest.mark.slow
 def test_more_particles_count_towards_a_number_of_steps():
     fit = auto(bananas, max_steps=450).run()
     steps = [one.steps for one in fit.training.settings.tried][1:]
@@ -118,12 +119,14 @@ def test_a_longer_flow_starts_where_the_shorter_one_ended(dim):
         guides.append(guide)
 
 
+@pytest.mark.slow
 def test_stop_false_takes_exactly_the_steps_of_one_flow():
     fit = auto(conjugate, stop=False, max_steps=120).run(Y)
     assert len(fit.losses) == 120
     assert fit.training.settings.tried == ()
 
 
+@pytest.mark.slow
 def test_few_steps_and_little_time():
     assert auto(eight_schools, max_steps=3).run().elbo > -math.inf
     fit = auto(eight_schools, max_seconds=0.7).run()
@@ -210,6 +213,7 @@ def outlier():
     pyro.sample("y", dist.StudentT(3.0, m, s).expand([6]).to_event(1), obs=y)
 
 
+@pytest.mark.slow
 def test_a_gaussian_that_leaves_mass_out_takes_a_flow():
     # Its own weights are even (k-hat 0.4, gap 0.08 nats), and its sds a third too small.
     fit = NFVI(outlier, seed=0, progress=False).run()

@@ -153,6 +153,7 @@ def test_the_top_of_a_funnel_is_no_place_to_start():
     assert fit.elbo > -6.0
 
 
+@pytest.mark.slow
 def test_subsampled_models_and_same_seeds():
     def model(y):
         mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0), 5.0))

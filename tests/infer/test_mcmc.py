@@ -153,6 +153,7 @@ def test_what_the_fit_has_not_seen_stays_in_the_verdict(run):
     assert any("not reached" in reason for reason in found.verdict.reasons)
 
 
+@pytest.mark.slow
 def test_a_tail_that_chains_reach_is_no_fault_of_theirs():
     def cauchy():
         pyro.sample("x", dist.Cauchy(ZERO, 1.0))
@@ -191,6 +192,7 @@ class Switch:
         pyro.factor("o", self.broken(x) if self.on else 0.0 * x.sum(-1))
 
 
+@pytest.mark.slow
 def test_regions_without_a_density_are_left_out_and_told():
     model = Switch(lambda x: torch.where(x[..., 0] > 0.5, -math.inf, 0.0))
     fit = fitted(model)

@@ -109,6 +109,7 @@ def test_the_verdict_knows_of_modes_that_may_be_missing(fitted):
     assert any("by one start alone" in reason for reason in lonely.reasons)
 
 
+@pytest.mark.slow
 def test_a_fit_repeats_with_its_seed(fitted):
     assert torch.equal(auto(two_modes).draws.z, fitted.draws.z)
 
@@ -134,6 +135,7 @@ def test_one_mode_stays_one():
     assert "starts ended in this one mode" in fit.report
 
 
+@pytest.mark.slow
 def test_double_precision_and_short_budgets():
     def model():
         m = pyro.sample("m", dist.Normal(torch.tensor(1.0).double(), 5.0))

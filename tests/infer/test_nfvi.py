@@ -195,6 +195,7 @@ def test_infinite_initial_loss_is_an_error():
         quick(model).run()
 
 
+@pytest.mark.slow
 def test_another_structure_on_the_second_run():
     def model(y):
         with pyro.plate("groups", len(y)):
@@ -389,6 +390,7 @@ def test_nothing_of_the_process_changes():
     assert pyro.poutine.runtime._PYRO_STACK == []
 
 
+@pytest.mark.slow
 def test_a_second_fit_in_the_process_does_not_touch_the_first():
     first = quick(max_steps=30).run(Y)
     before = first.sample(5, seed=0)["mu"]

@@ -2,6 +2,7 @@
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 
 from pyro_nfvi import NFVI, load
@@ -9,6 +10,7 @@ from pyro_nfvi._train.density_selection import choose_density
 from pyro_nfvi.infer import _chain_scope
 
 
+@pytest.mark.slow
 def test_a_guide_that_is_too_narrow_is_seen_from_the_posterior():
     def model():
         x = pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0))

@@ -52,6 +52,7 @@ def test_losses_are_of_the_objective_and_elbo_is_the_elbo():
     assert found.training.settings.objective == "iw(num_samples=64, total)"
 
 
+@pytest.mark.slow
 def test_no_fit_counts_as_converged_before_it_is_cold():
     # Converged is looked at from 300 steps on; this one is cold after 500, and needs 300 more.
     found = fit(TemperedELBO(Tempered(steps=505)), max_steps=3000)
@@ -60,6 +61,7 @@ def test_no_fit_counts_as_converged_before_it_is_cold():
     assert found.khat < 1.2
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_goes_on_at_its_temperature(tmp_path):
     path = tmp_path / "fit.checkpoint"
     objective = TemperedELBO(Tempered(steps=60))

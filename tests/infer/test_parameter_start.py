@@ -391,6 +391,7 @@ def test_a_flow_trains_beside_parameters_in_small_units():
     assert finding.nats < 0.05
 
 
+@pytest.mark.slow
 def test_parameters_of_mini_batches_see_all_data():
     def model(x, y):
         off = pyro.param("off", torch.tensor(0.0))

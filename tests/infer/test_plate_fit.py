@@ -314,6 +314,7 @@ def test_a_row_that_is_not_finite_is_named(seed):
         assert fit.verdict == "do not trust"
 
 
+@pytest.mark.slow
 def test_time_that_is_short_leaves_a_result():
     fit = fitted(max_seconds=0.5)
     assert isinstance(fit, PlateFit)

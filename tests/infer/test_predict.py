@@ -241,6 +241,7 @@ def test_draws_of_loaded_fits_predict_right_in_pyros_own_predictive(name, tmp_pa
         assert float(found.mean()) == pytest.approx(THERE, abs=0.5), source
 
 
+@pytest.mark.slow
 def test_truths_of_vsbc_predict_right_in_pyros_own_predictive():
     found = vsbc(plain, (X, Y), num_simulations=2, num_workers=1, seed=0, progress=False, **QUICK)
     assert sorted(found.truth) == ["a", "b"]

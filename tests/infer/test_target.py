@@ -169,6 +169,7 @@ def test_a_saved_fit_loads_with_the_density_and_without(fit, tmp_path):
     assert other.verdict != "good"
 
 
+@pytest.mark.slow
 def test_nuts_takes_a_target():
     run = fitted(FORMS["rows"](), max_steps=50).to_nuts(
         num_samples=40, warmup_steps=40, num_chains=1, seed=0, progress=False

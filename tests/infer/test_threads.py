@@ -99,6 +99,7 @@ def calls(done, path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_all_that_runs_a_model_may_run_while_others_fit(done, tmp_path):
     path = tmp_path / "fit.nfvi"
     done.save(path)

@@ -125,6 +125,7 @@ def test_latents_of_rows_come_from_their_prior_where_parts_are_of_one_size():
     assert row.joint_lpd != pytest.approx(float(row.lpd.sum()), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_rows_of_a_plate_that_subsamples(tmp_path):
     y = torch.linspace(-3.0, 4.0, 21)
 

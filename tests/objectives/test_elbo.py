@@ -87,6 +87,7 @@ def test_path_gradient_vanishes_where_q_is_p(formula):
     assert total.abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_both_gradients_agree_on_average_for_a_nonlinear_flow():
     # Paired z-test over 500 pairs; false alarms below 120 * 6e-7 = 1e-4.
     flow = perturbed(Chain(make_flow("iaf*2", DIM, hidden_dim=4), DiagonalAffine(DIM)))

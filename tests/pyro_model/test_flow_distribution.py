@@ -85,6 +85,7 @@ def test_masks_scales_and_vectorised_particles():
     assert all(torch.isfinite(torch.tensor(svi.step(data))) for _ in range(3))
 
 
+@pytest.mark.slow
 def test_posterior_under_a_density_as_prior_is_exact():
     # A prior N(2, 0.5^2) as a flow, one observation at 3 with noise 0.5: posterior N(2.5, 0.35^2).
     density = FlowDensity(DiagonalAffine(1))

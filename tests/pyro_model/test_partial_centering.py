@@ -145,6 +145,7 @@ def test_a_site_that_depends_on_a_hidden_draw_is_left_as_it_is():
     assert AutoPlateFlow(chain).setup(Y)._prior is None
 
 
+@pytest.mark.slow
 def test_a_centred_funnel_costs_nothing():
     def model(size=20):
         tau = pyro.sample("tau", dist.Normal(torch.zeros(()), 1.5))

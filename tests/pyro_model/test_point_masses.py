@@ -32,6 +32,7 @@ def fits():
     return [NFVI(with_point, **options).run(Y, point=point) for point in (True, False)]
 
 
+@pytest.mark.slow
 def test_a_fit_is_that_with_deterministic_sites(fits):
     found, expected = fits
     assert list(found.latent.sites) == ["mu"]

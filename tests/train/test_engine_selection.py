@@ -249,6 +249,7 @@ def test_a_model_that_changes_during_the_fit_is_noticed(engine):
     assert abs(found.summary()["mu"].mean - expected.summary()["mu"].mean) < 0.1
 
 
+@pytest.mark.slow
 def test_fits_in_two_threads_are_the_fits_of_one():
     # Data first: they are drawn from the random state that a running fit has borrowed.
     cases = {name: ZOO[name]() for name in ("schools", "in_place")}

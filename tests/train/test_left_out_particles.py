@@ -51,6 +51,7 @@ def test_a_zero_dose_leaves_the_posterior_as_it_is(engine):
     assert find(fit.training.findings, LeftOut) is None
 
 
+@pytest.mark.slow
 def test_a_zero_dose_leaves_a_short_fit_as_it_is():
     # Reweighted draws of a Gaussian, whose effective number is at least 500: five standard errors.
     with torch.random.fork_rng():

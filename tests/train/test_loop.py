@@ -241,6 +241,7 @@ def test_a_few_nan_steps_are_skipped():
     assert "3 steps were skipped" in fit.report
 
 
+@pytest.mark.slow
 def test_repeated_nan_goes_back_and_halves_the_rate():
     rates = {}
     model = BrokenAfter(250, 5)

@@ -29,6 +29,7 @@ def fit(engine, **options):
     return on(recipe, engine).run(Y)
 
 
+@pytest.mark.slow
 def test_the_rate_of_clipped_adam_decays_at_every_step():
     # Between the warm-up (50 steps) and the cosine (100 on), its own decay alone.
     rates = []
@@ -57,6 +58,7 @@ def test_the_average_counts_later_states_more():
     assert float(mean.values[0]) == pytest.approx(wanted, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_average_of_mini_batches_goes_on_from_a_checkpoint(tmp_path):
     def batches(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 5.0))

@@ -27,6 +27,7 @@ def test_a_rate_that_is_too_high_is_halved():
     assert fit.elbo > -10
 
 
+@pytest.mark.slow
 def test_a_good_rate_is_left_alone():
     assert "went back" not in fitted(0.01).report
 
