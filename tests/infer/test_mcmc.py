@@ -207,7 +207,7 @@ def test_regions_without_a_density_are_left_out_and_told():
 
 def test_chains_that_never_move_are_told(monkeypatch):
     # This model remembers where it was first run, which no captured graph does.
-    monkeypatch.setattr("pyro_nfvi.infer._mcmc._compiled", lambda log_joint, budget: log_joint)
+    monkeypatch.setattr("pyro_nfvi.infer._mcmc.compiled", lambda log_joint, budget: log_joint)
     starts = []
 
     def broken(x):
