@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pyro_nfvi._optim.early_stopping import Plateau
 from pyro_nfvi._optim.learning_curve import Forecast, forecast
 from pyro_nfvi._optim.recipe import CONVERGENCE, ConvergenceRecipe
-from pyro_nfvi._train.course import Course
 from pyro_nfvi._train.paired_plateau import PairedPlateau
+from pyro_nfvi._train.training_state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class ConvergenceTest:
         span = self.plateau.span(step + 1, often=self.average)
         return span - step % span
 
-    def look(self, course: Course) -> Outcome:
+    def look(self, state: TrainingState) -> Outcome:
         """Say what the last steps mean; the best block is brought up to date."""
-        step, schedule, best_block = course.history.step, course.schedule, course.best_block
+        step, schedule, best_block = state.history.step, state.schedule, state.best_block
         span = self.plateau.span(step, often=self.average)
         if step % span and step != schedule.last:
             return Outcome()
@@ -85,48 +85,50 @@ class ConvergenceTest:
         settled = self.changing <= 0 or step >= self.changing + judged
         # What is left at the end may be a few steps: too few to judge a state by.
         count = max(self.recipe.block, step % span or span)
-        best, fall = _best_or_fallen(course, count, settled=settled)
+        best, fall = _best_or_fallen(state, count, settled=settled)
         # Nor does one that fell, or the way from there back up.
         back = max(best_block.retreats, default=-judged)
         known = settled and not best_block.low_steps and step >= back + judged
         early = known and self.stop and schedule.decay is None
-        flat = early and self._flat(course)
+        flat = early and self._flat(state)
         return Outcome(average, best, fall, flat)
 
-    def _flat(self, course: Course) -> bool:
-        """Tell whether the bound is flat; what a paired test has seen is part of the course."""
+    def _flat(self, state: TrainingState) -> bool:
+        """Tell whether the bound is flat; what a paired test has seen is part of the state."""
         if self.paired is None:
-            return self.plateau.flat(course.history.losses)
-        self.paired.looks = course.history.looks
-        flat = self.paired.flat(course.history.step)
-        course.history.looks = self.paired.looks
+            return self.plateau.flat(state.history.losses)
+        self.paired.looks = state.history.looks
+        flat = self.paired.flat(state.history.step)
+        state.history.looks = self.paired.looks
         return flat
 
-    def forecast(self, course: Course) -> Forecast | None:
+    def forecast(self, state: TrainingState) -> Forecast | None:
         """Return what more steps would bring; None while the rate is constant."""
-        if course.schedule.decay is None:
+        if state.schedule.decay is None:
             return None
         # Before the target is cold, the bound rises for another reason; after a retreat it is
         # as if the fit began there.
-        begin = max(0, self.changing, *course.best_block.retreats)
-        return forecast(course.history.losses[begin : course.schedule.decay[0]], self.recipe)
+        begin = max(0, self.changing, *state.best_block.retreats)
+        return forecast(state.history.losses[begin : state.schedule.decay[0]], self.recipe)
 
 
-def _best_or_fallen(course: Course, count: int, *, settled: bool) -> tuple[bool, float | None]:
+def _best_or_fallen(
+    state: TrainingState, count: int, *, settled: bool
+) -> tuple[bool, float | None]:
     """Tell whether the last steps are the best block, else by how much the bound fell for good.
 
     Args:
-        course: The course, whose best block is brought up to date.
+        state: The state, whose best block is brought up to date.
         count: Steps since the last look.
         settled: The objective no longer changes.
     """
-    best_block = course.best_block
-    recent = [x for x in course.history.losses[-count:] if math.isfinite(x)]
+    best_block = state.best_block
+    recent = [x for x in state.history.losses[-count:] if math.isfinite(x)]
     if 2 * len(recent) < count:
         return False, None
     if best_block.improve(recent):
         return True, None
     fall = best_block.fallen(-statistics.median(recent), count) if settled else None
     if fall is not None:
-        best_block.retreated(course.history.step)
+        best_block.retreated(state.history.step)
     return False, fall

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from pyro_nfvi._engine.program import BlockResult
-from pyro_nfvi._train.course import History
 from pyro_nfvi._train.recipe import TRAINING
 from pyro_nfvi._train.saved_states import SavedStates
 from pyro_nfvi._train.stepper import EngineFailed, Stepper
+from pyro_nfvi._train.training_state import History
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import EngineWarning

@@ -18,7 +18,6 @@ from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._train.checkpoint import Checkpoint
 from pyro_nfvi._train.convergence import ConvergenceTest
-from pyro_nfvi._train.course import Course
 from pyro_nfvi._train.ending import Ending, broken_off, gave_up, reason_of
 from pyro_nfvi._train.engine_fallback import GuardedStepper
 from pyro_nfvi._train.engine_selection import Chosen
@@ -28,10 +27,11 @@ from pyro_nfvi._train.nonfinite import locate_nonfinite
 from pyro_nfvi._train.paired_plateau import PairedPlateau
 from pyro_nfvi._train.progress import SILENT, Bar, Progress, StepInfo
 from pyro_nfvi._train.recipe import TRAINING
-from pyro_nfvi._train.resume import course_of, state_of
+from pyro_nfvi._train.resume import restored_state, saved_state
 from pyro_nfvi._train.saved_states import SavedStates
 from pyro_nfvi._train.stepper import Stepper
 from pyro_nfvi._train.task import Task
+from pyro_nfvi._train.training_state import TrainingState
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import DivergedError, FileError
@@ -66,7 +66,7 @@ class Loop:
     The loop is the order of things alone: a :class:`Stepper` takes the steps, a
     :class:`GuardedStepper` gives an engine up, a :class:`Recovery` answers steps that are not
     finite, a :class:`ConvergenceTest` looks at the bound, :class:`SavedStates` are there to go back
-    to, and what a file holds of it all is :func:`state_of` its :class:`Course`.
+    to, and what a file holds of it all is :func:`saved_state` its :class:`TrainingState`.
 
     Args:
         task: What is trained.
@@ -89,7 +89,7 @@ class Loop:
         progress: Progress = SILENT,
         budget: Budget = UNLIMITED,
     ) -> None:
-        self.task, self.options, self.course = task, options, Course(schedule)
+        self.task, self.options, self.state = task, options, TrainingState(schedule)
         self._checkpoint, self._progress, self._budget = checkpoint, progress, budget
         self._stepper = Stepper(engine, task.params, task.optimizer)
         self._states = SavedStates(task, self._stepper)
@@ -116,11 +116,11 @@ class Loop:
     @property
     def steps_taken(self) -> int:
         """Steps of this call, without those before a checkpoint that it went on from."""
-        return self.course.history.step - self._resumed
+        return self.state.history.step - self._resumed
 
     def other_states(self) -> list[Snapshot]:
         """Return states that may be better than the last one, after :meth:`run`."""
-        return self._states.others(self.course.history.step)
+        return self._states.others(self.state.history.step)
 
     def run(self) -> StopReason:
         """Train; return why it stopped.
@@ -130,7 +130,7 @@ class Loop:
             FileError: The checkpoint is of another fit, or damaged.
         """
         self._resume()
-        history, schedule = self.course.history, self.course.schedule
+        history, schedule = self.state.history, self.state.schedule
         self._resumed = history.step
         # What an earlier call took of a fit that is resumed is no part of this one's time.
         if self._budget.limit is not None:
@@ -142,7 +142,7 @@ class Loop:
         word = ""
         with self._progress.bar(self.options.what, schedule.max_steps, history.step) as bar:
             try:
-                while not word and not self.course.finished:
+                while not word and not self.state.finished:
                     word = self._block(engine, bar, begin)
             except KeyboardInterrupt:
                 word = "interrupted"
@@ -153,24 +153,24 @@ class Loop:
 
     def left_out(self) -> LeftOut | None:
         """Return the share of the particles that the last steps left out, and why."""
-        if not any(self.course.history.left_out):
+        if not any(self.state.history.left_out):
             return None
         eps, streams = self._inputs(1)
         task = self.task
         one = {name: value[0] for name, value in streams.items()}
-        return left_out(task.guide, task.log_joint, self.course.history.left_out, eps[0], one)
+        return left_out(task.guide, task.log_joint, self.state.history.left_out, eps[0], one)
 
     # ------------------------------------------------------------------------------- steps
 
     def _block(self, engine: GuardedStepper, bar: Bar, begin: float) -> str:
         """Take some steps; return a word to stop, or an empty string."""
-        course, often = self.course, bool(self.options.callbacks)
-        history, step = course.history, course.history.step
+        state, often = self.state, bool(self.options.callbacks)
+        history, step = state.history, state.history.step
         eps, streams = self._inputs(self._length())
         if engine.comparison_due(self.options.convergence.block, often=often):
             engine.compare(eps[0], _at(streams, 0), len(self._rates))
-        factors = course.schedule.block(step, len(eps), history.seconds)
-        rates = self._rates.block([course.recovery.rate * one for one in factors], step)
+        factors = state.schedule.block(step, len(eps), history.seconds)
+        rates = self._rates.block([state.recovery.rate * one for one in factors], step)
         start = self._budget.clock()
         result = engine.run(eps, streams, rates)
         count = len(result.bounds)
@@ -183,7 +183,7 @@ class Loop:
         ok = bool(result.ok[-1])
         self._recover(count, eps[count - 1], _at(streams, count - 1), ok=ok)
         self._look_at_bound()
-        bar.update(history.step, history.losses[-count:], course.schedule)
+        bar.update(history.step, history.losses[-count:], state.schedule)
         if self._checkpoint is not None and self._checkpoint.due(history.step):
             self._write_checkpoint()
         if self._call_back(ok=ok):
@@ -193,7 +193,7 @@ class Loop:
     def _inputs(self, count: int) -> tuple[Tensor, TensorDict]:
         """Return noise and other inputs of the next steps, each ``(count, ...)``."""
         eps, streams = self._noise.look(count)
-        first = self.options.first + self.course.history.step
+        first = self.options.first + self.state.history.step
         numbers = self.task.objective.stream(first, len(eps))
         return eps, streams | {name: value.to(eps.device) for name, value in numbers.items()}
 
@@ -201,7 +201,7 @@ class Loop:
         """Return the number of steps that can be taken at once."""
         if self.options.callbacks:
             return 1
-        step, schedule = self.course.history.step, self.course.schedule
+        step, schedule = self.state.history.step, self.state.schedule
         limit = TRAINING.longest_share * (schedule.max_seconds or math.inf)
         ends = [
             self._noise.left,
@@ -219,7 +219,7 @@ class Loop:
         if not self.options.callbacks:
             return False
         self._stepper.pull()
-        history, rate = self.course.history, self.task.optimizer.param_groups[0]["lr"]
+        history, rate = self.state.history, self.task.optimizer.param_groups[0]["lr"]
         info = StepInfo(
             history.step, history.losses[-1], rate, history.seconds, not ok, self.task.guide
         )
@@ -241,7 +241,7 @@ class Loop:
         Raises:
             DivergedError: The policy gives up.
         """
-        step, recovery = self.course.history.step, self.course.recovery
+        step, recovery = self.state.history.step, self.state.recovery
         action = recovery.after(count, ok=ok)
         if action is Action.SNAPSHOT:
             self._states.keep_good(step)
@@ -253,31 +253,31 @@ class Loop:
         if action is Action.GIVE_UP:
             raise DivergedError(gave_up(step, where, len(recovery.restores)))
         recovery.restored(step)
-        self.course.history.note_return(where, back)
+        self.state.history.note_return(where, back)
 
     def _look_at_bound(self) -> None:
         """Keep the present state, go back, or let the rate go down, as the bound says."""
         if self.options.paired is not None:
             self._stepper.pull()  # it scores the present state
-        course, outcome = self.course, self._convergence.look(self.course)
-        step = course.history.step
+        state, outcome = self.state, self._convergence.look(self.state)
+        step = state.history.step
         if outcome.average:
             self._states.average()
         if outcome.best:
             self._states.keep_best(step)
         if outcome.fall is not None:
             back = self._states.back_to_best()
-            course.recovery.slow_down()
+            state.recovery.slow_down()
             why = f"the bound had fallen by {outcome.fall:.2g} nats"
-            course.history.note_return(why, back)
+            state.history.note_return(why, back)
         if outcome.flat:
-            course.history.converged = True
-            course.schedule.begin_decay(step, course.history.seconds)
+            state.history.converged = True
+            state.schedule.begin_decay(step, state.history.seconds)
 
     # ------------------------------------------------------------------- the end, and files
 
     def _ending(self) -> Ending:
-        history, schedule = self.course.history, self.course.schedule
+        history, schedule = self.state.history, self.state.schedule
         return Ending(
             steps=history.step,
             max_steps=schedule.max_steps,
@@ -288,7 +288,7 @@ class Loop:
             decay_step=None if schedule.decay is None else schedule.decay[0],
             rise=self._convergence.rise,
             early=self.options.stop,
-            forecast=self._convergence.forecast(self.course),
+            forecast=self._convergence.forecast(self.state),
             left_out=self.left_out(),
             recipe=self.options.convergence,
             paired=self.options.paired is not None,
@@ -298,9 +298,9 @@ class Loop:
         if self._checkpoint is None:
             return
         self._states.settle()
-        snapshots = self._states.snapshots(self.course.history.step)
+        snapshots = self._states.snapshots(self.state.history.step)
         try:
-            self._checkpoint.save(state_of(self.course, self._noise.state(), snapshots))
+            self._checkpoint.save(saved_state(self.state, self._noise.state(), snapshots))
         except FileError as error:  # the fit itself is worth more than its checkpoint
             warn(f"Checkpoint not written: {error}")
 
@@ -312,7 +312,7 @@ class Loop:
         if saved is None:
             return
         with self._checkpoint.reading():
-            self.course = course_of(saved, self.course)
+            self.state = restored_state(saved, self.state)
             self._states.restore(saved.snapshots)
             # Files of earlier versions hold the state after the last step's own numbers.
             self._noise.restore(saved.rng, saved.counts.get("noise_used", 0))

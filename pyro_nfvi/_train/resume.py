@@ -1,4 +1,4 @@
-"""The part of a training's course in a checkpoint, written and read."""
+"""The part of a training's state in a checkpoint, written and read."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from pyro_nfvi._optim.recovery import Recovery
 from pyro_nfvi._optim.rollback import BestBlock
 from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._train.checkpoint import LoopState
-from pyro_nfvi._train.course import Course, History
+from pyro_nfvi._train.training_state import History, TrainingState
 
 #: Fields of the record of a training, beside the losses.
 _HISTORY = tuple(one.name for one in dataclasses.fields(History) if one.name != "losses")
 
 
-def state_of(
-    course: Course, noise: tuple[Tensor, int], snapshots: Mapping[str, Snapshot]
+def saved_state(
+    state: TrainingState, noise: tuple[Tensor, int], snapshots: Mapping[str, Snapshot]
 ) -> LoopState:
     """Return all that is needed to go on.
 
     Args:
-        course: The course.
+        state: The state.
         noise: State of the source of noise, and steps used of its block.
         snapshots: The states of the parameters, by name.
     """
     rng, used = noise
     counts = {
-        "bad_in_a_row": course.recovery.bad_in_a_row,
-        "since_kept": course.recovery.since_snapshot,
+        "bad_in_a_row": state.recovery.bad_in_a_row,
+        "since_kept": state.recovery.since_snapshot,
         "noise_used": used,
     }
-    losses = torch.tensor(course.history.losses, dtype=torch.float64)
-    return LoopState(_numbers(course), counts, losses, rng, snapshots)
+    losses = torch.tensor(state.history.losses, dtype=torch.float64)
+    return LoopState(_numbers(state), counts, losses, rng, snapshots)
 
 
-def course_of(saved: LoopState, begun: Course) -> Course:
-    """Return the course that a checkpoint holds, each value of the type that it has to be.
+def restored_state(saved: LoopState, begun: TrainingState) -> TrainingState:
+    """Return the state that a checkpoint holds, each value of the type that it has to be.
 
     Args:
         saved: What the file holds.
-        begun: A course that has just begun, for the length of its schedule and for types.
+        begun: A state that has just begun, for the length of its schedule and for types.
 
     Raises:
         Malformed: A value is of another type, or of no name.
@@ -56,7 +56,7 @@ def course_of(saved: LoopState, begun: Course) -> Course:
             raise Malformed(f"its state has {key[:40]!r}, which is {str(value)[:40]!r}")
     numbers = {**known, **saved.state}
     history = {name: numbers[name] for name in _HISTORY}
-    return Course(
+    return TrainingState(
         dataclasses.replace(begun.schedule, decay=_decay_of(numbers["decay"])),
         History(losses=[float(x) for x in saved.losses.tolist()], **history),
         Recovery(
@@ -75,18 +75,18 @@ def course_of(saved: LoopState, begun: Course) -> Course:
     )
 
 
-def _numbers(course: Course) -> dict[str, Any]:
+def _numbers(state: TrainingState) -> dict[str, Any]:
     """Return the values that go on, by their names in a file."""
-    history = {name: getattr(course.history, name) for name in _HISTORY}
+    history = {name: getattr(state.history, name) for name in _HISTORY}
     return history | {
-        "num_skipped": course.recovery.skipped,
-        "restores": course.recovery.restores,
-        "rate": course.recovery.rate,
-        "decay": course.schedule.decay,
-        "best_block": course.best_block.bound,
-        "best_spread": course.best_block.spread,
-        "low_steps": course.best_block.low_steps,
-        "retreats": course.best_block.retreats,
+        "num_skipped": state.recovery.skipped,
+        "restores": state.recovery.restores,
+        "rate": state.recovery.rate,
+        "decay": state.schedule.decay,
+        "best_block": state.best_block.bound,
+        "best_spread": state.best_block.spread,
+        "low_steps": state.best_block.low_steps,
+        "retreats": state.best_block.retreats,
     }
 
 

@@ -10,25 +10,25 @@ from pyro_nfvi._files.archives import Malformed
 from pyro_nfvi._optim.learning_rate import Schedule
 from pyro_nfvi._random import stream
 from pyro_nfvi._train.convergence import ConvergenceTest, Outcome
-from pyro_nfvi._train.course import Course
-from pyro_nfvi._train.resume import course_of, state_of
+from pyro_nfvi._train.resume import restored_state, saved_state
+from pyro_nfvi._train.training_state import TrainingState
 
 
 def looks(bounds, *, max_steps=10_000, until=None, **options):
     """Run through bounds as the loop does; return the looks that said something, by step."""
-    test, course, found = ConvergenceTest.of(**options), Course(Schedule(max_steps)), {}
+    test, state, found = ConvergenceTest.of(**options), TrainingState(Schedule(max_steps)), {}
     bounds = torch.as_tensor(bounds, dtype=torch.float64)
-    while course.history.step < len(bounds):
-        begin = course.history.step
+    while state.history.step < len(bounds):
+        begin = state.history.step
         block = bounds[begin : begin + test.ahead(begin)]
         ok = torch.ones(len(block), dtype=torch.bool)
-        course.history.add(BlockResult(block, torch.zeros(len(block)), ok), seconds=0.0)
-        outcome = test.look(course)
+        state.history.add(BlockResult(block, torch.zeros(len(block)), ok), seconds=0.0)
+        outcome = test.look(state)
         if outcome != Outcome():
-            found[course.history.step] = outcome
+            found[state.history.step] = outcome
         if until is not None and until(outcome):
             break
-    return found, course
+    return found, state
 
 
 def noise(count, scale=0.1):
@@ -47,13 +47,13 @@ def test_a_flat_bound_is_flat_and_a_rising_one_is_not():
 
 def test_a_bound_that_falls_for_good_goes_back_once_and_is_judged_anew():
     bounds = torch.cat([noise(300), noise(3000) - 1000.0])
-    found, course = looks(bounds, until=lambda one: one.fall is not None)
-    last = found[course.history.step]
+    found, state = looks(bounds, until=lambda one: one.fall is not None)
+    last = found[state.history.step]
     assert last.fall == pytest.approx(1000.0, rel=1e-3)
     assert not last.flat
     assert not last.best
-    assert course.best_block.retreats == [course.history.step]
-    assert course.best_block.low_steps == 0
+    assert state.best_block.retreats == [state.history.step]
+    assert state.best_block.low_steps == 0
 
 
 def test_nothing_is_flat_or_fallen_while_the_objective_changes():
@@ -64,30 +64,30 @@ def test_nothing_is_flat_or_fallen_while_the_objective_changes():
 
 
 def test_bounds_that_are_not_finite_judge_no_state():
-    found, course = looks(torch.full((1000,), float("nan")))
+    found, state = looks(torch.full((1000,), float("nan")))
     assert not found
-    assert course.best_block.bound == -float("inf")
+    assert state.best_block.bound == -float("inf")
 
 
 def test_states_are_averaged_in_the_decay_alone():
-    test, course = ConvergenceTest.of(average=True), Course(Schedule(10_000))
+    test, state = ConvergenceTest.of(average=True), TrainingState(Schedule(10_000))
     block = torch.zeros(test.ahead(0), dtype=torch.float64)
     result = BlockResult(block, torch.zeros(len(block)), torch.ones(len(block)))
-    course.history.add(result, seconds=1.0)
-    assert not test.look(course).average
-    course.schedule.begin_decay(course.history.step, 1.0)
-    assert test.look(course).average
+    state.history.add(result, seconds=1.0)
+    assert not test.look(state).average
+    state.schedule.begin_decay(state.history.step, 1.0)
+    assert test.look(state).average
 
 
-def test_a_course_comes_back_from_its_state_and_a_state_of_other_types_is_refused():
-    _, course = looks(torch.cat([noise(300), noise(3000) - 1000.0]))
-    course.schedule.begin_decay(course.history.step, 2.5)
-    course.recovery.restored(7)
-    course.history.note("something was noted")
-    saved = state_of(course, (torch.get_rng_state(), 3), {})
+def test_a_state_comes_back_from_its_file_and_one_of_other_types_is_refused():
+    _, state = looks(torch.cat([noise(300), noise(3000) - 1000.0]))
+    state.schedule.begin_decay(state.history.step, 2.5)
+    state.recovery.restored(7)
+    state.history.note("something was noted")
+    saved = saved_state(state, (torch.get_rng_state(), 3), {})
     assert saved.counts["noise_used"] == 3
-    assert course_of(saved, Course(Schedule(10_000))) == course
+    assert restored_state(saved, TrainingState(Schedule(10_000))) == state
     for broken in ({"rate": "half"}, {"restores": 1.0}, {"of no name": 1}):
         other = dataclasses.replace(saved, state={**saved.state, **broken})
         with pytest.raises(Malformed, match=next(iter(broken))):
-            course_of(other, Course(Schedule(10_000)))
+            restored_state(other, TrainingState(Schedule(10_000)))

@@ -110,14 +110,14 @@ def train_rows(
     """
     with time.watch.part("set_up"):
         loop, measure = _loop(problem, options, time, guide)
-    loop.course.history.notes += notes
+    loop.state.history.notes += notes
     failed: DivergedError | None = None
     try:
         with time.watch.part("training"):
             why = loop.run()
     except DivergedError as error:
         failed = error
-        why = StopReason("diverged", f"Gave up after {loop.course.history.step} steps.")
+        why = StopReason("diverged", f"Gave up after {loop.state.history.step} steps.")
     return finished(problem, options, time, loop, measure, why, reason), failed
 
 
@@ -218,7 +218,7 @@ def finished(
     reason: str,
 ) -> Training:
     """Keep the better of the last state and others, and wrap the record up."""
-    history = loop.course.history
+    history = loop.state.history
     notes = list(history.notes)
     left, others = loop.left_out(), loop.other_states()
     time.watch.count_steps(loop.steps_taken)
@@ -228,12 +228,12 @@ def finished(
         notes.append(
             "an average of states, or an earlier one, was better than the last; it is kept"
         )
-    if skipped := loop.course.recovery.skipped:
+    if skipped := loop.state.recovery.skipped:
         words = f"{skipped} step{'s were' if skipped > 1 else ' was'}"
         notes.append(f"{words} skipped: gradients were not finite")
     if history.num_bad:
         notes.append(f"{history.num_bad} particles were left out: not finite")
-    most = loop.course.schedule.max_steps
+    most = loop.state.schedule.max_steps
     settings = _settings(problem, options, loop.task.guide, loop.task.num_particles, most)
     return Training(
         torch.tensor(history.losses, dtype=torch.float64),

@@ -105,11 +105,11 @@ def train(
             reason = _NO_STEP
     except DivergedError as error:
         saved = None
-        if loop.course.recovery.skipped < loop.course.history.step:
-            gave_up = StopReason("diverged", f"Gave up after {loop.course.history.step} steps.")
+        if loop.state.recovery.skipped < loop.state.history.step:
+            gave_up = StopReason("diverged", f"Gave up after {loop.state.history.step} steps.")
             left = loop.left_out()
             if left is not None and left.level is Level.FAULT:
-                gave_up = stuck(left, loop.course.history.step)
+                gave_up = stuck(left, loop.state.history.step)
             saved = _finished(problem, options, time, loop, gave_up)
         if not time.affords(IMPROPER_ROWS[problem.log_joint.how]):
             raise with_fit(error, saved) from error
@@ -177,7 +177,7 @@ def _loop(
         progress=options.progress,
         budget=time.training,
     )
-    loop.course.history.notes += plan.notes
+    loop.state.history.notes += plan.notes
     return loop
 
 
@@ -205,7 +205,7 @@ def _finished(
     reason: StopReason,
 ) -> Fit:
     """Keep the better of the last and the best state, score it, and wrap it up."""
-    history, engine = loop.course.history, loop.engine
+    history, engine = loop.state.history, loop.engine
     notes = list(history.notes)
     left, others = loop.left_out(), loop.other_states()
     time.watch.count_steps(loop.steps_taken)
@@ -221,7 +221,7 @@ def _finished(
         notes.append(
             f"{which}the state of an earlier step was better than the last one and is kept"
         )
-    if skipped := loop.course.recovery.skipped:
+    if skipped := loop.state.recovery.skipped:
         words = f"{skipped} step{'s were' if skipped > 1 else ' was'}"
         notes.append(f"{words} skipped: gradients were not finite")
     if history.num_bad:

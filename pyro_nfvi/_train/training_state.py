@@ -1,4 +1,4 @@
-"""The course of a training: the values that a checkpoint holds beside parameters and noise."""
+"""The state of a training: the values that a checkpoint holds beside parameters and noise."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class History:
 
 
 @dataclass
-class Course:
+class TrainingState:
     """The state of a training beside parameters and noise.
 
     Attributes:
