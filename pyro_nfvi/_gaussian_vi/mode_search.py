@@ -18,6 +18,7 @@ from pyro_nfvi._gaussian_vi.multistart import GaussianFit
 from pyro_nfvi._gaussian_vi.natural_gradient import natural_gradient_ascent
 from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
 from pyro_nfvi._gaussian_vi.target import Target
+from pyro_nfvi._gaussian_vi.unseen_starts import UnseenStarts, unseen_starts
 
 #: From a point ``(D,)`` and points ``(N, D)`` to those of their images that are nearest to it.
 Align: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -35,6 +36,9 @@ class Modes:
         left_out: Number of modes that were left out for lack of mass.
         finished: True if the search came to its end before the target's budget did.
         top: The highest point ``(D,)`` that any start reached.
+        merged: Number of modes that were taken for one with another, or for an image of it.
+        left_out_share: Share of the mass of those that were left out.
+        unseen: Estimate of modes that no start has met; None where nothing was searched.
     """
 
     normals: Normals
@@ -44,6 +48,9 @@ class Modes:
     left_out: int = 0
     finished: bool = True
     top: Tensor | None = None
+    merged: int = 0
+    left_out_share: float = 0.0
+    unseen: UnseenStarts | None = None
 
     def __len__(self) -> int:
         return len(self.normals)
@@ -72,7 +79,8 @@ def search_modes(
     is closest to the density.
 
     A log-concave density has one mode here, whatever the points. **A mode that no point
-    ascends to is not found**, nor are more than 16. Where the target's budget is spent first,
+    ascends to is not found**, nor are more than 16: those beyond, and an estimate of what no
+    start has met, are in :attr:`Modes.unseen`. Where the target's budget is spent first,
     the modes that are known by then come back, with ``finished=False``.
 
     Args:
@@ -124,6 +132,8 @@ def search_modes(
     known, hits, count = frame, torch.zeros(1, dtype=torch.long), 0
     weights = torch.ones(1, dtype=torch.float64)
     top = ends[heights.argmax()]
+    # Ends in modes for which there was no place, counted and never fitted.
+    loose, merged = ends[:0], 0
     for turn in range(MODE_SEARCH.rounds):
         count += len(ends)
         if target.budget.over():
@@ -132,11 +142,20 @@ def search_modes(
         if target.budget.over():
             break
         if turn == 0 and len(tops) < 2:
-            return Modes(frame, weights, torch.tensor([int((label == 0).sum())]), count, top=top)
+            ended = torch.tensor([int((label == 0).sum())])
+            sole = unseen_starts(ended, weights)
+            return Modes(frame, weights, ended, count, top=top, unseen=sole)
         before = len(known)
-        known, owner = _fitted(target, known, tops[before if turn else 0 :], effort, generator)
+        known, owner, full = _fitted(
+            target, known, tops[before if turn else 0 :], effort, generator
+        )
         if turn:  # places of modes that were known are these modes
             owner = torch.cat([torch.arange(before), owner])
+            full = torch.cat([torch.zeros(before, dtype=torch.bool), full])
+        beyond = (label < 0) & torch.isfinite(heights).cpu()
+        if len(full):
+            beyond = beyond | ((label >= 0) & full[label.clamp_min(0)])
+        loose = torch.cat([loose, ends[beyond.to(ends.device)]])
         mode = owner[label[label >= 0]]
         hits = torch.nn.functional.pad(hits, (0, len(known) - len(hits)))
         hits = hits + torch.bincount(mode[mode >= 0], minlength=len(known))
@@ -145,6 +164,7 @@ def search_modes(
         if turn == 0:  # one bent ridge is the common case
             joined, total = _merged(target, frame, known, hits, generator)
             if len(joined) == 1:
+                merged += len(known) - 1
                 known, hits = joined, total
                 break
         weights = _weights(target, known, generator)
@@ -164,25 +184,77 @@ def search_modes(
     target = whole
     if target.budget.over():  # nothing is left to weigh them with
         return Modes(frame, torch.ones_like(weights[:1]), hits[:1], count, 0, False, top)
+    fitted = len(known) + merged
     if len(known) > 1:
         known, hits = _merged(target, frame, known, hits, generator)
     if len(known) > 1 and align is not None:
         known, hits = _once(target, known, hits, align, generator)
+    merged, dropped_share = fitted - len(known), 0.0
+    before_pruning = known, hits, torch.ones(1, dtype=torch.float64)
     if len(known) > 1:
         known, _ = natural_gradient_ascent(
             target, known, num_steps=_steps(MODE_SEARCH.last_steps, effort), generator=generator
         )
         weights = _weights(target, known, generator)
+        before_pruning = known, hits, weights
         counts = (weights >= MODE_SEARCH.least_share) | _moving(known, weights)
         keep = (counts & ~_spikes(known, weights)).nonzero().squeeze(-1)
         left_out = len(known) - len(keep)
+        dropped_share = float(1 - weights[keep].sum())
         known, hits = known.take(keep), hits[keep]
         weights = weights[keep] / weights[keep].sum()
     else:
         weights = torch.ones(1, dtype=torch.float64)
+    unseen = _estimate_unseen(target, *before_pruning, loose, effort, generator)
     order = weights.argsort(descending=True)
     finished = finished and not target.budget.over()
-    return Modes(known.take(order), weights[order], hits[order], count, left_out, finished, top)
+    return Modes(
+        known.take(order), weights[order], hits[order], count, left_out, finished, top,
+        merged, dropped_share, unseen,
+    )  # fmt: skip
+
+
+def _estimate_unseen(
+    target: Target,
+    known: Normals,
+    hits: Tensor,
+    weights: Tensor,
+    loose: Tensor,
+    effort: float,
+    generator: torch.Generator | None,
+) -> UnseenStarts:
+    """Estimate unseen modes from those that are known and from ends for which was no place.
+
+    The evidence of a mode that is not kept is the bound of a Gaussian that starts there.
+    """
+    log_evidence = weights.log()
+    if not len(loose) or target.budget.over():
+        return unseen_starts(hits, log_evidence)
+    loose = loose[: MODE_SEARCH.compared_ends]
+    heights = target(loose)[0]
+    tops, label = _places(target, known.loc, loose, heights, len(loose))
+    counts = torch.bincount(label[label >= 0], minlength=len(tops))
+    counts[: len(known)] += hits.to(counts)
+    if len(tops) == len(known):  # nothing new among them
+        return unseen_starts(counts, log_evidence)
+    ran, _ = natural_gradient_ascent(
+        target,
+        _starts_at(known.take(0), tops[len(known) :]),
+        num_steps=_steps(MODE_SEARCH.race_steps, effort),
+        num_particles=MODE_SEARCH.race_particles,
+        generator=generator,
+    )
+    own, new = _bounds(target, known, generator), _bounds(target, ran, generator)
+    first = own.argmax()
+    new = (new - own[first] + log_evidence[first].to(new)).to(log_evidence)
+    beyond = int((new > log_evidence.max() - MODE_SEARCH.negligible).sum())
+    return unseen_starts(counts, torch.cat([log_evidence, new]), beyond)
+
+
+def _starts_at(frame: Normals, places: Tensor) -> Normals:
+    """Make narrow Gaussians at places, of the shape of one Gaussian."""
+    factor = frame.factor.expand(len(places), *frame.factor.shape[1:])
+    return Normals(places, MODE_SEARCH.start_width * factor)
 
 
 def _steps(most: int, effort: float) -> int:
@@ -190,7 +262,11 @@ def _steps(most: int, effort: float) -> int:
 
 
 def _places(
-    target: Target, tops: Tensor | None, ends: Tensor, heights: Tensor
+    target: Target,
+    tops: Tensor | None,
+    ends: Tensor,
+    heights: Tensor,
+    most: int = MODE_SEARCH.most_places,
 ) -> tuple[Tensor, Tensor]:
     """Ends without a valley between them are one place: a top of each, and the label of each end.
 
@@ -207,7 +283,7 @@ def _places(
         label[left[same]] = place
         left = left[~same]
     known = len(found)
-    while len(left) and len(found) < known + MODE_SEARCH.most_places and not target.budget.over():
+    while len(left) and len(found) < known + most and not target.budget.over():
         top = ends[left[0]]
         same = ~valleys(target, top, ends[left], MODE_SEARCH.valley)
         same[0] = True
@@ -223,17 +299,19 @@ def _fitted(
     places: Tensor,
     effort: float,
     generator: torch.Generator | None,
-) -> tuple[Normals, Tensor]:
-    """Fit a Gaussian from each place; return the modes, and in which of them each place is."""
+) -> tuple[Normals, Tensor, Tensor]:
+    """Fit a Gaussian from each place.
+
+    Returns:
+        The modes, in which of them each place is, and the places whose mode was dropped since as
+        many as are kept were there.
+    """
+    full = torch.zeros(len(places), dtype=torch.bool)
     if not len(places):
-        return known, torch.zeros(0, dtype=torch.long)
-    frame = known.take(0)
-    start = Normals(
-        places, MODE_SEARCH.start_width * frame.factor.expand(len(places), *frame.factor.shape[1:])
-    )
+        return known, torch.zeros(0, dtype=torch.long), full
     ran, _ = natural_gradient_ascent(
         target,
-        start,
+        _starts_at(known.take(0), places),
         num_steps=_steps(MODE_SEARCH.race_steps, effort),
         num_particles=MODE_SEARCH.race_particles,
         generator=generator,
@@ -250,18 +328,18 @@ def _fitted(
         place = len(known) + index
         apart = _apart(target, both, place, kept)
         if bool(apart.all()):
-            if (
-                len(kept) < MODE_SEARCH.most_modes
-                and float(bounds[place]) > float(bounds.max()) - slack
-            ):
-                kept.append(place)
-                owner[index] = len(kept) - 1
+            if float(bounds[place]) > float(bounds.max()) - slack:
+                if len(kept) < MODE_SEARCH.most_modes:
+                    kept.append(place)
+                    owner[index] = len(kept) - 1
+                else:
+                    full[index] = True
         else:
             owner[index] = int((~apart).nonzero()[0])
             first = kept[int(owner[index])]
             if bounds[place] > bounds[first] + 1.0:  # a Gaussian that lay across several modes
                 kept[int(owner[index])] = place
-    return both.take(kept), owner
+    return both.take(kept), owner, full
 
 
 def _merged(

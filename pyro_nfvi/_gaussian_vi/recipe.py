@@ -214,6 +214,9 @@ class ModeSearchRecipe:
     most_modes: int = 16
     #: Most places from which a Gaussian starts in one round.
     most_places: int = 16
+    #: Ends beyond the modes that are kept that are told apart, at most: paths between them grow
+    #: with its square.
+    compared_ends: int = 64
     #: Rounds, at most.
     rounds: int = 4
     #: Points of each round after the first.

@@ -16,7 +16,7 @@ from pyro_nfvi._train.left_out_particles import LeftOut as LeftOut  # one kind o
 from pyro_nfvi.diagnostics._finding import Finding, Level
 from pyro_nfvi.diagnostics._recipe import VERDICT
 from pyro_nfvi.infer._checks.missed_mass import Outside, too_much
-from pyro_nfvi.infer._recipe import PLATES, TAIL_CHECK, WORDS
+from pyro_nfvi.infer._recipe import MODE_CHECK, PLATES, TAIL_CHECK, WORDS
 
 _F = TypeVar("_F", bound="Finding")
 
@@ -100,6 +100,57 @@ class ModeSearch(Finding):
         if self.alone:
             words += f"; {self.alone} of the modes were found by one start alone: there may be more"
         return words
+
+
+@dataclass(frozen=True)
+class ModesUnseen(Finding):
+    """An estimate of unseen starts, and the modes that the search dropped or merged.
+
+    The estimate is of modes to which starts of the same kind would lead; it bounds no mass.
+
+    Attributes:
+        starts: Starts that ended in a mode.
+        ends: Modes in which they ended.
+        alone: Modes that one start alone ended in.
+        chance: Good and Turing's chance that one more start ends in a mode that none has met.
+        unseen: Chao's estimate of the number of such modes, weighted by evidence.
+        share: Their share of the evidence, were each as heavy as one met once.
+        beyond: Modes that were dropped since no more are kept.
+        merged: Modes that were taken for one with another.
+        left_out: Modes that were dropped for lack of mass.
+        left_out_share: Share of the mass that these had.
+    """
+
+    starts: int
+    ends: int
+    alone: int = 0
+    chance: float = 0.0
+    unseen: float = 0.0
+    share: float = 0.0
+    beyond: int = 0
+    merged: int = 0
+    left_out: int = 0
+    left_out_share: float = 0.0
+
+    @property
+    def level(self) -> Level:
+        fault = self.beyond > 0 or self.share > MODE_CHECK.most_unseen
+        return Level.FAULT if fault else Level.REMARK
+
+    def sentence(self) -> str:
+        words = []
+        if self.share > 0:
+            words.append(
+                f"{self.alone} of {self.ends} modes were met by one of {self.starts} starts alone: "
+                f"an estimate of unseen starts gives {self.unseen:.2g} more modes or more, with "
+                f"{100 * self.share:.2g} % of the evidence (no bound on mass)"
+            )
+        if self.beyond:
+            words.append(
+                f"{self.beyond} modes were dropped since no more are kept, so that their mass is "
+                "missing"
+            )
+        return "; ".join(words)
 
 
 @dataclass(frozen=True)

@@ -292,6 +292,9 @@ class ModeCheckRecipe:
     points: int = 192
     #: Fewest of these that are worth it.
     fewest_points: int = 8
+    #: Estimated share of the evidence in modes that no start met, from which on a fit is not to be
+    #: trusted: it shifts a probability by as much.
+    most_unseen: float = 0.05
     #: Widths of draws around the best Gaussian, relative to it; half of the points are such.
     reaches: tuple[float, ...] = (3.0, 10.0)
     #: Share of the other half that is uniform; the rest are draws from the prior.

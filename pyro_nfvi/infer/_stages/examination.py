@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from pyro_nfvi._budget import Budget
 from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
@@ -20,6 +20,7 @@ from pyro_nfvi.infer._findings import (
     MassOutside,
     MissedModes,
     ModeSearch,
+    ModesUnseen,
     MovedMoments,
     NarrowModes,
     Relabelled,
@@ -68,6 +69,8 @@ def examine(
         ),
         mass,
     ]
+    if unseen := _unseen(search):
+        findings.append(unseen)
     if narrow := _narrow_modes(problem, options, time, search, fit):
         findings.append(narrow)
     tails: HeavyTails | None = None
@@ -204,6 +207,19 @@ def _narrow_modes(
     if found is None:
         return NarrowModes(0)
     return NarrowModes(found.count, found.share, found.points)
+
+
+def _unseen(search: SearchedModes) -> ModesUnseen | None:
+    """Say what the mode search dropped, and what its starts may not have met."""
+    modes = search.modes
+    if modes is None or modes.unseen is None:
+        return None
+    return ModesUnseen(
+        **asdict(modes.unseen),
+        merged=modes.merged,
+        left_out=modes.left_out,
+        left_out_share=modes.left_out_share,
+    )
 
 
 def _relabelled(

@@ -160,12 +160,21 @@ def _notes(modes: Modes, num_points: int) -> tuple[str, ...]:
         f"{sum(hits)} of {modes.num_starts} starts ended in {where}; a mode that no start "
         f"reached is not seen ({num_points} points were scored in search of narrow ones)"
     )
-    if not modes.left_out:
-        return (line,)
-    return line, (
-        f"{modes.left_out} more were left out as places with next to no mass, such as "
-        "the neck of a funnel"
-    )
+    lines = [line]
+    if modes.left_out:
+        lines.append(
+            f"{modes.left_out} more were left out as places with next to no mass, such as the neck "
+            f"of a funnel ({100 * modes.left_out_share:.2g} % of the mass that was found)"
+        )
+    if modes.merged:
+        lines.append(f"{modes.merged} more were taken for one with another of them")
+    if (unseen := modes.unseen) is not None:
+        lines.append(
+            f"estimate of unseen starts: one more would end in a new mode with a chance of "
+            f"{unseen.chance:.2g}; {unseen.unseen:.2g} modes or more with {100 * unseen.share:.2g} "
+            f"% of the evidence were not met, {unseen.beyond} were met and dropped"
+        )
+    return tuple(lines)
 
 
 def _find_symmetry(
