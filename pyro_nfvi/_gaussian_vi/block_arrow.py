@@ -153,7 +153,11 @@ def judged(
 ) -> BlockArrowGaussian:
     """Return the same Gaussian with its bound on ``num`` draws."""
     num = target.affordable(num)
-    bound, error = _bound(one.log_weights(target, _noise(one.loc, num, generator)))
+    # In parts of whole mirrored pairs: so many draws of many rows do not fit into memory at once.
+    most = max(2, BLOCK_ARROW.numbers // len(one.loc) // 2 * 2)
+    sizes = [min(most, num - start) for start in range(0, num, most)]
+    parts = [one.log_weights(target, _noise(one.loc, size, generator)) for size in sizes]
+    bound, error = _bound(torch.cat(parts))
     return BlockArrowGaussian(one.loc, one.factor, bound, error)
 
 

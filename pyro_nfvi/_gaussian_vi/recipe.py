@@ -108,6 +108,8 @@ class BlockArrowRecipe:
     draws: int = 8
     #: Rows of the density in one call for that, at least those of one product.
     rows: int = 64
+    #: Numbers of the draws that are judged at once: 128 MB of doubles.
+    numbers: int = 16_000_000
     #: Most coordinates that are globals, each of which costs a product.
     most_globals: int = 128
     #: Distance of the two points of a difference of scores, in sds.

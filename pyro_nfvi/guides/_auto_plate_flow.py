@@ -434,8 +434,10 @@ class AutoPlateFlow(VectorGuide):
         layout: PlateLayout,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
+        *,
+        bare: bool = False,
     ) -> BoundRows:
-        """Gather what the rows of a layout have."""
+        """Gather what the rows of a layout have; ``bare`` of flows that are still the identity."""
         args, kwargs = self._given(args, kwargs or {})
         tables, numbers = self._rows_tables(), dict[str, RowNumbers]()
         like = tables.loc[0]
@@ -450,7 +452,7 @@ class AutoPlateFlow(VectorGuide):
         modules, flows = self._modules["flow"], dict[str, Flow | None]()
         assert isinstance(modules, nn.ModuleDict)
         for i, block in enumerate(blocks):
-            if str(i) in modules and isinstance(found := modules[str(i)], Flow):
+            if not bare and str(i) in modules and isinstance(found := modules[str(i)], Flow):
                 flows[block.name] = found
         codes = {
             name: own.code
@@ -596,6 +598,27 @@ class AutoPlateFlow(VectorGuide):
         scale = factor.arrow.join([t.diagonal(dim1=-2, dim2=-1) for t in factor.trils])
         self.start_at(loc, scale)
         self._rows_tables().set_coupling(blocks, factor.scaled(1 / scale))
+
+    @torch.no_grad()
+    def stretch_globals(self, shift: Tensor, ratio: Tensor, centre: Tensor) -> None:
+        r"""Move globals z to :math:`c + \mathrm{shift} + \mathrm{ratio}\,(z - c)`.
+
+        Rows that are coupled to globals follow them as before: their distribution given the globals
+        stays the same.
+
+        Args:
+            shift: ``(D_g,)``.
+            ratio: ``(D_g,)``, positive.
+            centre: The point c, ``(D_g,)``.
+        """
+        self._require_setup()
+        blocks, tables = self.layout.blocks, self._rows_tables()
+        place = next(i for i, block in enumerate(blocks) if not block.plates)
+        own = tables.at(blocks[place], None, sparse=False)
+        loc, scale = own.loc.double().clone(), own.scale.double()
+        moved = centre.to(loc) + shift.to(loc) + ratio.to(loc) * (loc - centre.to(loc))
+        tables.set_gaussian(blocks[place].name, moved, ratio.to(loc) * scale)
+        tables.follow(blocks, place, (moved - loc) / scale, ratio.to(loc))
 
     # --------------------------------------------------------------------------- the guide
 

@@ -130,6 +130,20 @@ class RowTables(nn.Module):
             parts.append(ArrowBlock(block.positions, parents))
         return ArrowFactor(BlockArrow.known(parts), tuple(trils), tuple(weights))
 
+    def coupling_shapes(self, blocks: Sequence[PlateBlock]) -> dict[str, tuple[int, int]]:
+        """Return the shapes of the numbers of :meth:`coupling`, by name."""
+        widths = {block.name: block.width for block in blocks}
+        shapes = dict[str, tuple[int, int]]()
+        for block in blocks:
+            i, size = self._index[block.name], block.width
+            shapes[f"inner_{i}"] = (block.num_rows, size * size)
+            for name in block.parents:
+                shapes[f"above_{i}_{self._index[name]}"] = (block.num_rows, size * widths[name])
+        return shapes
+
+    def _above(self, block: PlateBlock, parent: PlateBlock) -> Tensor:
+        return self.get_buffer(f"above_{self._index[block.name]}_{self._index[parent.name]}")
+
     @torch.no_grad()
     def set_coupling(self, blocks: Sequence[PlateBlock], factor: ArrowFactor) -> None:
         """Set :meth:`coupling` for the blocks of all rows, from a block arrow over these blocks."""
@@ -142,6 +156,35 @@ class RowTables(nn.Module):
             for (above, _), weight in zip(known.parents, weights, strict=True):
                 at = self._index[blocks[above].name]
                 self.register_buffer(f"above_{i}_{at}", weight.flatten(1).to(like))
+
+    @torch.no_grad()
+    def follow(
+        self, blocks: Sequence[PlateBlock], place: int, shift: Tensor, ratio: Tensor
+    ) -> None:
+        """Keep how rows depend on a block of one row that was shifted and stretched.
+
+        Args:
+            blocks: The blocks of all rows.
+            place: The place of the block that moved.
+            shift: Its shift in units of its scale before, ``(1, d)``.
+            ratio: Its scale relative to that, ``(d,)``.
+        """
+        factor = self.coupling(blocks)
+        if factor is None:
+            return
+        moved = [torch.zeros_like(tril[..., 0]).double() for tril in factor.trils]
+        moved[place] = shift.double()
+        for i, (block, known) in enumerate(zip(blocks, factor.arrow.blocks, strict=True)):
+            if i == place or not known.parents:
+                continue
+            for (above, rows), weight in zip(known.parents, factor.weights[i], strict=True):
+                moved[i] += (weight.double() @ moved[above][rows].unsqueeze(-1)).squeeze(-1)
+                if above == place:
+                    own = self._above(block, blocks[above])
+                    own.copy_((weight.double() * ratio.double()).flatten(1))
+            table = self.loc[self._index[block.name]]
+            scale = F.softplus(self.raw_scale[self._index[block.name]])
+            table.add_((scale * moved[i]).to(table))
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -136,9 +136,13 @@ def fill(path: str | os.PathLike[str], guide: AutoPlateFlow, state: Mapping[str,
     Raises:
         FileError: They are of another guide.
     """
-    own = guide.state_dict()
-    wrong = [n for n in {*own, *state} if n not in own or n not in state]
-    wrong += [n for n in own if n in state and own[n].shape != state[n].shape]
+    # How rows are coupled to those that enclose them is part of some fits, and of no new guide.
+    shapes = {n: tuple(value.shape) for n, value in guide.state_dict().items()}
+    coupling = guide.tables.coupling_shapes(guide.layout.blocks)
+    if any(f"tables.{n}" in state for n in coupling):
+        shapes |= {f"tables.{n}": shape for n, shape in coupling.items()}
+    wrong = [n for n in {*shapes, *state} if n not in shapes or n not in state]
+    wrong += [n for n in shapes if n in state and shapes[n] != tuple(state[n].shape)]
     if wrong:
         raise FileError(
             f"{path} does not fit the model and its data: {sorted(wrong)[0]!r} of the guide is "

@@ -651,6 +651,9 @@ class PlateRecipe:
     least_share: float = 0.5
     #: Rows of a plate that make it one of local latents, at least.
     least_rows: int = 32
+    #: Nats a row by which the bound of a Gaussian of all rows may be below the evidence, for it to
+    #: be judged before anything is trained: a quarter of the gap a row that fits aim at.
+    start_gap: float = 0.005
     #: Numbers of a mini-batch's vector in all particles together: a step's cost grows with them.
     step_numbers: int = 2048
     #: Particles of a step, at least.
@@ -677,8 +680,12 @@ class PlateRecipe:
     fewest_draws: int = 4
     #: Draws of rows in all that the judgement of the globals may take.
     judged_numbers: int = 30_000_000
-    #: Moves of the globals to where re-drawn rows weigh them, at most.
-    calibrations: int = 3
+    #: The same of a guide whose flows are the identity, which are not run: 64 draws of the globals
+    #: on four nodes of each of a million rows.
+    plain_numbers: int = 300_000_000
+    #: Moves of the globals to where re-drawn rows weigh them, at most: one makes an sd that is half
+    #: of the truth some 1.25 times as large, by 64 draws.
+    calibrations: int = 8
     #: Sds of a mean, and shares of an sd, from which on the globals are moved.
     least_shift: float = 0.1
     #: Effective draws below which the weights do not say where to.

@@ -694,6 +694,18 @@ def test_a_block_arrow_start_is_that_gaussian():
         values["mean"]
     )
     torch.testing.assert_close(one + other - top, normal, rtol=1e-4, atol=1e-4)
+    # Globals that are moved leave the distribution of the rows given them as it was.
+    before = guide.log_prob(values)
+    conditional = before - torch.distributions.MultivariateNormal(
+        loc[:2], scale_tril=factor.trils[0][0]
+    ).log_prob(values["mean"])
+    ratio, centre = torch.tensor([1.5, 0.7]), torch.tensor([0.2, -1.0])
+    guide.stretch_globals(torch.tensor([0.3, -0.4]), ratio, centre)
+    top = torch.distributions.MultivariateNormal(
+        centre + torch.tensor([0.3, -0.4]) + ratio * (loc[:2] - centre),
+        scale_tril=ratio[:, None] * factor.trils[0][0],
+    ).log_prob(values["mean"])
+    torch.testing.assert_close(guide.log_prob(values) - top, conditional, rtol=1e-4, atol=1e-3)
     pyro.clear_param_store()
     again = AutoPlateFlow(model).setup(y)
     again.load_state_dict(guide.state_dict())

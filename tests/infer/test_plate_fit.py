@@ -318,5 +318,5 @@ def test_a_row_that_is_not_finite_is_named(seed):
 def test_time_that_is_short_leaves_a_result():
     fit = fitted(max_seconds=0.5)
     assert isinstance(fit, PlateFit)
-    assert fit.why_stopped in ("max_seconds", "max_steps")
+    assert fit.why_stopped in ("max_seconds", "max_steps", "converged")  # no step is needed
     assert fit.sample(3, rows={})["mu"].shape == (3,)

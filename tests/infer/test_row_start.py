@@ -8,7 +8,7 @@ import torch
 from pyro_nfvi import NFVI, AutoPlateFlow
 from pyro_nfvi._budget import UNLIMITED
 from pyro_nfvi.infer._stages.plate_stages import set_up_rows
-from pyro_nfvi.infer._stages.row_start import start_rows
+from pyro_nfvi.infer._stages.row_start import AllRows, start_rows
 from pyro_nfvi.infer._time_plan import TimePlan
 
 
@@ -50,14 +50,29 @@ def centred(rows, batch, tau=0.7):
     )
 
 
+def problem_of(model, y, guide):
+    with pyro.get_param_store().scope():
+        return set_up_rows(
+            model, (y,), {}, frozenset(), 0, guide, NFVI(model)._options(), TimePlan(UNLIMITED)
+        )
+
+
+def test_the_log_joint_of_all_rows_is_that_of_the_model_without_mini_batches():
+    model, y, _ = centred(50, 16)  # 16 does not divide 50
+    whole, _, _ = centred(50, None)
+    guide, other = AutoPlateFlow(model), AutoPlateFlow(whole)
+    batches = problem_of(model, y, guide).log_joint
+    entire = problem_of(whole, y, other).log_joint
+    z = torch.randn(3, 52, generator=torch.Generator().manual_seed(0))
+    found = AllRows.of(batches, guide.layout).value_and_grad(z)
+    for mine, theirs in zip(found, entire.value_and_grad(z, {}), strict=True):
+        torch.testing.assert_close(mine, theirs.double(), rtol=1e-5, atol=1e-4)
+
+
 def test_a_start_on_mini_batches_is_near_the_posterior_of_all_rows():
     model, y, exact = centred(400, 100)
     guide = AutoPlateFlow(model)
-    with pyro.get_param_store().scope():
-        problem = set_up_rows(
-            model, (y,), {}, frozenset(), 0, guide, NFVI(model)._options(), TimePlan(UNLIMITED)
-        )
-        start = start_rows(problem, guide, UNLIMITED)
+    start = start_rows(problem_of(model, y, guide), guide, UNLIMITED)
     (mu, mu_sd), (tau, tau_sd) = exact["mu"], exact["tau"]
     # A mini-batch of a quarter of the rows has twice the sd of the posterior. Its Gaussian is too
     # narrow in the logarithm of a scale about which rows say little.
@@ -65,6 +80,18 @@ def test_a_start_on_mini_batches_is_near_the_posterior_of_all_rows():
     assert abs(start.loc[1].exp() - tau) < 4 * tau_sd
     assert 0.5 < start.scale[0] / mu_sd < 2
     assert 0.25 < start.scale[1] * tau / tau_sd < 2
+
+
+@pytest.mark.slow
+def test_ten_thousand_rows_have_the_globals_of_the_exact_posterior():
+    """Means within 0.3 sd, sds within 15 %: both have the noise of 2,000 draws and 187 weights."""
+    model, y, exact = centred(10_000, 512)
+    fit = NFVI(model, seed=0, progress=False).run(y)
+    assert fit.verdict == "good", fit.report
+    draws = fit.sample(4000, rows={}, seed=0)
+    for name, (mean, sd) in exact.items():
+        assert abs(float(draws[name].mean()) - mean) < 0.3 * sd
+        assert abs(float(draws[name].std()) / sd - 1) < 0.15
 
 
 @pytest.mark.slow

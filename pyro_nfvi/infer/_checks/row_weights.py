@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
@@ -93,6 +94,9 @@ class _Scan:
         eps: Noise of all that stands outside of the plate ``(S, D_out)``.
         draws: Draws of each row for each of these.
         seed: Of the noise of rows.
+        spread: Spread the draws of a row evenly, by :func:`latin_normal`; else independent ones.
+        nodes: Numbers ``(K,)`` that take the place of the draws of rows of one coordinate.
+        bare: The guide's flows are the identity still, and are not run.
     """
 
     def __init__(
@@ -103,8 +107,13 @@ class _Scan:
         eps: Tensor,
         draws: int,
         seed: int,
+        *,
+        spread: bool = False,
+        nodes: Tensor | None = None,
+        bare: bool = False,
     ) -> None:
         self.guide, self.log_joint, self.plate = guide, log_joint, plate
+        self._spread, self._nodes, self._bare = spread, nodes, bare
         self._eps, self._draws, self._seed = eps, draws, seed
 
     def at(self, rows: TensorDict, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -122,14 +131,20 @@ class _Scan:
         eps[..., ~inner] = self._eps.unsqueeze(1)
         noise = stream(self._seed, "rows", number, device=eps.device)
         # The same for all draws of the globals, so that it cancels in their comparison.
-        eps[..., inner] = torch.randn(
-            draws, int(inner.sum()), dtype=eps.dtype, device=eps.device, generator=noise
-        )
+        width = int(inner.sum())
+        if self._nodes is not None:
+            eps[..., inner] = self._nodes.to(eps).unsqueeze(-1).expand(draws, width)
+        elif self._spread:
+            eps[..., inner] = latin_normal(draws, width, noise).to(eps)
+        else:
+            eps[..., inner] = torch.randn(
+                draws, width, dtype=eps.dtype, device=eps.device, generator=noise
+            )
         flat = eps.reshape(count * draws, layout.dim)
         parts, scored = [], []
         most = max(1, PLATES.drawn_numbers // (4 * layout.dim))
         with torch.no_grad(), scoring(self.guide):
-            bound = self.guide._bind(layout)
+            bound = self.guide._bind(layout, bare=self._bare)
             for part in flat.split(most):
                 z, ladjs = bound.by_rows(part)
                 parts.append((z, _log_q(layout, part, ladjs, self.plate)))
@@ -142,6 +157,53 @@ class _Scan:
         log_w = (terms - log_q).reshape(count, draws, size)
         first = slice(None, None, draws)
         return log_w, rest[first], outer_q[first], z[first][:, ~inner]
+
+
+def hermite_nodes(count: int) -> tuple[Tensor, Tensor]:
+    r"""Return nodes and log weights ``(count,)`` of means under a standard normal, float64.
+
+    .. math:: \mathbb{E} f(\varepsilon) \approx \sum_k \omega_k f(\varepsilon_k)
+
+    by the rule of Gauss and Hermite, exact for polynomials of degree ``2 count - 1``.
+
+    Example:
+        >>> nodes, log_weights = hermite_nodes(4)
+        >>> round(float((log_weights.exp() * nodes**6).sum()), 6)
+        15.0
+    """
+    nodes, weights = hermegauss(count)
+    return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum()).log()
+
+
+def _one_wide(layout: PlateLayout, plate: str) -> bool:
+    """Tell whether each row of a plate has one coordinate in all."""
+    inner = [block for block in layout.blocks if plate in block.plates]
+    return len(inner) == 1 and inner[0].plates == (plate,) and inner[0].width == 1
+
+
+def latin_normal(draws: int, width: int, generator: torch.Generator) -> Tensor:
+    r"""Draw a Latin hypercube of standard normal numbers ``(draws, width)``, float64.
+
+    Each column has one number in each of K strata of equal probability, in an order of its own.
+    Each number is standard normal, so that means stay unbiased; of what is a sum over columns the
+    variance falls as :math:`K^{-3}` in place of :math:`K^{-1}`. Of a hundred thousand rows each of
+    which follows the globals a little wrongly, independent draws add up to a nat of noise in how
+    the evidence depends on the globals, however many rows there are.
+
+    Source: McKay, Beckman and Conover 1979, Technometrics 21(2); Stein 1987, Technometrics 29(2).
+
+    Example:
+        >>> import torch
+        >>> eps = latin_normal(1_000, 1, torch.Generator().manual_seed(0))
+        >>> abs(float(eps.mean())) < 1e-3
+        True
+    """
+    order, within = torch.rand(
+        2, draws, width, generator=generator, device=generator.device, dtype=torch.float64
+    )
+    u = (order.argsort(0) + within) / draws
+    # Half a step of double precision off the ends, where the quantile is infinite.
+    return torch.special.ndtri(u.clamp(2.0**-53, 1 - 2.0**-53))
 
 
 @dataclass(frozen=True)
@@ -193,6 +255,7 @@ def row_gaps(
     seed: int,
     *,
     rows: Tensor | None = None,
+    bare: bool = False,
     budget: Budget = UNLIMITED,
 ) -> RowGaps:
     """Estimate the gap and k-hat of some rows of a plate.
@@ -203,6 +266,7 @@ def row_gaps(
         plate: The plate.
         seed: Of the noise, and of the choice of rows.
         rows: The rows; by default some drawn at random, all where they are few.
+        bare: The guide's flows are the identity still, and are not run.
         budget: Rows for which there is no time are left out.
 
     Cost:
@@ -223,7 +287,7 @@ def row_gaps(
         if gaps and budget.over():
             break
         eps = _outer_noise(guide, batch, plate, count, seed)
-        scan = _Scan(guide, log_joint, plate, eps, draws, seed)
+        scan = _Scan(guide, log_joint, plate, eps, draws, seed, bare=bare)
         log_w, _, _, _ = scan.at(batch, number)
         log_w = log_w[..., own]
         level = log_w.logsumexp(1) - math.log(draws)
@@ -289,6 +353,7 @@ def judge_globals(
     plate: str,
     seed: int,
     *,
+    bare: bool = False,
     budget: Budget = UNLIMITED,
     tick: Callable[[int], object] = lambda _: None,
 ) -> GlobalWeights:
@@ -299,44 +364,64 @@ def judge_globals(
             \frac{p(x_r, z_{rk} \mid g)}{q(z_{rk} \mid g)}, \qquad z_{rk} \sim q(\cdot \mid g)
 
     The noise of rows is common to all draws of the globals, so that most of what K draws get wrong
-    of an integral is the same in all and cancels between them.
+    of an integral is the same in all and cancels between them; and the K draws are spread evenly
+    (:func:`latin_normal`). The errors stated are those of independent draws, which are larger.
+    Where rows have one coordinate and the guide is Gaussian still, quadrature takes the place of
+    the draws (:func:`hermite_nodes`) and has no noise; the error stated is that of rounding. Flows
+    have kinks, of which a rule of few nodes does not see enough. Rows whose weights are no smooth
+    function show in :func:`row_gaps`, which has draws.
 
     Args:
         guide: The guide.
         log_joint: The model at the layout of a mini-batch.
         plate: The plate that has all local latents.
         seed: Of the noise.
+        bare: The guide's flows are the identity still, and are not run.
         budget: Where it is spent first, the figures are those of some of the rows.
         tick: Called with the number of rows done.
 
     Cost:
-        ``judged_numbers`` draws of rows at most; of more rows, as many are looked at.
+        ``judged_numbers`` draws of rows at most, ``plain_numbers`` of bare ones; of more rows, as
+        many are looked at.
 
     Raises:
         ModelError: The log joint is no sum over rows.
     """
     total = guide.layout.sizes[plate]
     count, draws = _sizes(total)
-    seen = min(total, PLATES.judged_numbers // (count * draws))
+    most = PLATES.plain_numbers if bare else PLATES.judged_numbers
+    seen = min(total, most // (count * draws))
     order = torch.randperm(total, generator=stream(seed, "judged rows", plate))
     rows = torch.arange(total) if seen == total else order[:seen].sort().values
     log_marginal = log_mean = None
     per_row = []
     done = 0
     noise_of_mean = noise_of_level = 0.0  # variances
+    nodes = None
+    log_share = torch.full((draws,), -math.log(draws), dtype=torch.float64)
+    if bare and _one_wide(guide.layout, plate):
+        nodes, log_share = hermite_nodes(draws)
     for number, (batch, own) in enumerate(_batches(log_joint, plate, rows, total, seed)):
         if done and budget.over():
             break
         eps = _outer_noise(guide, batch, plate, count, seed)
-        log_w, rest, log_q, z = _Scan(guide, log_joint, plate, eps, draws, seed).at(batch, number)
-        log_w = log_w[..., own]
-        by_row = log_w.logsumexp(1) - math.log(draws)
+        scan = _Scan(guide, log_joint, plate, eps, draws, seed, spread=True, nodes=nodes, bare=bare)
+        log_w, rest, log_q, z = scan.at(batch, number)
+        log_w, share = log_w[..., own], log_share.to(log_w.device)[:, None]
+        by_row = (log_w + share).logsumexp(1)
         level = by_row.sum(-1)
-        mean = log_w.mean(1)
-        # The means over the globals of what each draw of a row adds to the two.
-        noise_of_mean += float(log_w.mean(0).var(0).sum()) / draws
-        weights = (log_w - by_row.unsqueeze(1)).exp().mean(0)
-        noise_of_level += float(weights.var(0).sum()) / draws
+        mean = (share.exp() * log_w).sum(1)
+        if nodes is None:
+            # The means over the globals of what each draw of a row adds to the two.
+            noise_of_mean += float(log_w.mean(0).var(0).sum()) / draws
+            weights = (log_w - by_row.unsqueeze(1)).exp().mean(0)
+            noise_of_level += float(weights.var(0).sum()) / draws
+        else:  # rounding is left, of a batch in the dtype of the model
+            rounding = torch.finfo(z.dtype).eps * float(level.abs().mean())
+            noise_of_mean, noise_of_level = (
+                noise_of_mean + rounding**2,
+                noise_of_level + rounding**2,
+            )
         log_marginal = level if log_marginal is None else log_marginal + level
         log_mean = mean.sum(-1) if log_mean is None else log_mean + mean.sum(-1)
         per_row.append(mean.mean(0))

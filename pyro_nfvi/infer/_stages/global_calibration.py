@@ -57,16 +57,11 @@ def calibrate_globals(
             break
         if ess(log_weights) < PLATES.least_effective or not bool(torch.isfinite(ratio).all()):
             break
-        table = guide.tables.at(block, None, sparse=False)
-        loc, scale = table.loc.detach().double(), table.scale.detach().double()
-        guide.tables.set_gaussian(
-            block.name,
-            (mean + ratio * (loc - here)).to(table.loc),
-            (ratio * scale).to(table.loc),
-        )
+        before = {name: value.clone() for name, value in guide.tables.state_dict().items()}
+        guide.stretch_globals(mean - here, ratio, here)
         found = weigh()
         if not _effective(found) > _effective(weights):
-            guide.tables.set_gaussian(block.name, loc.to(table.loc), scale.to(table.loc))
+            guide.tables.load_state_dict(before)
             break
         weights, moves = found, moves + 1
     return weights, moves

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pyro_nfvi._eval_mode import scoring
 from pyro_nfvi._random import fold_in
 from pyro_nfvi._train.density_selection import choose_density, drop_if_changed
 from pyro_nfvi.diagnostics._recipe import VERDICT
@@ -28,7 +29,7 @@ from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._model_parameters import ModelParams
 from pyro_nfvi.infer._plate_fit import PlateFit
 from pyro_nfvi.infer._problem import Problem
-from pyro_nfvi.infer._recipe import ROW_START, WORDS
+from pyro_nfvi.infer._recipe import PLATES, ROW_START, WORDS
 from pyro_nfvi.infer._rows_log_joint import rows_log_joint
 from pyro_nfvi.infer._stages.global_calibration import calibrate_globals
 from pyro_nfvi.infer._stages.plate_training import check_plate_options, train_rows, untrained
@@ -68,12 +69,34 @@ def fit_plates(
             lines, gap = _started(problem, options, time, guide)
             notes += lines
     # Steps on a few particles would add more noise than they can gain.
-    if options.automatic and gap < VERDICT.gap and not problem.log_joint.parameters():
-        training, failed = untrained(problem, options, guide, reason, notes), None
-    else:
-        training, failed = train_rows(problem, options, time, guide, reason, notes)
+    judged, before = None, dict[str, torch.Tensor]()
+    close = max(VERDICT.gap, PLATES.start_gap * sum(guide.layout.sizes.values()))
+    if options.automatic and gap < close and not problem.log_joint.parameters():
+        training = untrained(problem, options, guide, reason, notes)
+        with time.watch.part("checks"):
+            fit = judge_rows(
+                problem, options, time, guide, training, bare=_at_identity(problem, guide)
+            )
+        # A Gaussian draws what rows share too narrow: its globals count where they were weighed.
+        weighed = fit.draws.exact and fit.verdict == "good"
+        if gap < VERDICT.gap or weighed or time.whole.over():
+            return fit
+        judged = fit
+        before = {name: value.clone() for name, value in guide.state_dict().items()}
+        notes += ("the Gaussian of all rows was not exact enough, and its flows were trained",)
+    training, failed = train_rows(problem, options, time, guide, reason, notes)
     with time.watch.part("checks"):
         fit = judge_rows(problem, options, time, guide, training)
+    worse = judged is not None and judged.elbo - fit.elbo > 2 * math.hypot(
+        judged.elbo_se, fit.elbo_se
+    )
+    if judged is not None and worse and failed is None:
+        guide.load_state_dict(before)
+        line = f"training had not made it better (ELBO {fit.elbo:.2f} nats); it is as it started"
+        return replace(
+            judged,
+            training=replace(judged.training, notes=(*judged.training.notes, line)),
+        )
     if failed is not None:
         failed.fit = fit
         raise failed
@@ -99,6 +122,21 @@ def _started(
         return (found.note,), found.gap
     guide.start_at(found.loc, found.scale)
     return (found.note,), math.inf
+
+
+@torch.no_grad()
+def _at_identity(problem: Problem, guide: AutoPlateFlow) -> bool:
+    """Tell whether the flows of a guide are the identity, by draws of one mini-batch."""
+    noise = problem.stream("identity")
+    rows = problem.log_joint.draw_subsample(noise)
+    layout = guide.layout.at({p: i for p, i in rows.items() if p in guide.layout.sizes})
+    eps = guide.density(rows).sample_base(8, generator=noise)
+    with scoring(guide):
+        (z, ladjs), (plain, known) = (
+            guide._bind(layout, bare=bare).by_rows(eps) for bare in (False, True)
+        )
+    pairs = [(z, plain), *zip(ladjs, known)]
+    return all(torch.allclose(one, other, rtol=1e-4, atol=1e-6) for one, other in pairs)
 
 
 def set_up_rows(
@@ -148,8 +186,19 @@ def judge_rows(
     time: TimePlan,
     guide: AutoPlateFlow,
     training: Training,
+    *,
+    bare: bool = False,
 ) -> PlateFit:
-    """Examine rows, weigh the globals on rows that are drawn anew, and wrap the fit up."""
+    """Examine rows, weigh the globals on rows that are drawn anew, and wrap the fit up.
+
+    Args:
+        problem: The posterior, at the layout of a mini-batch.
+        options: Options of the fit.
+        time: Clock of the call.
+        guide: The guide.
+        training: The record of its training.
+        bare: Its flows are the identity still, and are not run.
+    """
     log_joint, layout, seed = problem.log_joint, guide.layout, problem.seed
     drop_if_changed(log_joint)
     findings: list[Finding] = list(training.findings)
@@ -157,7 +206,8 @@ def judge_rows(
     for plate in top_plates(layout):
         try:
             with options.progress.stage(f"examining rows of {plate}", 1, unit="look"):
-                found = row_gaps(guide, log_joint, plate, seed, budget=time.whole.part(0.5))
+                budget = time.whole.part(0.5)
+                found = row_gaps(guide, log_joint, plate, seed, bare=bare, budget=budget)
         except ModelError as error:
             findings.append(RowsUnseen(plate, str(error).rstrip("."), grave=True))
             continue
@@ -172,7 +222,9 @@ def judge_rows(
 
         def weigh(own: int = seed) -> GlobalWeights:
             with options.progress.stage("weighing globals", total, unit="row") as tick:
-                return judge_globals(guide, log_joint, tops[0], own, budget=time.whole, tick=tick)
+                return judge_globals(
+                    guide, log_joint, tops[0], own, bare=bare, budget=time.whole, tick=tick
+                )
 
         weights = weigh()
         whole = weights.share == 1

@@ -47,7 +47,7 @@ def start_rows(
     r"""Find a diagonal Gaussian near the posterior, in a few passes over the rows.
 
     A block-arrow Gaussian of globals and rows; where the plate does not subsample, that is all.
-    Else one of each of some mini-batches, as data of their own with a share of the prior; the
+    Else first one of each of some mini-batches, as data of their own with a share of the prior; the
     globals start at the mean of these Gaussians, with the precision of their product, and each row
     takes natural-gradient steps on its own, in one batch after the other:
 
@@ -55,7 +55,8 @@ def start_rows(
         \frac{1}{s^2} \leftarrow \frac{1 - \rho}{s^2} - \rho\, \mathbb{E}[\partial^2 \log p], \qquad
         m \leftarrow m + \rho\, s^2\, \mathbb{E}[\partial \log p]
 
-    with the curvature from :math:`\mathbb{E}[\varepsilon\, \partial \log p] / s`.
+    with the curvature from :math:`\mathbb{E}[\varepsilon\, \partial \log p] / s`. From there a
+    block arrow of all rows, whose log joint is summed batch by batch, if one plate subsamples.
 
     Args:
         problem: The posterior, at the layout of a mini-batch.
@@ -102,9 +103,64 @@ def start_rows(
         return RowStart(loc, scale, note, found.factor, found.gap)
     count = "one mini-batch" if len(parts) == 1 else f"each of {len(parts)} mini-batches"
     done = _sweep(problem, layout, loc, scale, noise, budget, tick)
+    arrow = _arrow(layout) if guide.takes_arrow and done == 1 else None
+    whole = None if arrow is None or budget.over() else AllRows.of(log_joint, layout)
+    if arrow is not None and whole is not None:
+        target = Target(whole, layout.space.init_loc, budget=budget)
+        entire = fit_block_arrow(target, [(loc, scale)], arrow, generator=noise)
+        if entire is not None and math.isfinite(entire.bound):
+            words = f"ELBO {entire.bound:.2f} ± {entire.bound_se:.2f} nats"
+            note = f"started at a block-arrow Gaussian of all rows: {words}"
+            return RowStart(
+                entire.loc, entire.factor.variances.sqrt(), note, entire.factor, entire.gap
+            )
     words = "each row" if done == 1 else f"{100 * done:.0f} % of the rows"
     note = f"started at the mean of block-arrow Gaussians of {count}, then at a Gaussian of {words}"
     return RowStart(loc, scale, note)
+
+
+@dataclass(frozen=True, eq=False)
+class AllRows:
+    """The log joint of all rows, summed over mini-batches that count each row once.
+
+    Attributes:
+        log_joint: The log joint of a mini-batch.
+        batches: For each mini-batch its rows by plate, the places of its latents among those of
+            all rows ``(D_B,)``, and its weight; the weights sum to one.
+    """
+
+    log_joint: LogJoint
+    batches: tuple[tuple[TensorDict, Tensor, float], ...]
+
+    @classmethod
+    def of(cls, log_joint: LogJoint, layout: PlateLayout) -> AllRows | None:
+        """Lay mini-batches out; None unless one plate subsamples, and latents stand in it.
+
+        None as well where the model is not compiled: some thousand passes over all rows by Python
+        take longer than a training.
+        """
+        if len(log_joint.subsampled) != 1 or not log_joint.subsampled.keys() <= layout.sizes.keys():
+            return None
+        if log_joint.compiled is None:
+            return None
+        ((plate, (size, count)),) = log_joint.subsampled.items()
+        index, weights = cover(size, count)
+        device = layout.space.init_loc.device
+        batches = (
+            ({plate: rows}, layout.index({plate: rows}).to(device), float(weight))
+            for rows, weight in zip(index, weights)
+        )
+        return cls(log_joint, tuple(batches))
+
+    def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log density ``(N,)`` of points ``(N, D)`` and its gradient, float64."""
+        total = z.new_zeros(len(z), dtype=torch.float64)
+        gradient = torch.zeros_like(z, dtype=torch.float64)
+        for rows, place, weight in self.batches:
+            log_p, slope = self.log_joint.value_and_grad(z[:, place], rows)
+            total += weight * log_p.double()
+            gradient.index_add_(1, place, slope.double(), alpha=weight)
+        return total, gradient
 
 
 @dataclass(frozen=True, eq=False)
