@@ -60,8 +60,8 @@ def unseen_starts(counts: Tensor, log_evidence: Tensor, beyond: int = 0) -> Unse
         >>> unseen_starts(torch.tensor([48]), torch.zeros(1)).share
         0.0
         >>> found = unseen_starts(torch.ones(20, dtype=torch.long), torch.zeros(20))
-        >>> found.chance, found.unseen, round(found.share, 2)
-        (1.0, 190.0, 0.9)
+        >>> round(found.chance, 2), round(found.unseen), round(found.share, 2)
+        (1.0, 190, 0.9)
     """
     counts = counts.cpu()
     starts, once, twice = int(counts.sum()), counts == 1, counts == 2
