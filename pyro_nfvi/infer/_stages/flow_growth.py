@@ -1,4 +1,4 @@
-"""Flow growth: candidate flows with more and more layers, for as long as the bound rises."""
+"""Flow growth: candidate flows with more and more layers, until the bound no longer rises."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def grow_flow(
     accepted: Callable[[Fit], bool] = good_enough,
     tail: bool = False,
 ) -> Growth:
-    """Put a flow inside a Gaussian, and more layers in front of that, for as long as they gain.
+    """Put a flow inside a Gaussian, then more layers in front, until they no longer gain.
 
     A candidate is left out when the one before is good enough, and is not kept when its bound is
     lower. All share the steps of the plan, and the time.
