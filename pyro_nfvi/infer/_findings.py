@@ -552,7 +552,7 @@ class RowsUnseen(Finding):
     Attributes:
         plate: The plate; empty for the globals.
         why: Reason, as a clause.
-        grave: Nothing else judges the fit.
+        grave: Nothing else has looked at what this names.
     """
 
     plate: str
@@ -561,7 +561,7 @@ class RowsUnseen(Finding):
 
     @property
     def level(self) -> Level:
-        return Level.DOUBT if self.grave else Level.REMARK
+        return Level.DOUBT
 
     def sentence(self) -> str:
         if not self.plate:

@@ -7,12 +7,17 @@ from typing import Protocol
 from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi.diagnostics._khat import TailReading
-from pyro_nfvi.diagnostics._verdict import BAD, GOOD, Cause, Verdict, judge_weights
+from pyro_nfvi.diagnostics._verdict import BAD, GOOD, USABLE, Cause, Verdict, judge_weights
 from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
 from pyro_nfvi.infer._checks.row_weights import RowGaps
-from pyro_nfvi.infer._findings import Level
+from pyro_nfvi.infer._findings import Level, RowsUnseen
 from pyro_nfvi.infer._training import Training
 from pyro_nfvi.infer._weighted_draws import WeighedDraws
+
+_NEXT_UNWEIGHED = (
+    "The rows that were examined are close to their posterior given the globals, whose own means "
+    "and sds nothing has checked: compare them with a fit of fewer rows."
+)
 
 
 class FittedRows(Protocol):
@@ -91,12 +96,19 @@ def verdict(fit: FittedRows) -> Verdict:
     elif faults:
         said, reasons, cause = BAD, [*faults, *doubts], Cause.FAULT
         next_step = "Mend what is named, and fit again."
+    elif doubts:
+        # Where nothing but the weights of globals is missing, the rows have been looked at.
+        unweighed = all(
+            isinstance(one, RowsUnseen) and not one.grave
+            for one in fit.training.findings
+            if one.level is Level.DOUBT and one.sentence()
+        )
+        said, reasons, cause = USABLE if unweighed else BAD, [*doubts], Cause.DOUBT
+        next_step = _NEXT_UNWEIGHED if unweighed else "Train for more steps, max_steps=..."
     else:
-        # Rows can be good while the globals, which no weights judge, are not.
-        said = GOOD if not doubts else BAD
-        reasons = [*doubts] or ["the rows that were examined are close to their posterior"]
-        next_step = "Use the draws." if not doubts else "Train for more steps, max_steps=..."
-        cause = Cause.DOUBT if doubts else Cause.NONE
+        said, cause = GOOD, Cause.NONE
+        reasons = ["the rows that were examined are close to their posterior"]
+        next_step = "Use the draws."
     if said != BAD or not faults:
         reasons += remarks
     return Verdict(said, reasons, next_step, cause)

@@ -686,8 +686,12 @@ class PlateRecipe:
     #: Moves of the globals to where re-drawn rows weigh them, at most: one makes an sd that is half
     #: of the truth some 1.25 times as large, by 64 draws.
     calibrations: int = 8
-    #: Sds of a mean, and shares of an sd, from which on the globals are moved.
-    least_shift: float = 0.1
+    #: Sds of a mean from which on the globals are moved.
+    least_shift: float = 0.05
+    #: Nats of an sd's logarithm from which on they are moved: half of the 5 % that sds aim at.
+    least_stretch: float = 0.025
+    #: Draws of a guide's globals for its own moments: their sds are known to half a percent.
+    moment_draws: int = 16_384
     #: Effective draws below which the weights do not say where to.
     least_effective: float = 8.0
     #: Nats of gap from which on a row is not to be trusted.

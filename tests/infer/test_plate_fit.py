@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -10,8 +11,10 @@ import torch
 
 from pyro_nfvi import NFVI, AutoPlateFlow, load
 from pyro_nfvi._budget import Budget
+from pyro_nfvi.diagnostics._verdict import Cause
 from pyro_nfvi.errors import FileError, ModelError, OptionError
-from pyro_nfvi.infer._findings import PoorRows, find
+from pyro_nfvi.infer._checks import row_weights
+from pyro_nfvi.infer._findings import PoorRows, RowsUnseen, find
 from pyro_nfvi.infer._plate_fit import PlateFit
 from pyro_nfvi.infer._plate_structure import PlateStructure
 from pyro_nfvi.infer._problem import Problem
@@ -162,6 +165,21 @@ def test_globals_that_went_astray_are_moved_back(fit):
     drawn = found.sample(4000, rows={}, seed=0)["mu"]
     assert abs(float(drawn.mean()) - mean) < 0.15 * sd
     assert abs(float(drawn.std()) / sd - 1) < 0.1
+
+
+def test_globals_that_were_weighed_on_some_rows_alone_are_not_called_good(fit, monkeypatch):
+    few = replace(row_weights.PLATES, judged_numbers=2000, plain_numbers=2000)
+    monkeypatch.setattr(row_weights, "PLATES", few)
+    options = NFVI(normal, progress=False)._options()
+    problem = Problem(fit.log_joint, frozenset(), 0)
+    budget = TimePlan(Budget.start(None))
+    found = judge_rows(problem, options, budget, fit.guide, fit.training)
+    assert not found.draws.exact
+    assert find(found.training.findings, RowsUnseen) == RowsUnseen(
+        "", "only 15 % of the rows could be looked at"
+    )
+    assert found.verdict == "usable with reweighting"
+    assert found.verdict.cause is Cause.DOUBT
 
 
 def test_refuses_what_is_no_sum_over_rows():

@@ -84,14 +84,14 @@ def test_a_start_on_mini_batches_is_near_the_posterior_of_all_rows():
 
 @pytest.mark.slow
 def test_ten_thousand_rows_have_the_globals_of_the_exact_posterior():
-    """Means within 0.3 sd, sds within 15 %: both have the noise of 2,000 draws and 187 weights."""
+    """Means within 0.15 sd, sds within 5 %: 4,000 draws have them to 0.016 sd and 1.1 %."""
     model, y, exact = centred(10_000, 512)
     fit = NFVI(model, seed=0, progress=False).run(y)
     assert fit.verdict == "good", fit.report
     draws = fit.sample(4000, rows={}, seed=0)
     for name, (mean, sd) in exact.items():
-        assert abs(float(draws[name].mean()) - mean) < 0.3 * sd
-        assert abs(float(draws[name].std()) / sd - 1) < 0.15
+        assert abs(float(draws[name].mean()) - mean) < 0.15 * sd
+        assert abs(float(draws[name].std()) / sd - 1) < 0.05
 
 
 @pytest.mark.slow
@@ -101,6 +101,6 @@ def test_a_fit_on_mini_batches_has_the_globals_of_the_exact_posterior(seed):
     fit = NFVI(model, seed=seed, progress=False).run(y)
     assert fit.verdict == "good", fit.report
     for name, (mean, sd) in exact.items():
-        found = fit.summary()[name]
-        assert abs(found.mean - mean) < 0.15 * sd
-        assert abs(found.sd / sd - 1) < 0.15  # seed 1 is 12 % off
+        draws = fit.sample(4000, rows={}, seed=0)[name]
+        assert abs(float(draws.mean()) - mean) < 0.15 * sd
+        assert abs(float(draws.std()) / sd - 1) < 0.05

@@ -237,13 +237,13 @@ def judge_rows(
             whole = weights.share == 1
         draws = WeighedDraws(weights.z, weights.log_p, weights.log_q, exact=whole)
         bound, error_of, rows_se = weights.elbo, weights.elbo_se, weights.rows_se
-        if not whole:
+        if not whole and draws.z.shape[-1]:
             why = f"only {100 * weights.share:.2g} % of the rows could be looked at"
             findings.append(RowsUnseen("", why))
     else:
-        if len(gaps) == len(tops):
-            why = "several plates cross, so that no rows can be integrated out one by one"
-            findings.append(RowsUnseen("", why, grave=not gaps))
+        if len(gaps) == len(tops) and any(not block.plates for block in layout.blocks):
+            why = "several plates have latents, so that no rows can be integrated out one by one"
+            findings.append(RowsUnseen("", why))
         bound, error_of = _plain_bound(problem, guide)
     if time.undone and time.whole.limit is not None:
         findings.append(TimeOver(time.whole.limit, tuple(time.undone)))
