@@ -1,39 +1,28 @@
-"""Normalizing-flow variational inference for Pyro: guides, fits and densities."""
+"""Normalizing-flow variational inference for Pyro: guides, fits and densities.
+
+Importing the package loads next to nothing: a name is imported when it is first used (PEP 562).
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyro_nfvi import _parent as _parent  # before PyTorch, whose import takes seconds
-
-# isort: split
-# Folders are names of the package as well: ``nfvi.flows.make_flow``.
-from pyro_nfvi import diagnostics as diagnostics
-from pyro_nfvi import distributions as distributions
-from pyro_nfvi import errors as errors
-from pyro_nfvi import flows as flows
-from pyro_nfvi import objectives as objectives
-from pyro_nfvi import testing as testing
+from pyro_nfvi._lazy import lazy
 from pyro_nfvi._version import __version__ as __version__
-from pyro_nfvi.distributions import FlowDensity
-from pyro_nfvi.guides._auto_flow import AutoFlow
-from pyro_nfvi.guides._auto_mixture import AutoMixture
-from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
-from pyro_nfvi.guides._named import (
-    AutoCoupling,
-    AutoIAF,
-    AutoPlanar,
-    AutoRadial,
-    AutoSpline,
-    AutoSylvester,
-)
-from pyro_nfvi.infer._fit import Fit
-from pyro_nfvi.infer._loading import load
-from pyro_nfvi.infer._nfvi import NFVI
-from pyro_nfvi.infer._target import Target
 
 if TYPE_CHECKING:
+    from pyro_nfvi import arviz as arviz
+    from pyro_nfvi import calibration as calibration
+    from pyro_nfvi import diagnostics as diagnostics
+    from pyro_nfvi import distributions as distributions
+    from pyro_nfvi import errors as errors
+    from pyro_nfvi import flows as flows
+    from pyro_nfvi import guides as guides
+    from pyro_nfvi import infer as infer
+    from pyro_nfvi import objectives as objectives
+    from pyro_nfvi import plots as plots
+    from pyro_nfvi import testing as testing
     from pyro_nfvi import vae as vae
     from pyro_nfvi._engine.cache import clear_cache
     from pyro_nfvi._map_fits.map_fits import map_fits
@@ -41,6 +30,22 @@ if TYPE_CHECKING:
     from pyro_nfvi._show_versions import show_versions
     from pyro_nfvi.arviz._to_arviz import to_arviz
     from pyro_nfvi.calibration._vsbc import vsbc
+    from pyro_nfvi.distributions._flow_density import FlowDensity
+    from pyro_nfvi.guides._auto_flow import AutoFlow
+    from pyro_nfvi.guides._auto_mixture import AutoMixture
+    from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
+    from pyro_nfvi.guides._named import (
+        AutoCoupling,
+        AutoIAF,
+        AutoPlanar,
+        AutoRadial,
+        AutoSpline,
+        AutoSylvester,
+    )
+    from pyro_nfvi.infer._fit import Fit
+    from pyro_nfvi.infer._loading import load
+    from pyro_nfvi.infer._nfvi import NFVI
+    from pyro_nfvi.infer._target import Target
 
 __all__ = [
     "NFVI",
@@ -65,24 +70,42 @@ __all__ = [
     "vsbc",
 ]
 
-#: Names that are imported when they are first used, so that importing the package stays quick.
-_LAZY = {
-    "FitSpec": "pyro_nfvi._map_fits.spec",
-    "map_fits": "pyro_nfvi._map_fits.map_fits",
-    "clear_cache": "pyro_nfvi._engine.cache",
-    "show_versions": "pyro_nfvi._show_versions",
-    "to_arviz": "pyro_nfvi.arviz._to_arviz",
-    "vsbc": "pyro_nfvi.calibration._vsbc",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name == "vae":
-        return import_module("pyro_nfvi.vae")
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'pyro_nfvi' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "vae"})
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "AutoCoupling": "guides._named",
+        "AutoFlow": "guides._auto_flow",
+        "AutoIAF": "guides._named",
+        "AutoMixture": "guides._auto_mixture",
+        "AutoPlanar": "guides._named",
+        "AutoPlateFlow": "guides._auto_plate_flow",
+        "AutoRadial": "guides._named",
+        "AutoSpline": "guides._named",
+        "AutoSylvester": "guides._named",
+        "Fit": "infer._fit",
+        "FitSpec": "_map_fits.spec",
+        "FlowDensity": "distributions._flow_density",
+        "NFVI": "infer._nfvi",
+        "Target": "infer._target",
+        "clear_cache": "_engine.cache",
+        "load": "infer._loading",
+        "map_fits": "_map_fits.map_fits",
+        "show_versions": "_show_versions",
+        "to_arviz": "arviz._to_arviz",
+        "vsbc": "calibration._vsbc",
+    },
+    folders={
+        "arviz",
+        "calibration",
+        "diagnostics",
+        "distributions",
+        "errors",
+        "flows",
+        "guides",
+        "infer",
+        "objectives",
+        "plots",
+        "testing",
+        "vae",
+    },
+)

@@ -30,6 +30,7 @@ STOREYS = {
         "_eval_mode",
         "_files",
         "_folder_lock",
+        "_lazy",
         "_math",
         "_model_lock",
         "_operators",
@@ -408,7 +409,8 @@ def test_import_changes_no_global_state_and_brings_in_no_optional_package():
             return found
 
         before, code_before = switches(), code()
-        import pyro_nfvi
+        import pyro_nfvi, pyro_nfvi.infer._run
+        loaded = [getattr(pyro_nfvi, name) for name in pyro_nfvi.__all__]
         after, code_after = switches(), code()
         print(*[key for key in before if before[key] != after[key]])
         print(*[key for key in code_before if code_before[key] is not code_after.get(key)])
@@ -416,3 +418,37 @@ def test_import_changes_no_global_state_and_brings_in_no_optional_package():
         """
     )
     assert changed == ""
+
+
+#: Packages that take long to import, of which a fit needs none before it asks for it by name.
+HEAVY = {
+    "arviz", "concurrent.futures.process", "h5py", "loky", "matplotlib", "multiprocessing.pool",
+    "numba", "pandas", "scipy", "sklearn", "sympy", "torch._dynamo", "torch._inductor",
+    "torchdiffeq", "xarray", "zuko",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("code", "most"),
+    [
+        ("import pyro_nfvi", 10),
+        ("import pyro_nfvi; dir(pyro_nfvi)", 10),
+        ("from pyro_nfvi import flows", 60),
+        ("from pyro_nfvi import FlowDensity", 80),
+        ("from pyro_nfvi import AutoIAF", 130),
+        # All there was at version 0.1.0, which had no plates, chains, batches or torchrun.
+        ("from pyro_nfvi import NFVI", 158),
+        ("from pyro_nfvi import *", 300),
+    ],
+)
+def test_a_name_loads_what_it_needs(code, most):
+    script = f"""
+    import sys, torch, pyro, pyro.infer
+    before = set(sys.modules)
+    {code}
+    new = set(sys.modules) - before
+    print(len(new), *sorted(new & {HEAVY}))
+    """
+    count, *heavy = in_fresh_python(script).split()
+    assert heavy == []
+    assert int(count) <= most

@@ -23,6 +23,7 @@ from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._stopwatch import Stopwatch
 from pyro_nfvi._timing import Part
 from pyro_nfvi._train.engine_faults import attempt
+from pyro_nfvi._train.engine_names import ENGINES
 from pyro_nfvi._train.recipe import ENGINE, TRAINING
 from pyro_nfvi._train.shared_density import SharedDensity
 from pyro_nfvi._train.step import EagerRunner, EagerStep
@@ -32,8 +33,6 @@ from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import EngineWarning, OptionError
 from pyro_nfvi.objectives._objective import Objective
 
-#: What ``engine=`` takes.
-ENGINES = ("auto", "compiled", "eager")
 _ASKED = "asked for"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
@@ -20,9 +20,11 @@ from pyro_nfvi._validation import sizes, whole
 from pyro_nfvi.distributions._bases import Base
 from pyro_nfvi.distributions._density import Density
 from pyro_nfvi.distributions._dequantization import Dequantizer, check_dequantizer
-from pyro_nfvi.distributions._maximum_likelihood import DensityFit, fit_density
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
+
+if TYPE_CHECKING:
+    from pyro_nfvi.distributions._maximum_likelihood import DensityFit
 
 
 @final
@@ -233,6 +235,8 @@ class FlowDensity(Density):
 
         Options, report: :func:`~pyro_nfvi.distributions._maximum_likelihood.fit_density`.
         """
+        from pyro_nfvi.distributions._maximum_likelihood import fit_density
+
         return fit_density(self, x, context, valid=valid, **options)
 
     def bits_per_dim(

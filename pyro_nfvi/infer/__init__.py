@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from pyro_nfvi.infer._fit import Fit
-from pyro_nfvi.infer._loading import load
-from pyro_nfvi.infer._nfvi import NFVI
-from pyro_nfvi.infer._target import Target
+from typing import TYPE_CHECKING
+
+from pyro_nfvi._lazy import lazy
+
+if TYPE_CHECKING:
+    from pyro_nfvi.infer._fit import Fit
+    from pyro_nfvi.infer._loading import load
+    from pyro_nfvi.infer._nfvi import NFVI
+    from pyro_nfvi.infer._target import Target
 
 __all__ = [
     "NFVI",
@@ -13,3 +18,7 @@ __all__ = [
     "Target",
     "load",
 ]
+
+__getattr__, __dir__ = lazy(
+    __name__, {"NFVI": "_nfvi", "Fit": "_fit", "Target": "_target", "load": "_loading"}
+)

@@ -3,56 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
-from functools import partial
-from typing import Any
-
-from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_subsample
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._budget import Budget
-from pyro_nfvi._engine.native.background import background
-from pyro_nfvi._error_text import describe_error, place_of
 from pyro_nfvi._optim.learning_rate import Schedule
-from pyro_nfvi._pyro_model.initial_point_search import any_trace
-from pyro_nfvi._pyro_model.latent_space import is_discrete, is_point_mass, no_latents
 from pyro_nfvi._pyro_model.model_checks import check_model
-from pyro_nfvi._random import fresh_seed, seeded
-from pyro_nfvi._train.engine_selection import ENGINES, check_engine
+from pyro_nfvi._train.engine_names import ENGINES
 from pyro_nfvi._train.optimizer import OptimSpec, check_optim
-from pyro_nfvi._train.progress import SILENT, Progress, StepInfo
+from pyro_nfvi._train.progress import Progress, StepInfo
 from pyro_nfvi._validation import seed_number, whole
-from pyro_nfvi.errors import DivergedError, ModelError, NFVIError, OptionError
-from pyro_nfvi.guides._auto_flow import AutoFlow
-from pyro_nfvi.infer._batches import by_batches, enumerated, is_loader_call
-from pyro_nfvi.infer._fit import Fit
+from pyro_nfvi.errors import OptionError
 from pyro_nfvi.infer._fit_options import Options
-from pyro_nfvi.infer._fit_team import fit_team, lost_processes_told
-from pyro_nfvi.infer._guide_spec import (
-    GuideSpec,
-    check_guide,
-    made_guide,
-    make_guide,
-    make_plate_guide,
-)
-from pyro_nfvi.infer._plate_fit import PlateFit
-from pyro_nfvi.infer._problem import Problem
-from pyro_nfvi.infer._received_fit import received
+from pyro_nfvi.infer._guide_spec import GuideSpec, check_guide
 from pyro_nfvi.infer._recipe import FLOW_GROWTH
-from pyro_nfvi.infer._scopes import own_params, own_random_state
-from pyro_nfvi.infer._stages.examination import examine
-from pyro_nfvi.infer._stages.model_selection import select_model
-from pyro_nfvi.infer._stages.parameter_settling import settle_parameters
-from pyro_nfvi.infer._stages.plate_stages import fit_plates, set_up_rows
-from pyro_nfvi.infer._stages.set_up import set_up
-from pyro_nfvi.infer._stages.training import TrainingPlan, train
-from pyro_nfvi.infer._stages.warm_start import WarmStart, warm_start
 from pyro_nfvi.infer._time_plan import TimePlan
-from pyro_nfvi.infer._training import Training
 from pyro_nfvi.objectives._make_objective import ObjectiveLike, make_objective
+
+if TYPE_CHECKING:
+    from pyro_nfvi.infer._fit import Fit
+    from pyro_nfvi.infer._plate_fit import PlateFit
 
 
 class NFVI:
@@ -227,60 +198,9 @@ class NFVI:
         return self._run(Budget.start(self.max_seconds), args, kwargs)
 
     def _run(self, budget: Budget, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fit | PlateFit:
-        time = TimePlan(budget)
-        try:
-            with lost_processes_told():
-                fit = self._fitted(time, args, kwargs)
-        except DivergedError as error:
-            if isinstance(error.fit, (Fit, PlateFit)):
-                error.fit = replace(error.fit, training=_timed(error.fit.training, time))
-            raise
-        if isinstance(fit, bytes):
-            return received(fit, self.model, self.guide, args, kwargs)
-        fit = replace(fit, training=_timed(fit.training, time))
-        fit.guide.param_guard = fit._params.guard()
-        return fit
+        from pyro_nfvi.infer._run import run_fit  # all stages and checks, which only a run needs
 
-    def _fitted(
-        self, time: TimePlan, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Fit | PlateFit | bytes:
-        """Set the fit up and run its stages; return the file of the fit where another did that."""
-        watch, options, team = time.watch, self._options(), fit_team()
-        if team is not None:
-            team.agree(self.seed, args, kwargs)
-            if not team.leads:
-                options = replace(options, progress=SILENT)
-        seed = fresh_seed() if self.seed is None else self.seed
-        with own_random_state(seed, "fit"), ExitStack() as stack:
-            with watch.part("set_up"), nullcontext() if team is None else team.together():
-                with _explained(), seeded(seed, "set-up"):
-                    model = self.model
-                    if is_loader_call(args, kwargs):
-                        model, args, kwargs = by_batches(model, args, kwargs)
-                    names = stack.enter_context(own_params(model, args, kwargs))
-                    trace = any_trace(model, args, kwargs)
-                    model = _enumerated(model, trace)
-                check_engine(self.engine)
-                options = replace(options, guide=made_guide(options.guide, model))
-                rows = make_plate_guide(options.guide, model, trace)
-                call = (model, args, kwargs, names, seed)
-                stages: Callable[[Problem], Fit | PlateFit]
-                if rows is not None:
-                    fresh = not rows.guide.is_set_up
-                    problem = set_up_rows(*call, rows.guide, options, time)
-                    stages = partial(
-                        fit_plates, options=options, time=time, guide=rows.guide, fresh=fresh,
-                        reason=rows.reason,
-                    )  # fmt: skip
-                else:
-                    asked = None if options.automatic else options.guide
-                    guide = make_guide(asked, model, options.outer)
-                    fresh = not guide.is_set_up
-                    problem = set_up(*call, guide, options, time)
-                    stages = partial(
-                        _fit_whole, options=options, time=time, guide=guide, fresh=fresh
-                    )
-            return stages(problem) if team is None else team.fit(problem, stages)
+        return run_fit(self.model, self._options(), TimePlan(budget), args, kwargs)
 
     def _options(self) -> Options:
         return Options(
@@ -301,87 +221,3 @@ class NFVI:
             resume=self.resume,
             progress=Progress(self.progress),
         )
-
-
-def _fit_whole(
-    problem: Problem, options: Options, time: TimePlan, guide: AutoFlow, *, fresh: bool
-) -> Fit:
-    """Run the stages of a fit of all latents as one vector, one after the other.
-
-    Args:
-        problem: The posterior.
-        options: Options of the fit.
-        time: Clock of the call.
-        guide: The guide, set up.
-        fresh: True where it was not trained before.
-    """
-    with background():
-        start = WarmStart(notes=problem.notes)
-        if fresh:
-            start = warm_start(problem, options, time, guide)
-        if options.automatic:
-            fit = select_model(problem, options, time, guide, start)
-        else:
-            plan = TrainingPlan.after(start, options.max_steps)
-            fit = train(problem, options, time, guide, plan)
-        with time.watch.part("parameters"):
-            fit = settle_parameters(problem, options, time, fit)
-        with time.watch.part("checks"):
-            return examine(problem, options, time, start.search, fit)
-
-
-def _timed(training: Training, time: TimePlan) -> Training:
-    """Write into the record of a fit where the time of the call went."""
-    return replace(training, timing=time.watch.read())
-
-
-def _cure(words: str) -> str:
-    """Say what to look at after an error of the model."""
-    if "dtype" in words or "scalar type" in words:
-        return (
-            "Data made of NumPy arrays are float64: give them as x.float(), or call "
-            "torch.set_default_dtype(torch.float64) before the model makes its numbers."
-        )
-    return "Pass the model's own arguments, as in model(*args, **kwargs), data as tensors."
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Say of an error in the first run of the model that it is one."""
-    try:
-        yield
-    except NFVIError as error:
-        if error.__cause__ is None:
-            raise
-        # The same exception at each of the points that were tried.
-        cure = _cure(str(error.__cause__))
-        raise ModelError(
-            f"{error} If the arguments of run() are at fault: {cure}"
-        ) from error.__cause__
-    except Exception as error:
-        words = str(error).partition("Trace Shapes:")[0].rstrip()  # which Pyro appends
-        cure = _cure(words)
-        what = describe_error(error)
-        if words.strip():
-            what = f"{type(error).__name__}{place_of(error)}: {words}".rstrip(".")
-        raise ModelError(
-            f"The model could not be run: {what}. Mend what it says. If the arguments of run() are "
-            f"at fault: {cure}"
-        ) from error
-
-
-def _enumerated(model: Callable[..., Any], trace: Trace) -> Callable[..., Any]:
-    """Mark the model's discrete sites for enumeration, where the user has not."""
-    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
-    sites = [site for site in sites if not site_is_subsample(site)]
-    sites = [site for site in sites if not is_point_mass(site)]
-    if all(site["is_observed"] or is_discrete(site["fn"]) for site in sites):
-        raise ModelError(no_latents(trace))
-    unmarked = any(
-        site["type"] == "sample"
-        and not site["is_observed"]
-        and getattr(site["fn"], "has_enumerate_support", False)
-        and "enumerate" not in site["infer"]
-        for site in trace.nodes.values()
-    )
-    return enumerated(model) if unmarked else model
