@@ -20,7 +20,7 @@ import torch
 
 from benchmarks._report import environment, in_words, table, write
 from pyro_nfvi._optim.early_stopping import Plateau
-from pyro_nfvi._train.paired_plateau import PairedPlateau
+from pyro_nfvi._train.minibatch_convergence import PairedPlateau
 from pyro_nfvi._train.recipe import PAIRED
 
 #: Most steps of a trace, sd of a mini-batch's bound, tolerance in nats.
@@ -162,14 +162,14 @@ def main():
 Written by `python benchmarks/minibatch_stopping.py`. {in_words(environment())}.
 
 A mini-batch fit ends its constant phase where the bound is flat on common mini-batches
-(`pyro_nfvi/_train/paired_plateau.py`): {PAIRED.batches} batches, each scored with the same noise at
-two states {PAIRED.span} steps apart. Below it is run on made-up traces of up to {STEPS} steps: a
-bound with an sd of {BETWEEN:g} nats from batch to batch, and of 0.05 to 1 nat, with the tails of a
-Student t of three degrees of freedom, within a batch. A stop counts as false where the bound would
-still rise by more than the tolerance, {TOLERANCE:g} nat, over the next {PAIRED.span} steps; the
-delay is the number of steps after the first at which a stop is right, in the median. Beside it the
-test of losses that fits of all data use, given the losses of mini-batches: the reason why it is not
-used there.
+(`pyro_nfvi/_train/minibatch_convergence.py`): {PAIRED.batches} batches, each scored with the same
+noise at two states {PAIRED.span} steps apart. Below it is run on made-up traces of up to {STEPS}
+steps: a bound with an sd of {BETWEEN:g} nats from batch to batch, and of 0.05 to 1 nat, with the
+tails of a Student t of three degrees of freedom, within a batch. A stop counts as false where the
+bound would still rise by more than the tolerance, {TOLERANCE:g} nat, over the next {PAIRED.span}
+steps; the delay is the number of steps after the first at which a stop is right, in the median.
+Beside it the test of losses that fits of all data use, given the losses of mini-batches: the reason
+why it is not used there.
 
 {table(("course", "test", "traces", "false stops", "stopped", "delay"), rows)}
 """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pyro_nfvi._optim.early_stopping import Plateau
 from pyro_nfvi._optim.learning_curve import Forecast, forecast
 from pyro_nfvi._optim.recipe import CONVERGENCE, ConvergenceRecipe
-from pyro_nfvi._train.paired_plateau import PairedPlateau
+from pyro_nfvi._train.minibatch_convergence import PairedPlateau
 from pyro_nfvi._train.training_state import TrainingState
 
 

@@ -22,10 +22,10 @@ from pyro_nfvi._pyro_model.log_joint import ScoredDensity
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._stopwatch import Stopwatch
 from pyro_nfvi._timing import Part
+from pyro_nfvi._train.distributed_density import DistributedDensity
 from pyro_nfvi._train.engine_faults import attempt
 from pyro_nfvi._train.engine_names import ENGINES
 from pyro_nfvi._train.recipe import ENGINE, TRAINING
-from pyro_nfvi._train.shared_density import SharedDensity
 from pyro_nfvi._train.step import EagerRunner, EagerStep
 from pyro_nfvi._train.step_comparison import After, difference
 from pyro_nfvi._typing import TensorDict
@@ -176,7 +176,7 @@ def choose(
         reason = f"a fit of fewer than {least} steps is over before a capture is paid back"
         return Chosen("eager", reason, EagerRunner(step))
     builder = _Builder(step, num_particles, budget, watch or Stopwatch())
-    if isinstance(density, SharedDensity):
+    if isinstance(density, DistributedDensity):
         return _beside_processes(builder, density, engine, max_steps)
     if engine == "auto" and budget.limit is not None:
         possible = int(budget.left() / builder.step_seconds())
@@ -231,7 +231,7 @@ def choose(
 
 
 def _beside_processes(
-    builder: _Builder, density: SharedDensity, engine: str, max_steps: int
+    builder: _Builder, density: DistributedDensity, engine: str, max_steps: int
 ) -> Chosen:
     """Choose for a model that several processes evaluate: the flow alone can be compiled."""
     reason = f"the particles are split over {density.size} processes"

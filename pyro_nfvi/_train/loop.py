@@ -22,9 +22,9 @@ from pyro_nfvi._train.ending import Ending, broken_off, gave_up, reason_of
 from pyro_nfvi._train.engine_fallback import GuardedStepper
 from pyro_nfvi._train.engine_selection import Chosen
 from pyro_nfvi._train.left_out_particles import LeftOut, left_out
+from pyro_nfvi._train.minibatch_convergence import PairedPlateau
 from pyro_nfvi._train.noise import Noise
 from pyro_nfvi._train.nonfinite import locate_nonfinite
-from pyro_nfvi._train.paired_plateau import PairedPlateau
 from pyro_nfvi._train.progress import SILENT, Bar, Progress, StepInfo
 from pyro_nfvi._train.recipe import TRAINING
 from pyro_nfvi._train.resume import restored_state, saved_state

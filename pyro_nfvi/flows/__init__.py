@@ -13,7 +13,7 @@ from pyro_nfvi.flows._elementwise import Elementwise
 from pyro_nfvi.flows._interop import adapt
 from pyro_nfvi.flows._low_rank_affine import LowRankAffine
 from pyro_nfvi.flows._lu_householder import Householder, LULinear
-from pyro_nfvi.flows._monotone_network import MonotoneTransformer
+from pyro_nfvi.flows._neural_autoregressive import MonotoneTransformer
 from pyro_nfvi.flows._normalization import ActNorm, BatchNorm
 from pyro_nfvi.flows._permutation import Permute
 from pyro_nfvi.flows._planar import Planar

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.flows._monotone_network import MonotoneTransformer
+from pyro_nfvi.flows._neural_autoregressive import MonotoneTransformer
 from pyro_nfvi.flows._spline import SplineTransformer
 from pyro_nfvi.flows._tail_transform import TailTransformer
 from pyro_nfvi.flows._transformers import (

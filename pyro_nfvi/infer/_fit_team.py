@@ -17,7 +17,7 @@ from pyro_nfvi._files.fingerprint import fingerprint
 from pyro_nfvi._processes.row_service import ProcessLost, RowService, talking
 from pyro_nfvi._processes.tasks import inside_task
 from pyro_nfvi._processes.team import join_processes
-from pyro_nfvi._train.shared_density import SharedDensity, own_rows
+from pyro_nfvi._train.distributed_density import DistributedDensity, own_rows
 from pyro_nfvi.errors import FileError, ModelError, NFVIError, OptionError
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._plate_fit import PlateFit
@@ -137,7 +137,7 @@ class FitTeam:
             if isinstance(answer, str):
                 raise NFVIError(f"There is no fit of the first process: {answer}")
             return bytes(answer)
-        log_joint.use(SharedDensity(log_joint, alone, service, self.size))
+        log_joint.use(DistributedDensity(log_joint, alone, service, self.size))
         told: str | bytes = "it was ended"
         try:
             note = f"particles were split over {self.size} processes"
@@ -154,7 +154,7 @@ class FitTeam:
             self._finish(service, told)
             raise
         finally:
-            if isinstance(log_joint.compiled, SharedDensity):
+            if isinstance(log_joint.compiled, DistributedDensity):
                 log_joint.use(alone)  # later calls are of one process
         self._finish(service, told)
         return fit

@@ -7,7 +7,7 @@ Every function returns a matplotlib figure and shows nothing, so it works withou
 from __future__ import annotations
 
 from pyro_nfvi.plots._calibration import plot_calibration
-from pyro_nfvi.plots._density import plot_density_2d
+from pyro_nfvi.plots._density_2d import plot_density_2d
 from pyro_nfvi.plots._loss import plot_loss
 from pyro_nfvi.plots._marginals import plot_marginals
 from pyro_nfvi.plots._pair import plot_pair

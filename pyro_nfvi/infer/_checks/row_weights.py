@@ -193,8 +193,8 @@ def latin_normal(draws: int, width: int, generator: torch.Generator) -> Tensor:
     Source: McKay, Beckman and Conover 1979, Technometrics 21(2); Stein 1987, Technometrics 29(2).
 
     Example:
-        >>> import torch
-        >>> eps = latin_normal(1_000, 1, torch.Generator().manual_seed(0))
+        >>> from pyro_nfvi._random import stream
+        >>> eps = latin_normal(1_000, 1, stream(0, "noise"))
         >>> abs(float(eps.mean())) < 1e-3
         True
     """

@@ -19,8 +19,8 @@ from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._train.checkpoint import Checkpoint
 from pyro_nfvi._train.engine_selection import Chosen
 from pyro_nfvi._train.loop import Loop, LoopOptions
+from pyro_nfvi._train.minibatch_convergence import PairedPlateau
 from pyro_nfvi._train.optimizer import make_optimizer
-from pyro_nfvi._train.paired_plateau import PairedPlateau
 from pyro_nfvi._train.recipe import PAIRED, TRAINING
 from pyro_nfvi._train.step import EagerRunner, EagerStep
 from pyro_nfvi._train.task import Task

@@ -12,11 +12,11 @@ from pyro_nfvi._optim.recipe import CONVERGENCE
 from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._train.checkpoint import Checkpoint
 from pyro_nfvi._train.density_selection import drop_if_changed
+from pyro_nfvi._train.distributed_density import DistributedDensity
 from pyro_nfvi._train.ending import stuck
 from pyro_nfvi._train.engine_selection import choose
 from pyro_nfvi._train.loop import Loop, LoopOptions
 from pyro_nfvi._train.optimizer import make_optimizer
-from pyro_nfvi._train.shared_density import SharedDensity
 from pyro_nfvi._train.step import EagerStep
 from pyro_nfvi._train.task import Task
 from pyro_nfvi.errors import DivergedError
@@ -141,7 +141,7 @@ def _loop(
         unit=plan.param_unit,
     )
     # What compiled steps are compared with is the model itself; shared, it is all processes.
-    shared = isinstance(log_joint.compiled, SharedDensity)
+    shared = isinstance(log_joint.compiled, DistributedDensity)
     density = log_joint if shared else log_joint.eager
     step = EagerStep(guide, density, options.objective, params, len(models), optimizer)
     asked = "eager" if plan.interrupted else options.engine

@@ -31,7 +31,7 @@ def own_rows(log_joint: LogJoint, compiled: ScoredDensity | None) -> RowFunction
     return evaluate
 
 
-class SharedDensity:
+class DistributedDensity:
     """Stands in for a model by evaluating its rows over several processes.
 
     Fewer rows than processes, and a model whose parameters are trained, are left to the first

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from pyro_nfvi._train.paired_plateau import PairedPlateau
+from pyro_nfvi._train.minibatch_convergence import PairedPlateau
 
 
 def course(bound, *, between=300.0, within=0.3, batches=16, seed=0):
