@@ -141,9 +141,20 @@ def _is_latent(site: Mapping[str, Any], *, subsampled: bool) -> bool:
     if is_discrete(site["fn"]):
         if site["infer"].get("enumerate") == "parallel":
             return False
-        raise ModelError(
+        fault = (
             f"The latent site {name!r} is discrete ({type(site['fn']).__name__}), which a flow "
-            "cannot represent. Sum it out: pyro.sample(..., infer={'enumerate': 'parallel'}) "
+            "cannot represent. "
+        )
+        if not site["fn"].has_enumerate_support:
+            raise ModelError(
+                f"{fault}Its values are too many to be summed out "
+                "(https://pyro.ai/examples/enumeration.html). Make one fit for each value "
+                f"that matters, of pyro.poutine.condition(model, {{{name!r}: value}}), and weight "
+                "the fits by prior and evidence (examples/unknown_degree.py); or hide it from the "
+                "guide with pyro.poutine.block, and it is drawn from its prior."
+            )
+        raise ModelError(
+            f"{fault}Sum it out: pyro.sample(..., infer={{'enumerate': 'parallel'}}) "
             "with TraceEnum_ELBO or NFVI (see https://pyro.ai/examples/enumeration.html); or hide "
             "it from the guide with pyro.poutine.block."
         )

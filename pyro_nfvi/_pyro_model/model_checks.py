@@ -14,9 +14,14 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_nfvi._pyro_model.constraints import support_of, support_spec
-from pyro_nfvi._pyro_model.latent_space import LatentSpace, is_point_mass
+from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.missing_data import mask_of
-from pyro_nfvi._pyro_model.model_run import ModelRun, is_deterministic, is_observed
+from pyro_nfvi._pyro_model.model_run import (
+    ModelRun,
+    check_sites,
+    is_deterministic,
+    is_observed,
+)
 from pyro_nfvi._pyro_model.recipe import MODELS
 from pyro_nfvi._user_warning import warn
 from pyro_nfvi.errors import ModelError, ModelWarning, OptionError
@@ -195,15 +200,9 @@ def check_structure(
         ModelError: A latent site is missing, new, of another shape, or has a support that
             depends on other latents.
     """
-    sites = dict(_samples(trace))
+    check_sites(trace, latent, enumerated)
     for name, record in latent.sites.items():
-        if name not in sites:
-            raise ModelError(
-                f"The latent site {name!r} was not met in this run of the model: its structure "
-                "changes between runs. A flow needs the same sites in every run; draw the site "
-                "always and let the likelihood use it or not."
-            )
-        site = sites[name]
+        site = trace.nodes[name]
         shape = _batch_shape(site, len(record.batch_shape), nesting)
         shape += tuple(site["fn"].event_shape)
         if shape != record.shape:
@@ -219,12 +218,6 @@ def check_structure(
                 f"{record.support}, now {found}), so that no fixed map onto it "
                 "exists. Draw a site of fixed support and rescale it, for instance "
                 "u ~ Uniform(0, 1) and x = pyro.deterministic('x', low + (high - low) * u)."
-            )
-    for name, site in sites.items():
-        if not (site["is_observed"] or name in enumerated or is_point_mass(site)):
-            raise ModelError(
-                f"The latent site {name!r} is not in the guide, so it would be drawn from the "
-                "prior at every step. Expose it to the guide, or condition the model on it."
             )
 
 

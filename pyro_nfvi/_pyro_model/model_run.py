@@ -130,6 +130,38 @@ def is_observed(site: Mapping[str, Any], latent: Iterable[str]) -> bool:
     )
 
 
+def check_sites(trace: Trace, latent: LatentSpace, enumerated: frozenset[str]) -> None:
+    """Refuse a run whose latent sites are not those of the latent space.
+
+    A site that was not met leaves its density out of the log joint, and one that is new is drawn
+    from its prior: either way the number is of another model.
+
+    Raises:
+        ModelError: A latent site is missing or new.
+    """
+    for name in latent.sites:
+        if name not in trace.nodes:
+            raise ModelError(
+                f"The latent site {name!r} was not met in this run of the model: its structure "
+                "changes between runs. A flow needs the same sites in every run. Draw the site "
+                "always and let the likelihood use it or not; or make one fit for each path, and "
+                "weight the fits by prior and evidence (examples/unknown_degree.py)."
+            )
+    for name, site in trace.nodes.items():
+        if not (
+            site["type"] != "sample"
+            or site["is_observed"]
+            or name in enumerated
+            or site_is_subsample(site)
+            or is_point_mass(site)
+        ):
+            raise ModelError(
+                f"The latent site {name!r} is not in the guide, so it would be drawn from the "
+                "prior at every step. Expose it to the guide, or condition the model on it; where "
+                "it is drawn in some runs of the model only, draw it always."
+            )
+
+
 class ModelRun:
     """The model with its arguments, ready to be run at latent values.
 
@@ -193,6 +225,7 @@ class ModelRun:
                 model = enum(first_available_dim=-1 - nesting)(model)
             held = poutine.condition(model, data=values)
             trace = poutine.trace(held).get_trace(*self.args, **self.kwargs)
+            check_sites(trace, self.latent, self.enumerated)
             trace.compute_log_prob()
         return trace
 
