@@ -41,8 +41,12 @@ class Snapshot:
         optimizer.load_state_dict(_copied(self.optimizer))
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+def check_optimizer(optimizer: torch.optim.Optimizer, *, shapes: bool = True) -> None:
     """Compare the state that an optimiser was given with its parameters; torch does not.
+
+    Args:
+        optimizer: The optimiser.
+        shapes: Its state has the shapes of its parameters.
 
     Raises:
         Malformed: A number of it is not finite, or for a parameter of another shape.
@@ -53,7 +57,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
                 if not isinstance(value, Tensor):
                     continue
                 by_rows = name == "step" and value.shape == param.shape[:1]
-                if value.dim() and value.shape != param.shape and not by_rows:
+                if shapes and value.dim() and value.shape != param.shape and not by_rows:
                     raise Malformed(f"{name!r} of its optimiser is of shape {tuple(value.shape)}")
                 if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                     raise Malformed(f"{name!r} of its optimiser is not finite")

@@ -176,6 +176,11 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
+def joined() -> bool:
+    """Tell whether this process has joined others, by this package or by the program."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def close_team(team: Team) -> None:
     """Leave the processes."""
     if team.size > 1 and dist.is_initialized():

@@ -17,10 +17,17 @@ from pyro_nfvi.vae._pictures import (
     plot_samples,
 )
 from pyro_nfvi.vae._pixels import binarize, choose_preparation
-from pyro_nfvi.vae.train._run_folder import load_vae
+from pyro_nfvi.vae.train._callbacks import Callback, CSVLogger, TensorBoardLogger
+from pyro_nfvi.vae.train._fit import fit
+from pyro_nfvi.vae.train._run_folder import load
+
+#: The earlier name of :func:`load`.
+load_vae = load
 
 __all__ = [
     "Bernoulli",
+    "CSVLogger",
+    "Callback",
     "Categorical",
     "ConvDecoder",
     "ConvEncoder",
@@ -33,12 +40,14 @@ __all__ = [
     "Likelihood",
     "LogitNormal",
     "Loss",
+    "TensorBoardLogger",
     "VAELoss",
     "binarize",
     "choose_preparation",
     "evaluate",
     "load_data",
-    "load_vae",
+    "fit",
+    "load",
     "plot_interpolation",
     "plot_posterior",
     "plot_reconstructions",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +14,7 @@ from pyro_nfvi._random import seeded
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.vae._conv_networks import ConvDecoder, ConvEncoder
 from pyro_nfvi.vae._dense_networks import DenseDecoder, DenseEncoder
-from pyro_nfvi.vae._likelihoods import make_likelihood
+from pyro_nfvi.vae._likelihoods import likelihood_kind, make_likelihood
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._recipe import NETWORKS
 
@@ -29,7 +31,8 @@ class Architecture:
         latent_dim: D.
         flow: Formula of the flow, or ``"none"``.
         flow_options: Options of the flow.
-        nets: ``"gated"`` (gated dense), ``"mlp"`` (ReLU) or ``"conv"`` (gated convolutions).
+        nets: ``"gated"`` (gated dense), ``"mlp"`` (ReLU) or ``"conv"`` (gated convolutions);
+            ``"module:function"`` for nets of a user's own, which are handed to ``build``.
         hidden: Widths of the dense nets.
         context_dim: Size of the flow's context; None for the width of the encoder's last layer,
             as in the papers; 0 for one flow for all images.
@@ -58,7 +61,7 @@ class Architecture:
     amortize: str = "linear"
 
     def __post_init__(self) -> None:
-        if self.nets not in ARCHITECTURES:
+        if self.nets not in ARCHITECTURES and ":" not in self.nets:
             raise OptionError(f"nets is one of {', '.join(ARCHITECTURES)}; got {self.nets!r}.")
         # JSON has lists only.
         for name in ("shape", "hidden"):
@@ -74,15 +77,21 @@ class Architecture:
             return self.context_dim
         return NETWORKS.conv_width if self.nets == "conv" else self.hidden[-1]
 
-    def build(self, *, seed: int) -> FlowVAE:
+    def build(
+        self, *, seed: int, nets: tuple[nn.Module, nn.Module] | Callable[..., Any] | None = None
+    ) -> FlowVAE:
         """Build the VAE; torch's global random state is left as it was.
 
         Nets are drawn before the flow: VAEs of one seed share them, whatever the flow.
+
+        Args:
+            seed: Of the initial weights.
+            nets: Encoder and decoder of a user's own, or a function that makes them.
         """
         options = dict(self.likelihood)
         likelihood = make_likelihood(options.pop("name"), **options)
         with seeded(seed, "vae"):
-            encoder, decoder = self._nets(likelihood.num_params)
+            encoder, decoder = self._nets(likelihood.num_params, nets)
             return FlowVAE(
                 encoder,
                 decoder,
@@ -96,7 +105,13 @@ class Architecture:
                 **self.flow_options,
             )
 
-    def _nets(self, num_params: int) -> tuple[nn.Module, nn.Module]:
+    def _nets(
+        self, num_params: int, own: tuple[nn.Module, nn.Module] | Callable[..., Any] | None
+    ) -> tuple[nn.Module, nn.Module]:
+        if callable(own):
+            return _made(self, own, num_params)
+        if own is not None:
+            return own
         # The head is drawn apart from its context, so that it is the same with and without one.
         ends: dict[str, Any] = {"condition_dim": self.condition_dim}
         if self.nets == "conv":
@@ -116,3 +131,120 @@ class Architecture:
     def spec(self) -> dict[str, Any]:
         """Describe the architecture with what JSON can hold."""
         return asdict(self)
+
+
+def _made(
+    architecture: Architecture, function: Callable[..., Any], num_params: int
+) -> tuple[nn.Module, nn.Module]:
+    """Call a user's function that makes the nets, with those sizes that it has arguments for.
+
+    Raises:
+        OptionError: It returned no encoder and decoder.
+    """
+    sizes = {
+        "shape": architecture.shape, "latent_dim": architecture.latent_dim,
+        "context_dim": architecture.context_size, "num_params": num_params,
+        "condition_dim": architecture.condition_dim,
+    }  # fmt: skip
+    known = inspect.signature(function).parameters
+    every = any(one.kind is one.VAR_KEYWORD for one in known.values())
+    found = function(**{name: value for name, value in sizes.items() if every or name in known})
+    if isinstance(found, tuple | list) and len(found) == 2:
+        encoder, decoder = found
+        if isinstance(encoder, nn.Module) and isinstance(decoder, nn.Module):
+            return encoder, decoder
+    raise OptionError(
+        f"{architecture.nets} needs to return a pair of modules, encoder and decoder; it returned "
+        f"{type(found).__name__}."
+    )
+
+
+_NETS = {one.__name__: one for one in (ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder)}
+
+
+def describe(vae: FlowVAE) -> dict[str, Any]:
+    """Describe a VAE with what JSON can hold; of parts of a user's own, their class alone.
+
+    Example:
+        >>> from pyro_nfvi.vae._architecture import Architecture, describe, rebuilt
+        >>> vae = Architecture((4, 4), latent_dim=2, flow="planar*2", hidden=(8,)).build(seed=0)
+        >>> describe(vae)["flow"]
+        'planar*2'
+        >>> rebuilt(describe(vae), {}).latent_dim
+        2
+    """
+    found = dict(vae.made_of)
+    for name in ("encoder", "decoder"):
+        net = getattr(vae, name)
+        # A subclass is a net of a user's own.
+        own = type(net) is not _NETS.get(type(net).__name__)
+        found[name] = _own(net) if own else net.made_of
+    held = vae.likelihood.spec()
+    shipped = likelihood_kind(held["name"]) is type(vae.likelihood)
+    found["likelihood"] = held if shipped else _own(vae.likelihood)
+    for name in ("flow", "prior"):
+        if not isinstance(found[name], str):
+            found[name] = _own(found[name])
+    described: dict[str, Any] = json.loads(json.dumps(found))
+    return described
+
+
+def _own(part: Any) -> dict[str, str]:
+    kind = type(part)
+    return {"own": f"{kind.__module__}.{kind.__qualname__}"}
+
+
+def rebuilt(spec: Mapping[str, Any], given: Mapping[str, Any]) -> FlowVAE:
+    """Build a VAE from :func:`describe` or ``Architecture.spec``, and parts of a user's own.
+
+    Args:
+        spec: The description.
+        given: Parts by name: ``encoder``, ``decoder``, ``flow``, ``prior``, ``likelihood``.
+
+    Raises:
+        OptionError: A part of a user's own is missing, or given where the file has its own.
+    """
+    if "nets" in spec:
+        missing = {"encoder", "decoder"} - set(given)
+        if ":" not in spec["nets"]:
+            _refuse_others(given, set())
+            return Architecture(**spec).build(seed=0)
+        _require(missing, {name: spec["nets"] for name in missing})
+        return Architecture(**spec).build(seed=0, nets=(given["encoder"], given["decoder"]))
+    options = dict(spec)
+    parts = ("encoder", "decoder", "flow", "prior", "likelihood")
+    own = {name: options[name]["own"] for name in parts if _is_own(options[name])}
+    _require(set(own) - set(given), own)
+    _refuse_others(given, set(own))
+    for name in ("encoder", "decoder"):
+        if name not in own:
+            held = dict(options[name])
+            options[name] = _NETS[held.pop("kind")](**held)
+    if "likelihood" not in own:
+        held = dict(options["likelihood"])
+        options["likelihood"] = make_likelihood(held.pop("name"), **held)
+    flow_options = options.pop("flow_options")
+    options |= {name: given[name] for name in own}
+    with seeded(0, "vae"):
+        return FlowVAE(**options, **flow_options)
+
+
+def _is_own(held: Any) -> bool:
+    return isinstance(held, Mapping) and "own" in held
+
+
+def _require(missing: set[str], own: Mapping[str, str]) -> None:
+    if missing:
+        words = ", ".join(f"{name}=... (it was a {own[name]})" for name in sorted(missing))
+        raise OptionError(
+            "the VAE has parts of its user's own, of which the file holds the weights alone: pass "
+            f"{words}."
+        )
+
+
+def _refuse_others(given: Mapping[str, Any], own: set[str]) -> None:
+    stray = sorted(set(given) - own)
+    if stray:
+        raise OptionError(
+            f"the file describes {', '.join(stray)} itself: leave out {', '.join(stray)}."
+        )

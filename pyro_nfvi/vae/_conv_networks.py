@@ -70,6 +70,10 @@ class ConvEncoder(nn.Module):
         condition_dim: int = 0,
     ) -> None:
         super().__init__()
+        self.made_of = {
+            "kind": "ConvEncoder", "shape": list(shape), "latent_dim": latent_dim,
+            "context_dim": context_dim, "condition_dim": condition_dim,
+        }  # fmt: skip
         quarter = _quarter(shape)
         parts: list[nn.Module] = []
         inputs = 1
@@ -124,6 +128,10 @@ class ConvDecoder(nn.Module):
         condition_dim: int = 0,
     ) -> None:
         super().__init__()
+        self.made_of = {
+            "kind": "ConvDecoder", "latent_dim": latent_dim, "shape": list(shape),
+            "num_params": num_params, "condition_dim": condition_dim,
+        }  # fmt: skip
         quarter = _quarter(shape)
         inputs, (first, _) = latent_dim + condition_dim, _UP[0]
         parts: list[nn.Module] = [_Gated(nn.ConvTranspose2d(inputs, 2 * first, quarter))]

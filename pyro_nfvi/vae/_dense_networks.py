@@ -101,6 +101,11 @@ class DenseEncoder(nn.Module):
         gated: bool = True,
     ) -> None:
         super().__init__()
+        self.made_of = {
+            "kind": "DenseEncoder", "shape": list(shape), "latent_dim": latent_dim,
+            "hidden": list(hidden), "context_dim": context_dim, "condition_dim": condition_dim,
+            "gated": gated,
+        }  # fmt: skip
         self.body = dense_layers(math.prod(shape) + condition_dim, hidden, gated=gated)
         self.head = Head(hidden[-1], latent_dim, context_dim)
 
@@ -146,6 +151,11 @@ class DenseDecoder(nn.Module):
         gated: bool = True,
     ) -> None:
         super().__init__()
+        self.made_of = {
+            "kind": "DenseDecoder", "latent_dim": latent_dim, "shape": list(shape),
+            "hidden": list(hidden), "num_params": num_params, "condition_dim": condition_dim,
+            "gated": gated,
+        }  # fmt: skip
         self._out = (*shape, num_params) if num_params > 1 else tuple(shape)
         self.body = dense_layers(latent_dim + condition_dim, hidden, gated=gated)
         self.last = nn.Linear(hidden[-1], math.prod(self._out))

@@ -333,3 +333,8 @@ def make_likelihood(likelihood: str | Likelihood, **options: Any) -> Likelihood:
         return _KINDS[likelihood](**options)
     except TypeError as error:
         raise OptionError(f"The {likelihood} likelihood does not take these: {error}.") from error
+
+
+def likelihood_kind(name: str) -> type[Likelihood] | None:
+    """Return the class of a likelihood's name; None for one of a user's own."""
+    return _KINDS.get(name)

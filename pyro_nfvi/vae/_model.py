@@ -24,6 +24,7 @@ from pyro_nfvi.vae._assemble import call_net, encoder_output, plate, posterior_f
 from pyro_nfvi.vae._elbo_terms import ELBO, elbo_terms
 from pyro_nfvi.vae._importance_nll import NLL, importance_nll
 from pyro_nfvi.vae._likelihoods import Likelihood, make_likelihood
+from pyro_nfvi.vae._losses import ELBOLoss, Loss, VAELoss
 from pyro_nfvi.vae._posterior import Posterior
 from pyro_nfvi.vae._recipe import EVALUATION
 
@@ -125,10 +126,46 @@ class FlowVAE(PyroModule):
             raise OptionError(f"amortize is 'linear' or 'mlp'; got {amortize!r}.")
         self.latent_dim, self.context_dim = latent_dim, context_dim
         self.condition_dim = condition_dim
+        #: Options that files describe the VAE by; parts that are no formula stand as they are.
+        self.made_of = {
+            "latent_dim": latent_dim, "context_dim": context_dim, "condition_dim": condition_dim,
+            "amortize": amortize, "flow": "none" if flow is None else flow,
+            "prior": "none" if prior is None else prior, "flow_options": flow_options,
+        }  # fmt: skip
         self.likelihood = make_likelihood(likelihood)
         self.encoder, self.decoder = encoder, decoder
         self.flow = posterior_flow(flow, latent_dim, context_dim, amortize, flow_options)
         self.prior = prior_density(prior, latent_dim, condition_dim)
+
+    # ------------------------------------------------------------------------- loss to train on
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call :meth:`forward` as ``nn.Module`` does, without statements of Pyro inside."""
+        return nn.Module.__call__(self, *args, **kwargs)
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        loss: VAELoss | None = None,
+        eps: Tensor | None = None,
+        step: int = 0,
+    ) -> Loss:
+        """Return the loss of a batch: ``vae(x).surrogate.mean().backward()``.
+
+        For loops of your own, and for wrappers that call modules (``DistributedDataParallel``,
+        Lightning, Accelerate).
+
+        Args:
+            x: Images ``(B, *shape)``.
+            y: Labels of a conditional VAE.
+            loss: The loss; None for ``ELBOLoss()``.
+            eps: Base noise ``(S, B, D)``; drawn from torch's global state if None.
+            step: Steps taken so far, for the loss's schedules.
+        """
+        found: Loss = (ELBOLoss() if loss is None else loss)(self, x, y, eps=eps, step=step)
+        return found
 
     # ------------------------------------------------------------------ encoder and decoder
 

@@ -45,7 +45,7 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
     except FileError as error:
         raise FileError(
             f"{error} Checkpoints and results of the run are complete; draw pictures again with "
-            "load_vae(folder) and the functions of pyro_nfvi.vae._pictures."
+            "load(folder) and the functions of pyro_nfvi.vae._pictures."
         ) from error
     finally:
         pyplot().close(figure)

@@ -147,6 +147,8 @@ class FigureRecipe:
 class TrainerRecipe:
     """Numbers of training runs."""
 
+    #: Steps that the early average of the weights reaches back, plus one (TensorFlow's).
+    average_warm_up: int = 10
     #: Images of a validation batch.
     valid_rows: int = 500
     #: Seconds after which a lock file that was just written holds its owner.

@@ -21,7 +21,9 @@ from pyro_nfvi.vae import ELBOLoss, FlowVAE, IWAELoss, evaluate, training_pass
 from pyro_nfvi.vae._evaluation import active_units
 from pyro_nfvi.vae._memory_tiles import numbers_per_row
 from pyro_nfvi.vae._pixels import Preparation
-from pyro_nfvi.vae.train._trainer import Feed, Plan, Trainer
+from pyro_nfvi.vae.train._feeds import tensor_feed
+from pyro_nfvi.vae.train._rates import Rates
+from pyro_nfvi.vae.train._trainer import Plan, Trainer
 
 DIM, SHAPE = 2, (3, 2)
 
@@ -92,9 +94,9 @@ def pixels(figure):
 
 
 def trainer(vae, count=7, batch=7, **more):
-    feed = Feed(X[:1].expand(count, *SHAPE).clone(), X, Preparation("as-is", 2))
-    plan = Plan(ELBOLoss(), 1, batch, 1e-3)
-    return Trainer(vae, feed, plan, torch.optim.Adam(vae.parameters()), **more)
+    feed = tensor_feed(X[:1].expand(count, *SHAPE).clone(), X, Preparation("as-is", 2))
+    plan = Plan(ELBOLoss(), 1, batch)
+    return Trainer(vae, feed, plan, Rates(torch.optim.Adam(vae.parameters())), **more)
 
 
 #: All that is computed with a VAE, but what trains it.
@@ -122,7 +124,7 @@ CATALOGUE = {
     "Predictive": lambda vae: predicted(vae),
 }
 #: What trains, or looks at no net.
-TRAINS, LOOKS_AT_NO_NET = {"model", "guide"}, {"check", "condition", "extra_repr"}
+TRAINS, LOOKS_AT_NO_NET = {"model", "guide", "forward", "fit"}, {"check", "condition", "extra_repr"}
 
 
 def evaluated(vae):
@@ -233,7 +235,7 @@ def test_a_step_that_is_skipped_leaves_statistics_as_they_were():
     run = trainer(vae)
     with torch.no_grad():
         vae.decoder.net[3].bias[0] = torch.nan
-    run._step(torch.arange(7), _Bar())
+    run._step([(X[:1].expand(7, *SHAPE), None)], _Bar())
     assert run.progress.skipped == 1
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in vae.named_buffers())
 

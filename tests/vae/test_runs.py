@@ -38,6 +38,7 @@ from pyro_nfvi.vae._pictures import plot_curves
 from pyro_nfvi.vae.train._command import loss_of, train
 from pyro_nfvi.vae.train._command import main as train_main
 from pyro_nfvi.vae.train._options import Options, migrated, parse
+from pyro_nfvi.vae.train._rates import Rates
 from pyro_nfvi.vae.train._run_folder import RunFolder
 from pyro_nfvi.vae.train._run_lock import RunLock
 
@@ -53,6 +54,7 @@ def python(code, *arguments, **more):
 
 HOLD = """
 import sys, time
+from pyro_nfvi.vae.train._rates import Rates
 from pyro_nfvi.vae.train._run_lock import RunLock
 lock = RunLock(sys.argv[1])
 print("held", flush=True)
@@ -159,7 +161,8 @@ def test_many_processes_at_once_hold_a_lock_one_at_a_time(tmp_path):
     import sys, time
     from pathlib import Path
     from pyro_nfvi.errors import FileError
-    from pyro_nfvi.vae.train._run_lock import RunLock
+    from pyro_nfvi.vae.train._rates import Rates
+from pyro_nfvi.vae.train._run_lock import RunLock
     folder, count = Path(sys.argv[1]), 0
     while count < 30:
         try:
@@ -456,8 +459,10 @@ def test_a_run_of_the_earlier_version_goes_on_or_says_why_not(grey, tmp_path):  
     out = tmp_path / "run"
     train(options(grey, out, epochs=1), say=silent)
     spec, tensors = read_file(out / "last.pt", "VAE")
-    for name in ("warmup_epochs", "split_seed", "shape", "levels"):
+    newer = ("warmup_epochs", "split_seed", "shape", "levels", "accumulate", "ema", "precision")
+    for name in newer:
         spec["options"].pop(name)
+    tensors.pop("scheduler"), spec.pop("rates")
     spec["options"]["warmup"] = 1.0  # epochs, as it was
     spec["progress"].pop("kl_weight")
     write_file(out / "last.pt", "VAE", spec, tensors)
@@ -466,7 +471,17 @@ def test_a_run_of_the_earlier_version_goes_on_or_says_why_not(grey, tmp_path):  
     assert train(options(grey, out, epochs=2, resume=True), say=silent).progress.epoch == 2
     assert migrated({"warmup": 10.0, "seed": 3}) == {
         "warmup": 0.2, "warmup_epochs": 10.0, "seed": 3, "split_seed": 3, "shape": "", "levels": -1,
+        "accumulate": 1, "ema": 0.0, "precision": "fp32",
     }  # fmt: skip
+
+
+def test_a_decay_of_the_earlier_version_goes_on_where_it_was():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.8)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    rates = Rates(optimizer, decay, "step")
+    optimizer.param_groups[0]["lr"] = 0.1  # as the earlier version left it
+    rates.catch_up(3)
+    assert rates.now() == pytest.approx([0.2])
 
 
 # -------------------------------------------------------------------------- the NLL and its subset
@@ -565,7 +580,9 @@ def _member(rank, folder):
     from vae.test_modes import make as with_batch_norm
 
     from pyro_nfvi.vae._pixels import Preparation
-    from pyro_nfvi.vae.train._trainer import Feed, Plan, Trainer
+    from pyro_nfvi.vae.train._feeds import tensor_feed
+    from pyro_nfvi.vae.train._rates import Rates
+    from pyro_nfvi.vae.train._trainer import Plan, Trainer
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -574,9 +591,10 @@ def _member(rank, folder):
     vae.encoder.register_buffer("fixed", fixed.clone())
     team = Team(rank, 2, torch.device("cpu"))
     x = X.repeat(3, 1, 1)
-    feed = Feed(x, X, Preparation("as-is", 2))
-    plan = Plan(ELBOLoss(), 2, 7, 1e-2)
-    trainer = Trainer(vae, feed, plan, torch.optim.Adam(vae.parameters()), team=team)
+    feed = tensor_feed(x, X, Preparation("as-is", 2))
+    plan = Plan(ELBOLoss(), 2, 7)
+    rates = Rates(torch.optim.Adam(vae.parameters(), lr=1e-2))
+    trainer = Trainer(vae, feed, plan, rates, team=team)
     trainer.run()
     assert torch.equal(vae.encoder.fixed, fixed)
     valid = trainer.validate()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from vae.cases import make, spread
 
 from benchmarks.vae.sweep.table import sweep
@@ -22,9 +23,11 @@ from pyro_nfvi.objectives import Linear
 from pyro_nfvi.vae import ELBOLoss, load_vae
 from pyro_nfvi.vae._pixels import Preparation
 from pyro_nfvi.vae.train._command import main, train
+from pyro_nfvi.vae.train._feeds import tensor_feed
 from pyro_nfvi.vae.train._options import Options, parse
+from pyro_nfvi.vae.train._rates import Rates
 from pyro_nfvi.vae.train._run_folder import RunFolder
-from pyro_nfvi.vae.train._trainer import Feed, Plan, Trainer
+from pyro_nfvi.vae.train._trainer import Plan, Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,8 +69,8 @@ def test_a_run_leaves_everything_behind(grey, tmp_path):
     run = train(options(grey, tmp_path / "run", pictures=True), say=silent)
     names = {path.name for path in run.folder.path.iterdir()}
     assert names == {
-        "last.pt", "best.pt", "log.jsonl", "config.json", "results.json", "per_image.npz",
-        "curves.png",
+        "last.pt", "best.pt", "log.jsonl", "log.csv", "config.json", "results.json",
+        "per_image.npz", "curves.png",
         "interpolation.png", "posteriors.png", "reconstructions.png", "samples.png",
     }  # fmt: skip
     lines = run.folder.lines()
@@ -95,15 +98,17 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(grey, tmp_pat
 @pytest.mark.parametrize("at", [1, 5, 7])
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(at, optimizer):
     x = torch.randint(0, 3, (33, 3, 2), generator=torch.Generator().manual_seed(0))
-    feed = Feed(x.to(torch.uint8), (x[:9] > 0).float(), Preparation("dynamic", 3))
-    plan = Plan(ELBOLoss(beta=Linear(9)), 3, 10, 1e-2, decay="cosine", seed=3)
+    feed = tensor_feed(x.to(torch.uint8), (x[:9] > 0).float(), Preparation("dynamic", 3))
+    plan = Plan(ELBOLoss(beta=Linear(9)), 3, 10, seed=3)
 
     def build(folder, stop=lambda: False):
         vae = make("iaf*1", seed=4)
         kind = torch.optim.Adam if optimizer == "adam" else torch.optim.Adamax
         step = kind(vae.parameters(), lr=1e-2)
         spec = {"architecture": {}, "options": {}, "data": "x"}
-        return Trainer(vae, feed, plan, step, folder=folder, spec=spec, stop=stop)
+        decay = LambdaLR(step, lambda number: 1 / (1 + number))
+        rates = Rates(step, decay, "step")
+        return Trainer(vae, feed, plan, rates, folder=folder, spec=spec, stop=stop)
 
     import tempfile
 
@@ -148,11 +153,11 @@ def moody(bad, folder=None, stop=lambda: False, epochs=4):
     vae.decoder = Moody(vae.decoder, bad)
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
     feed, spec = (
-        Feed(x, x, Preparation("as-is", 2)),
+        tensor_feed(x, x, Preparation("as-is", 2)),
         {"architecture": {}, "options": {}, "data": ""},
     )
-    plan = Plan(ELBOLoss(), epochs, 10, 1e-2, save_steps=3, seed=3)
-    return Trainer(vae, feed, plan, optimizer, folder=folder, spec=spec, stop=stop)
+    plan = Plan(ELBOLoss(), epochs, 10, save_steps=3, seed=3)
+    return Trainer(vae, feed, plan, Rates(optimizer), folder=folder, spec=spec, stop=stop)
 
 
 def test_five_bad_steps_bring_the_last_good_state_back_at_half_the_rate():
@@ -160,7 +165,7 @@ def test_five_bad_steps_bring_the_last_good_state_back_at_half_the_rate():
     run = moody(lambda call: 7 <= call < 12)
     at = run.run()
     assert (at.skipped, at.restores, at.rate) == (5, [11], 0.5)
-    assert run._rate() == pytest.approx(5e-3)
+    assert run.rates.now(at.rate)[0] == pytest.approx(5e-3)
     assert all(bool(p.isfinite().all()) for p in run.vae.parameters())
 
 
@@ -279,9 +284,9 @@ def test_numbers_that_are_not_finite_are_traced_to_their_source(part, hint):
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     with torch.no_grad():
         dict(vae.named_parameters())[part][0] = torch.nan
-    feed = Feed(x, x, Preparation("as-is", 2))
+    feed = tensor_feed(x, x, Preparation("as-is", 2))
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3)
-    trainer = Trainer(vae, feed, Plan(ELBOLoss(), 9, 10, 1e-3), optimizer)
+    trainer = Trainer(vae, feed, Plan(ELBOLoss(), 9, 10), Rates(optimizer))
     with pytest.raises(DivergedError, match=hint):
         trainer.run()
     after = vae.state_dict()  # no step was taken with such a gradient
@@ -293,8 +298,9 @@ def test_a_layer_that_overflows_is_named():
     vae = make("radial*1|affine")
     with torch.no_grad():
         vae.flow.flows[1].params.linear.bias.fill_(1e38)
-    feed = Feed(x, x, Preparation("as-is", 2))
-    trainer = Trainer(vae, feed, Plan(ELBOLoss(), 9, 10, 1e-3), torch.optim.Adam(vae.parameters()))
+    feed = tensor_feed(x, x, Preparation("as-is", 2))
+    rates = Rates(torch.optim.Adam(vae.parameters()))
+    trainer = Trainer(vae, feed, Plan(ELBOLoss(), 9, 10), rates)
     with pytest.raises(DivergedError, match=r"layer 1 \(DiagonalAffine\)|log density|decoder"):
         trainer.run()
 
@@ -341,7 +347,7 @@ def test_wrong_options_are_refused(grey, tmp_path, change):
         with pytest.raises(OptionError):
             Options(**bad)
     with pytest.raises(DataError):
-        Feed(torch.zeros(0, 2), torch.zeros(1, 2), Preparation("as-is", 2))
+        tensor_feed(torch.zeros(0, 2), torch.zeros(1, 2), Preparation("as-is", 2))
 
 
 def test_command_line_and_configuration(tmp_path, capsys):
@@ -468,13 +474,13 @@ def test_files_of_two_runs_of_one_seed_hold_the_same(grey, tmp_path):
 
 def test_every_process_needs_an_image_of_every_batch():
     data = torch.rand(21, 3)
-    feed = Feed(data, data, Preparation("as-is", 2))
-    plan = Plan(ELBOLoss(), 1, 10, 1e-3)
+    feed = tensor_feed(data, data, Preparation("as-is", 2))
+    plan = Plan(ELBOLoss(), 1, 10)
     vae = make(None)
     optimizer = torch.optim.Adam(vae.parameters())
     with pytest.raises(OptionError, match=r"Each of 2 processes.*21 images.* leave one of 1"):
-        Trainer(vae, feed, plan, optimizer, team=Team(0, 2, torch.device("cpu")))
-    assert Trainer(vae, feed, plan, optimizer).steps_per_epoch == 3
+        Trainer(vae, feed, plan, Rates(optimizer), team=Team(0, 2, torch.device("cpu")))
+    assert Trainer(vae, feed, plan, Rates(optimizer)).steps_per_epoch == 3
 
 
 def test_a_sweep_repeats_what_was_done_with_other_options(grey, tmp_path):

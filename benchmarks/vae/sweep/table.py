@@ -127,9 +127,9 @@ def _check_distinct(name: str, values: Sequence[object]) -> None:
 
 
 def _size(place: Path) -> int:
-    from pyro_nfvi.vae.train._run_folder import load_vae
+    from pyro_nfvi.vae.train._run_folder import load
 
-    return sum(p.numel() for p in load_vae(place).parameters())
+    return sum(p.numel() for p in load(place).parameters())
 
 
 def _with_flow(options: Options, flow: str) -> Options:

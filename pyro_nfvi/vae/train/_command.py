@@ -11,19 +11,20 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
+from pyro_nfvi._optim.learning_rate import cosine
 from pyro_nfvi._processes.launcher import ParentWatch, launched
 from pyro_nfvi._processes.recipe import LAUNCHER
 from pyro_nfvi._processes.team import Team, close_team
 from pyro_nfvi._random import seeded
 from pyro_nfvi._version import __version__
-from pyro_nfvi.errors import DivergedError, FileError, NFVIError, OptionError
+from pyro_nfvi.errors import NFVIError, OptionError
 from pyro_nfvi.objectives._schedules import Constant, Cyclic, Linear, Schedule, Tempered
 from pyro_nfvi.vae._architecture import Architecture
 from pyro_nfvi.vae._datasets import ImageData, load_data
@@ -32,30 +33,16 @@ from pyro_nfvi.vae._likelihoods import make_likelihood
 from pyro_nfvi.vae._losses import ELBOLoss, IWAELoss, VAELoss, loss_from_spec
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._pixels import Preparation, choose_preparation
+from pyro_nfvi.vae.train._callbacks import Callback, CSVLogger, TensorBoardLogger
 from pyro_nfvi.vae.train._distributed import open_team
+from pyro_nfvi.vae.train._feeds import Feed, tensor_feed
+from pyro_nfvi.vae.train._fit import adam
 from pyro_nfvi.vae.train._options import IDENTITY, Options, parse
-from pyro_nfvi.vae.train._run_folder import Progress, RunFolder, load_vae
-from pyro_nfvi.vae.train._run_lock import RunLock
+from pyro_nfvi.vae.train._rates import Rates
+from pyro_nfvi.vae.train._run import Run, open_folder
+from pyro_nfvi.vae.train._run_folder import RunFolder
 from pyro_nfvi.vae.train._signals import Signals
-from pyro_nfvi.vae.train._trainer import Feed, Plan, Trainer
-
-
-class Run:
-    """The results of a training run.
-
-    Attributes:
-        vae: The VAE with its best parameters.
-        progress: Where training came to.
-        evaluation: Numbers on the test images; None in processes that do not lead, and for a run
-            that a signal ended.
-        folder: The run's folder.
-    """
-
-    def __init__(
-        self, vae: FlowVAE, progress: Progress, evaluation: Evaluation | None, folder: RunFolder
-    ) -> None:
-        self.vae, self.progress, self.evaluation = vae, progress, evaluation
-        self.folder = folder
+from pyro_nfvi.vae.train._trainer import Plan, Trainer
 
 
 def architecture_of(options: Options, data: ImageData) -> Architecture:
@@ -144,7 +131,7 @@ def _train(options: Options, team: Team, say: Any, parent: ParentWatch) -> Run:
     preparation = choose_preparation(data, vae.likelihood, options.binarize)
     images = preparation.images(data)
     labels = data.labels if options.conditional else None
-    feed = Feed(images[0], images[1], preparation, None if labels is None else labels[:2])
+    feed = tensor_feed(images[0], images[1], preparation, None if labels is None else labels[:2])
     say(data)
     size = sum(p.numel() for p in vae.parameters())
     say(
@@ -152,7 +139,7 @@ def _train(options: Options, team: Team, say: Any, parent: ParentWatch) -> Run:
         f" (context {architecture.context_size}), {size:,} parameters; pixels {preparation.kind}, "
         f"{vae.likelihood.name}; {team.size} process{'es' * (team.size > 1)} on {team.device}"
     )
-    steps_per_epoch = math.ceil(len(feed.train) / options.batch_size)
+    steps_per_epoch = math.ceil(len(images[0]) / options.batch_size / options.accumulate)
     loss = loss_of(options, steps_per_epoch)
     spec = {
         "architecture": json.loads(json.dumps(architecture.spec())),
@@ -163,7 +150,9 @@ def _train(options: Options, team: Team, say: Any, parent: ParentWatch) -> Run:
         "version": __version__,
         "epochs": options.epochs,
     }
-    with _open_folder(options, team) as folder:
+    with open_folder(
+        options.out, team, resume=options.resume, overwrite=options.overwrite
+    ) as folder:
         return _in_folder(
             options, team, say, parent, folder, spec=spec, data=(images, labels), feed=feed,
             vae=vae, loss=_loss_of_run(options, folder, loss, say), steps_per_epoch=steps_per_epoch,
@@ -201,18 +190,20 @@ def _in_folder(
     if short:
         say(f"WARNING: {short}")
     team.share(vae)
-    optimizer = _optimizer(options, vae)
+    rates = _rates(options, vae, options.epochs * steps_per_epoch)
+    spec["rates"] = rates.initial
     if options.compile:
         vae.encoder.compile()
         vae.decoder.compile()
     plan = Plan(
-        loss, options.epochs, options.batch_size, options.lr, options.decay,
-        options.clip_norm, options.patience, options.save_steps, options.seed,
+        loss, options.epochs, options.batch_size, options.clip_norm, options.patience,
+        options.save_steps, options.seed, options.accumulate, options.ema, options.precision,
     )  # fmt: skip
     signals = Signals()
     trainer = Trainer(
-        vae, feed, plan, optimizer, folder=folder, spec=spec, team=team,
-        show=not options.quiet, stop=lambda: signals.came() or parent.lost(),
+        vae, feed, plan, rates, folder=folder, spec=spec, team=team,
+        callbacks=_loggers(options, folder), show=not options.quiet,
+        stop=lambda: signals.came() or parent.lost(),
     )  # fmt: skip
     _begin(options, trainer, folder, say)
     if team.leads:
@@ -227,57 +218,15 @@ def _in_folder(
         f"{-progress.best:.2f} nats in epoch {progress.best_epoch}."
     )
     team.wait()
+    trainer.take_best()
     if not team.leads:
         return Run(vae, progress, None, folder)
-    if not folder.best.exists():
-        raise DivergedError(
-            f"No epoch of {progress.epoch} had a finite ELBO of the validation images: there is no "
-            f"best one ({folder.log} has the numbers). Start anew (--overwrite) with a smaller "
-            "--lr, or look for images that no likelihood describes."
-        )
-    best = load_vae(folder.best, map_location=team.device)
     # Of the steps that were taken: a run that goes on may have taken more than it was asked for.
     short = loss.unfinished(progress.step)
     preparation = feed.preparation
-    result = _report(options, best, images, labels, preparation, folder, team, say, short)
-    return Run(best, progress, result, folder)
-
-
-@contextmanager
-def _open_folder(options: Options, team: Team) -> Iterator[RunFolder]:
-    """The folder of a run, locked by the process that writes into it."""
-    folder = RunFolder(options.out)
-    lock, taken = None, None
-    if team.leads:
-        try:
-            lock = RunLock(folder.path)
-        except FileError as error:
-            taken = error
-    try:
-        if team.any(taken is not None):
-            raise taken or FileError(f"{folder.path} is in use: see the first process's message.")
-        _prepare_folder(options, team, folder)
-        yield folder
-    finally:
-        if lock is not None:
-            lock.release()
-
-
-def _prepare_folder(options: Options, team: Team, folder: RunFolder) -> None:
-    """Refuse a folder that holds another run, and clear what is to be written anew."""
-    there = folder.last.exists() or folder.log.exists()
-    if there and not (options.resume or options.overwrite):
-        raise FileError(
-            f"{folder.path} holds a run already. Go on with it: --resume. Start anew: --overwrite, "
-            "or another --out."
-        )
-    team.wait()  # everybody has looked before anybody writes
-    if team.leads and not (options.resume and folder.last.exists()):
-        for old in (folder.last, folder.best, folder.log):
-            old.unlink(missing_ok=True)
-    if team.leads:
-        folder.clear_strays()
-    team.wait()
+    assert preparation is not None
+    result = _report(options, vae, images, labels, preparation, folder, team, say, short)
+    return Run(vae, progress, result, folder, folder.lines())
 
 
 def _begin(options: Options, trainer: Trainer, folder: RunFolder, say: Any) -> None:
@@ -292,15 +241,29 @@ def _begin(options: Options, trainer: Trainer, folder: RunFolder, say: Any) -> N
             f"WARNING: the rate decays to zero over {options.epochs} epochs now, and the run began "
             f"with {planned}: it jumps here, and the run is not one of {options.epochs} epochs."
         )
-    trainer.resume()
+    trainer.resume(new_rate=options.new_rate)
     at = trainer.progress
     say(f"Resuming from {folder.last}: epoch {at.epoch + 1}, step {at.step}.")
 
 
-def _optimizer(options: Options, vae: FlowVAE) -> torch.optim.Optimizer:
+def _loggers(options: Options, folder: RunFolder) -> list[Callback]:
+    found: list[Callback] = [CSVLogger(folder.path / "log.csv")]
+    if options.tensorboard:
+        found.append(TensorBoardLogger(folder.path / "tensorboard"))
+    return found
+
+
+def _rates(options: Options, vae: FlowVAE, steps: int) -> Rates:
+    """Return the optimiser, whose rate decays over so many steps."""
+    optimizer: torch.optim.Optimizer
     if options.optimizer == "adam":
-        return torch.optim.Adam(vae.parameters(), lr=options.lr)
-    return torch.optim.Adamax(vae.parameters(), lr=options.lr, eps=1e-7)
+        optimizer = adam(vae, options.lr)
+    else:
+        optimizer = torch.optim.Adamax(vae.parameters(), lr=options.lr, eps=1e-7)
+    if options.decay == "none":
+        return Rates(optimizer)
+    decay = LambdaLR(optimizer, lambda step: cosine(min(1.0, step / steps), end=0.0))
+    return Rates(optimizer, decay, "step")
 
 
 def _report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pyro_nfvi._processes.launcher import place_among_processes
-from pyro_nfvi._processes.team import Team, meet
+from pyro_nfvi._processes.team import Team, joined, meet
 from pyro_nfvi.errors import OptionError
 
 
@@ -40,6 +40,6 @@ def open_team(device: str = "auto") -> Team:
             )
         where = torch.device("cuda", place.local if size > 1 else where.index or 0)
         torch.cuda.set_device(where)
-    if size > 1:
+    if size > 1 and not joined():
         meet(size, "nccl" if where.type == "cuda" else "gloo", "-m pyro_nfvi.vae.train ...")
     return Team(place.rank, size, where)

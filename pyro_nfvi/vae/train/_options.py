@@ -74,6 +74,14 @@ class Options:
     optimizer: str = _option("adam", "optimiser", choices=("adam", "adamax"))
     decay: str = _option("none", "decay of the rate over the run", choices=("none", "cosine"))
     clip_norm: float = _option(100.0, "largest norm of the gradient")
+    accumulate: int = _option(1, "batches of a step, as if they were one")
+    ema: float = _option(
+        0.0,
+        "decay of an average of the weights, validated and kept instead, such as 0.999; 0: none",
+    )
+    precision: str = _option(
+        "fp32", "numbers of the nets while they train", choices=("fp32", "bf16")
+    )
     objective: str = _option("elbo", "bound", choices=("elbo", "iwae"))
     estimator: str = _option(
         "total", "gradient: total, path (elbo) or dreg (iwae)", choices=("total", "path", "dreg")
@@ -93,8 +101,10 @@ class Options:
     compile: bool = _option(False, "compile encoder and decoder (pays for long runs and on a GPU)")
     save_steps: int = _option(500, "steps between checkpoints within an epoch")
     resume: bool = _option(False, "go on from OUT/last.pt; with none there, start fresh")
+    new_rate: bool = _option(False, "with --resume, go on at the rate of --lr instead of the run's")
     overwrite: bool = _option(False, "start fresh where OUT holds a run already")
     quiet: bool = _option(False, "no progress bar")
+    tensorboard: bool = _option(False, "write scalars for TensorBoard, where it is installed")
     # Afterwards
     nll_samples: int = _option(5000, "importance samples per test image; 0: no NLL")
     nll_images: int = _option(500, "test images for the NLL, the same of every run; 0: all")
@@ -114,7 +124,8 @@ class Options:
         least = {
             "latent_dim": 1, "context_dim": -1, "flow_hidden": 0, "rank": 0, "epochs": 1,
             "batch_size": 1, "num_samples": 1, "cycles": 1, "tempered": 0, "patience": 0,
-            "save_steps": 1, "nll_samples": 0, "nll_images": 0, "threads": 0, "warmup": 0,
+            "save_steps": 1, "accumulate": 1, "ema": 0, "nll_samples": 0, "nll_images": 0,
+            "threads": 0, "warmup": 0,
             "beta": 0, "free_bits": 0, "seed": 0, "split_seed": 0, "levels": -1,
         }  # fmt: skip
         for name, bound in least.items():
@@ -213,7 +224,7 @@ def migrated(options: dict[str, Any]) -> dict[str, Any]:
         found["warmup"] = Options.warmup
     if "seed" in found:
         found.setdefault("split_seed", found["seed"])
-    for name in ("shape", "levels"):
+    for name in ("shape", "levels", "accumulate", "ema", "precision"):
         found.setdefault(name, getattr(Options, name))
     return found
 
@@ -225,7 +236,8 @@ IDENTITY = tuple(
     if one.name
     not in {
         "out", "epochs", "patience", "device", "threads", "compile", "save_steps", "resume",
-        "overwrite", "quiet", "modules", "nll_samples", "nll_images", "pictures", "data",
+        "overwrite", "quiet", "tensorboard", "new_rate", "modules", "nll_samples", "nll_images",
+        "pictures", "data",
     }
 )  # fmt: skip
 

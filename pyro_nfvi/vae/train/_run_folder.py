@@ -12,17 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_nfvi._files.atomic_files import remove_drafts, whole_file
 from pyro_nfvi._files.fit_files import read_file, write_file
 from pyro_nfvi._optim.snapshot import Snapshot, check_optimizer
 from pyro_nfvi._train.checkpoint import packed, unpacked
-from pyro_nfvi.errors import FileError
+from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.infer._file_checks import bounded, check_state
-from pyro_nfvi.vae._architecture import Architecture
+from pyro_nfvi.vae._architecture import rebuilt
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae.train._options import migrated
+from pyro_nfvi.vae.train._rates import Rates
+from pyro_nfvi.vae.train._weight_average import WeightAverage
 
 _KIND = "VAE"
 
@@ -60,6 +62,58 @@ class Progress:
     sums: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     kl_weight: float = 1.0
     done: str = ""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Everything that training changes and that holds tensors.
+
+    Attributes:
+        vae: The VAE.
+        rates: Its optimiser and the scheduler.
+        average: The average of its weights, or None.
+    """
+
+    vae: FlowVAE
+    rates: Rates
+    average: WeightAverage | None = None
+
+    def tensors(self) -> dict[str, Any]:
+        """Return what a file holds."""
+        found: dict[str, Any] = {
+            "vae": self.vae.state_dict(),
+            "optimizer": self.rates.optimizer.state_dict(),
+            "scheduler": self.rates.state(),
+        }
+        if self.average is not None:
+            found["average"] = self.average.state()
+        return found
+
+    def load(self, tensors: dict[str, Any], step: int) -> None:
+        """Put everything into the state of a file.
+
+        Args:
+            tensors: What the file holds.
+            step: Steps taken until then.
+        """
+        check_state(self.vae.state_dict(), tensors["vae"])
+        self.vae.load_state_dict(tensors["vae"])
+        optimizer = self.rates.optimizer
+        optimizer.load_state_dict(tensors["optimizer"])
+        check_optimizer(optimizer, shapes=type(optimizer) in _ELEMENTWISE)
+        if "scheduler" in tensors:
+            self.rates.load(tensors["scheduler"])
+        else:  # of an earlier version
+            self.rates.catch_up(step)
+        if self.average is not None:
+            self.average.load(tensors["average"])
+
+
+#: Optimisers whose state has the shape of the parameters; of others nothing is known.
+_ELEMENTWISE = (
+    torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam,
+    torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad,
+)  # fmt: skip
 
 
 class RunFolder:
@@ -102,8 +156,7 @@ class RunFolder:
 
     def save_last(
         self,
-        vae: FlowVAE,
-        optimizer: torch.optim.Optimizer,
+        state: RunState,
         progress: Progress,
         spec: dict[str, Any],
         good: Snapshot | None = None,
@@ -111,37 +164,33 @@ class RunFolder:
         """Write everything that is needed to go on as if nothing had happened.
 
         Args:
-            vae: The VAE.
-            optimizer: Its optimiser.
+            state: What training changes.
             progress: The run's position.
             spec: What has to be the same for a run to go on.
             good: The state to go back to from bad steps; None where it is the present one.
         """
-        tensors: dict[str, Any] = {
-            "vae": vae.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-        }
+        tensors = {**state.tensors(), "rng": torch.get_rng_state()}
         if good is not None:
             tensors["good"] = packed(good)
         write_file(self.last, _KIND, {**spec, "progress": asdict(progress)}, tensors)
 
     def load_last(
         self,
-        vae: FlowVAE,
-        optimizer: torch.optim.Optimizer,
+        state: RunState,
         spec: dict[str, Any],
         device: torch.device,
         trained: Sequence[Tensor],
+        *,
+        new_rate: bool = False,
     ) -> tuple[Progress, Snapshot | None]:
-        """Put VAE and optimiser into the state of ``last.pt``.
+        """Put VAE, optimiser and scheduler into the state of ``last.pt``.
 
         Args:
-            vae: The VAE.
-            optimizer: Its optimiser.
+            state: What training changes.
             spec: What has to be the same for a run to go on.
             device: Device of the tensors.
             trained: What steps change: the tensors of a state to go back to.
+            new_rate: Other learning rates are no other run.
 
         Returns:
             The run's position, and the state to go back to, None where it is the present one.
@@ -156,20 +205,9 @@ class RunFolder:
             raise FileError(
                 f"{error}{kept} To train anew in this folder: --overwrite instead of --resume."
             ) from error
-        for part in ("architecture", "options", "data"):
-            ours, other = spec[part], theirs.get(part)
-            if part == "options" and isinstance(other, dict) and other:
-                other = migrated(other)
-            if ours != other:
-                raise FileError(
-                    f"{self.last} is of another run: {_difference(part, ours, other)}. Give the "
-                    "options of that run, or another --out."
-                )
+        self._compare(spec, theirs, new_rate=new_rate)
         try:
-            check_state(vae.state_dict(), tensors["vae"])
-            vae.load_state_dict(tensors["vae"])
-            optimizer.load_state_dict(tensors["optimizer"])
-            check_optimizer(optimizer)
+            state.load(tensors, int(theirs["progress"]["step"]))
             torch.set_rng_state(tensors["rng"].cpu())
             known = {one.name for one in fields(Progress)}
             held = {key: value for key, value in theirs["progress"].items() if key in known}
@@ -180,6 +218,33 @@ class RunFolder:
             return Progress(**held), shots.get("good")
         except Exception as error:  # descriptions can be wrong in every way there is
             raise FileError(f"{self.last} does not fit this VAE: {str(error)[:600]}") from error
+
+    def _compare(self, spec: dict[str, Any], theirs: dict[str, Any], *, new_rate: bool) -> None:
+        """Refuse a checkpoint of another run.
+
+        Raises:
+            FileError: It is one; the message says what differs.
+        """
+        for part in ("architecture", "options", "data", "rates"):
+            if part == "rates" and (new_rate or part not in theirs or part not in spec):
+                continue
+            ours, other = spec[part], theirs.get(part)
+            if part == "options" and isinstance(other, dict):
+                # Those of the command, which an earlier version may have written.
+                other = migrated(other) if "flow" in other else other
+                if new_rate:
+                    ours, other = ({**one, "lr": None} for one in (ours, other))
+            if ours != other:
+                cure = "To go on at other rates: new_rate=True (--new-rate). " * (part == "rates")
+                raise FileError(
+                    f"{self.last} is of another run: {_difference(part, ours, other)}. {cure}Give "
+                    "the options of that run, or another folder (--out)."
+                )
+
+    def load_best(self, vae: FlowVAE, device: torch.device) -> None:
+        """Put the parameters of ``best.pt`` into a VAE of this run."""
+        _, tensors = read_file(self.best, _KIND, device)
+        vae.load_state_dict(tensors["vae"])
 
     def held(self, name: str) -> Any:
         """Return what the checkpoint says under a name; None where nothing can be read."""
@@ -242,38 +307,65 @@ def _difference(part: str, ours: Any, theirs: Any) -> str:
     return ", ".join(f"its {key} is {theirs.get(key)!r}, not {ours.get(key)!r}" for key in keys[:3])
 
 
-def load_vae(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> FlowVAE:
-    """Bring back a VAE that ``python -m pyro_nfvi.vae.train`` wrote.
+def load(
+    path: str | os.PathLike[str],
+    *,
+    encoder: nn.Module | None = None,
+    decoder: nn.Module | None = None,
+    map_location: Any = "cpu",
+    **parts: Any,
+) -> FlowVAE:
+    """Bring back a VAE that :func:`fit` or ``python -m pyro_nfvi.vae.train`` wrote.
+
+    Encoders and decoders of this package are built from their description. Of nets of your own the
+    file holds the weights alone, since loading runs no code of the file: pass new ones of the same
+    make, which take them over.
 
     Args:
         path: ``best.pt`` or ``last.pt``, or the run's folder, whose ``best.pt`` is taken.
+        encoder: The encoder, where it is one of your own.
+        decoder: The decoder, where it is one of your own.
         map_location: Device for its tensors.
+        **parts: ``flow``, ``prior`` or ``likelihood``, where the VAE had one of your own.
 
     Raises:
-        FileError: No such file, truncated, or something else.
+        FileError: No such file, truncated, or something else; or a part of your own is missing.
 
     Example:
         >>> import tempfile
-        >>> from pyro_nfvi.vae import load_vae
-        >>> from pyro_nfvi.vae._architecture import Architecture
-        >>> from pyro_nfvi.vae.train._run_folder import RunFolder
-        >>> architecture = Architecture((4, 4), latent_dim=2, flow="planar*2", hidden=(8,))
-        >>> folder = RunFolder(tempfile.mkdtemp())
-        >>> folder.save_best(architecture.build(seed=0), {"architecture": architecture.spec()})
-        >>> load_vae(folder.path).latent_dim
-        2
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_nfvi import vae
+        >>> class Encoder(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.linear = nn.Linear(4, 4)
+        ...     def forward(self, x):
+        ...         loc, raw = self.linear(x).chunk(2, -1)
+        ...         return loc, raw.exp()
+        >>> model = vae.FlowVAE(Encoder(), nn.Linear(2, 4), latent_dim=2, flow="planar*2")
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> run = vae.fit(model, torch.ones(20, 4), out=folder, epochs=1, progress=False)
+        >>> found = vae.load(folder, encoder=Encoder(), decoder=nn.Linear(2, 4))
+        >>> torch.equal(found.decoder.weight, model.decoder.weight)
+        True
     """
     target = Path(path)
     spec, tensors = read_file(
         target / "best.pt" if target.is_dir() else target, _KIND, map_location
     )
+    given = {"encoder": encoder, "decoder": decoder, **parts}
+    given = {name: part for name, part in given.items() if part is not None}
     try:
         with bounded(tensors):
-            vae = Architecture(**spec["architecture"]).build(seed=0)
+            vae = rebuilt(spec["architecture"], given)
         check_state(vae.state_dict(), tensors["vae"])
         vae.load_state_dict(tensors["vae"])
+    except OptionError as error:
+        raise FileError(f"{target}: {error}") from error
     except Exception as error:  # descriptions can be wrong in every way there is
         raise FileError(
-            f"{target} does not describe a VAE of this version: {str(error)[:600]}"
+            f"{target} does not describe a VAE of this version{' with these parts' * bool(given)}: "
+            f"{str(error)[:600]}"
         ) from error
     return vae.to(map_location)

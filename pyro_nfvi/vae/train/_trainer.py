@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,7 +20,6 @@ from pyro_nfvi._autocast import full_dtype
 from pyro_nfvi._eval_mode import evaluation, mode_free, moving_buffers, training_pass
 from pyro_nfvi._optim.early_stopping import EarlyStopping
 from pyro_nfvi._optim.gradient_clipping import clip_gradient
-from pyro_nfvi._optim.learning_rate import cosine
 from pyro_nfvi._optim.recovery import Action, Recovery
 from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._processes.team import Team
@@ -26,37 +27,16 @@ from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.errors import DataError, DivergedError, OptionError
 from pyro_nfvi.vae._losses import VAELoss
 from pyro_nfvi.vae._model import FlowVAE
-from pyro_nfvi.vae._pixels import Preparation
 from pyro_nfvi.vae._recipe import TRAINER
+from pyro_nfvi.vae.train._callbacks import Callback
+from pyro_nfvi.vae.train._feeds import NETS, NOISE, PIXELS, VALID, Batch, Feed, Rows
 from pyro_nfvi.vae.train._nonfinite_step import locate_nonfinite
-from pyro_nfvi.vae.train._run_folder import Progress, RunFolder
+from pyro_nfvi.vae.train._rates import Rates
+from pyro_nfvi.vae.train._run_folder import Progress, RunFolder, RunState
+from pyro_nfvi.vae.train._weight_average import WeightAverage
 
-#: What a stream of random numbers is for.
-_ORDER, _NOISE, _PIXELS, _VALID, _NETS = range(5)
-
-
-@dataclass(frozen=True)
-class Feed:
-    """Data of a run, to train and to validate on.
-
-    Attributes:
-        train: Images to train on, as the preparation wants them.
-        valid: Images to validate on, prepared.
-        preparation: How training images are drawn at each step.
-        labels: Labels of train and valid, or None.
-    """
-
-    train: Tensor
-    valid: Tensor
-    preparation: Preparation
-    labels: tuple[Tensor, Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.train) == 0 or len(self.valid) == 0:
-            raise DataError(
-                f"There are {len(self.train)} images to train on and {len(self.valid)} to validate "
-                "on; both need at least one."
-            )
+#: Images, labels and noise of this process in a part of a step.
+_Part = tuple[Tensor, Tensor | None, Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,24 +46,30 @@ class Plan:
     Attributes:
         loss: What a step differentiates.
         epochs: Passes over the training images, at most.
-        batch_size: Images per step, over all processes.
-        lr: Learning rate at the start.
-        decay: ``"none"``, or ``"cosine"`` down to zero at the last step.
+        batch_size: Images per batch, over all processes.
         clip_norm: Largest norm of the gradient.
         patience: Epochs without improvement after the warm-up; 0 for no early stopping.
         save_steps: Steps between checkpoints within an epoch.
         seed: Of order, noise and pixels.
+        accumulate: Batches of a step, whose gradient is that of one batch of all their images.
+        ema: Decay of the average of the weights that is validated and kept as the best; 0 for none.
+        precision: ``"fp32"``, or ``"bf16"``: nets compute in bfloat16 while they train.
     """
 
     loss: VAELoss
     epochs: int
     batch_size: int
-    lr: float
-    decay: str = "none"
     clip_norm: float = 100.0
     patience: int = 0
     save_steps: int = 500
     seed: int = 0
+    accumulate: int = 1
+    ema: float = 0.0
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise OptionError(f"precision is 'fp32' or 'bf16'; got {self.precision!r}.")
 
 
 class Trainer:
@@ -101,10 +87,11 @@ class Trainer:
         vae: The VAE.
         feed: The data.
         plan: How.
-        optimizer: Of the VAE's parameters.
+        rates: The optimiser of the VAE's parameters, with its scheduler.
         folder: Where checkpoints and the log go; None for none.
         spec: What has to be the same for a run to go on.
         team: The processes.
+        callbacks: Told of steps and epochs in the process that leads.
         show: Show a bar.
         stop: Asked after each step: whether to save and end (a signal came).
     """
@@ -114,51 +101,81 @@ class Trainer:
         vae: FlowVAE,
         feed: Feed,
         plan: Plan,
-        optimizer: torch.optim.Optimizer,
+        rates: Rates,
         *,
         folder: RunFolder | None = None,
         spec: dict[str, Any] | None = None,
         team: Team | None = None,
+        callbacks: Sequence[Callback] = (),
         show: bool = False,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.vae, self.feed, self.plan, self.optimizer = vae, feed, plan, optimizer
+        self.vae, self.feed, self.plan = vae, feed, plan
+        self.rates, self.optimizer = rates, rates.optimizer
         self.folder, self.spec = folder, spec or {}
         self.team = team or Team(0, 1, torch.device("cpu"))
+        self.callbacks = callbacks if self.team.leads else ()
         self.show, self.stop = show and self.team.leads, stop
         self.progress = Progress()
-        self._params = [p for p in vae.parameters() if p.requires_grad]
+        self._params = _trained(vae, self.optimizer)
         # Running statistics and the like; nets of a user's own may draw noise of their own.
         self._moving = moving_buffers(vae)
         self._tensors = [*self._params, *self._moving]
         self._foreign = any(not mode_free(part) for part in vae.modules())
-        whole, rest = divmod(len(feed.train), plan.batch_size)
-        smallest = min(plan.batch_size, rest or plan.batch_size)
-        if smallest < self.team.size:
-            raise OptionError(
-                f"Each of {self.team.size} processes needs an image of every batch, and "
-                f"{len(feed.train)} images in batches of {plan.batch_size} leave one of "
-                f"{smallest}. Take another --batch-size, or fewer processes."
-            )
-        if smallest < 2 * self.team.size and any(
+        self._normalised = any(
             isinstance(part, _BatchNorm) and part.training for part in vae.modules()
-        ):
+        )
+        size = plan.batch_size
+        self.length = feed.train.length(size)
+        smallest = feed.train.smallest(size)
+        if smallest is not None:
+            self._check_rows(smallest)
+        if plan.patience and feed.valid is None:
+            raise OptionError("Early stopping (patience) needs validation images: pass valid.")
+        self.average = WeightAverage(plan.ema, self._tensors) if plan.ema else None
+        self._recovery, self._cause = Recovery(), ""
+        self._best: list[Tensor] | None = None
+        self._good = Snapshot.take(0, self._tensors, self.optimizer)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps of an epoch; None where they are not known beforehand."""
+        return None if self.length is None else -(-self.length // self.plan.accumulate)
+
+    def _check_rows(self, rows: int) -> None:
+        """Refuse a batch that does not divide among the processes."""
+        size, team = self.plan.batch_size, self.team.size
+        if rows < team:
+            raise OptionError(
+                f"Each of {team} processes needs an image of every batch, and "
+                f"{self._images()} in batches of {size} leave one of "
+                f"{rows}. Take another --batch-size, or fewer processes."
+            )
+        if rows < 2 * team and self._normalised:
             raise OptionError(
                 "Batch normalisation needs two images of every batch in each process, and "
-                f"{len(feed.train)} images in batches of {plan.batch_size} leave one of {smallest} "
-                f"for {self.team.size}. Take another --batch-size."
+                f"{self._images()} in batches of {size} leave one of {rows} "
+                f"for {team}. Take another --batch-size."
             )
-        self.steps_per_epoch = whole + (rest > 0)
-        self._recovery, self._cause = Recovery(), ""
-        self._good = Snapshot.take(0, self._tensors, optimizer)
 
-    def resume(self) -> None:
-        """Go on from the folder's checkpoint."""
+    def _images(self) -> str:
+        rows = self.feed.train
+        return f"{len(rows)} images" if isinstance(rows, Sized) else "the loader's images"
+
+    def resume(self, *, new_rate: bool = False) -> None:
+        """Go on from the folder's checkpoint.
+
+        Args:
+            new_rate: Take the optimiser's present rates instead of those of the checkpoint.
+        """
         assert self.folder is not None
+        initial, began = self.rates.initial, self.folder.held("rates")
         self.progress, good = self.folder.load_last(
-            self.vae, self.optimizer, self.spec, self.team.device, self._tensors
+            self._state(), self.spec, self.team.device, self._tensors, new_rate=new_rate
         )
         at = self.progress
+        if new_rate and began:
+            self.rates.rebase(began, initial)
         now = Snapshot.take(at.step, self._tensors, self.optimizer)
         self._good = now if good is None else good
         self._recovery = Recovery(
@@ -178,16 +195,26 @@ class Trainer:
             DivergedError: Gradients were not finite again and again; says which layer began.
         """
         at = self.progress
-        total = self.plan.epochs * self.steps_per_epoch
-        with tqdm(
-            total=total, initial=min(at.step, total), disable=not self.show, unit="step"
-        ) as bar:
-            while not at.done and at.epoch < self.plan.epochs:
-                if not self._epoch(bar):
-                    at.done = "interrupted"
-                    self._save()
-                    return at
-                self._end_of_epoch(bar)
+        steps = self.steps_per_epoch
+        total = None if steps is None else self.plan.epochs * steps
+        for callback in self.callbacks:
+            callback.begin(at.epoch)
+        try:
+            with tqdm(
+                total=total,
+                initial=at.step if total is None else min(at.step, total),
+                disable=not self.show or _in_a_file(),
+                unit="step",
+            ) as bar:
+                while not at.done and at.epoch < self.plan.epochs:
+                    if not self._epoch(bar):
+                        at.done = "interrupted"
+                        self._save()
+                        return at
+                    self._end_of_epoch(bar)
+        finally:
+            for callback in self.callbacks:
+                callback.end()
         if at.step and at.skipped == at.step:
             raise self._gave_up()
         at.done = at.done or "all epochs done"
@@ -197,96 +224,132 @@ class Trainer:
 
     def _epoch(self, bar: Any) -> bool:
         """Run the rest of an epoch; False if a signal came."""
-        at = self.progress
-        order = torch.randperm(
-            len(self.feed.train), generator=stream(self.plan.seed, _ORDER, at.epoch)
-        )
-        while at.batch < self.steps_per_epoch:
-            start = at.batch * self.plan.batch_size
-            self._step(order[start : start + self.plan.batch_size], bar)
-            at.batch += 1
-            if at.step % self.plan.save_steps == 0 and at.batch < self.steps_per_epoch:
+        at, plan = self.progress, self.plan
+        batches = self.feed.train.shuffled(at.epoch, at.batch, size=plan.batch_size, seed=plan.seed)
+        while group := list(islice(batches, plan.accumulate)):
+            self._step(group, bar)
+            at.batch += len(group)
+            if at.step % plan.save_steps == 0 and at.batch != self.length:
                 self._save_good()
             if self.team.any(self.stop()):
                 return False
+        if not at.batch:
+            raise DataError(
+                f"The loader gave no batch in epoch {at.epoch + 1}: what it reads has come to its "
+                "end. Pass a function that makes it anew."
+            )
         return True
 
-    def _step(self, rows: Tensor, bar: Any) -> None:
+    def _step(self, group: list[Batch], bar: Any) -> None:
         at = self.progress
-        x, y, eps = self._batch(rows)
-        rate = self._rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        total = sum(len(x) for x, _ in group)
+        parts = self._parts(group, total)
+        self.vae.zero_grad(set_to_none=True)
         before = [buffer.clone() for buffer in self._moving]
+        sums: list[Tensor] = []
         with training_pass(), self._noise_of_nets():
-            loss = self.plan.loss(self.vae, x, y, eps=eps, step=at.step, mean=self.team.mean)
-            (loss.surrogate.sum() / len(rows)).backward()
+            for x, y, eps in parts:
+                with self._precision():
+                    loss = self.plan.loss(
+                        self.vae, x, y, eps=eps, step=at.step, mean=self.team.mean
+                    )
+                (loss.surrogate.sum() / total).backward()
+                terms = loss.terms
+                found = torch.stack([loss.bound, terms.reconstruction, terms.kl]).double().sum(1)
+                sums.append(torch.cat([found, found.new_tensor([float(len(x))])]))
         self.team.sum_gradients(self._params)
         finite = clip_gradient(self._params, self.plan.clip_norm)
+        numbers: Sequence[float] = ()
         if finite:
-            self.optimizer.step()
-            self.team.average_changes(self._moving, before, len(x) / len(rows))
+            self.rates.step(at.rate)
+            mine = sum(len(x) for x, _, _ in parts)
+            self.team.average_changes(self._moving, before, mine / total)
+            if self.average is not None:
+                self.average.update()
             at.kl_weight = loss.weight
-            terms = loss.terms
-            parts = torch.stack([loss.bound, terms.reconstruction, terms.kl]).double().sum(1)
-            parts = self.team.sum(torch.cat([parts, parts.new_tensor([float(len(x))])]))
-            at.sums = tuple(a + b for a, b in zip(at.sums, parts.tolist()))
+            numbers = self.team.sum(torch.stack(sums).sum(0)).tolist()
+            at.sums = tuple(a + b for a, b in zip(at.sums, numbers))
         else:
             with torch.no_grad():  # statistics of images that gave no step
                 for buffer, value in zip(self._moving, before):
                     buffer.copy_(value)
         at.step += 1
-        self._recover(x, y, eps, ok=finite)
+        self._recover(parts, ok=finite)
+        self._tell(numbers, bar)
+        self.rates.after_step()
+
+    def _tell(self, numbers: Sequence[float], bar: Any) -> None:
+        """Show the numbers of a step; there are none where it was skipped."""
+        at = self.progress
+        if numbers:
+            bound, reconstruction, kl, count = numbers
+            told = {
+                "bound": bound / count, "reconstruction": reconstruction / count, "kl": kl / count,
+                "kl_weight": at.kl_weight, "rate": self.rates.now(at.rate)[0],
+            }  # fmt: skip
+            for callback in self.callbacks:
+                callback.step(at.step, told)
         if at.step % 10 == 0 and at.sums[3]:
             bound, _, kl, count = at.sums
             bar.set_postfix_str(
                 f"epoch {at.epoch + 1}: bound {bound / count:.2f}, KL {kl / count:.2f} nats, "
-                f"KL weight {loss.weight:.2f}",
+                f"KL weight {at.kl_weight:.2f}",
                 refresh=False,
             )
         bar.update()
 
-    def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Images, labels and noise of this process, out of those of the whole batch."""
-        at, seed = self.progress, self.plan.seed
-        mine = self.team.part(len(rows))
-        x = self.feed.train[rows[mine]]
-        if self.feed.preparation.noisy:
-            noise = torch.rand(len(rows), *x.shape[1:], generator=stream(seed, _PIXELS, at.step))
-            x = self.feed.preparation.draw(x, noise[mine])
-        y = None if self.feed.labels is None else self.feed.labels[0][rows[mine]]
-        eps = torch.randn(
-            self.plan.loss.num_samples,
-            len(rows),
-            self.vae.latent_dim,
-            generator=stream(seed, _NOISE, at.step),
-        )[:, mine]
-        device = self.team.device
-        dtype = full_dtype(self._params[0].dtype)
-        x = x.to(device, dtype) if x.is_floating_point() else x.to(device)
-        return x, None if y is None else y.to(device), eps.to(device, dtype)
+    def _parts(self, group: list[Batch], total: int) -> list[_Part]:
+        """Images, labels and noise of this process, batch by batch.
 
-    def _rate(self) -> float:
-        rate = self.plan.lr * self.progress.rate
-        if self.plan.decay == "none":
-            return rate
-        share = self.progress.step / (self.plan.epochs * self.steps_per_epoch)
-        return rate * cosine(min(1.0, share), end=0.0)
+        The noise is that of the whole step, so that the batches of a step are as one.
+        """
+        at, seed = self.progress, self.plan.seed
+        shape = (self.plan.loss.num_samples, total, self.vae.latent_dim)
+        noise = torch.randn(shape, generator=stream(seed, NOISE, at.step))
+        preparation = self.feed.preparation
+        drawn = preparation is not None and preparation.noisy
+        pixels = torch.empty(0)
+        if drawn:
+            generator = stream(seed, PIXELS, at.step)
+            pixels = torch.rand(total, *group[0][0].shape[1:], generator=generator)
+        found: list[_Part] = []
+        start = 0
+        for x, y in group:
+            self._check_rows(len(x))
+            rows = self.team.part(len(x))
+            place = slice(start + rows.start, start + rows.stop)
+            start += len(x)
+            mine = x[rows]
+            if drawn and preparation is not None:
+                mine = preparation.draw(mine, pixels[place])
+            images, labels = self._placed(mine, None if y is None else y[rows])
+            found.append((images, labels, self._real(noise[:, place])))
+        return found
+
+    def _real(self, x: Tensor) -> Tensor:
+        return x.to(self.team.device, full_dtype(self._params[0].dtype))
+
+    def _placed(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Images and labels on the device, images in the type of the nets where they are real."""
+        x = self._real(x) if x.is_floating_point() else x.to(self.team.device)
+        return x, None if y is None else y.to(self.team.device)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.plan.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.team.device.type, torch.bfloat16)
 
     def _noise_of_nets(self) -> AbstractContextManager[None]:
         """Noise that nets draw from torch's own state, as of seed, step and process."""
         if not self._foreign:
             return nullcontext()
-        return seeded(self.plan.seed, _NETS, self.progress.step, self.team.rank)
+        return seeded(self.plan.seed, NETS, self.progress.step, self.team.rank)
 
-    def _recover(self, x: Tensor, y: Tensor | None, eps: Tensor, *, ok: bool) -> None:
+    def _recover(self, parts: Iterable[_Part], *, ok: bool) -> None:
         """Do what the recovery policy says of a step; processes agree, since its gradient is one.
 
         Args:
-            x: Images of the step.
-            y: Their labels.
-            eps: Noise of the step.
+            parts: Images, labels and noise of the step.
             ok: Its gradient was finite.
 
         Raises:
@@ -296,8 +359,9 @@ class Trainer:
         action = recovery.after(1, ok=ok)
         if action in (Action.RESTORE, Action.GIVE_UP):
             with training_pass(), self._noise_of_nets():
-                self._cause = locate_nonfinite(self.vae, x, y, eps)
-            self._good.put(self._tensors, self.optimizer)
+                self._cause = locate_nonfinite(self.vae, *next(iter(parts)))
+            with self.rates.kept():
+                self._good.put(self._tensors, self.optimizer)
         if action is Action.RESTORE:
             recovery.restored(at.step)
         at.skipped, at.bad_in_a_row = recovery.skipped, recovery.bad_in_a_row
@@ -322,35 +386,85 @@ class Trainer:
 
     def _end_of_epoch(self, bar: Any) -> None:
         at = self.progress
-        valid = self.validate()
         bound, reconstruction, kl, count = at.sums
-        at.epoch, at.batch, at.sums = at.epoch + 1, 0, (0.0, 0.0, 0.0, 0.0)
-        loss = -valid["elbo"]
-        better, stopping = loss < at.best, self._stopping()
-        stopping.see(loss, counts=at.step >= self.plan.loss.settled)
-        at.best, at.stale = stopping.best, stopping.stale
-        if better:
-            at.best_epoch = at.epoch
+        train = _means(reconstruction - kl, reconstruction, kl, count)
+        train["bound"] = bound / count if count else math.nan
+        with self._averaged():
+            valid = self.validate()
+            at.epoch, at.batch, at.sums = at.epoch + 1, 0, (0.0, 0.0, 0.0, 0.0)
+            better = self._compare(valid)
+            if better:
+                self._keep_best(valid)
         self._judge()
         line = {
             "epoch": at.epoch,
             "step": at.step,
-            "train": _means(reconstruction - kl, reconstruction, kl, count)
-            | {"bound": bound / count if count else math.nan},
+            "train": train,
             "valid": valid,
-            "rate": self._rate(),
+            "rate": self.rates.now(at.rate)[0],
+            "rates": self.rates.now(at.rate),
             "kl_weight": at.kl_weight,
             "weights": self.plan.loss.weights(max(at.step - 1, 0)),
             "skipped": at.skipped,
             "restores": len(at.restores),
             "time": round(time.time(), 1),
         }
-        bar.set_description_str(f"valid ELBO {valid['elbo']:.2f}", refresh=False)
+        elbo = (valid or train)["elbo"]
+        if valid is not None:
+            bar.set_description_str(f"valid ELBO {elbo:.2f}", refresh=False)
         if self.folder is not None and self.team.leads:
             self.folder.append(line)
-            if better:
-                self.folder.save_best(self.vae, {**self.spec, "epoch": at.epoch, "valid": valid})
+        for callback in self.callbacks:
+            callback.epoch(line)
+        self.rates.after_epoch(-elbo)
         self._save_good()
+
+    def _keep_best(self, valid: dict[str, float] | None) -> None:
+        """Keep the parameters as the best until now: in the folder, or in memory without one."""
+        if self.folder is None:
+            self._best = [tensor.detach().clone() for tensor in self._tensors]
+        elif self.team.leads:
+            spec = {**self.spec, "epoch": self.progress.epoch, "valid": valid}
+            self.folder.save_best(self.vae, spec)
+
+    def take_best(self) -> None:
+        """Put the best parameters into the VAE.
+
+        Raises:
+            DivergedError: No epoch had a finite ELBO of the validation images.
+        """
+        folder = self.folder
+        if folder is not None and folder.best.exists():
+            folder.load_best(self.vae, self.team.device)
+        elif folder is None and self._best is not None:
+            with torch.no_grad():
+                for tensor, value in zip(self._tensors, self._best, strict=True):
+                    tensor.copy_(value)
+        else:
+            numbers = "" if folder is None else f" ({folder.log} has the numbers)"
+            raise DivergedError(
+                f"No epoch of {self.progress.epoch} had a finite ELBO of the validation images: "
+                f"there is no best one{numbers}. Start anew (--overwrite) with a smaller "
+                "--lr, or look for images that no likelihood describes."
+            )
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """The state that is validated and kept: the average, where there is one."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def _compare(self, valid: dict[str, float] | None) -> bool:
+        """Compare with the best until now; True if this is it. Without validation the last is."""
+        at = self.progress
+        if valid is None:
+            at.best_epoch = at.epoch
+            return True
+        loss = -valid["elbo"]
+        better, stopping = loss < at.best, self._stopping()
+        stopping.see(loss, counts=at.step >= self.plan.loss.settled)
+        at.best, at.stale = stopping.best, stopping.stale
+        if better:
+            at.best_epoch = at.epoch
+        return better
 
     def _stopping(self) -> EarlyStopping:
         return EarlyStopping(self.plan.patience, self.progress.best, self.progress.stale)
@@ -362,29 +476,29 @@ class Trainer:
             at.done = f"no improvement in {at.stale} epochs"
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Plain ELBO of the validation images, in eval mode, the same noise each time."""
-        with evaluation(self.vae), seeded(self.plan.seed, _VALID, "vae nets"):
-            return self._validate()
+    def validate(self) -> dict[str, float] | None:
+        """Plain ELBO of the validation images, in eval mode and full precision, the same noise."""
+        if self.feed.valid is None:
+            return None
+        with evaluation(self.vae), seeded(self.plan.seed, VALID, "vae nets"):
+            return self._validate(self.feed.valid)
 
-    def _validate(self) -> dict[str, float]:
-        sums = torch.zeros(3, dtype=torch.float64, device=self.team.device)
-        count = len(self.feed.valid)
-        for number, start in enumerate(range(0, count, TRAINER.valid_rows)):
+    def _validate(self, rows: Rows) -> dict[str, float]:
+        sums = torch.zeros(4, dtype=torch.float64, device=self.team.device)
+        seed = self.plan.seed
+        for number, batch in enumerate(rows.ordered(size=TRAINER.valid_rows, seed=seed)):
             if number % self.team.size != self.team.rank:
                 continue
-            x = self.feed.valid[start : start + TRAINER.valid_rows]
-            y = None if self.feed.labels is None else self.feed.labels[1][start : start + len(x)]
-            eps = torch.randn(
-                1, len(x), self.vae.latent_dim, generator=stream(self.plan.seed, _VALID, number)
-            )
-            dtype, device = full_dtype(self._params[0].dtype), self.team.device
-            x = x.to(device, dtype) if x.is_floating_point() else x.to(device)
-            y = None if y is None else y.to(device)
-            terms = self.vae.elbo(x, y, eps=eps.to(device, dtype))
-            sums += torch.stack([terms.bound, terms.reconstruction, terms.kl]).double().sum(1)
-        bound, reconstruction, kl = self.team.sum(sums).tolist()
-        return _means(bound, reconstruction, kl, count)
+            x, y = self._placed(*batch)
+            shape = (1, len(x), self.vae.latent_dim)
+            eps = torch.randn(shape, generator=stream(seed, VALID, number))
+            terms = self.vae.elbo(x, y, eps=self._real(eps))
+            found = torch.stack([terms.bound, terms.reconstruction, terms.kl]).double().sum(1)
+            sums += torch.cat([found, found.new_tensor([float(len(x))])])
+        return _means(*self.team.sum(sums).tolist())
+
+    def _state(self) -> RunState:
+        return RunState(self.vae, self.rates, self.average)
 
     def _save_good(self) -> None:
         """Take the present state as one to go back to, and write it, unless its last step was bad.
@@ -402,10 +516,31 @@ class Trainer:
         if self.folder is not None and self.team.leads:
             # The file's own state is the one to go back to, unless it was written in between.
             good = None if self._good.step == self.progress.step else self._good
-            self.folder.save_last(self.vae, self.optimizer, self.progress, self.spec, good)
+            self.folder.save_last(self._state(), self.progress, self.spec, good)
 
 
 def _means(bound: float, reconstruction: float, kl: float, count: float) -> dict[str, float]:
     if not count:  # no step of the epoch was taken
         return dict.fromkeys(("elbo", "reconstruction", "kl"), math.nan)
     return {"elbo": bound / count, "reconstruction": reconstruction / count, "kl": kl / count}
+
+
+def _trained(vae: FlowVAE, optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """Return the parameters of the VAE that the optimiser moves.
+
+    Raises:
+        OptionError: It moves none, or some that are not the VAE's.
+    """
+    given = {id(one) for group in optimizer.param_groups for one in group["params"]}
+    ours = [one for one in vae.parameters() if id(one) in given]
+    if len(ours) < len(given) or not ours:
+        raise OptionError(
+            f"The optimiser has {len(given)} parameters, of which {len(ours)} are the VAE's. Make "
+            "it of vae.parameters(), after the VAE was moved to its device and type."
+        )
+    return [one for one in ours if one.requires_grad]
+
+
+def _in_a_file() -> bool:
+    """Tell whether a bar would fill a file with its lines."""
+    return "ipykernel" not in sys.modules and not sys.stderr.isatty()

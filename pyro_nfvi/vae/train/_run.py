@@ -1,0 +1,85 @@
+"""A training run: its results, and its folder, which is its own while it trains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pyro_nfvi._processes.team import Team
+from pyro_nfvi.errors import FileError
+from pyro_nfvi.vae._evaluation import Evaluation
+from pyro_nfvi.vae._model import FlowVAE
+from pyro_nfvi.vae.train._run_folder import Progress, RunFolder
+from pyro_nfvi.vae.train._run_lock import RunLock
+
+
+@dataclass(frozen=True)
+class Run:
+    """The results of a training run.
+
+    Attributes:
+        vae: The VAE with its best parameters; with its last ones where a signal ended the run.
+        progress: Where training came to; ``progress.done`` says why it ended.
+        evaluation: Numbers on the test images, of the command; None in processes that do not lead,
+            and for a run that a signal ended.
+        folder: The run's folder, or None.
+        history: A line for each epoch, as in ``log.jsonl``: ``valid["elbo"]`` and so on, in nats.
+    """
+
+    vae: FlowVAE
+    progress: Progress
+    evaluation: Evaluation | None = None
+    folder: RunFolder | None = None
+    history: Sequence[Mapping[str, Any]] = ()
+
+
+@contextmanager
+def open_folder(
+    out: str | os.PathLike[str], team: Team, *, resume: bool, overwrite: bool
+) -> Iterator[RunFolder]:
+    """The folder of a run, locked by the process that writes into it.
+
+    Args:
+        out: The folder.
+        team: The processes.
+        resume: Go on with the run that it holds.
+        overwrite: Remove the run that it holds.
+
+    Raises:
+        FileError: Another process has it, or it holds another run.
+    """
+    folder = RunFolder(out)
+    lock, taken = None, None
+    if team.leads:
+        try:
+            lock = RunLock(folder.path)
+        except FileError as error:
+            taken = error
+    try:
+        if team.any(taken is not None):
+            raise taken or FileError(f"{folder.path} is in use: see the first process's message.")
+        _prepare(folder, team, resume=resume, overwrite=overwrite)
+        yield folder
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _prepare(folder: RunFolder, team: Team, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that holds another run, and clear what is to be written anew."""
+    there = folder.last.exists() or folder.log.exists()
+    if there and not (resume or overwrite):
+        raise FileError(
+            f"{folder.path} holds a run already. Go on with it: resume=True (--resume). Start "
+            "anew: overwrite=True (--overwrite), or another folder (--out)."
+        )
+    team.wait()  # everybody has looked before anybody writes
+    if team.leads and not (resume and folder.last.exists()):
+        for old in (folder.last, folder.best, folder.log):
+            old.unlink(missing_ok=True)
+    if team.leads:
+        folder.clear_strays()
+    team.wait()
