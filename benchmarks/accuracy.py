@@ -2,13 +2,13 @@
 
     python benchmarks/accuracy.py                          # NFVI's default, three seeds
     python benchmarks/accuracy.py --who auto mvn iaf_pyro  # with guides of Pyro
-    python benchmarks/accuracy.py --who bnaf_numpyro nuts_numpyro --numpyro PYTHON --seeds 1
+    python benchmarks/accuracy.py --who bnaf_numpyro iaf_numpyro --numpyro PYTHON --seeds 1
     python benchmarks/accuracy.py --page                   # the page from the kept results
     python benchmarks/accuracy.py --smoke                  # seconds, writes to out/benchmarks
 
 Results are kept in docs/benchmarks/accuracy.json as they come; a run that was cut off goes on, and
-other rows join those that are there. ``--fresh`` starts over. PYTHON is one that has NumPyro. NUTS
-runs until its draws are as good as those of the default, so it needs the rows of ``auto``.
+other rows join those that are there. ``--fresh`` starts over. PYTHON is one that has NumPyro. Times
+beside rivals are those of time_to_posterior.py, where sides take turns.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pyro.infer import SVI, Trace_ELBO, autoguide
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for benchmarks/
 
-from benchmarks._accuracy_page import goal_of, page
+from benchmarks._accuracy_page import page
 from benchmarks._report import DOCS, ROOT, environment, write
 from benchmarks.accuracy_rivals import process
 from benchmarks.posteriordb import MODELS, load, score
@@ -51,7 +51,6 @@ PYRO = {
 NUMPYRO = {
     "bnaf_numpyro": "NumPyro AutoBNAFNormal",
     "iaf_numpyro": "NumPyro AutoIAFNormal",
-    "nuts_numpyro": "NumPyro NUTS",
 }
 OURS = {"auto": "NFVI, default", "iaf*2": "NFVI, iaf*2", "planar*16": "NFVI, planar*16"}
 TITLES = {**OURS, **{who: title for who, (title, _) in PYRO.items()}, **NUMPYRO}
@@ -117,15 +116,13 @@ def pyros(posterior, make, seed, steps):
     return {**scores_of(posterior, draws), **cost}
 
 
-def numpyros(posterior, who, seed, steps, python, goal):
-    if who == "nuts_numpyro":
-        return process.nuts(python, posterior, scores_of, seed, goal)
+def numpyros(posterior, who, seed, steps, python):
     rates = {"rate": RATE, "last_rate": LAST_RATE}
     settings = {"seed": seed, "steps": steps, "particles": PARTICLES, **rates}
     return process.fit(python, posterior, who.split("_")[0], scores_of, **settings)
 
 
-def one(name, who, seed, steps, python=None, goal=None):
+def one(name, who, seed, steps, python=None):
     posterior = load(name)
     most = STEPS if steps is None else min(steps, STEPS)
     with warnings.catch_warnings():
@@ -134,7 +131,7 @@ def one(name, who, seed, steps, python=None, goal=None):
             if who in PYRO:
                 return pyros(posterior, PYRO[who][1], seed, most)
             if who in NUMPYRO:
-                return numpyros(posterior, who, seed, most, python, goal)
+                return numpyros(posterior, who, seed, most, python)
             return ours(posterior, who, seed, steps)
         except process.NoNumPyroError:
             raise
@@ -174,11 +171,7 @@ def main():
                 key = f"{name}|{who}|{seed}"
                 if key in results["rows"]:
                     continue
-                goal = goal_of(results["rows"], name)
-                if who == "nuts_numpyro" and goal is None:
-                    print(f"{key}: left out, there are no rows of auto to measure it by")
-                    continue
-                row = one(name, who, seed, args.steps, args.numpyro, goal)
+                row = one(name, who, seed, args.steps, args.numpyro)
                 results["rows"][key] = row
                 brief = row.get("error") or (
                     f"mean {row['max_mean_error']:.3f}, sd {row['max_sd_error']:.3f}, "

@@ -13,7 +13,8 @@ first one compiled. Rivals: ``nuts_numpyro``, four chains of 1,000 + 1,000; ``nu
 chain of as many draws as reach the error of our fit; ``iaf_numpyro`` and ``iaf_pyro``, as many
 steps as they take to the best error; ``nutpie``. PYTHON is one that has NumPyro, or PyMC and
 nutpie. Results are kept in docs/benchmarks/time_to_posterior.json as they come; a run that was cut
-off goes on. NFVI_BENCHMARK_CORE=1 holds every process on that core.
+off goes on. NFVI_BENCHMARK_CORE=1 holds every process on that core. The page sets sides beside each
+other that took turns on a posterior, and no others: ask for all of them in one call.
 """
 
 import argparse
@@ -283,33 +284,40 @@ def goal_of(rows, name):
 # ----------------------------------------------------------------------------------- page
 
 
+def turns(rows):
+    """Rows of each posterior that were measured one after the other, in the order of the file."""
+    found = []
+    for key, row in rows.items():
+        name, side, _ = key.split("|")
+        if not found or found[-1][0] != name:
+            found.append((name, {}))
+        found[-1][1].setdefault(side, []).append(row)
+    return found
+
+
 def of(rows, name, side):
     return [row for key, row in rows.items() if key.split("|")[:2] == [name, side]]
 
 
-def median(rows, name, side, field):
-    found = [row[field] for row in of(rows, name, side) if field in row]
+def median(sides, side, field):
+    found = [row[field] for row in sides.get(side, ()) if field in row]
     return statistics.median(found) if found else math.nan
 
 
-def cell(rows, name, side):
-    here = of(rows, name, side)
-    if not here:
+def cell(sides, side):
+    if side not in sides:
         return ""
-    cpu = median(rows, name, side, "cpu")
+    cpu = median(sides, side, "cpu")
     if math.isnan(cpu):
         return "failed"
-    warm = median(rows, name, side, "warm_cpu")
+    warm = median(sides, side, "warm_cpu")
     text = f"{cpu:.1f}" if math.isnan(warm) else f"{cpu:.1f} / {warm:.2f}"
-    return f"{text} ({median(rows, name, side, 'w1_over_floor'):.1f})"
+    return f"{text} ({median(sides, side, 'w1_over_floor'):.1f})"
 
 
 def page(results):
     rows = results["rows"]
-    sides = [side for side in TITLES if any(key.split("|")[1] == side for key in rows)]
-    names = [n for n in (*MODELS, *LARGER) if any(key.split("|")[0] == n for key in rows)]
     repeats = 1 + max((int(key.split("|")[2]) for key in rows), default=0)
-    lines = [[name.split("-")[-1], *(cell(rows, name, side) for side in sides)] for name in names]
     body = [
         "Processor seconds from the call to 2,000 draws, one thread of arithmetic, child processes "
         "(compilers) counted, imports not; in brackets the sliced Wasserstein distance to "
@@ -317,15 +325,40 @@ def page(results):
         "*Cold* is a first run with an empty cache, *warm* a new process that finds "
         "what the first compiled. Of NumPyro's rows the second number is "
         "without tracing and compiling. "
-        f"{'Medians of ' + str(repeats) + ' runs' if repeats > 1 else 'One run each'}; the sides "
-        "took turns. Empty cells were not run.",
-        table(["posterior", *(TITLES[side] for side in sides)], lines),
-        comparisons(rows, names),
-        effective_draws(rows, names),
+        f"{'Medians of ' + str(repeats) + ' runs' if repeats > 1 else 'One run each'}. The sides "
+        "of a table took turns on each posterior; sides that were run at other times stand in "
+        "tables of their own. Empty cells were not run.",
+        *times(rows),
+        comparisons(rows),
+        effective_draws(rows),
         f"Wall clock and errors of means and sds: time_to_posterior.json. {versions(rows)}"
         f"{in_words(results['environment'])} Made by `benchmarks/time_to_posterior.py`.",
     ]
     return "\n\n".join(part for part in body if part)
+
+
+def times(rows):
+    """A table for each of our sides that took turns, with what took turns with them."""
+    groups = {}
+    for name, sides in turns(rows):
+        ours_there = tuple(side for side in OURS if side in sides)
+        if ours_there:  # a rival alone is beside nothing
+            groups.setdefault(ours_there, []).append((name, sides))
+    tables = []
+    for blocks in groups.values():
+        shown = [side for side in TITLES if any(side in sides for _, sides in blocks)]
+        lines = [[short(name), *(cell(sides, s) for s in shown)] for name, sides in listed(blocks)]
+        tables.append(table(["posterior", *(TITLES[side] for side in shown)], lines))
+    return tables
+
+
+def listed(blocks):
+    order = [*MODELS, *LARGER]
+    return sorted(blocks, key=lambda block: order.index(block[0]))
+
+
+def short(name):
+    return name.split("-")[-1]
 
 
 def versions(rows):
@@ -340,17 +373,23 @@ def versions(rows):
     return f"{words}seeds from 0. "
 
 
-def comparisons(rows, names):
-    """Count, over those of the sixteen with both, where ours takes less."""
-    names = [name for name in names if name in MODELS]
+def pairs_of(rows, mine, rival, field):
+    """Our time and a rival's, for those of the sixteen on which they took turns."""
+    pairs = [
+        (median(sides, mine, "cpu"), median(sides, rival, field))
+        for name, sides in turns(rows)
+        if name in MODELS
+    ]
+    return [pair for pair in pairs if not math.isnan(sum(pair))]
+
+
+def comparisons(rows):
+    """Count, over those of the sixteen on which both took turns, where ours takes less."""
     found = []
     for mine in OURS:
         for rival in (*NUMPYRO, *OTHERS):
             for field, words in (("cpu", ""), ("warm_cpu", ", compiling left out")):
-                pairs = [
-                    (median(rows, n, mine, "cpu"), median(rows, n, rival, field)) for n in names
-                ]
-                pairs = [pair for pair in pairs if not math.isnan(sum(pair))]
+                pairs = pairs_of(rows, mine, rival, field)
                 if not pairs:
                     continue
                 less = sum(a < b for a, b in pairs)
@@ -363,36 +402,40 @@ def comparisons(rows, names):
     return table(["ours", "rival", "ours takes less", "rival's time over ours, median"], found)
 
 
-def effective_draws(rows, names):
+def effective_draws(rows):
     """Effective draws a second, what goes before the draws included."""
-    sides = {"chains_cold": ("cpu",), "chains_warm": ("cpu",)}
-    sides |= {"nuts_numpyro": ("cpu", "warm_cpu"), "nutpie": ("cpu", "warm_cpu")}
-    columns = [(side, field) for side, fields in sides.items() for field in fields]
-    rates = {
-        name: [
-            median(rows, name, side, "ess") / median(rows, name, side, field)
-            for side, field in columns
-        ]
-        for name in names
-    }
-    rates = {name: found for name, found in rates.items() if not all(map(math.isnan, found))}
-    if not rates:
+    mine = [("chains_cold", "cpu"), ("chains_warm", "cpu")]
+    theirs = [(s, f) for s in ("nuts_numpyro", "nutpie") for f in ("cpu", "warm_cpu")]
+    blocks = []
+    for name, sides in listed(turns(rows)):
+        rates = {
+            (side, field): median(sides, side, "ess") / median(sides, side, field)
+            for side, field in (*mine, *theirs)
+        }
+        rates = {column: rate for column, rate in rates.items() if not math.isnan(rate)}
+        if rates.keys() & set(mine) and rates.keys() & set(theirs):
+            blocks.append((name, rates))
+    if not blocks:
         return ""
-    lines = [
-        [name.split("-")[-1], *("" if math.isnan(rate) else f"{rate:,.0f}" for rate in found)]
-        for name, found in rates.items()
-    ]
+    columns = [c for c in (*mine, *theirs) if any(c in rates for _, rates in blocks)]
     header = [TITLES[s] + ", compiled before" * (f == "warm_cpu") for s, f in columns]
+    lines = [
+        [short(name), *(f"{rates[c]:,.0f}" if c in rates else "" for c in columns)]
+        for name, rates in blocks
+    ]
     counts = []
-    for mine in (0, 1):
-        for theirs in range(2, len(columns)):
-            pairs = [(found[mine], found[theirs]) for n, found in rates.items() if n in MODELS]
-            pairs = [pair for pair in pairs if not math.isnan(sum(pair))]
+    for ours_here in filter(columns.__contains__, mine):
+        for rival in filter(columns.__contains__, theirs):
+            pairs = [
+                (rates[ours_here], rates[rival])
+                for name, rates in blocks
+                if name in MODELS and {ours_here, rival} <= rates.keys()
+            ]
             if pairs:
                 more = sum(a > b for a, b in pairs)
                 middle = statistics.median(a / b for a, b in pairs)
-                cells = [header[mine], header[theirs], f"{more} of {len(pairs)}", f"{middle:.2f}"]
-                counts.append(cells)
+                titles = [header[columns.index(column)] for column in (ours_here, rival)]
+                counts.append([*titles, f"{more} of {len(pairs)}", f"{middle:.2f}"])
     return "\n\n".join(
         [
             "## Effective draws a second",
@@ -400,7 +443,7 @@ def effective_draws(rows, names):
             "processor second of the whole: the fit, its compile where cold, warm-up and draws of "
             "`fit.mcmc`; warm-up and draws of the others, whose compile is left out where the "
             "column says so. 32,000 draws of 64 chains stand beside 4,000 of four: the rate of all "
-            "depends on how many draws are asked for.",
+            "depends on how many draws are asked for. All sides of a row took turns.",
             table(["posterior", *header], lines),
             table(["ours", "rival", "ours makes more", "ours over the rival's, median"], counts),
         ]

@@ -51,6 +51,10 @@ def test_the_page_says_what_was_measured_and_no_more():
         "dogs-dogs|nuts_numpyro|0": row(9.0, 1.2, warm_cpu=2.5),
         "arK-arK|nuts_numpyro|0": {"error": "RuntimeError: no"},
         "arK-arK|nfvi_warm|0": row(1.0, 1.0),
+        # Alone, and at another time than the others of its posterior: beside nothing.
+        "dogs-dogs|nfvi_cold|0": row(3.5, 1.1),
+        "nes2000-nes|nfvi_cold|0": row(7.5, 1.1),
+        "dogs-dogs|iaf_numpyro|0": row(0.5, 2.0),
     }
     text = bench.page({"rows": rows, "environment": bench.environment()})
     assert "| dogs | 3.0 (1.2) | 9.0 / 2.50 (1.2) |" in text
@@ -58,6 +62,9 @@ def test_the_page_says_what_was_measured_and_no_more():
     assert "| 1 of 1 | 3.00 |" in text  # with compiling
     assert "compiling left out | 0 of 1 | 0.83 |" in text
     assert "nutpie" not in text
+    assert "| dogs | 3.5 (1.1) |" in text
+    assert "`NFVI().run`, cold | NumPyro" not in text
+    assert "AutoIAFNormal" not in text
     assert bench.goal_of(rows, "dogs-dogs") == pytest.approx(1.2 + bench.HALF)
     assert bench.goal_of(rows, "nes2000-nes") is None
 
