@@ -19,6 +19,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
     "mathml",  # docs/_ext: no script is fetched, so that pages can be read offline
     "laws",  # docs/_ext: the table of laws
     "recipes",  # docs/_ext: the numbers of the method
