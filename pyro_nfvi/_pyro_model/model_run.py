@@ -72,7 +72,15 @@ class SetSubsample(Messenger):
 
     def _pyro_sample(self, msg: Message) -> None:
         if msg["name"] in self.indices:
-            msg["value"] = self.indices[msg["name"]]
+            index = self.indices[msg["name"]]
+            count = getattr(msg["fn"], "subsample_size", None)
+            if count is not None and count != len(index):
+                raise ModelError(
+                    f"The plate {msg['name']!r} asks for {count} rows now, and for {len(index)} "
+                    "when the model was first run. Its subsample_size has to stay: leave a last, "
+                    "smaller batch to pyro.plate(..., subsample=index), or drop it."
+                )
+            msg["value"] = index
             msg["done"] = True
 
     def _pyro_nfvi_rows(self, msg: Message) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from typing import Any
 
 import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -66,6 +67,24 @@ def _gathered(site: LatentSite, rows: Mapping[str, Tensor]) -> Tensor:
         parts.append((index * stride).reshape(-1, *[1] * len(parts)))
         stride *= size
     return reduce(torch.add, parts, torch.tensor(site.start)).reshape(-1)
+
+
+def as_rows(plate: str, index: Any) -> Tensor:
+    """Read what a caller gives as the rows of a plate.
+
+    Raises:
+        OptionError: It is no vector of numbers, or empty.
+    """
+    try:
+        found = torch.as_tensor([index] if isinstance(index, int) else index)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(
+            f"The rows of the plate {plate!r} need to be a vector of whole numbers; got "
+            f"{type(index).__name__} ({error})."
+        ) from error
+    if found.dim() == 1 and not len(found):
+        raise OptionError(f"No row of the plate {plate!r} is named; give one at least.")
+    return found
 
 
 def whole_space(space: LatentSpace) -> LatentSpace:
@@ -275,14 +294,12 @@ class PlateLayout:
             raise OptionError(
                 f"There is no latent in a plate {plate!r}; the plates are {list(self.sizes)}."
             )
-        index = torch.as_tensor(index)
+        index = as_rows(plate, index)
         if index.dim() != 1 or index.is_floating_point() or index.dtype == torch.bool:
             raise OptionError(
                 f"The rows of the plate {plate!r} need to be a vector of whole numbers; got "
                 f"{index.dtype} of shape {tuple(index.shape)}."
             )
-        if not len(index):
-            raise OptionError(f"No row of the plate {plate!r} is named; give one at least.")
         size, index = self.sizes[plate], index.long().cpu()
         if len(index.unique()) < len(index):
             raise OptionError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,7 +98,13 @@ def rows_to_arviz(
             "convert that: xarray.open_dataset(path, group='posterior', chunks={}).to_zarr(folder)."
         )
     with whole_file(store, "netCDF file") as draft:
-        _write(draft, fit, parts, labels, num_samples)
+        try:
+            _write(draft, fit, parts, labels, num_samples)
+        except RuntimeError as error:  # what HDF5 makes of a disk that is full
+            number = re.search(r"errno = (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
     return arviz.from_netcdf(os.fspath(store))
 
 

@@ -28,7 +28,7 @@ from pyro_nfvi._pyro_model.partial_centering import (
     PriorRun,
     informed_sites,
 )
-from pyro_nfvi._pyro_model.plate_layout import PlateLayout, whole_space
+from pyro_nfvi._pyro_model.plate_layout import PlateLayout, as_rows, whole_space
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi._user_warning import warn
@@ -410,10 +410,7 @@ class AutoPlateFlow(VectorGuide):
 
     def _chosen(self, rows: RowsOf | None) -> TensorDict:
         """Read the rows that a caller names."""
-        return {
-            plate: torch.as_tensor(index) if not isinstance(index, int) else torch.tensor([index])
-            for plate, index in (rows or {}).items()
-        }
+        return {plate: as_rows(plate, index) for plate, index in (rows or {}).items()}
 
     def _given(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -655,7 +652,8 @@ class AutoPlateFlow(VectorGuide):
             self._plates_by_form[form] = found
         return self._plates_by_form[form]
 
-    def _amortised(self) -> set[str]:
+    @property
+    def amortised_plates(self) -> set[str]:
         """Plates none of whose blocks has a table."""
         return set() if self._semi_amortised else set(self._encoders().widths)
 
@@ -665,7 +663,7 @@ class AutoPlateFlow(VectorGuide):
         anew = set[str]()
         for name, size in self.layout.sizes.items():
             index, full = plates[name]._indices, int(plates[name].size)
-            if full != size and name not in self._amortised():
+            if full != size and name not in self.amortised_plates:
                 raise ModelError(
                     f"The plate {name!r} has {full} rows, and {type(self).__name__} was built for "
                     f"{size}: it has a table with a row for each. Build a guide for these data; or "
@@ -838,7 +836,7 @@ class AutoPlateFlow(VectorGuide):
     ) -> PlateLayout:
         """Return the layout of the rows that a caller names; of an amortised plate those given."""
         chosen, anew = self._chosen(rows), set[str]()
-        for plate in self._amortised() if args or kwargs else ():
+        for plate in self.amortised_plates if args or kwargs else ():
             size = self._encoders().size(plate, args, kwargs)
             if size is not None and size != self.layout.sizes[plate]:
                 anew.add(plate)

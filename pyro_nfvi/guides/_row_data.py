@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nfvi._eval_mode import scoring
-from pyro_nfvi.errors import DataError, OptionError
+from pyro_nfvi._user_warning import warn
+from pyro_nfvi.errors import DataError, ModelWarning, NFVIError, OptionError
 
 #: Takes the model's arguments, returns a tensor, or several, with the rows on the leading axis.
 Select: TypeAlias = Callable[..., Tensor | Sequence[Tensor]]
@@ -134,7 +135,19 @@ def encode(
         OptionError: What it returns is no tensor ``(B, k)``, or of another width than at set-up.
         DataError: It is not finite in a row, which is named.
     """
-    code, count = net(*data), len(data[0])
+    try:
+        code = net(*data)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, NFVIError):
+            raise
+        shapes = ", ".join(str(tuple(x.shape)) for x in data)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OptionError(
+            f"The encoder of the plate {plate!r} cannot take the data of its rows, {shapes}: "
+            f"{reason}. Build it for these; or say what it gets: select={{{plate!r}: lambda *args: "
+            "...}."
+        ) from error
+    count = len(data[0])
     came = tuple(code.shape) if isinstance(code, Tensor) else type(code).__name__
     if not isinstance(code, Tensor) or code.dim() != 2 or len(code) != count:
         raise OptionError(
@@ -165,7 +178,18 @@ def check_encoder(net: nn.Module, plate: str, data: Sequence[Tensor]) -> int:
 
     Raises:
         OptionError: It returns no row for each row, or a row depends on others.
+
+    Warns:
+        ModelWarning: It has batch normalisation, which mixes rows in training alone.
     """
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.modules()):
+        warn(
+            f"The encoder of the plate {plate!r} has batch normalisation, by which a row depends "
+            "on the others of its mini-batch in train mode. NFVI leaves its running numbers as "
+            "they are; SVI trains on mixed rows, and draws by the running numbers. Standardise the "
+            "data once, or take torch.nn.LayerNorm.",
+            ModelWarning,
+        )
     with scoring(net):
         code = encode(net, plate, data, None)
         count = len(code)

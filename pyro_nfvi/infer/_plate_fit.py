@@ -18,6 +18,7 @@ from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi._pyro_model.batch_model import BatchModel
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi._pyro_model.plate_layout import as_rows
 from pyro_nfvi._pyro_model.pyro_state import takes_turn, turn
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._timing import Timing
@@ -286,7 +287,7 @@ class PlateFit:
             numbers: Most numbers of a part, if a single row has no more.
         """
         num_samples, seed = whole("num_samples", num_samples), seed_number(seed)
-        chosen = self._rows({plate: slice(None) for plate in self.plates} | dict(rows or {}))
+        chosen = self._rows(rows or {}, others=True)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         for part, draws in self._parts(num_samples, chosen, seed, numbers):
             yield self._cut(chosen), part, draws
@@ -333,7 +334,7 @@ class PlateFit:
             ModelError: The arguments ask for rows that the fit has not, or a site cannot be drawn.
             OptionError: An unknown plate, row or site.
         """
-        from pyro_nfvi.infer._plate_predict import predict_rows
+        from pyro_nfvi.infer._plate_predict import check_sizes, predict_rows
 
         log_joint, num_samples = self.require_model(), whole("num_samples", num_samples)
         seed = seed_number(seed)
@@ -346,7 +347,10 @@ class PlateFit:
             )
         if not (args or kwargs):
             args, kwargs = log_joint.args, dict(log_joint.kwargs)
-        chosen = self._rows({plate: slice(None) for plate in self.plates} | dict(rows or {}))
+        else:
+            with self.model_scope():
+                check_sizes(log_joint.model, args, kwargs, self.plates, self.guide)
+        chosen = self._rows(rows or {}, others=True)
         keep = {
             plate: self._rows({plate: index})[plate]
             for plate, index in (rows or {}).items()
@@ -405,13 +409,20 @@ class PlateFit:
                 z, _ = self.guide._bind(layout).by_rows(eps)
                 yield part, layout.space.constrain(z)[0]
 
-    def _rows(self, rows: Rows) -> TensorDict:
-        """Read the rows that a caller asks for.
+    def _rows(self, rows: Rows, *, others: bool = False) -> TensorDict:
+        """Read the rows that a caller asks for; with ``others`` all of plates that are not named.
 
         Raises:
             OptionError: An unknown plate, or a row that it does not have.
         """
         found: TensorDict = {}
+        if not isinstance(rows, Mapping):
+            raise OptionError(
+                f"rows needs a mapping from plates to their rows, such as rows={{'cells': [0]}}; "
+                f"got {type(rows).__name__}."
+            )
+        if others:
+            rows = {plate: slice(None) for plate in self.plates} | dict(rows)
         for plate, index in rows.items():
             if plate not in self.plates:
                 raise OptionError(
@@ -420,9 +431,7 @@ class PlateFit:
             size = self.plates[plate]
             if isinstance(index, slice):
                 index = torch.arange(size)[index]
-            elif isinstance(index, int) and not isinstance(index, bool):
-                index = [index]
-            taken = torch.as_tensor(index)
+            taken = torch.as_tensor(index) if isinstance(index, bool) else as_rows(plate, index)
             if taken.dtype == torch.bool and taken.shape == (size,):
                 taken = taken.nonzero()[:, 0]
             if taken.dim() != 1 or taken.is_floating_point() or taken.dtype == torch.bool:
@@ -433,10 +442,12 @@ class PlateFit:
             taken = torch.where(taken < 0, taken + size, taken).long()
             outside = (taken < 0) | (taken >= size)
             if bool(outside.any()):
-                wrong = int(torch.as_tensor(index)[outside][0])
+                wrong = int(as_rows(plate, index)[outside][0])
+                raise OptionError(f"The plate {plate!r} has the rows 0 to {size - 1}; got {wrong}.")
+            values, counts = taken.unique(return_counts=True)
+            if bool((counts > 1).any()):
                 raise OptionError(
-                    f"The plate {plate!r} has the rows 0 to {size - 1}; got {wrong}. Ask for rows "
-                    "of the fit; new ones have their prior: fit.predict."
+                    f"The row {int(values[counts > 1][0])} of the plate {plate!r} is named twice."
                 )
             found[plate] = taken
         return found

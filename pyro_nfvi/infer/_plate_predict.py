@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,41 @@ from pyro_nfvi._pyro_model.forward_model import ForwardModel
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError, OptionError
+from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
+from pyro_nfvi.guides._model_plates import model_plates
 from pyro_nfvi.infer._predict import _axis as plate_axis
 from pyro_nfvi.infer._recipe import WORDS
 
 #: Rows of each plate, and draws of all sites at these.
 _Part = tuple[TensorDict, TensorDict]
+
+
+def check_sizes(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    guide: AutoPlateFlow,
+) -> None:
+    """Refuse arguments at which a plate has other rows than those of the fit.
+
+    Raises:
+        ModelError: A plate has another number of rows.
+    """
+    for plate, (_, full) in model_plates(model, args, kwargs).sizes.items():
+        if full == sizes.get(plate, full):
+            continue
+        cure = (
+            "draw fit.guide.sample_posterior(num, *args), which knows new rows by their data, and "
+            "run the model at these"
+            if plate in guide.amortised_plates
+            else f"fit the model to these data; or give the plate an encoder (encoder={{{plate!r}: "
+            "net}), which knows new rows by their data"
+        )
+        raise ModelError(
+            f"The plate {plate!r} has {full} rows with these arguments, and the fit has "
+            f"{sizes[plate]}: predict is at its rows. For other rows {cure}."
+        )
 
 
 def predict_rows(

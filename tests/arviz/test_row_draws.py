@@ -8,6 +8,7 @@ import torch
 
 from pyro_nfvi import AutoPlateFlow
 from pyro_nfvi._optim.stop_reason import StopReason
+from pyro_nfvi.arviz import _row_draws
 from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.infer._plate_fit import PlateFit
 from pyro_nfvi.infer._settings import Settings
@@ -68,3 +69,18 @@ def test_what_cannot_be_written(fit, tmp_path):
         fit.to_arviz(store=tmp_path / "draws.zarr")
     with pytest.raises(FileError):
         fit.to_arviz(num_samples=2, store=tmp_path / "missing" / "draws.nc")
+
+
+def test_a_disk_that_runs_full_leaves_the_file_that_was_there(fit, tmp_path, monkeypatch):
+    path = tmp_path / "draws.nc"
+    path.write_bytes(b"before")
+
+    def full(draft, *args):
+        draft.write_bytes(b"some of it")
+        raise RuntimeError("Can't write data (file write failed: errno = 28, error message = ...)")
+
+    monkeypatch.setattr(_row_draws, "_write", full)
+    with pytest.raises(FileError, match="could not be written.*No space left.*as it was"):
+        fit.to_arviz(num_samples=2, store=path)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]

@@ -351,6 +351,13 @@ def test_bad_encoders_are_named():
     ):
         with pytest.raises(OptionError, match=f"'groups'.*{says}|{says}"):
             AutoPlateFlow(amortised, encoder={"groups": net}).setup(Y)
+    net = torch.nn.Sequential(torch.nn.Unflatten(0, (-1, 1)), torch.nn.Linear(5, 2))
+    with pytest.raises(OptionError, match=r"'groups' cannot take .* \(12,\): .*12x1 and 5x2"):
+        AutoPlateFlow(amortised, encoder={"groups": net}).setup(Y)
+    normalised = torch.nn.Sequential(torch.nn.Unflatten(0, (-1, 1)), torch.nn.BatchNorm1d(1))
+    with pytest.warns(ModelWarning, match="'groups' has batch normalisation"):
+        AutoPlateFlow(amortised, encoder={"groups": normalised}).setup(Y)
+    pyro.clear_param_store()
     guide = AutoPlateFlow(amortised, encoder={"groups": Growing()}).setup(Y)
     with pytest.raises(OptionError, match="returned 3 numbers a row.*and 6 now"):
         guide.sample_posterior(3, torch.zeros(7))
@@ -371,7 +378,12 @@ def test_bad_encoders_are_named():
 
 def test_bad_rows_and_sizes_are_named():
     guide = trained(groups)
-    for rows, says in (({"groups": [3, 12]}, "rows 0 to 11; got 12"), ({"cells": [0]}, "'cells'")):
+    for rows, says in (
+        ({"groups": [3, 12]}, "rows 0 to 11; got 12"),
+        ({"cells": [0]}, "'cells'"),
+        ({"groups": "all"}, "whole numbers; got str"),
+        ({"groups": []}, "No row of the plate"),
+    ):
         for call in (lambda r: guide.sample_posterior(3, rows=r), lambda r: guide.median(rows=r)):
             with pytest.raises(OptionError, match=says):
                 call(rows)

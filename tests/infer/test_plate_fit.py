@@ -100,12 +100,48 @@ def test_rows_on_demand(fit):
     [
         ({"groups": [ROWS]}, f"0 to {ROWS - 1}; got {ROWS}"),
         ({"cells": [0]}, "no latent in a plate 'cells'"),
+        ({"groups": [-ROWS - 1]}, f"0 to {ROWS - 1}; got {-ROWS - 1}"),
         ({"groups": [0.5]}, "whole numbers"),
+        ({"groups": True}, "whole numbers"),
+        ({"groups": torch.zeros(2, 2).long()}, "whole numbers"),
+        ({"groups": "all"}, "whole numbers; got str"),
+        ({"groups": None}, "whole numbers; got NoneType"),
+        ({"groups": [1, 5, -43]}, "row 5 .* twice"),
+        ({"groups": []}, "No row of the plate 'groups'"),
+        ([0, 1], "mapping from plates"),
     ],
 )
 def test_rows_that_are_none(fit, rows, words):
-    with pytest.raises(OptionError, match=words):
-        fit.sample(3, rows=rows)
+    asked = [
+        lambda: fit.sample(3, rows=rows),
+        lambda: fit.predict(num_samples=3, rows=rows),
+        lambda: fit.to_arviz(num_samples=3, rows=rows),
+        lambda: fit.log_prob({}, rows=rows),
+        lambda: fit.row_gaps("groups", rows["groups"]),
+    ]
+    if rows not in ({}, None):
+        asked.append(lambda: fit.summary(rows=rows))
+    wanted = "groups" in rows and rows["groups"] is not None
+    for ask in asked if wanted else asked[:4]:
+        with pytest.raises(OptionError, match=words):
+            ask()
+
+
+@pytest.mark.parametrize("count", [20, 60])
+def test_other_data_of_another_size_are_no_rows_of_the_fit(fit, count):
+    with pytest.raises(ModelError, match=f"'groups' has {count} rows .* fit has {ROWS}.*encoder"):
+        fit.predict(torch.zeros(count), num_samples=3)
+
+
+def test_a_batch_that_changes_its_size_is_named():
+    runs = []
+
+    def model(y):
+        runs.append(1)
+        normal(y, BATCH if len(runs) < 40 else BATCH - 3)
+
+    with pytest.raises(ModelError, match="'groups' asks for 9 rows now, and for 12 when"):
+        fitted(model, Y, engine="eager", precondition=False, max_steps=60)
 
 
 @pytest.mark.parametrize("name", ["resample", "mcmc", "to_nuts"])
