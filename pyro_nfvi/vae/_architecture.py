@@ -49,11 +49,11 @@ class Architecture:
     """
 
     shape: tuple[int, ...]
-    latent_dim: int = 40
+    latent_dim: int = NETWORKS.latent_dim
     flow: str = "iaf*4"
     flow_options: dict[str, Any] = field(default_factory=dict)
     nets: str = "gated"
-    hidden: tuple[int, ...] = (300, 300)
+    hidden: tuple[int, ...] = NETWORKS.hidden
     context_dim: int | None = None
     likelihood: dict[str, Any] = field(default_factory=lambda: {"name": "bernoulli"})
     prior: str = "none"

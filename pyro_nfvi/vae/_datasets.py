@@ -17,6 +17,7 @@ from pyro_nfvi.vae._class_labels import why_unusable
 from pyro_nfvi.vae._idx import looks_like_idx, read_idx
 from pyro_nfvi.vae._npz import Held, read_npz
 from pyro_nfvi.vae._pixel_scales import on_one_scale
+from pyro_nfvi.vae._recipe import DATA
 
 #: Share of the training images that is held out where a file names no validation images.
 _HELD_OUT = 1 / 6
@@ -133,7 +134,8 @@ def _digits() -> ImageData:
     order = np.random.RandomState(0).permutation(len(found.images))
     x = torch.from_numpy(found.images[order].astype(np.uint8))
     y = torch.from_numpy(found.target[order].astype(np.int64))
-    cuts = (len(x) - 500, len(x) - 250)
+    held_out = DATA.digits_held_out
+    cuts = (len(x) - 2 * held_out, len(x) - held_out)
     images, labels = [(v[: cuts[0]], v[cuts[0] : cuts[1]], v[cuts[1] :]) for v in (x, y)]
     train, valid, test = images
     return ImageData("digits", train, valid, test, 17, labels)

@@ -236,7 +236,7 @@ def active_units(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    num_samples: int = 32,
+    num_samples: int = EVALUATION.active_draws,
     threshold: float = EVALUATION.active_variance,
     seed: int = 0,
 ) -> Tensor:

@@ -116,7 +116,12 @@ def _show(images: Tensor, columns: int, title: str) -> Any:
 
 @torch.no_grad()
 def plot_reconstructions(
-    vae: FlowVAE, x: Tensor, y: Tensor | None = None, *, columns: int = 10, seed: int = 0
+    vae: FlowVAE,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    columns: int = FIGURES.columns,
+    seed: int = 0,
 ) -> Any:
     """Images in odd rows, below each its reconstruction from one draw of its posterior.
 
@@ -151,7 +156,7 @@ def plot_samples(
     vae: FlowVAE,
     *,
     rows: int = 6,
-    columns: int = 10,
+    columns: int = FIGURES.columns,
     y: Tensor | None = None,
     seed: int = 0,
     span: tuple[float, float] | None = None,
@@ -188,7 +193,7 @@ def plot_samples(
 
 @torch.no_grad()
 def plot_interpolation(
-    vae: FlowVAE, x: Tensor, y: Tensor | None = None, *, steps: int = 10, seed: int = 0
+    vae: FlowVAE, x: Tensor, y: Tensor | None = None, *, steps: int = FIGURES.columns, seed: int = 0
 ) -> Any:
     """Between neighbours of a list of images: a straight way between draws of their posteriors.
 

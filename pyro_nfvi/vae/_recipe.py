@@ -9,6 +9,10 @@ from dataclasses import dataclass
 class NetworkRecipe:
     """Numbers of encoders and decoders."""
 
+    #: Size of the latent vector, as in van den Berg et al. 2018, arXiv:1803.05649.
+    latent_dim: int = 40
+    #: Widths of the dense nets: those of Tomczak and Welling 2018, arXiv:1705.07120.
+    hidden: tuple[int, ...] = (300, 300)
     #: Hidden units of the convolutional nets between convolutions and heads.
     conv_width: int = 256
     #: Least standard deviation that an encoder gives.
@@ -23,6 +27,8 @@ class DataRecipe:
 
     #: Seed with which the peers binarise validation and test images, one after the other.
     peer_seed: int = 777
+    #: Images of the embedded digits that validate, and as many that test.
+    digits_held_out: int = 250
     #: Distance of a logit-normal's pixels from 0 and 1 (Rezende and Mohamed).
     logit_margin: float = 1e-4
     #: Classes from which on labels are numbers of something, nothing to condition on.
@@ -49,6 +55,8 @@ class EvaluationRecipe:
     #: Variance over images of a coordinate's posterior mean above which it is active (Burda et al.
     #: 2016, arXiv:1509.00519).
     active_variance: float = 0.01
+    #: Draws of each image by which active coordinates are found.
+    active_draws: int = 32
     #: Share of active coordinates below which a posterior has collapsed.
     collapsed_share: float = 0.1
     #: Nats of KL divergence below which a posterior has collapsed.
@@ -112,6 +120,16 @@ class PosteriorPictureRecipe:
 class FigureRecipe:
     """Sizes of the VAE's figures: lengths in inches, letters in points."""
 
+    #: Images in a row, and points of an interpolation.
+    columns: int = 10
+    #: Images that are reconstructed at the end of a run.
+    reconstructions: int = 30
+    #: Images between which it interpolates, two by two.
+    interpolated: int = 12
+    #: Images of which it draws posteriors, in two dimensions.
+    posterior_images: int = 64
+    #: Panels with one of them each.
+    posterior_panels: int = 8
     #: Width of rows of images, and of a page's text.
     width: float = 7.0
     #: Height of a title above them.
@@ -146,6 +164,31 @@ class FigureRecipe:
 @dataclass(frozen=True)
 class TrainerRecipe:
     """Numbers of training runs."""
+
+    #: Passes over the training images, at most.
+    epochs: int = 50
+    #: Images of a step, as in the papers.
+    batch_size: int = 100
+    #: Learning rate of Adam: twice that of Adamax in the papers, whose runs are far longer.
+    rate: float = 1e-3
+    #: Number that Adamax adds to its scale, as in the code of van den Berg et al.
+    adamax_eps: float = 1e-7
+    #: Norm to which a larger gradient is shortened, in nats by unit of the weights: many times that
+    #: of usual steps, so that outliers alone are changed.
+    clip_norm: float = 100.0
+    #: Share of the run over which the weight of the KL divergence rises.
+    warm_up: float = 0.2
+    #: Share of each cycle in which it does, where warm-ups come in turn (Fu et al. 2019,
+    #: arXiv:1903.10145).
+    cycle_rise: float = 0.5
+    #: Steps between checkpoints within an epoch.
+    save_steps: int = 500
+    #: Steps between two texts of the bar.
+    bar_steps: int = 10
+    #: Steps between two points of TensorBoard's curves.
+    log_steps: int = 50
+    #: Test images of which the NLL is estimated.
+    nll_images: int = 500
 
     #: Steps that the early average of the weights reaches back, plus one (TensorFlow's).
     average_warm_up: int = 10

@@ -11,6 +11,7 @@ from typing import Any
 
 from pyro_nfvi._files.atomic_files import whole_file
 from pyro_nfvi.errors import FileError, MissingPackageError
+from pyro_nfvi.vae._recipe import TRAINER
 
 
 class Callback:
@@ -138,7 +139,7 @@ class TensorBoardLogger(Callback):
         >>> logger = TensorBoardLogger("runs/mine", every=100)  # writes when the run begins
     """
 
-    def __init__(self, folder: str | os.PathLike[str], every: int = 50) -> None:
+    def __init__(self, folder: str | os.PathLike[str], every: int = TRAINER.log_steps) -> None:
         self.folder, self.every = os.fspath(folder), every
         self._writer: Any = None
 

@@ -33,6 +33,7 @@ from pyro_nfvi.vae._likelihoods import make_likelihood
 from pyro_nfvi.vae._losses import ELBOLoss, IWAELoss, VAELoss, loss_from_spec
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._pixels import Preparation, choose_preparation
+from pyro_nfvi.vae._recipe import FIGURES, TRAINER
 from pyro_nfvi.vae.train._callbacks import Callback, CSVLogger, TensorBoardLogger
 from pyro_nfvi.vae.train._distributed import open_team
 from pyro_nfvi.vae.train._feeds import Feed, tensor_feed
@@ -94,7 +95,7 @@ def loss_of(options: Options, steps_per_epoch: int) -> VAELoss:
     steps = math.ceil(round(epochs * steps_per_epoch, 6))
     beta: Schedule = Constant(options.beta)
     if steps and options.cycles > 1:
-        beta = Cyclic(2 * steps, options.cycles, 0.5, 0.0, options.beta)
+        beta = Cyclic(2 * steps, options.cycles, TRAINER.cycle_rise, 0.0, options.beta)
     elif steps and not options.tempered:
         beta = Linear(steps, 0.0, options.beta)
     joint: Schedule = Tempered(options.tempered) if options.tempered else Constant()
@@ -259,7 +260,7 @@ def _rates(options: Options, vae: FlowVAE, steps: int) -> Rates:
     if options.optimizer == "adam":
         optimizer = adam(vae, options.lr)
     else:
-        optimizer = torch.optim.Adamax(vae.parameters(), lr=options.lr, eps=1e-7)
+        optimizer = torch.optim.Adamax(vae.parameters(), lr=options.lr, eps=TRAINER.adamax_eps)
     if options.decay == "none":
         return Rates(optimizer)
     decay = LambdaLR(optimizer, lambda step: cosine(min(1.0, step / steps), end=0.0))
@@ -325,12 +326,16 @@ def _draw(
     made: dict[str, Callable[[], Any]] = {
         # First what depends on no image: it is there whatever images look like.
         "curves": lambda: pictures.plot_curves(folder.lines()),
-        "reconstructions": lambda: pictures.plot_reconstructions(vae, *some(30)),
+        "reconstructions": lambda: pictures.plot_reconstructions(
+            vae, *some(FIGURES.reconstructions)
+        ),
         "samples": lambda: pictures.plot_samples(vae, span=span),
-        "interpolation": lambda: pictures.plot_interpolation(vae, *some(12)),
+        "interpolation": lambda: pictures.plot_interpolation(vae, *some(FIGURES.interpolated)),
     }
     if vae.latent_dim == 2:
-        made["posteriors"] = lambda: pictures.plot_posterior(vae, *some(64), panels=8)
+        made["posteriors"] = lambda: pictures.plot_posterior(
+            vae, *some(FIGURES.posterior_images), panels=FIGURES.posterior_panels
+        )
     missing: dict[str, list[str]] = {}
     for name, draw in made.items():
         try:

@@ -20,6 +20,7 @@ from pyro_nfvi.errors import OptionError
 from pyro_nfvi.vae._architecture import describe
 from pyro_nfvi.vae._losses import ELBOLoss, VAELoss
 from pyro_nfvi.vae._model import FlowVAE
+from pyro_nfvi.vae._recipe import TRAINER
 from pyro_nfvi.vae.train._callbacks import Callback, callback_of
 from pyro_nfvi.vae.train._distributed import open_team
 from pyro_nfvi.vae.train._feeds import Feed, rows_of
@@ -40,21 +41,21 @@ def fit(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    epochs: int = 50,
-    batch_size: int = 100,
+    epochs: int = TRAINER.epochs,
+    batch_size: int = TRAINER.batch_size,
     loss: VAELoss | None = None,
     optimizer: _Optimizer | Callable[[Iterable[nn.Parameter]], _Optimizer] | None = None,
-    lr: float = 1e-3,
+    lr: float = TRAINER.rate,
     scheduler: Any = None,
     scheduler_interval: str | None = None,
     new_rate: bool = False,
-    clip_norm: float = Plan.clip_norm,
+    clip_norm: float = TRAINER.clip_norm,
     accumulate: int = 1,
     ema: float = 0.0,
     precision: str = "fp32",
     patience: int = 0,
     callbacks: Sequence[Callback | Callable[[Mapping[str, Any]], Any]] = (),
-    save_steps: int = Plan.save_steps,
+    save_steps: int = TRAINER.save_steps,
     seed: int = 0,
     progress: bool = True,
 ) -> Run:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.vae._architecture import ARCHITECTURES
+from pyro_nfvi.vae._recipe import NETWORKS, TRAINER
 
 
 def _option(default: Any, text: str, **more: Any) -> Any:
@@ -35,9 +36,9 @@ class Options:
     out: str = _option("runs/vae", "folder for checkpoints, log and pictures")
     # What is trained
     flow: str = _option("iaf*4", "formula of the flow, such as planar*16; none for a plain VAE")
-    latent_dim: int = _option(40, "size of the latent vector")
+    latent_dim: int = _option(NETWORKS.latent_dim, "size of the latent vector")
     nets: str = _option("gated", "encoder and decoder", choices=ARCHITECTURES)
-    hidden: str = _option("300,300", "widths of the dense nets")
+    hidden: str = _option(",".join(map(str, NETWORKS.hidden)), "widths of the dense nets")
     context_dim: int = _option(
         -1, "size of the flow's context; -1: the encoder's last layer; 0: one flow for all images"
     )
@@ -68,12 +69,14 @@ class Options:
     )
     binarize: str = _option("auto", "auto, dynamic, static, threshold, as-is or dequantize")
     # How
-    epochs: int = _option(50, "passes over the training images, at most")
-    batch_size: int = _option(100, "images per step, over all processes")
-    lr: float = _option(1e-3, "learning rate; the papers: 0.0005 with adamax, for far longer")
+    epochs: int = _option(TRAINER.epochs, "passes over the training images, at most")
+    batch_size: int = _option(TRAINER.batch_size, "images per step, over all processes")
+    lr: float = _option(
+        TRAINER.rate, "learning rate; the papers: 0.0005 with adamax, for far longer"
+    )
     optimizer: str = _option("adam", "optimiser", choices=("adam", "adamax"))
     decay: str = _option("none", "decay of the rate over the run", choices=("none", "cosine"))
-    clip_norm: float = _option(100.0, "largest norm of the gradient")
+    clip_norm: float = _option(TRAINER.clip_norm, "largest norm of the gradient")
     accumulate: int = _option(1, "batches of a step, as if they were one")
     ema: float = _option(
         0.0,
@@ -88,7 +91,9 @@ class Options:
     )
     num_samples: int = _option(1, "draws per image and step")
     beta: float = _option(1.0, "weight of the KL divergence after warm-up")
-    warmup: float = _option(0.2, "share of the run over which the KL weight rises (per step)")
+    warmup: float = _option(
+        TRAINER.warm_up, "share of the run over which the KL weight rises (per step)"
+    )
     warmup_epochs: float = _option(-1.0, "the same in epochs; -1: as --warmup says")
     cycles: int = _option(1, "number of warm-ups in turn; above 1: cyclic")
     tempered: int = _option(0, "steps of Rezende and Mohamed's tempered joint; 0: none")
@@ -99,7 +104,7 @@ class Options:
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, ...")
     threads: int = _option(0, "threads of torch; 0: as torch has them")
     compile: bool = _option(False, "compile encoder and decoder (pays for long runs and on a GPU)")
-    save_steps: int = _option(500, "steps between checkpoints within an epoch")
+    save_steps: int = _option(TRAINER.save_steps, "steps between checkpoints within an epoch")
     resume: bool = _option(False, "go on from OUT/last.pt; with none there, start fresh")
     new_rate: bool = _option(False, "with --resume, go on at the rate of --lr instead of the run's")
     overwrite: bool = _option(False, "start fresh where OUT holds a run already")
@@ -107,7 +112,9 @@ class Options:
     tensorboard: bool = _option(False, "write scalars for TensorBoard, where it is installed")
     # Afterwards
     nll_samples: int = _option(5000, "importance samples per test image; 0: no NLL")
-    nll_images: int = _option(500, "test images for the NLL, the same of every run; 0: all")
+    nll_images: int = _option(
+        TRAINER.nll_images, "test images for the NLL, the same of every run; 0: all"
+    )
     pictures: bool = _option(True, "draw pictures at the end")
 
     def __post_init__(self) -> None:

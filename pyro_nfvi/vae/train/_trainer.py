@@ -59,9 +59,9 @@ class Plan:
     loss: VAELoss
     epochs: int
     batch_size: int
-    clip_norm: float = 100.0
+    clip_norm: float = TRAINER.clip_norm
     patience: int = 0
-    save_steps: int = 500
+    save_steps: int = TRAINER.save_steps
     seed: int = 0
     accumulate: int = 1
     ema: float = 0.0
@@ -289,7 +289,7 @@ class Trainer:
             }  # fmt: skip
             for callback in self.callbacks:
                 callback.step(at.step, told)
-        if at.step % 10 == 0 and at.sums[3]:
+        if at.step % TRAINER.bar_steps == 0 and at.sums[3]:
             bound, _, kl, count = at.sums
             bar.set_postfix_str(
                 f"epoch {at.epoch + 1}: bound {bound / count:.2f}, KL {kl / count:.2f} nats, "
