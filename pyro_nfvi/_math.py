@@ -24,6 +24,16 @@ def standard_normal_log_prob(x: Tensor) -> Tensor:
     return -0.5 * (x.square() + math.log(2 * math.pi))
 
 
+def log_normal_cdf(x: Tensor) -> Tensor:
+    """Log of the standard normal's distribution function, of small and of large numbers alike.
+
+    As ``torch.special.log_ndtr``, which has no rule for ``vmap``.
+    """
+    low, high = x.clamp_max(0) * math.sqrt(0.5), x.clamp_min(0) * math.sqrt(0.5)
+    below = (0.5 * torch.special.erfcx(-low)).log() - low.square()
+    return torch.where(x < 0, below, torch.log1p(-0.5 * torch.erfc(high)))
+
+
 def softplus_inverse(y: Tensor) -> Tensor:
     """Solve ``softplus(x) = y`` for ``y > 0`` without overflow or cancellation."""
     return y + torch.log(-torch.expm1(-y))

@@ -35,6 +35,7 @@ from pyro_nfvi.flows._autoregressive import iaf, maf
 from pyro_nfvi.flows._base import Inverse
 from pyro_nfvi.flows._block_arrow import ArrowBlock, ArrowFactor, BlockArrow
 from pyro_nfvi.flows._block_arrow_affine import BlockArrowAffine
+from pyro_nfvi.flows._mixture_map import MixtureBlocks, MixtureMap
 from pyro_nfvi.flows._planar import PlanarChain
 from pyro_nfvi.flows._row_affine import RowAffine
 from pyro_nfvi.flows._tail_transform import TailTransformer
@@ -55,6 +56,7 @@ _RK4 = {
         "inverse gradients",
     )
 }
+_SQUARES = "log-determinants of mixtures are differences of squares, of 1e10 at the farthest points"
 _MOVES = "a permutation moves the coordinates from the start"
 
 
@@ -76,6 +78,36 @@ def whitened_arrow(dim: int) -> WhitenedAffine:
     """A whitened map that holds a block arrow."""
     flow = WhitenedAffine(torch.zeros(dim), 1.0, rank=1)
     flow.set_arrow(torch.arange(dim) / 2.0, arrow_factor(dim))
+    return flow
+
+
+def mixture_blocks(dim: int) -> list[MixtureBlocks]:
+    """Mixtures of two Gaussians over pairs of coordinates from the back, and of three over one."""
+    last = torch.arange(dim).flip(0)
+    blocks = []
+    if dim > 1:
+        pairs = last[: 2 * (dim // 2)].view(-1, 2)
+        count = len(pairs)
+        locs = torch.tensor([[-1.0, 0.5], [1.5, -0.5]]).repeat(count, 1, 1)
+        factors = torch.tensor([[[0.8, 0.0], [0.3, 1.1]], [[1.2, 0.0], [-0.4, 0.6]]])
+        logits = torch.tensor([0.0, 0.7]).repeat(count, 1)
+        blocks.append(MixtureBlocks(pairs, logits, locs, factors.repeat(count, 1, 1, 1)))
+    if dim % 2:
+        blocks.append(
+            MixtureBlocks(
+                last[-1:, None],
+                torch.tensor([[0.0, 1.0, -1.0]]),
+                torch.tensor([[[-2.0], [0.0], [1.0]]]),
+                torch.tensor([[[[0.5]], [[1.0]], [[0.7]]]]),
+            )
+        )
+    return blocks
+
+
+def whitened_mixture(dim: int) -> WhitenedAffine:
+    """A whitened map that holds a product of mixtures."""
+    flow = WhitenedAffine(torch.zeros(dim), 1.0)
+    flow.set_mixture(mixture_blocks(dim))
     return flow
 
 
@@ -193,6 +225,19 @@ FLOWS: dict[str, Case] = {
         lambda d, c: BlockArrowAffine(torch.arange(d) / 2.0, arrow_factor(d)),
         context=False,
         exempt={"identity": "its numbers belong to whoever builds it"},
+    ),
+    "mixture_map": Case(
+        lambda d, c: MixtureMap(mixture_blocks(d)),
+        context=False,
+        exempt={"identity": "its numbers are given, not trained"},
+        slack={"round trip": (1e4, _SQUARES)},
+    ),
+    "whitened_mixture": Case(
+        lambda d, c: whitened_mixture(d),
+        context=False,
+        slow=True,
+        exempt={"identity": "it starts at the given mixtures"},
+        slack={"round trip": (1e4, _SQUARES)},
     ),
     "whitened_arrow": Case(
         lambda d, c: whitened_arrow(d),

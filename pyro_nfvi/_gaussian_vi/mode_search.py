@@ -56,11 +56,49 @@ class Modes:
         return len(self.normals)
 
 
+@dataclass(frozen=True, eq=False)
+class FirstEnds:
+    """Ends of the first ascents.
+
+    Attributes:
+        ends: The ends ``(N, D)``, those of the Gaussian's own starts among them.
+        heights: Log densities there ``(N,)``.
+        tops: One end in each place, the highest; a valley lies between each two.
+        label: Place of each end ``(N,)``; -1 for those that are in none of these.
+    """
+
+    ends: Tensor
+    heights: Tensor
+    tops: Tensor
+    label: Tensor
+
+
+def first_ends(
+    target: Target, found: GaussianFit, points: Tensor, *, effort: float = 1.0
+) -> FirstEnds:
+    """Ascend from points, and group the ends by the valleys between them.
+
+    Args:
+        target: The density.
+        found: The Gaussian; its starts have ascended already.
+        points: Where to start from ``(N, D)``.
+        effort: Factor on the number of steps.
+    """
+    frame = Normals(found.loc[None], found.factor[None])
+    usable = found.start_bounds > found.bound - MODE_SEARCH.negligible
+    ends, heights = ascend(target, frame, points, _steps(MODE_SEARCH.ascent_steps, effort))
+    ascended = found.starts.loc[usable] if bool(usable.any()) else frame.loc
+    ends = torch.cat([ends, ascended])
+    heights = torch.cat([heights, target(ascended)[0]])
+    return FirstEnds(ends, heights, *_places(target, None, ends, heights))
+
+
 def search_modes(
     target: Target,
     found: GaussianFit,
     points: Tensor,
     *,
+    first: FirstEnds | None = None,
     more: Callable[[int], Tensor] | None = None,
     align: Align | None = None,
     effort: float = 1.0,
@@ -80,13 +118,16 @@ def search_modes(
 
     A log-concave density has one mode here, whatever the points. **A mode that no point
     ascends to is not found**, nor are more than 16: those beyond, and an estimate of what no
-    start has met, are in :attr:`Modes.unseen`. Where the target's budget is spent first,
-    the modes that are known by then come back, with ``finished=False``.
+    start has met, are in :attr:`Modes.unseen`; where modes are so many,
+    :func:`~pyro_nfvi._gaussian_vi.block_mixtures.fit_mode_product` may hold them all. Where the
+    target's budget is spent first, the modes that are known by then come back, with
+    ``finished=False``.
 
     Args:
         target: The density.
         found: The Gaussian, with the starts it was chosen from.
         points: Where to start from ``(N, D)``.
+        first: Where ascents from these ended, where that is known.
         more: Gives ``n`` further points of the same kind for the rounds after the first.
         align: Moves points ``(N, D)`` to those of their images that are nearest to a point
             ``(D,)``, under a group of maps that leave the density as it is: modes that are images
@@ -119,13 +160,10 @@ def search_modes(
         ([0.7, 0.3], 58)
     """
     frame = Normals(found.loc[None], found.factor[None])
-    usable = found.start_bounds > found.bound - MODE_SEARCH.negligible
     whole, target = target, target.within(target.budget.part(MODE_SEARCH.search_time))
-    ends, heights = ascend(target, frame, points, _steps(MODE_SEARCH.ascent_steps, effort))
-    # The starts of the Gaussian itself have ascended already.
-    ascended = found.starts.loc[usable] if bool(usable.any()) else frame.loc
-    ends = torch.cat([ends, ascended])
-    heights = torch.cat([heights, target(ascended)[0]])
+    if first is None:
+        first = first_ends(target, found, points, effort=effort)
+    ends, heights = first.ends, first.heights
     if align is not None:
         ends = align(found.loc, ends)
         heights = target(ends)[0]
@@ -138,7 +176,10 @@ def search_modes(
         count += len(ends)
         if target.budget.over():
             break
-        tops, label = _places(target, known.loc if turn else None, ends, heights)
+        if turn or align is not None:
+            tops, label = _places(target, known.loc if turn else None, ends, heights)
+        else:
+            tops, label = first.tops, first.label
         if target.budget.over():
             break
         if turn == 0 and len(tops) < 2:

@@ -251,6 +251,102 @@ class ModeSearchRecipe:
 
 
 @dataclass(frozen=True)
+class IndependenceRecipe:
+    """Blocks of latents that are independent of each other, found by evaluating the density."""
+
+    #: Most latents: each is moved at each of the points, by itself.
+    most_dim: int = 256
+    #: Points at which that is done.
+    points: int = 6
+    #: Pairs of points whose halves are exchanged, in the check of the blocks.
+    pairs: int = 400
+    #: Rounds in which blocks that a pair shows to interact are joined.
+    rounds: int = 4
+    #: Pairs that are looked at in each of them.
+    examined: int = 8
+    #: Change of another latent's score, relative to its largest, that rounding explains: in double
+    #: precision, ...
+    double: float = 1e-9
+    #: ... and in single.
+    single: float = 1e-4
+
+
+@dataclass(frozen=True)
+class BlockMixtureRecipe:
+    """Mixtures of the modes of independent blocks, or of very many modes of few latents."""
+
+    #: Most latents of a block of several modes: full covariances of its modes are learnt from
+    #: importance weights.
+    most_dim: int = 8
+    #: Places of first ends from which on many modes are expected where latents are not independent.
+    many: int = 12
+    #: Most modes of one block.
+    most_modes: int = 400
+    #: Rounds of further starts, at most.
+    rounds: int = 16
+    #: Starts of each round.
+    starts: int = 256
+    #: Estimated share of the evidence in modes that no start met, from which on more starts follow.
+    most_unseen: float = 1e-3
+    #: Share of the evidence of a mode met once from which on more starts follow.
+    light: float = 1e-4
+    #: Width of the box of these starts, relative to that of the modes that are known.
+    box: float = 1.4
+    #: Steps of Newton's method on the ends of ascents.
+    newton_steps: int = 5
+    #: Longest of these steps, in sds of the best Gaussian.
+    longest_step: float = 1.0
+    #: Step of a difference of scores, in sds of the best Gaussian.
+    difference: float = 1e-3
+    #: Newton decrement, in nats, below which an end is at a top.
+    decrement: float = 0.05
+    #: Distance, in local sds, below which two ends are one mode.
+    nearness: float = 1.0
+    #: Widest start of a mode, relative to the best Gaussian.
+    widest: float = 30.0
+    #: Scales of the draws around each component, relative to it, ...
+    scales: tuple[float, ...] = (1.0, 2.0, 6.0)
+    #: ... and shares of the draws.
+    shares: tuple[float, ...] = (0.6, 0.25, 0.15)
+    #: Share of draws that are spread over all components together.
+    wide: float = 0.15
+    #: Width of these, relative to the components' common spread.
+    wide_scale: float = 1.5
+    #: Fewest draws of a block.
+    fewest_draws: int = 800
+    #: Draws of each component.
+    component_draws: int = 160
+    #: Factor on these in the last round.
+    last_factor: int = 4
+    #: Draws on which the gap of a block is judged.
+    judged: int = 1024
+    #: Rounds of draws, after each of which weights, means and covariances are learnt.
+    learning_rounds: int = 3
+    #: Iterations of expectation maximization in each round.
+    iterations: int = 8
+    #: Gap of all blocks together, in nats, that is aimed at; ...
+    gap: float = 0.04
+    #: ... that of one block, at most.
+    block_gap: float = 2e-3
+    #: Times that components are split where the gap is larger.
+    splits: int = 4
+    #: Most components for each mode after that, ...
+    split_most: int = 8
+    #: ... and at most so many in all for blocks of several latents, or the number of modes.
+    components: int = 64
+    #: Distance of the halves of a component from its middle, in its sds.
+    apart: float = 0.6
+    #: Share of mass outside of the components from which on one more is tried.
+    outside_share: float = 1e-3
+    #: Components that are added in that way, at most.
+    added: int = 48
+    #: The same after one round of draws.
+    added_at_once: int = 8
+    #: Smallest weight of a component that is kept.
+    least_weight: float = 1e-6
+
+
+@dataclass(frozen=True)
 class ProposalRecipe:
     """Mixtures of proposals."""
 
@@ -407,6 +503,8 @@ MIXTURE_WEIGHTS = MixtureWeightsRecipe()
 MODE_ASCENT = ModeAscentRecipe()
 PATHS = PathRecipe()
 MODE_SEARCH = ModeSearchRecipe()
+INDEPENDENCE = IndependenceRecipe()
+BLOCK_MIXTURES = BlockMixtureRecipe()
 PROPOSALS = ProposalRecipe()
 NESTED_MASS = NestedMassRecipe()
 RANDOM_SEARCH = RandomSearchRecipe()

@@ -87,4 +87,22 @@ class Sizes:
     unit_spread: float = 2.0
 
 
+@dataclass(frozen=True)
+class MixtureQuantiles:
+    """Quantile functions of mixtures, behind the map from noise to them."""
+
+    #: Error of the logarithm of the smaller tail, in nats, at which a solution has converged; and
+    #: width of its bounds, relative to it.
+    tolerance: float = 1e-13
+    #: Most steps: bisections alone halve bounds of a thousand sds down to the tolerance in 54.
+    most_steps: int = 60
+    #: Logarithm of a tail, in nats, below which its normal quantile is found by Newton's method:
+    #: near the smallest number of double precision.
+    far: float = -650.0
+    #: Largest logarithm of a slope: in a valley between two modes it has none, and no draw is
+    #: there.
+    log_slope: float = 30.0
+
+
 BOUNDS, SPLINE, TAIL, SIZES = Bounds(), Spline(), Tail(), Sizes()
+MIXTURE_MAP = MixtureQuantiles()

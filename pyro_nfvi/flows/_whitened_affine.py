@@ -1,8 +1,9 @@
-"""An affine map that is trained relative to a given one."""
+"""An affine map that is trained relative to a given map."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias, final
 
 import torch
@@ -15,9 +16,10 @@ from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._block_arrow import ArrowFactor
 from pyro_nfvi.flows._block_arrow_affine import BlockArrowAffine
 from pyro_nfvi.flows._low_rank_affine import LowRankAffine
+from pyro_nfvi.flows._mixture_map import MixtureBlocks, MixtureMap
 
 #: What holds the given numbers.
-FixedAffine: TypeAlias = Affine | LowRankAffine | BlockArrowAffine
+FixedMap: TypeAlias = Affine | LowRankAffine | BlockArrowAffine | MixtureMap
 
 
 @final
@@ -30,7 +32,8 @@ class WhitenedAffine(Flow):
     whatever the units and correlations of y. Both are triangular, or, for many coordinates, S is
     diagonal and L diagonal with a few directions (:class:`LowRankAffine`), or a block arrow
     (:class:`~pyro_nfvi.flows._block_arrow_affine.BlockArrowAffine`) once :meth:`set_arrow` was
-    called, and after the state of such a map was loaded.
+    called, and after the state of such a map was loaded. After :meth:`set_mixture` the fixed map is
+    that of a product of Gaussian mixtures (:class:`~pyro_nfvi.flows._mixture_map.MixtureMap`).
 
     Args:
         loc: m, ``(D,)``.
@@ -57,7 +60,7 @@ class WhitenedAffine(Flow):
         dim = len(loc)
         super().__init__(dim)
         trained: LowerTriangular | DiagonalAffine
-        fixed: FixedAffine
+        fixed: FixedMap
         if rank is None:
             tril = scale * torch.eye(dim, dtype=loc.dtype, device=loc.device)
             trained = LowerTriangular(dim)
@@ -78,11 +81,16 @@ class WhitenedAffine(Flow):
         return found
 
     @property
-    def fixed(self) -> FixedAffine:
+    def fixed(self) -> FixedMap:
         """The outer map, whose numbers are buffers."""
         found = self.flows[1]
-        assert isinstance(found, Affine | LowRankAffine | BlockArrowAffine)
+        assert isinstance(found, Affine | LowRankAffine | BlockArrowAffine | MixtureMap)
         return found
+
+    @property
+    def holds_mixture(self) -> bool:
+        """True where the fixed map is that of mixtures."""
+        return isinstance(self.fixed, MixtureMap)
 
     @torch.no_grad()
     def set_fixed(self, loc: Tensor, factor: Tensor) -> None:
@@ -93,8 +101,8 @@ class WhitenedAffine(Flow):
             factor: L ``(D, D)``, or its diagonal ``(D,)`` for a map with directions.
         """
         self._reset()
-        if isinstance(self.fixed, BlockArrowAffine):
-            self._hold_directions()
+        if isinstance(self.fixed, BlockArrowAffine | MixtureMap):
+            self._hold_affine()
         fixed = self.fixed
         if isinstance(fixed, LowRankAffine):
             fixed.set_affine(loc, factor)
@@ -110,9 +118,13 @@ class WhitenedAffine(Flow):
         start, like = type(trained)(trained.dim).state_dict(), next(trained.parameters())
         trained.load_state_dict({name: value.to(like) for name, value in start.items()})
 
-    def _hold_directions(self) -> None:
-        """Put a map with directions in the place of a block arrow."""
+    def _hold_affine(self) -> None:
+        """Put a triangular map, or one with directions, in the place of an arrow or mixtures."""
         like, rank = self.fixed.loc, self._rank
+        if isinstance(self.trained, LowerTriangular):
+            eye = torch.eye(self.dim, dtype=like.dtype, device=like.device)
+            self.flows[1] = Affine(like.clone(), scale_tril=eye, own=True)
+            return
         across, none = like.new_zeros(self.dim, rank), like.new_zeros(rank)
         self.flows[1] = LowRankAffine(like.clone(), torch.ones_like(like), across, none)
 
@@ -132,6 +144,32 @@ class WhitenedAffine(Flow):
         self._reset()
         like = self.fixed.loc
         self.flows[1] = BlockArrowAffine(loc.to(like), factor.to(like))
+
+    @torch.no_grad()
+    def set_mixture(self, blocks: Sequence[MixtureBlocks]) -> None:
+        """Set the fixed map to that of mixtures, and the trained one back to the identity.
+
+        Args:
+            blocks: Mixtures; each coordinate is in one block.
+
+        Raises:
+            ShapeError: A coordinate is in no block, or in two.
+        """
+        like = self.fixed.loc
+        made = MixtureMap(
+            [
+                replace(
+                    group,
+                    positions=group.positions.to(like.device),
+                    logits=group.logits.to(like),
+                    locs=group.locs.to(like),
+                    factors=group.factors.to(like),
+                )
+                for group in blocks
+            ]
+        )
+        self._reset()
+        self.flows[1] = made
 
     @torch.no_grad()
     def set_directions(
@@ -162,9 +200,10 @@ class WhitenedAffine(Flow):
             if name.startswith(head)
         }
         if "positions_0" in state:
-            self.flows[1] = BlockArrowAffine.from_state(state, self.fixed.loc)
-        elif isinstance(self.fixed, BlockArrowAffine):
-            self._hold_directions()
+            made = MixtureMap if "logits_0" in state else BlockArrowAffine
+            self.flows[1] = made.from_state(state, self.fixed.loc)
+        elif isinstance(self.fixed, BlockArrowAffine | MixtureMap):
+            self._hold_affine()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, x: Points, context: Contexts | None = None) -> Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -21,6 +21,7 @@ from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._affine import Affine
 from pyro_nfvi.flows._base import Chain, Flow
 from pyro_nfvi.flows._block_arrow import ArrowFactor
+from pyro_nfvi.flows._mixture_map import MixtureBlocks
 from pyro_nfvi.flows._whitened_affine import WhitenedAffine
 from pyro_nfvi.guides._build import BaseSpec, FlowSpec, Recipe
 from pyro_nfvi.guides._param_store import (
@@ -250,6 +251,29 @@ class AutoFlow(VectorGuide):
                 "start_at(loc, factor)."
             )
         outer.set_arrow(loc, factor)
+
+    def start_at_mixture(self, blocks: Sequence[MixtureBlocks]) -> None:
+        """Move the guide, with its flow as it is, to a product of Gaussian mixtures.
+
+        Args:
+            blocks: Mixtures of blocks of coordinates; each coordinate is in one.
+
+        Raises:
+            OptionError: The outer map is not ``"whitened"``.
+        """
+        self._require_setup()
+        outer = self._part("outer")
+        if not isinstance(outer, WhitenedAffine):
+            raise OptionError(
+                f"start_at_mixture needs outer='whitened'; got outer={self._outer_kind!r}."
+            )
+        outer.set_mixture(blocks)
+
+    @property
+    def holds_mixture(self) -> bool:
+        """True where the guide stands on a product of Gaussian mixtures."""
+        outer = self._part("outer")
+        return isinstance(outer, WhitenedAffine) and outer.holds_mixture
 
     def start_along(self, found: LowRankGaussian) -> None:
         """Move the guide, with its flow as it is, to a Gaussian with a few directions.

@@ -103,6 +103,41 @@ class ModeSearch(Finding):
 
 
 @dataclass(frozen=True)
+class IndependentModes(Finding):
+    """A fit whose modes are those of independent blocks of latents, in all combinations.
+
+    Attributes:
+        blocks: Blocks of latents that are independent of each other.
+        several: How many of them have several modes.
+        log_modes: Logarithm of the number of modes of the whole.
+        starts: Starts that were shared by all blocks.
+        points: Points that were scored to learn their mixtures.
+    """
+
+    blocks: int
+    several: int
+    log_modes: float
+    starts: int
+    points: int
+
+    @property
+    def level(self) -> Level:
+        return Level.REMARK
+
+    def sentence(self) -> str:
+        if self.log_modes < math.log(1e6):
+            number = f"{math.exp(self.log_modes):.0f}"
+        else:
+            number = f"10^{self.log_modes / math.log(10):.1f}"
+        return (
+            f"{self.several} of {self.blocks} blocks of latents, which are independent wherever "
+            f"pairs of points were compared, have several modes; the fit holds all {number} of "
+            f"their combinations. A mode of a block that none of {self.starts} starts and "
+            f"{self.points} points reached is missing"
+        )
+
+
+@dataclass(frozen=True)
 class ModesUnseen(Finding):
     """An estimate of unseen starts, and the modes that the search dropped or merged.
 

@@ -17,6 +17,7 @@ from pyro_nfvi.infer._checks.tails import TAIL_ROWS, follow_tails, short_tails
 from pyro_nfvi.infer._findings import (
     Finding,
     HeavyTails,
+    IndependentModes,
     MassOutside,
     MissedModes,
     ModeSearch,
@@ -57,18 +58,8 @@ def examine(
     missed = _missed_modes(problem, time, search, fit)
     mass = _mass_outside(problem, options, time, search, fit)
     proper = time.affords(IMPROPER_ROWS[how], "the look for directions without a posterior")
-    alone, count = sum(mode["starts"] <= 1 for mode in fit.modes), len(fit.modes)
-    findings: list[Finding] = [
-        *fit.training.findings,
-        ModeSearch(
-            search.num_starts,
-            count,
-            alone,
-            count >= MODE_SEARCH.most_modes,
-            search.num_points,
-        ),
-        mass,
-    ]
+    count = len(fit.modes)
+    findings: list[Finding] = [*fit.training.findings, _mode_search(search, fit), mass]
     if unseen := _unseen(search):
         findings.append(unseen)
     if narrow := _narrow_modes(problem, options, time, search, fit):
@@ -209,8 +200,31 @@ def _narrow_modes(
     return NarrowModes(found.count, found.share, found.points)
 
 
+def _mode_search(search: SearchedModes, fit: Fit) -> Finding:
+    """Say how modes were looked for, and how many the fit holds."""
+    product = search.product
+    if product is not None and len(product.blocks) > 1 and not fit.modes:
+        return IndependentModes(
+            len(product.blocks),
+            sum(block.num_modes > 1 for block in product.blocks),
+            product.log_modes,
+            product.num_starts,
+            product.num_points,
+        )
+    count = len(fit.modes)
+    return ModeSearch(
+        search.num_starts,
+        count,
+        sum(mode["starts"] <= 1 for mode in fit.modes),
+        product is None and count >= MODE_SEARCH.most_modes,
+        search.num_points,
+    )
+
+
 def _unseen(search: SearchedModes) -> ModesUnseen | None:
     """Say what the mode search dropped, and what its starts may not have met."""
+    if search.product is not None:
+        return ModesUnseen(**asdict(search.product.unseen))
     modes = search.modes
     if modes is None or modes.unseen is None:
         return None

@@ -277,7 +277,9 @@ def with_earlier_losses(before: Fit, after: Fit) -> Fit:
 
 def reported(fit: Fit, tried: Sequence[Candidate], notes: Sequence[str]) -> Fit:
     """Add to a fit's record what was tried, and what of it was kept."""
-    kept = fit.training.settings.flow or "the Gaussian alone"
+    mixed = isinstance(fit.guide, AutoFlow) and fit.guide.holds_mixture
+    alone = "the product of mixtures" if mixed else "the Gaussian"
+    kept = fit.training.settings.flow or f"{alone} alone"
     lines = [*dict.fromkeys([*notes, *fit.training.notes])]
     lines += [f"auto: {one}" for one in tried]
     why = "good enough" if good_enough(fit) else "the best of what was tried"

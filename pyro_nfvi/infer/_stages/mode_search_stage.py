@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pyro_nfvi._gaussian_vi.block_mixtures import ModeProduct
 from pyro_nfvi._gaussian_vi.gaussians import Normals
 from pyro_nfvi._gaussian_vi.mode_proposals import Proposals
 from pyro_nfvi._gaussian_vi.mode_search import Modes
@@ -60,6 +61,7 @@ class SearchedModes:
 
     Attributes:
         modes: Modes that were found, and from how many starts; None where none were searched.
+        product: Modes of independent blocks, in the place of ``modes`` where these are too many.
         others: Gaussians on these, or on modes of the first starts where no more were searched.
         num_starts: Starts that were compared; 0 for none.
         num_points: Points at which the density was evaluated in search of narrow modes.
@@ -70,6 +72,7 @@ class SearchedModes:
     """
 
     modes: Modes | None = None
+    product: ModeProduct | None = None
     others: Normals | None = None
     num_starts: int = 0
     num_points: int = 0
@@ -128,6 +131,7 @@ def _searched(
                 found,
                 effort=options.effort,
                 generator=problem.stream("modes"),
+                product_noise=problem.stream("independent blocks"),
                 relabelling=once,
                 budget=budget,
                 progress=options.progress,
@@ -139,9 +143,20 @@ def _searched(
         if budget.over():
             time.leave_out(_END)
         return replace(searched, others=others)
-    modes, where, num_points = looked
+    modes, where, num_points = looked.modes, looked.proposals, looked.num_points
     if not modes.finished:
         time.leave_out(_END)
+    if isinstance(modes, ModeProduct):
+        return replace(
+            searched,
+            product=modes,
+            others=_of_one_block(modes),
+            num_starts=modes.num_starts,
+            num_points=num_points,
+            proposals=where,
+            symmetry=None,  # all images are in the product
+            notes=_product_notes(modes),
+        )
     return replace(
         searched,
         modes=modes,
@@ -150,6 +165,36 @@ def _searched(
         num_points=num_points,
         proposals=where,
         notes=_notes(modes, num_points),
+    )
+
+
+def _of_one_block(modes: ModeProduct) -> Normals | None:
+    """Return the components of a mixture over all latents; None where blocks are several."""
+    if len(modes.blocks) > 1:
+        return None
+    (block,) = modes.blocks
+    return Normals(block.mixture.locs, block.mixture.factors)
+
+
+def _product_notes(modes: ModeProduct) -> tuple[str, ...]:
+    several = [block for block in modes.blocks if block.num_modes > 1]
+    counts = sorted({block.num_modes for block in several})
+    each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    components = sum(len(block.mixture.log_weights) for block in modes.blocks)
+    gap = sum(block.mixture.gap for block in modes.blocks)
+    what = (
+        f"{len(several)} of {len(modes.blocks)} independent blocks of latents have {each} modes"
+        if len(modes.blocks) > 1
+        else f"{each} modes"
+    )
+    unseen = modes.unseen
+    return (
+        f"{what}, from {modes.num_starts} starts; mixtures of {components} Gaussians in all were "
+        f"learnt from {modes.num_points} points, with a gap of {gap:.2g} nats",
+        f"estimate of unseen starts: one more would end in a new mode of a block with a chance of "
+        f"{unseen.chance:.2g}; {unseen.unseen:.2g} modes of blocks or more with "
+        f"{100 * unseen.share:.2g} % of the evidence were not met, {unseen.beyond} ends were "
+        "dropped",
     )
 
 

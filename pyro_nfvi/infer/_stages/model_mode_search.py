@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
+from pyro_nfvi._gaussian_vi.block_mixtures import ModeProduct, fit_mode_product
 from pyro_nfvi._gaussian_vi.gaussians import Normals
+from pyro_nfvi._gaussian_vi.independent_blocks import independent_blocks
 from pyro_nfvi._gaussian_vi.mode_ascent import ascend
 from pyro_nfvi._gaussian_vi.mode_proposals import Proposals
-from pyro_nfvi._gaussian_vi.mode_search import Modes, search_modes
+from pyro_nfvi._gaussian_vi.mode_search import FirstEnds, Modes, first_ends, search_modes
 from pyro_nfvi._gaussian_vi.modes_of_starts import other_modes
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
 from pyro_nfvi._gaussian_vi.nested_mass import add_nested, narrow
 from pyro_nfvi._gaussian_vi.random_search import random_search
+from pyro_nfvi._gaussian_vi.recipe import BLOCK_MIXTURES, MODE_SEARCH
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.work_count import work_of_rows
@@ -23,6 +28,21 @@ from pyro_nfvi._train.progress import SILENT, Progress
 from pyro_nfvi.infer._checks.label_switching import Relabelling
 from pyro_nfvi.infer._recipe import CALL_SIZES, GAUSSIAN_START, MODE_CHECK, SEARCH_WORK
 from pyro_nfvi.infer._stages.gaussian_start import prior_points, uniform_points
+
+
+@dataclass(frozen=True, eq=False)
+class FoundModes:
+    """Result of the mode search of a model.
+
+    Attributes:
+        modes: The modes: each with a Gaussian, or as a product over independent blocks.
+        proposals: Where mass may be looked for later.
+        num_points: Points that were scored in search of narrow modes.
+    """
+
+    modes: Modes | ModeProduct
+    proposals: Proposals
+    num_points: int
 
 
 def modes_of_starts(
@@ -45,10 +65,11 @@ def search_model_modes(
     *,
     effort: float,
     generator: torch.Generator,
+    product_noise: torch.Generator,
     relabelling: Relabelling | None = None,
     budget: Budget = UNLIMITED,
     progress: Progress = SILENT,
-) -> tuple[Modes, Proposals, int] | None:
+) -> FoundModes | None:
     """Search for modes from draws of the prior, uniform ones and wide ones around a Gaussian.
 
     Modes of other widths, inside of these or around them, are found by their mass, and narrow
@@ -60,13 +81,13 @@ def search_model_modes(
         found: The best Gaussian.
         effort: 1 for all steps; a fraction for a fit of few steps.
         generator: Source of the noise.
+        product_noise: Source of the noise of mixtures over independent blocks.
         relabelling: Relabellings up to which modes count once.
         budget: Time for it; ``finished`` of the modes says whether it was enough.
         progress: Shows a bar.
 
     Returns:
-        The modes, where mass may be looked for later, and the number of points of the random
-        search; None where one run of the model is too large for so many starts.
+        What was found; None where one run of the model is too large for so many starts.
     """
     count = min(MODE_CHECK.points, CALL_SIZES.search // max(1, log_joint.size))
     if count < MODE_CHECK.fewest_points or log_joint.in_parts:
@@ -88,9 +109,29 @@ def search_model_modes(
         cast = uniform_points(target, found.loc, uniform, generator)
         points = torch.cat([drawn, cast, frame.points(eps)[0]])
         align = None if relabelling is None else relabelling.align
+        part = target.within(budget.part(MODE_SEARCH.search_time))
+        first = first_ends(part, found, points, effort=effort)
+        product = None
+        if len(first.tops) > 1:
+            blocks = _blocks(target, points, first, product_noise)
+            if blocks is None and relabelling is None:
+                blocks = _whole(found, many=len(first.tops) >= BLOCK_MIXTURES.many)
+            product = _product(target, found, blocks, first, more, effort, product_noise)
+        if product is not None:
+            where = proposals(target, found, None, drawn, generator)
+            return FoundModes(product, where, product.num_points)
         modes = search_modes(
-            target, found, points, more=more, align=align, effort=effort, generator=generator
-        )
+            target, found, points, first=first, more=more, align=align, effort=effort,
+            generator=generator,
+        )  # fmt: skip
+        if relabelling is None:
+            dropped = modes.unseen is not None and modes.unseen.beyond > 0
+            full = dropped or len(modes) >= MODE_SEARCH.most_modes
+            blocks = _whole(found, many=full)
+            product = _product(target, found, blocks, first, more, effort, product_noise)
+            if product is not None:
+                where = proposals(target, found, None, drawn, generator)
+                return FoundModes(product, where, product.num_points)
         where = proposals(target, found, modes, drawn, generator)
         num_points, rows = _num_searched(log_joint, like, effort)
         narrow_ones = random_search(
@@ -112,7 +153,38 @@ def search_model_modes(
             effort=effort,
             generator=generator,
         )
-        return modes, where, narrow_ones.num_points
+        return FoundModes(modes, where, narrow_ones.num_points)
+
+
+def _blocks(
+    target: Target, points: Tensor, first: FirstEnds, generator: torch.Generator
+) -> list[Tensor] | None:
+    """Find independent blocks by points that ascended and by their ends."""
+    return independent_blocks(target, torch.cat([points, first.ends]), generator)
+
+
+def _whole(found: GaussianFit, *, many: bool) -> list[Tensor] | None:
+    """Return one block of all latents, where these are few and the modes many."""
+    dim = len(found.loc)
+    return [torch.arange(dim)] if many and dim <= BLOCK_MIXTURES.most_dim else None
+
+
+def _product(
+    target: Target,
+    found: GaussianFit,
+    blocks: list[Tensor] | None,
+    first: FirstEnds,
+    more: Callable[[int], Tensor],
+    effort: float,
+    generator: torch.Generator,
+) -> ModeProduct | None:
+    """Fit the mixtures of blocks; None where there are none, or too few modes."""
+    if blocks is None:
+        return None
+    return fit_mode_product(
+        target, found, blocks, first.ends, first.tops, more=more, effort=effort,
+        generator=generator,
+    )  # fmt: skip
 
 
 def _num_searched(log_joint: LogJoint, like: Tensor, effort: float) -> tuple[int, int]:

@@ -17,12 +17,14 @@ from pyro_nfvi.infer._stages.continued_training import continue_training
 from pyro_nfvi.infer._stages.examination import compared_moments, leaves_mass_out
 from pyro_nfvi.infer._stages.flow_growth import (
     Candidate,
+    bound_gain,
     candidate,
     gaussian_fit,
     good_enough,
     grow_flow,
     reported,
 )
+from pyro_nfvi.infer._stages.mode_product import product_fit
 from pyro_nfvi.infer._stages.mode_search_stage import SearchedModes
 from pyro_nfvi.infer._stages.multimodal import fit_modes
 from pyro_nfvi.infer._stages.training import TrainingPlan
@@ -36,7 +38,8 @@ def select_model(
     """Fit a Gaussian; put a flow inside it, more layers in front; train on with more particles.
 
     Where the mode search found several modes, that is done for each of them, and the result is
-    their mixture (:func:`fit_modes`), unless its bound is lower.
+    their mixture (:func:`fit_modes`), unless its bound is lower. Where it found the modes of
+    independent blocks, the product of their mixtures takes the place of the Gaussian.
 
     Args:
         problem: The posterior.
@@ -61,6 +64,12 @@ def select_model(
             if mixture is not None:
                 return mixture
             tried = components
+        elif start.search.product is not None:
+            made = product_fit(problem, options, time, start, start.search.product)
+            kept = bound_gain(made, best, options.objective) > 0
+            tried += (candidate("product of mixtures", made, time.whole.spent(), kept=kept),)
+            if kept:
+                best = made
 
     # Beyond the 95 % quantile a power law is out of a Gaussian's reach, and costs it few nats.
     tails: HeavyTails | None = None

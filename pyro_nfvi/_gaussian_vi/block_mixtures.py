@@ -1,0 +1,200 @@
+"""Mixtures of the modes of independent blocks of latents, whose product is the posterior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_nfvi._gaussian_vi.block_places import BlockPlaces, find_places
+from pyro_nfvi._gaussian_vi.gaussians import Normals
+from pyro_nfvi._gaussian_vi.learnt_mixture import LearntMixture, learn_mixture
+from pyro_nfvi._gaussian_vi.multistart import GaussianFit
+from pyro_nfvi._gaussian_vi.random_search import heights
+from pyro_nfvi._gaussian_vi.recipe import BLOCK_MIXTURES
+from pyro_nfvi._gaussian_vi.target import Target
+from pyro_nfvi._gaussian_vi.unseen_starts import UnseenStarts
+from pyro_nfvi.flows._mixture_map import MixtureBlocks
+
+
+@dataclass(frozen=True, eq=False)
+class BlockModes:
+    """A block of latents, its modes, and a mixture of Gaussians on them.
+
+    Attributes:
+        index: Places of its latents ``(d,)``.
+        mixture: The mixture of Gaussians.
+        places: Tops of its modes ``(M, d)``; one where it has one mode.
+        hits: Starts that ended in each ``(M,)``.
+        unseen: Estimate of its modes that no start has met.
+    """
+
+    index: Tensor
+    mixture: LearntMixture
+    places: Tensor
+    hits: Tensor
+    unseen: UnseenStarts
+
+    @property
+    def num_modes(self) -> int:
+        """M, the number of its modes."""
+        return len(self.places)
+
+
+@dataclass(frozen=True, eq=False)
+class ModeProduct:
+    """A product of mixtures over independent blocks of latents.
+
+    Attributes:
+        blocks: The blocks, which hold each latent once.
+        num_starts: Starts that ascended.
+        num_points: Points that were scored to learn the mixtures.
+        finished: True if nothing was left out for lack of time.
+    """
+
+    blocks: tuple[BlockModes, ...]
+    num_starts: int
+    num_points: int
+    finished: bool = True
+
+    @property
+    def log_modes(self) -> float:
+        """Logarithm of the number of modes of the whole."""
+        return sum(math.log(block.num_modes) for block in self.blocks)
+
+    @property
+    def unseen(self) -> UnseenStarts:
+        """The estimates of all blocks as one: shares as of independent events."""
+        each = [block.unseen for block in self.blocks]
+        return UnseenStarts(
+            starts=self.num_starts,
+            ends=sum(one.ends for one in each),
+            alone=sum(one.alone for one in each),
+            chance=max(one.chance for one in each),
+            unseen=sum(one.unseen for one in each),
+            share=1 - math.prod(1 - one.share for one in each),
+            beyond=sum(one.beyond for one in each),
+        )
+
+    def groups(self) -> list[MixtureBlocks]:
+        """Return the mixtures, blocks of one size with equally many components together."""
+        sizes: dict[tuple[int, int], list[BlockModes]] = {}
+        for block in self.blocks:
+            count = len(block.mixture.log_weights)
+            # To a power of two, so that groups are few.
+            padded = 1 << (count - 1).bit_length()
+            sizes.setdefault((len(block.index), padded), []).append(block)
+        return [_group(blocks, padded) for (_, padded), blocks in sizes.items()]
+
+
+def _group(blocks: Sequence[BlockModes], count: int) -> MixtureBlocks:
+    """Put blocks of one size together; components that are missing are the first, of no weight."""
+    index, logits, locs, factors = [], [], [], []
+    for block in blocks:
+        given = block.mixture
+        places = torch.arange(count).clamp_max(len(given.log_weights))
+        places = torch.where(places < len(given.log_weights), places, 0)
+        weights = given.log_weights[places].clone()
+        weights[len(given.log_weights) :] = math.log(1e-30)
+        index.append(block.index)
+        logits.append(weights)
+        locs.append(given.locs[places])
+        factors.append(given.factors[places])
+    return MixtureBlocks(*(torch.stack(parts) for parts in (index, logits, locs, factors)))
+
+
+def fit_mode_product(
+    target: Target,
+    found: GaussianFit,
+    blocks: Sequence[Tensor],
+    ends: Tensor,
+    tops: Tensor,
+    *,
+    more: Callable[[int], Tensor],
+    effort: float = 1.0,
+    generator: torch.Generator,
+) -> ModeProduct | None:
+    r"""Fit a mixture of Gaussians to each of several independent blocks of latents.
+
+    Where :math:`\log p(z) = \sum_b \ell_b(z_b)`, K modes of each of B blocks make :math:`K^B` modes
+    of the whole, and B mixtures of K Gaussians hold them all. Every ascent of the whole is one of
+    each block, so starts are shared; they go on, from a box around all that is known and from
+    ``more``, as long as modes were met once alone or the estimate of unseen modes says that there
+    are others. The mixtures are learnt from importance weights.
+
+    Args:
+        target: The density.
+        found: A Gaussian, for units, and for blocks of one mode.
+        blocks: Places of the latents of each block; one block of all latents where these are few
+            and the modes many.
+        ends: Where ascents ended ``(N, D)``.
+        tops: One of them in each of the places known so far, the highest first.
+        more: Gives ``n`` further starts.
+        effort: Factor on numbers of steps.
+        generator: Source of the noise.
+
+    Returns:
+        The product; None where a block of many latents has several modes, or where no more modes
+        were found than one mixture of all latents holds as well.
+
+    Cost:
+        The gradients of 60 rows for each start, of a dozen for each end, and for each block some
+        thousand rows without gradients for each component and round.
+
+    Source: our own; the weights as in Cappé et al. 2008, doi 10.1007/s11222-008-9059-x (adaptive
+    importance sampling in general mixture classes).
+    """
+    places = find_places(
+        target, found, blocks, ends, tops, more=more, effort=effort, generator=generator
+    )
+    if places is None:
+        return None
+    several = sum(len(block.tops) > 1 for block in places.blocks)
+    if several < 2 and (len(blocks) > 1 or not several):
+        return None
+    aim = min(BLOCK_MIXTURES.block_gap, BLOCK_MIXTURES.gap / len(blocks))
+    reference, made, num_points = places.reference, [], 0
+    for index, block in zip(blocks, places.blocks, strict=True):
+        if target.budget.over():
+            return None
+
+        def log_density(z: Tensor, index: Tensor = index) -> Tensor:
+            rows = reference.expand(len(z), -1).clone()
+            rows[:, index] = z
+            return heights(target, rows).double()
+
+        one = _mixture_of(found, index, block, log_density, aim, generator)
+        num_points += one.num_points
+        made.append(BlockModes(index, one, block.tops, block.hits, block.unseen))
+    return ModeProduct(tuple(made), places.num_starts, num_points, not target.budget.over())
+
+
+def _mixture_of(
+    found: GaussianFit,
+    index: Tensor,
+    block: BlockPlaces,
+    log_density: Callable[[Tensor], Tensor],
+    aim: float,
+    generator: torch.Generator,
+) -> LearntMixture:
+    """Learn the mixture of a block; one of many latents and one mode stays the Gaussian's part."""
+    if len(block.tops) > 1:
+        return learn_mixture(
+            log_density, block.log_evidence, Normals(block.tops, block.factors), aim, generator
+        )
+    start = Normals(found.loc[index][None], factor_of(found, index)[None])
+    none = start.loc.new_zeros(1)
+    if len(index) > BLOCK_MIXTURES.most_dim // 2:
+        return LearntMixture(none, start.loc, start.factor, 0.0, 0)
+    return learn_mixture(log_density, none, start, aim, generator)
+
+
+def factor_of(found: GaussianFit, index: Tensor) -> Tensor:
+    """Return the factor of the covariance of some coordinates of a Gaussian ``(d, d)``."""
+    if found.factor.dim() == 1:
+        return torch.diag(found.factor[index])
+    rows = found.factor[index]
+    return torch.linalg.cholesky(rows @ rows.mT)
