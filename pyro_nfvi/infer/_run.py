@@ -21,9 +21,9 @@ from pyro_nfvi._train.progress import SILENT
 from pyro_nfvi.errors import DivergedError, ModelError, NFVIError
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.infer._batches import by_batches, enumerated, is_loader_call
+from pyro_nfvi.infer._distributed_fit import distributed_fit, explaining_lost_processes
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
-from pyro_nfvi.infer._fit_team import fit_team, lost_processes_told
 from pyro_nfvi.infer._guide_spec import made_guide, make_guide, make_plate_guide
 from pyro_nfvi.infer._plate_fit import PlateFit
 from pyro_nfvi.infer._problem import Problem
@@ -60,7 +60,7 @@ def run_fit(
         DivergedError: Gradients were not finite again and again; its ``fit`` is the best one.
     """
     try:
-        with lost_processes_told():
+        with explaining_lost_processes():
             fit = _fitted(model, options, time, args, kwargs)
     except DivergedError as error:
         if isinstance(error.fit, (Fit, PlateFit)):
@@ -81,7 +81,7 @@ def _fitted(
     kwargs: dict[str, Any],
 ) -> Fit | PlateFit | bytes:
     """Set the fit up and run its stages; return the file of the fit where another did that."""
-    watch, team = time.watch, fit_team()
+    watch, team = time.watch, distributed_fit()
     if team is not None:
         team.agree(options.seed, args, kwargs)
         if not team.leads:

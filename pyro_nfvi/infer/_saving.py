@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pyro_nfvi._files.fingerprint import fingerprint
 from pyro_nfvi._files.fit_files import write_file
+from pyro_nfvi._processes.process_group import writes_files
 from pyro_nfvi._processes.tasks import inside_task
-from pyro_nfvi._processes.team import writes_files
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
 from pyro_nfvi.distributions import _bases as bases
 from pyro_nfvi.guides._auto_flow import AutoFlow

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from pyro_nfvi._processes.process_group import join_processes, writes_files
 from pyro_nfvi._processes.row_service import ProcessLost, RowService, _span
-from pyro_nfvi._processes.team import join_processes, writes_files
-from pyro_nfvi.infer._fit_team import FitTeam, fit_team
+from pyro_nfvi.infer._distributed_fit import DistributedFit, distributed_fit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,54 +76,54 @@ def test_parts_cover_all_rows_once(count, size):
 def test_one_process_is_no_team(monkeypatch):
     for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    assert fit_team() is None
+    assert distributed_fit() is None
     assert writes_files()
     monkeypatch.setenv("WORLD_SIZE", "4")  # of a launcher that says no more
-    assert fit_team() is None
+    assert distributed_fit() is None
     for name, value in {"RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert fit_team() is None
+    assert distributed_fit() is None
     from pyro_nfvi._processes.tasks import TaskRun
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    ((_, outcome),) = TaskRun(lambda _: fit_team() is None).run([0])
+    ((_, outcome),) = TaskRun(lambda _: distributed_fit() is None).run([0])
     assert outcome.value is True
 
 
 def test_processes_with_other_data_or_seeds_are_refused(monkeypatch):
     from pyro_nfvi.errors import NFVIError, OptionError
-    from pyro_nfvi.infer import _fit_team as module
+    from pyro_nfvi.infer import _distributed_fit as module
 
     monkeypatch.setattr(module.dist, "monitored_barrier", lambda *_, **__: None)
     y = torch.ones(3)
     mine = module.fingerprint((y,), {})["arguments"]
     for other, says in (((0, "other"), "data other"), ((1, mine), "another seed other")):
-        monkeypatch.setattr(FitTeam, "_all", lambda *_, other=other: [(0, mine), other])
+        monkeypatch.setattr(DistributedFit, "_all", lambda *_, other=other: [(0, mine), other])
         with pytest.raises(OptionError, match=f"Process 1 fits with {says}"):
-            FitTeam(0, 2).agree(0, (y,), {})
-    monkeypatch.setattr(FitTeam, "_all", lambda *_: [(0, mine)] * 2)
-    FitTeam(0, 2).agree(0, (y,), {})
+            DistributedFit(0, 2).agree(0, (y,), {})
+    monkeypatch.setattr(DistributedFit, "_all", lambda *_: [(0, mine)] * 2)
+    DistributedFit(0, 2).agree(0, (y,), {})
 
     def missing(*_, **__):
         raise RuntimeError("Ranks 1 failed to pass monitoredBarrier in 600000 ms")
 
     monkeypatch.setattr(module.dist, "monitored_barrier", missing)
     with pytest.raises(OptionError, match=r"Not all of the 2 processes called run\(\): Ranks 1"):
-        FitTeam(0, 2).agree(0, (y,), {})
+        DistributedFit(0, 2).agree(0, (y,), {})
     with pytest.raises(NFVIError, match=r"process of the fit is gone \(closed\)"):
-        with module.lost_processes_told():
+        with module.explaining_lost_processes():
             raise ProcessLost("closed")
 
 
 def test_an_error_in_one_process_ends_the_set_up_of_all(monkeypatch):
     from pyro_nfvi.errors import ModelError
 
-    monkeypatch.setattr(FitTeam, "_all", lambda self, mine: [mine, "ValueError: no"])
+    monkeypatch.setattr(DistributedFit, "_all", lambda self, mine: [mine, "ValueError: no"])
     with pytest.raises(ModelError, match="Process 1 could not set up the fit: ValueError: no"):
-        with FitTeam(0, 2).together():
+        with DistributedFit(0, 2).together():
             pass
-    with pytest.raises(ArithmeticError, match="mine"), FitTeam(0, 2).together():
+    with pytest.raises(ArithmeticError, match="mine"), DistributedFit(0, 2).together():
         raise ArithmeticError("mine")
 
 

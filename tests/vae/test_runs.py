@@ -26,7 +26,7 @@ from benchmarks.vae.sweep.table import main as sweep_main
 from benchmarks.vae.sweep.table import sweep, table, write_tables
 from pyro_nfvi._files.fit_files import read_file, write_file
 from pyro_nfvi._processes.launcher import ParentWatch, Place, launched, place_among_processes
-from pyro_nfvi._processes.team import Team
+from pyro_nfvi._processes.process_group import ProcessGroup
 from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.objectives import Linear, Tempered
 from pyro_nfvi.plots._style import pyplot
@@ -589,7 +589,7 @@ def _member(rank, folder):
     vae = with_batch_norm()
     fixed = torch.tensor([1 / 3, 0.1])
     vae.encoder.register_buffer("fixed", fixed.clone())
-    team = Team(rank, 2, torch.device("cpu"))
+    team = ProcessGroup(rank, 2, torch.device("cpu"))
     x = X.repeat(3, 1, 1)
     feed = tensor_feed(x, X, Preparation("as-is", 2))
     plan = Plan(ELBOLoss(), 2, 7)

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from vae.cases import make, spread
 
 from benchmarks.vae.sweep.table import sweep
-from pyro_nfvi._processes.team import Team
+from pyro_nfvi._processes.process_group import ProcessGroup
 from pyro_nfvi.errors import DataError, DivergedError, FileError, NFVIError, OptionError
 from pyro_nfvi.objectives import Linear
 from pyro_nfvi.vae import ELBOLoss, load_vae
@@ -372,7 +372,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient():
     (ELBOLoss()(whole, x, eps=eps).surrogate.sum() / 7).backward()
     covered = []
     for rank in range(3):
-        mine = Team(rank, 3, torch.device("cpu")).part(7)
+        mine = ProcessGroup(rank, 3, torch.device("cpu")).part(7)
         covered += range(*mine.indices(7))
         loss = ELBOLoss()(parts, x[mine], eps=eps[:, mine])
         (loss.surrogate.sum() / 7).backward()
@@ -479,7 +479,7 @@ def test_every_process_needs_an_image_of_every_batch():
     vae = make(None)
     optimizer = torch.optim.Adam(vae.parameters())
     with pytest.raises(OptionError, match=r"Each of 2 processes.*21 images.* leave one of 1"):
-        Trainer(vae, feed, plan, Rates(optimizer), team=Team(0, 2, torch.device("cpu")))
+        Trainer(vae, feed, plan, Rates(optimizer), team=ProcessGroup(0, 2, torch.device("cpu")))
     assert Trainer(vae, feed, plan, Rates(optimizer)).steps_per_epoch == 3
 
 

@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from pyro_nfvi._optim.learning_rate import cosine
 from pyro_nfvi._processes.launcher import ParentWatch, launched
+from pyro_nfvi._processes.process_group import ProcessGroup, leave_group
 from pyro_nfvi._processes.recipe import LAUNCHER
-from pyro_nfvi._processes.team import Team, close_team
 from pyro_nfvi._random import seeded
 from pyro_nfvi._version import __version__
 from pyro_nfvi.errors import NFVIError, OptionError
@@ -35,7 +35,7 @@ from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._pixels import Preparation, choose_preparation
 from pyro_nfvi.vae._recipe import FIGURES, TRAINER
 from pyro_nfvi.vae.train._callbacks import Callback, CSVLogger, TensorBoardLogger
-from pyro_nfvi.vae.train._distributed import open_team
+from pyro_nfvi.vae.train._distributed import join_group
 from pyro_nfvi.vae.train._feeds import Feed, tensor_feed
 from pyro_nfvi.vae.train._fit import adam
 from pyro_nfvi.vae.train._options import IDENTITY, Options, parse
@@ -116,16 +116,16 @@ def train(options: Options, *, say: Any = print) -> Run:
     if options.threads:
         torch.set_num_threads(options.threads)
     with ParentWatch(launched=launched()) as parent:  # before others are waited for
-        team = open_team(options.device)
+        team = join_group(options.device)
         try:
             # Nets of a user's own may draw from torch's state, which checkpoints hold.
             with seeded(options.seed, "vae"):
                 return _train(options, team, say if team.leads else lambda *_: None, parent)
         finally:
-            close_team(team)
+            leave_group(team)
 
 
-def _train(options: Options, team: Team, say: Any, parent: ParentWatch) -> Run:
+def _train(options: Options, team: ProcessGroup, say: Any, parent: ParentWatch) -> Run:
     data = data_of(options)
     architecture = architecture_of(options, data)
     vae = architecture.build(seed=options.seed).to(team.device)
@@ -172,7 +172,7 @@ def _loss_of_run(options: Options, folder: RunFolder, asked: VAELoss, say: Any) 
 
 def _in_folder(
     options: Options,
-    team: Team,
+    team: ProcessGroup,
     say: Any,
     parent: ParentWatch,
     folder: RunFolder,
@@ -274,7 +274,7 @@ def _report(
     labels: tuple[torch.Tensor, ...] | None,
     preparation: Preparation,
     folder: RunFolder,
-    team: Team,
+    team: ProcessGroup,
     say: Any,
     warning: str,
 ) -> Evaluation:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from pyro_nfvi._processes.launcher import place_among_processes
-from pyro_nfvi._processes.team import Team, joined, meet
+from pyro_nfvi._processes.process_group import ProcessGroup, joined, meet
 from pyro_nfvi.errors import OptionError
 
 
-def open_team(device: str = "auto") -> Team:
+def join_group(device: str = "auto") -> ProcessGroup:
     """Join the processes that torchrun started; alone without it.
 
     Args:
@@ -42,4 +42,4 @@ def open_team(device: str = "auto") -> Team:
         torch.cuda.set_device(where)
     if size > 1 and not joined():
         meet(size, "nccl" if where.type == "cuda" else "gloo", "-m pyro_nfvi.vae.train ...")
-    return Team(place.rank, size, where)
+    return ProcessGroup(place.rank, size, where)

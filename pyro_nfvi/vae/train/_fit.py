@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pyro_nfvi._processes.launcher import ParentWatch, launched
-from pyro_nfvi._processes.team import Team, close_team, joined
+from pyro_nfvi._processes.process_group import ProcessGroup, joined, leave_group
 from pyro_nfvi._random import seeded
 from pyro_nfvi._user_warning import warn
 from pyro_nfvi._validation import number, whole
@@ -22,7 +22,7 @@ from pyro_nfvi.vae._losses import ELBOLoss, VAELoss
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._recipe import TRAINER
 from pyro_nfvi.vae.train._callbacks import Callback, callback_of
-from pyro_nfvi.vae.train._distributed import open_team
+from pyro_nfvi.vae.train._distributed import join_group
 from pyro_nfvi.vae.train._feeds import Feed, rows_of
 from pyro_nfvi.vae.train._rates import Rates
 from pyro_nfvi.vae.train._run import Run, open_folder
@@ -157,7 +157,7 @@ def fit(
     told = [callback_of(one) for one in callbacks]
     with ParentWatch(launched=launched()) as parent:  # before others are waited for
         ours = not joined()
-        team = open_team(str(next(vae.parameters()).device))
+        team = join_group(str(next(vae.parameters()).device))
         try:
             # Nets of a user's own may draw from torch's state, which checkpoints hold.
             with seeded(seed, "vae"):
@@ -171,7 +171,7 @@ def fit(
                     return session.run(folder, resume=resume, new_rate=new_rate)
         finally:
             if ours:
-                close_team(team)
+                leave_group(team)
 
 
 def _rates(vae: FlowVAE, optimizer: Any, lr: float, scheduler: Any, interval: str | None) -> Rates:
@@ -206,7 +206,7 @@ class _Session:
         feed: Feed,
         plan: Plan,
         rates: Rates,
-        team: Team,
+        team: ProcessGroup,
         callbacks: list[Callback],
         show: bool,  # noqa: FBT001
         parent: ParentWatch,

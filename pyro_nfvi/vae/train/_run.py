@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_nfvi._processes.team import Team
+from pyro_nfvi._processes.process_group import ProcessGroup
 from pyro_nfvi.errors import FileError
 from pyro_nfvi.vae._evaluation import Evaluation
 from pyro_nfvi.vae._model import FlowVAE
@@ -38,7 +38,7 @@ class Run:
 
 @contextmanager
 def open_folder(
-    out: str | os.PathLike[str], team: Team, *, resume: bool, overwrite: bool
+    out: str | os.PathLike[str], team: ProcessGroup, *, resume: bool, overwrite: bool
 ) -> Iterator[RunFolder]:
     """The folder of a run, locked by the process that writes into it.
 
@@ -68,7 +68,7 @@ def open_folder(
             lock.release()
 
 
-def _prepare(folder: RunFolder, team: Team, *, resume: bool, overwrite: bool) -> None:
+def _prepare(folder: RunFolder, team: ProcessGroup, *, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that holds another run, and clear what is to be written anew."""
     there = folder.last.exists() or folder.log.exists()
     if there and not (resume or overwrite):

@@ -22,7 +22,7 @@ from pyro_nfvi._optim.early_stopping import EarlyStopping
 from pyro_nfvi._optim.gradient_clipping import clip_gradient
 from pyro_nfvi._optim.recovery import Action, Recovery
 from pyro_nfvi._optim.snapshot import Snapshot
-from pyro_nfvi._processes.team import Team
+from pyro_nfvi._processes.process_group import ProcessGroup
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.errors import DataError, DivergedError, OptionError
 from pyro_nfvi.vae._losses import VAELoss
@@ -105,7 +105,7 @@ class Trainer:
         *,
         folder: RunFolder | None = None,
         spec: dict[str, Any] | None = None,
-        team: Team | None = None,
+        team: ProcessGroup | None = None,
         callbacks: Sequence[Callback] = (),
         show: bool = False,
         stop: Callable[[], bool] = lambda: False,
@@ -113,7 +113,7 @@ class Trainer:
         self.vae, self.feed, self.plan = vae, feed, plan
         self.rates, self.optimizer = rates, rates.optimizer
         self.folder, self.spec = folder, spec or {}
-        self.team = team or Team(0, 1, torch.device("cpu"))
+        self.team = team or ProcessGroup(0, 1, torch.device("cpu"))
         self.callbacks = callbacks if self.team.leads else ()
         self.show, self.stop = show and self.team.leads, stop
         self.progress = Progress()

@@ -14,9 +14,9 @@ import torch.distributed as dist
 
 from pyro_nfvi._error_text import first_line
 from pyro_nfvi._files.fingerprint import fingerprint
+from pyro_nfvi._processes.process_group import join_processes
 from pyro_nfvi._processes.row_service import ProcessLost, RowService, talking
 from pyro_nfvi._processes.tasks import inside_task
-from pyro_nfvi._processes.team import join_processes
 from pyro_nfvi._train.distributed_density import DistributedDensity, own_rows
 from pyro_nfvi.errors import FileError, ModelError, NFVIError, OptionError
 from pyro_nfvi.infer._fit import Fit
@@ -25,7 +25,7 @@ from pyro_nfvi.infer._problem import Problem
 
 
 @dataclass(frozen=True)
-class TeamTimes:
+class WaitTimes:
     """Longest waits of processes for each other."""
 
     #: For all to come to the same call of ``run``.
@@ -34,11 +34,11 @@ class TeamTimes:
     idle: timedelta = timedelta(days=7)
 
 
-TIMES = TeamTimes()
+TIMES = WaitTimes()
 
 
 @dataclass(frozen=True)
-class FitTeam:
+class DistributedFit:
     """The processes of a fit, and which of them this one is.
 
     Attributes:
@@ -177,7 +177,7 @@ class FitTeam:
 
 
 @contextmanager
-def lost_processes_told() -> Iterator[None]:
+def explaining_lost_processes() -> Iterator[None]:
     """Raise the loss of a process as an error that says what to do."""
     try:
         yield
@@ -189,7 +189,7 @@ def lost_processes_told() -> Iterator[None]:
         ) from error
 
 
-def fit_team() -> FitTeam | None:
+def distributed_fit() -> DistributedFit | None:
     """Return the processes that torchrun started; None where this one is alone.
 
     A task of :func:`pyro_nfvi.map_fits` is alone, wherever it runs.
@@ -200,7 +200,7 @@ def fit_team() -> FitTeam | None:
     if inside_task():
         return None
     joined = join_processes(TIMES.idle)
-    return None if joined is None else FitTeam(joined[0].rank, joined[0].size, joined[1])
+    return None if joined is None else DistributedFit(joined[0].rank, joined[0].size, joined[1])
 
 
 def _bytes(fit: Fit | PlateFit) -> bytes | str:

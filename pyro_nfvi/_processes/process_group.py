@@ -22,7 +22,7 @@ _VARIABLES = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """The processes of a run, and which of them this one is.
 
     Attributes:
@@ -181,7 +181,7 @@ def joined() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def close_team(team: Team) -> None:
+def leave_group(team: ProcessGroup) -> None:
     """Leave the processes."""
     if team.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
