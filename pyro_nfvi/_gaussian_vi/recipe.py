@@ -457,10 +457,17 @@ class TailRecipe:
     points: int = 9
     #: Quantile at which a ray begins.
     begin: float = 0.99
-    #: Points on a ray where moments are asked: up to six times the quantile at which it begins.
-    moment_points: int = 12
-    #: Quantile at which such a ray begins.
-    moment_begin: float = 0.95
+    #: Points on a ray where moments are asked: up to twelve times the quantile at which it begins.
+    moment_points: int = 16
+    #: Quantile at which such a ray begins: the share of an approximation's draws beyond it is right
+    #: where that beyond the 95 % quantile is too small already.
+    moment_begin: float = 0.85
+    #: Draws of the other coordinates at each point.
+    conditional_draws: int = 32
+    #: Draws nearest to the first point of a ray, from the highest of which it begins.
+    nearest: int = 16
+    #: Degrees of freedom of these draws: tails heavier than a Gaussian's, so that weights are even.
+    freedom: int = 5
     #: Distance of its points, in e-folds of the number's size.
     moment_step: float = 1 / 6
     #: Nats below the first point at which a ray for moments ends.

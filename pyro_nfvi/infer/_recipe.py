@@ -337,6 +337,8 @@ class MassOutsideRecipe:
     most_outside: float = 0.02
     #: Effective points outside that have to say so before a moment counts as moved.
     fewest_points: float = 5.0
+    #: Factor on an sd that they have to make.
+    sd: float = 1.15
 
 
 @dataclass(frozen=True)
@@ -346,13 +348,16 @@ class MomentRecipe:
     #: Shift of a mean, in sds, that a user sees.
     mean: float = 0.1
     #: Factor on an sd that a user sees.
-    sd: float = 1.15
+    sd: float = 1.1
     #: Standard errors that a moment has to be off as well.
     errors: float = 3.0
     #: Draws that are scored by the model: what one in a thousand of them does is seen.
     rows: int = 10_000
-    #: Scales of one coordinate of the base noise, in a quarter of the draws each.
+    #: Scales of one coordinate of the base noise, in an eighth of the draws each.
     widths: tuple[float, ...] = (2.0, 4.0)
+    #: Excess over 1 of scales of all coordinates of it, times the root of D/2, in an eighth each:
+    #: what is far in one direction of z may be far in none of the noise.
+    joint_excess: tuple[float, ...] = (0.4, 1.5)
     #: Fewest effective draws from which anything is concluded.
     fewest_effective: int = 100
 
@@ -375,7 +380,9 @@ class TailCheckRecipe:
     #: Tail index below which there is no variance: 2, and the error of the index.
     no_variance: float = 2.1
     #: Ratio of sds from which on draws stop short: that of a right fit is within 3 %.
-    short: float = 1.12
+    short: float = 1.1
+    #: Part of it by tails beyond all draws, from which on it is about these.
+    beyond: float = 1.02
     #: Most latents for which that is asked. In 90 latents of a non-centred hierarchy Laplace's
     #: method is far off, since the scale that all share moves with each of them.
     short_dim: int = 30

@@ -20,7 +20,7 @@ from pyro_nfvi.infer._checks.improper import find_improper_direction
 from pyro_nfvi.infer._checks.label_switching import count_images, count_once, find_relabelling
 from pyro_nfvi.infer._checks.missed_mass import mass_outside
 from pyro_nfvi.infer._checks.missed_modes import missed_modes
-from pyro_nfvi.infer._checks.moments import moved_moments
+from pyro_nfvi.infer._checks.reaching_draws import reaching_draws
 from pyro_nfvi.infer._weighted_draws import score
 
 Y = torch.linspace(-7.5, 7.5, 6)
@@ -137,7 +137,12 @@ def the_look_at_missed_modes(clock, fit):
 
 def the_look_at_moments(clock, fit):
     density = fit.guide.density()
-    return lambda b: moved_moments(density, fit.log_joint, fit.draws, 0, budget=b) is not None
+
+    def look(budget):
+        reaching_draws(density, fit.log_joint, fit.draws, 0, budget)
+        return not budget.over()
+
+    return look
 
 
 def the_look_for_a_posterior(clock, fit):

@@ -175,7 +175,7 @@ def _with_moved(
     mean, sd = _moments(z, weight)
     other, spread = _moments(z, inside / inside.sum())
     shift, stretch = (mean - other).abs() / sd, (sd / spread.clamp_min(1e-300)).log().abs()
-    worst = torch.maximum(shift / MOMENTS.mean, stretch / math.log(MOMENTS.sd))
+    worst = torch.maximum(shift / MOMENTS.mean, stretch / math.log(MASS_OUTSIDE.sd))
     index = int(worst.argmax())
     if not float(worst[index]) > 1:
         return outcome

@@ -14,6 +14,7 @@ from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.errors import NFVIError
+from pyro_nfvi.infer._checks.reaching_draws import ReachingDraws, weighted_moments
 from pyro_nfvi.infer._findings import HeavyTails, ShortTails
 from pyro_nfvi.infer._fitted import FittedPosterior
 from pyro_nfvi.infer._recipe import CALL_SIZES, TAIL_CHECK
@@ -59,8 +60,12 @@ def short_tails(
     draws: WeighedDraws,
     heavy: tuple[str, ...],
     budget: Budget = UNLIMITED,
+    reaching: ReachingDraws | None = None,
 ) -> ShortTails:
     """Tell which numbers' draws stop short of where the density goes on, in up to 30 latents.
+
+    The sd that a number has by the weights of draws that reach into the guide's tails, times the
+    factor by which the tails of the density beyond these enlarge it, over the sd of the guide.
 
     Args:
         latent: The latent space.
@@ -68,6 +73,7 @@ def short_tails(
         draws: Draws of the fit.
         heavy: Numbers without a variance, which are left out.
         budget: Time; numbers for which there is none left are left out.
+        reaching: Draws that reach into the guide's tails, where there are any.
 
     Cost:
         Some tens of calls of the model, of up to 8000 rows.
@@ -76,13 +82,21 @@ def short_tails(
         return ShortTails()
     ratio = tail_moments(
         Target(log_joint, latent.init_loc, budget=budget),
-        draws.z,
+        draws.z if reaching is None else reaching.resampled(),
         lambda z: seen(latent, z),
         most_rows=max(100, min(TAIL_CHECK.most_rows, CALL_SIZES.ascent // max(1, log_joint.size))),
     )
-    short = (ratio > TAIL_CHECK.short).nonzero().squeeze(-1)
-    order = short[ratio[short].argsort(descending=True)].tolist()
-    found = [(latent.at(i), float(ratio[i])) for i in order if latent.at(i) not in heavy]
+    whole, error = ratio, torch.zeros_like(ratio)
+    if reaching is not None:
+        x = seen(latent, reaching.z).double()
+        _, sd, _, terms = weighted_moments(x, reaching.posterior)
+        _, own, _, own_terms = weighted_moments(x, reaching.own)
+        whole = ratio * sd / own
+        error = (terms - own_terms).square().sum(0).sqrt()
+    short = (ratio > TAIL_CHECK.beyond) & (whole - 2 * error > 1) & (whole > TAIL_CHECK.short)
+    places = short.nonzero().squeeze(-1)
+    order = places[whole[places].argsort(descending=True)].tolist()
+    found = [(latent.at(i), float(whole[i])) for i in order if latent.at(i) not in heavy]
     return ShortTails(tuple(name for name, _ in found), tuple(size for _, size in found))
 
 

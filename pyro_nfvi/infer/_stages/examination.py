@@ -10,9 +10,10 @@ from pyro_nfvi.infer._checks.improper import IMPROPER_ROWS, check_proper
 from pyro_nfvi.infer._checks.label_switching import count_once
 from pyro_nfvi.infer._checks.missed_mass import WIDE_ROWS, mass_outside, too_much
 from pyro_nfvi.infer._checks.missed_modes import missed_modes
-from pyro_nfvi.infer._checks.moments import MOMENT_ROWS, moved_moments
+from pyro_nfvi.infer._checks.moments import moved_moments
 from pyro_nfvi.infer._checks.narrow_modes import narrow_modes
 from pyro_nfvi.infer._checks.pyro_density import opinion_of_pyro
+from pyro_nfvi.infer._checks.reaching_draws import MOMENT_ROWS, ReachingDraws, reaching_draws
 from pyro_nfvi.infer._checks.tails import TAIL_ROWS, follow_tails, short_tails
 from pyro_nfvi.infer._findings import (
     Finding,
@@ -65,21 +66,26 @@ def examine(
     if narrow := _narrow_modes(problem, options, time, search, fit):
         findings.append(narrow)
     tails: HeavyTails | None = None
+    reaching: ReachingDraws | None = None
+    moments = time.affords(MOMENT_ROWS[how], "the look at means and sds of more draws")
+    if moments:
+        with options.progress.stage("comparing means and sds", 1, unit="look"):
+            budget = time.whole.part(TIME.check)
+            reaching = draws_that_reach(problem, fit, budget)
+            if reaching is None and budget.over():
+                time.leave_out("the look at means and sds of more draws")
+                moments = False
     if time.affords(TAIL_ROWS[how], "the look at tails"):
         with options.progress.stage("following tails", 1, unit="look"):
             budget = time.whole.part(TIME.check)
             tails = follow_tails(fit.latent, log_joint, fit.draws, budget)
             heavy = tails.without_variance
-            findings += [tails, short_tails(fit.latent, log_joint, fit.draws, heavy, budget)]
+            short = short_tails(fit.latent, log_joint, fit.draws, heavy, budget, reaching)
+            findings += [tails, short]
             if budget.over():
                 time.leave_out("the end of the look at tails")
-    if time.affords(MOMENT_ROWS[how], "the look at means and sds of more draws"):
-        with options.progress.stage("comparing means and sds", 1, unit="look"):
-            moved = compared_moments(problem, fit, tails, time.whole.part(TIME.check))
-        if moved is None:
-            time.leave_out("the look at means and sds of more draws")
-        else:
-            findings.append(moved)
+    if moments:
+        findings.append(compared_moments(fit, tails, reaching))
     if time.affords(1, "a second opinion by Pyro's own trace"):
         findings.append(opinion_of_pyro(fit, time.whole))
     if missed:
@@ -113,23 +119,17 @@ def leaves_mass_out(problem: Problem, time: TimePlan, search: SearchedModes, fit
     )
 
 
-def compared_moments(
-    problem: Problem, fit: Fit, tails: HeavyTails | None, budget: Budget
-) -> MovedMoments | None:
-    """Compare means and sds of many of the guide's draws with weighted ones.
+def draws_that_reach(problem: Problem, fit: Fit, budget: Budget) -> ReachingDraws | None:
+    """Draw from the guide into its tails; None where it cannot be done, or not in time."""
+    return reaching_draws(fit.guide.density(), problem.log_joint, fit.draws, problem.seed, budget)
 
-    None where there was no time for it.
-    """
-    moved = moved_moments(
-        fit.guide.density(),
-        problem.log_joint,
-        fit.draws,
-        problem.seed,
-        heavy=() if tails is None else tails.without_variance,
-        budget=budget,
-    )
-    if moved is None:
-        return None
+
+def compared_moments(
+    fit: Fit, tails: HeavyTails | None, reaching: ReachingDraws | None
+) -> MovedMoments:
+    """Compare means and sds of many of the guide's draws with weighted ones."""
+    heavy = () if tails is None else tails.without_variance
+    moved = () if reaching is None else moved_moments(fit.latent, reaching, heavy=heavy)
     return MovedMoments(
         tuple(one.name for one in moved),
         tuple(one.shift for one in moved),

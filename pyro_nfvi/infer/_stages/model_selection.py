@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pyro_nfvi.guides._auto_flow import AutoFlow
-from pyro_nfvi.infer._checks.moments import MOMENT_ROWS
+from pyro_nfvi.infer._checks.reaching_draws import MOMENT_ROWS
 from pyro_nfvi.infer._checks.tails import TAIL_ROWS, follow_tails, short_tails
 from pyro_nfvi.infer._findings import HeavyTails
 from pyro_nfvi.infer._fit import Fit
@@ -14,7 +14,11 @@ from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import TIME
 from pyro_nfvi.infer._stages.candidate_flows import candidate_flows
 from pyro_nfvi.infer._stages.continued_training import continue_training
-from pyro_nfvi.infer._stages.examination import compared_moments, leaves_mass_out
+from pyro_nfvi.infer._stages.examination import (
+    compared_moments,
+    draws_that_reach,
+    leaves_mass_out,
+)
 from pyro_nfvi.infer._stages.flow_growth import (
     Candidate,
     bound_gain,
@@ -109,12 +113,13 @@ def _too_narrow(
         return True
     log_joint, how = problem.log_joint, problem.log_joint.how
     # Where there is no time to look, there is none to mend anything either.
-    if time.affords(TAIL_ROWS[how], of=time.training):
-        without = () if tails is None else tails.without_variance
-        budget = time.training.part(TIME.candidate_check)
-        if short_tails(fit.latent, log_joint, fit.draws, without, budget).names:
-            return True
-    if not time.affords(MOMENT_ROWS[how], of=time.training):
+    reaching = None
+    if time.affords(MOMENT_ROWS[how], of=time.training):
+        reaching = draws_that_reach(problem, fit, time.training.part(TIME.candidate_check))
+    if compared_moments(fit, tails, reaching).names:
+        return True
+    if not time.affords(TAIL_ROWS[how], of=time.training):
         return False
-    moved = compared_moments(problem, fit, tails, time.training.part(TIME.candidate_check))
-    return moved is not None and bool(moved.names)
+    without = () if tails is None else tails.without_variance
+    budget = time.training.part(TIME.candidate_check)
+    return bool(short_tails(fit.latent, log_joint, fit.draws, without, budget, reaching).names)
