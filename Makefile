@@ -16,7 +16,7 @@ PYTHON312 ?= $(shell for p in python3.12 "$$(pyenv root 2>/dev/null)"/versions/3
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo "$$p" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples test test-shapes test-slow test-arviz1 test-wheel test-versions lint format types docs bench clean distclean
+.PHONY: help setup demo examples test test-shapes test-slow test-arviz1 test-wheel test-versions lint format types docs notebooks bench clean distclean
 
 help:
 	@echo 'make demo         fit two real posteriors and write numbers and pictures (sets everything up)'
@@ -102,6 +102,9 @@ types: $(STAMP)
 docs: $(STAMP)
 	$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo 'Wrote docs/_build/html/index.html'
+
+notebooks: $(STAMP)
+	$(RUN) docs/_ext/notebooks.py docs/_build/notebooks $(ARGS)
 
 bench: $(STAMP)
 	@set -e; for script in benchmarks/*.py benchmarks/vae/*.py; do \

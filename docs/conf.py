@@ -23,6 +23,7 @@ extensions = [
     "mathml",  # docs/_ext: no script is fetched, so that pages can be read offline
     "laws",  # docs/_ext: the table of laws
     "recipes",  # docs/_ext: the numbers of the method
+    "notebooks",  # docs/_ext: a notebook of each page whose blocks run
 ]
 # There is no intersphinx on purpose: a build needs no network.
 
