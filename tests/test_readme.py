@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 def test_the_notebook_of_a_page_has_its_text_and_code(page, monkeypatch):
     nbformat = pytest.importorskip("nbformat")
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
-    from notebooks import notebook
+    notebook = importlib.import_module("notebooks").notebook
 
     text = page.read_text("utf-8")
     book = notebook(text)
