@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from pyro_nfvi._random import numpy_stream
 from pyro_nfvi.errors import DataError, FileError, MissingPackageError
 from pyro_nfvi.vae._class_labels import why_unusable
 from pyro_nfvi.vae._idx import looks_like_idx, read_idx
-from pyro_nfvi.vae._npz import Held, read_npz
+from pyro_nfvi.vae._npz import Held, held_of, read_npz
 from pyro_nfvi.vae._pixel_scales import on_one_scale
 from pyro_nfvi.vae._recipe import DATA
 
@@ -111,6 +114,81 @@ def load_data(
     if looks_like_idx(path):
         return _assemble(path.name, Held({"x": read_idx(path)}), form)
     return _assemble(path.name, read_npz(path), form)
+
+
+def data_of_arrays(
+    given: Any,
+    name: str,
+    *,
+    seed: int = 0,
+    shape: tuple[int, ...] | None = None,
+    levels: int | None = None,
+) -> ImageData:
+    """Make a data set of what a function of a user's own returned.
+
+    Args:
+        given: An :class:`ImageData`; arrays or tensors by the names of an npz file (``x_train``,
+            ``y_train``, ...); one array; or the tuple of train, valid and test, each an array, a
+            pair with labels, or a map-style ``Dataset``, which is read into memory.
+        name: Where it comes from.
+        seed: As in :func:`load_data`.
+        shape: As in :func:`load_data`.
+        levels: As in :func:`load_data`.
+
+    Raises:
+        DataError: It is something else, or holds no images.
+
+    Example:
+        >>> import torch
+        >>> from pyro_nfvi.vae._datasets import data_of_arrays
+        >>> x = torch.randint(0, 2, (20, 4, 4))
+        >>> print(data_of_arrays((x, x[:5], x[:5]), "mine"))
+        mine: 4 x 4, 2 levels, 20/5/5 images to train, validate, test
+    """
+    if isinstance(given, ImageData):
+        return given
+    form = _Form(seed, shape, levels)
+    if isinstance(given, Mapping):
+        plain = {str(key): _array(value, name) for key, value in given.items()}
+        return _assemble(name, held_of(plain, name), form)
+    if not isinstance(given, tuple | list):
+        return _assemble(name, Held({"x": _array(given, name)}), form)
+    if len(given) != 3:
+        raise DataError(
+            f"{name} needs to return train, valid and test, or arrays by name (x_train=..., "
+            f"y_train=...); it returned {len(given)} parts."
+        )
+    arrays: dict[str, np.ndarray] = {}
+    for part, value in zip(("train", "valid", "test"), given):
+        x, y = _images_and_labels(value, name)
+        arrays[part] = x
+        if y is not None:
+            arrays[f"y_{part}"] = y
+    return _assemble(name, Held(arrays), form)
+
+
+def _images_and_labels(value: Any, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return _array(value[0], name), _array(value[1], name)
+    if isinstance(value, Dataset) and hasattr(value, "__len__"):
+        rows = [value[i] for i in range(len(value))]
+        if rows and isinstance(rows[0], tuple | list):
+            x = np.stack([_array(row[0], name) for row in rows])
+            labelled = len(rows[0]) > 1
+            return x, np.asarray([int(row[1]) for row in rows]) if labelled else None
+        return np.stack([_array(row, name) for row in rows]), None
+    return _array(value, name), None
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray | list | int | float | np.generic):
+        return np.asarray(value)
+    raise DataError(
+        f"{name} returned a {type(value).__name__} where images or labels belong: return arrays, "
+        "tensors or data sets."
+    )
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Evaluation:
         kl: Mean of the Monte Carlo KL divergence.
         kl_se: Its standard error; None for a single image.
         log_det: Mean of the flow's summed log-determinants.
-        nll: Importance-sampled NLL of the images in ``nll_index``; None if not asked for.
+        nll: NLL of the images in ``nll_index``; None if not asked for.
         nll_index: Which images these are; None for no NLL.
         active: Coordinates of z that carry something, out of ``latent_dim``.
         latent_dim: D.
@@ -146,7 +146,9 @@ def evaluate(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    nll_samples: int = 5000,
+    nll_samples: int | None = None,
+    nll_method: str = "importance",
+    temperatures: int | None = None,
     nll_images: int | None = None,
     subset_seed: int = 0,
     seed: int = 0,
@@ -160,7 +162,9 @@ def evaluate(
         x: Images, prepared for its likelihood ``(N, *shape)``; of a single one there are no
             standard errors, and no coordinate counts as active.
         y: Labels of a conditional VAE.
-        nll_samples: Importance samples per image; 0 for no NLL.
+        nll_samples: Draws per image, 5000 by default, or chains of ``"ais"``, 128; 0 for no NLL.
+        nll_method: ``"importance"``, or ``"ais"``: annealed, see ``FlowVAE.nll``.
+        temperatures: Steps of the annealing, 100 by default.
         nll_images: Number of images for the NLL, drawn at random; None for all.
         subset_seed: Of that draw: the same images for every VAE, so that they can be compared
             image by image, whatever ``seed`` is.
@@ -185,12 +189,13 @@ def evaluate(
     with evaluation(vae), seeded(seed, "vae nets"):
         values = _terms(vae, x, y, seed)
         nll, index = None, None
-        if nll_samples:
+        if nll_samples != 0:
             index = subset_of(len(x), nll_images, subset_seed)
             rows = index.to(x.device)
             nll = vae.nll(
                 x[rows], None if y is None else y[rows.to(y.device)], num_samples=nll_samples,
-                seed=seed, first=index.tolist(), progress=progress,
+                method=nll_method, temperatures=temperatures, seed=seed, first=index.tolist(),
+                progress=progress,
             )  # fmt: skip
         active = int(active_units(vae, x, y, seed=seed).sum())
     means, errors = values.mean(1).tolist(), _errors(values)

@@ -16,19 +16,21 @@ from pyro_nfvi.errors import WeightError
 from pyro_nfvi.vae._elbo_terms import joint_terms
 from pyro_nfvi.vae._generative_model import GenerativeModel
 from pyro_nfvi.vae._memory_tiles import rows_at_once
-from pyro_nfvi.vae._nll_summary import NLLSummary
+from pyro_nfvi.vae._nll_summary import NLLSummary, label_of
 from pyro_nfvi.vae._posterior import Posterior
 from pyro_nfvi.vae._recipe import EVALUATION
 
 
 @dataclass(frozen=True)
 class NLL:
-    r"""Importance-sampled negative log-likelihood of each image, in nats.
+    r"""Negative log-likelihood of each image from weighted draws, in nats.
 
-    .. math:: -\log \hat p(x) = -\log \frac1S \sum_{s} \frac{p(x, z_s)}{q(z_s \mid x)}
+    .. math:: -\log \hat p(x) = -\log \frac1S \sum_{s} w_s, \qquad \mathbb{E}\,w_s = p(x)
 
-    On average an upper bound of :math:`-\log p(x)` that falls towards it as S grows, and never
-    above the negative ELBO of the same draws.
+    By importance sampling :math:`w_s = p(x, z_s) / q(z_s \mid x)`; by annealing (``"ais"``) the
+    product of T such ratios, each to a power, along a chain from the posterior to the model. Either
+    is on average an upper bound of :math:`-\log p(x)` that falls towards it as S grows; that of
+    importance sampling is never above the negative ELBO of the same draws.
 
     Attributes:
         value: ``(B,)``, float64.
@@ -37,7 +39,11 @@ class NLL:
         khat: Shape of the tail of each image's weights ``(B,)``: above the ``khat_threshold`` of as
             many draws value and error are not to be trusted (the value is then too large).
         bound: Negative ELBO of the same draws ``(B,)``.
-        num_samples: S.
+        num_samples: S, draws or chains.
+        method: ``"importance"`` or ``"ais"``.
+        temperatures: T; 0 for importance sampling.
+        acceptance: Mean rate of acceptance of each image's transitions ``(B,)``; None for
+            importance sampling. Far below 0.7 the chains lag behind, and the value is too large.
 
     Source: Burda et al. 2016, arXiv:1509.00519, equation 8; Vehtari et al. 2024 for ``khat``.
     """
@@ -48,6 +54,9 @@ class NLL:
     khat: Tensor
     bound: Tensor
     num_samples: int
+    method: str = "importance"
+    temperatures: int = 0
+    acceptance: Tensor | None = None
 
     @property
     def mean(self) -> float:
@@ -62,8 +71,8 @@ class NLL:
 
     @property
     def label(self) -> str:
-        """The name of the number in tables: ``NLL(S)``."""
-        return f"NLL({self.num_samples})"
+        """The name of the number in tables: ``NLL(S)``, ``NLL(AIS, S x T)``."""
+        return label_of(self.num_samples, self.temperatures)
 
     def summary(self, of: str = "all") -> NLLSummary:
         """Means over the images, with effective draws, k-hat and what follows from them.
@@ -112,7 +121,7 @@ def importance_nll(
             c = vae.condition(labels, part)
             ours = numbers[start:stop]
             log_w = _weights(vae, part, c, posterior, ours, num_samples, samples, tile, seed)
-            rows.append(torch.stack([_row(log_w[:, i]) for i in range(stop - start)]))
+            rows.append(nll_of_weights(log_w, log_w))
             bar.update(stop - start)
     value, se, ess, khat, bound = torch.cat(rows).unbind(-1)
     return NLL(value, se, ess, khat, bound, num_samples)
@@ -158,7 +167,21 @@ def _noise(count: int, like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.cat(blocks)[:count] if len(blocks) > 1 else blocks[0][:count]
 
 
-def _row(log_w: Tensor) -> Tensor:
+def nll_of_weights(log_w: Tensor, log_importance: Tensor) -> Tensor:
+    """Return value, standard error, ESS, k-hat and -ELBO of each image ``(b, 5)``.
+
+    Args:
+        log_w: Log weights ``(S, b)``.
+        log_importance: Log importance weights of the same draws ``(S, b)``.
+
+    Raises:
+        WeightError: Some are NaN or infinite.
+    """
+    log_w, first = log_w.double().cpu(), log_importance.double().cpu()
+    return torch.stack([_row(log_w[:, i], first[:, i]) for i in range(log_w.shape[1])])
+
+
+def _row(log_w: Tensor, first: Tensor) -> Tensor:
     """``(value, se, ess, khat, bound)`` of one image's weights."""
     count = len(log_w)
     if bool(log_w.isnan().any()) or bool((log_w == torch.inf).any()):
@@ -173,4 +196,4 @@ def _row(log_w: Tensor) -> Tensor:
     spread = (count / max(count - 1, 1) * (1 / ess - 1 / count)).clamp_min(0)
     se = spread.sqrt() if count > 1 else spread.new_full((), math.inf)
     khat = psis(log_w).khat
-    return torch.stack([math.log(count) - total, se, ess, log_w.new_tensor(khat), -log_w.mean()])
+    return torch.stack([math.log(count) - total, se, ess, log_w.new_tensor(khat), -first.mean()])

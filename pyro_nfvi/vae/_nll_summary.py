@@ -39,6 +39,10 @@ class PerImage(Protocol):
     def num_samples(self) -> int:
         """Draws per image."""
 
+    @property
+    def temperatures(self) -> int:
+        """Temperatures of annealed draws; 0 for importance sampling."""
+
 
 @dataclass(frozen=True)
 class NLLSummary:
@@ -56,6 +60,7 @@ class NLLSummary:
         ess_median: Median effective number of draws.
         khat_bad: Share of images whose k-hat is above ``khat_limit``; NaN where it was not stored.
         khat_limit: Largest k-hat at which so many draws can be trusted.
+        temperatures: Temperatures of annealed draws; 0 for importance sampling.
     """
 
     mean: float
@@ -69,6 +74,7 @@ class NLLSummary:
     ess_median: float
     khat_bad: float
     khat_limit: float
+    temperatures: int = 0
 
     @classmethod
     def of_nll(cls, nll: PerImage, of: str = "all") -> NLLSummary:
@@ -90,6 +96,7 @@ class NLLSummary:
             # A k-hat that is NaN is not below the limit.
             khat_bad=float((~(nll.khat <= limit)).double().mean()),
             khat_limit=limit,
+            temperatures=nll.temperatures,
         )
 
     @classmethod
@@ -111,6 +118,7 @@ class NLLSummary:
             ess_median=held.get("ess_median", math.nan),
             khat_bad=held.get("khat_bad", held.get("khat_above_0.7", _UNKNOWN)),
             khat_limit=held.get("khat_limit", 0.7),
+            temperatures=held.get("nll_temperatures", 0),
         )
 
     def record(self) -> dict[str, Any]:
@@ -127,12 +135,13 @@ class NLLSummary:
             "ess_median": self.ess_median,
             "khat_bad": self.khat_bad,
             "khat_limit": self.khat_limit,
+            "nll_temperatures": self.temperatures,
         }
 
     @property
     def label(self) -> str:
-        """The quantity with its number of samples: ``NLL(S)``."""
-        return f"NLL({self.samples})"
+        """The quantity with its number of samples: ``NLL(S)``, ``NLL(AIS, S x T)``."""
+        return label_of(self.samples, self.temperatures)
 
     @property
     def trusted(self) -> bool:
@@ -163,8 +172,8 @@ class NLLSummary:
             return ""
         return (
             f"{self.label} is not to be relied on ({self.weights}): it is likely too large, by an "
-            "unknown amount, and its standard error means nothing. Take more samples "
-            "(--nll-samples) or a posterior that fits better, and compare models by -ELBO."
+            f"unknown amount, and its standard error means nothing. {self.cure}, and compare "
+            "models by -ELBO."
         )
 
     def sentence(self) -> str:
@@ -174,7 +183,27 @@ class NLLSummary:
             f"{self.negative_elbo:.2f}, a difference of {_with(self.gain, self.gain_se)}; "
             f"{self.weights}"
         )
-        return text if self.trusted else f"{text}: likely too large, take more samples"
+        return text if self.trusted else f"{text}: likely too large. {self.cure}"
+
+    @property
+    def cure(self) -> str:
+        """Say what makes the number one to rely on."""
+        if self.temperatures:
+            return "Take more temperatures (--temperatures) or chains (--nll-samples)"
+        return (
+            "Anneal (method='ais', --nll-method ais), take more samples (--nll-samples) or a "
+            "posterior that fits better"
+        )
+
+
+def label_of(samples: int, temperatures: int) -> str:
+    """Return the name of an NLL in tables.
+
+    Example:
+        >>> label_of(5000, 0), label_of(64, 200)
+        ('NLL(5000)', 'NLL(AIS, 64 x 200)')
+    """
+    return f"NLL(AIS, {samples} x {temperatures})" if temperatures else f"NLL({samples})"
 
 
 def _with(value: float, error: float | None) -> str:

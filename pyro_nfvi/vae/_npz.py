@@ -78,19 +78,33 @@ def read_npz(path: Path) -> Held:
         FileError: No npz file, a damaged one, or objects in place of images.
         DataError: No images under a name that is known, or several for one part.
     """
-    members = _members(path)
+    wanted, no_labels = _choose(path, _members(path))
+    return Held(_load(path, wanted), no_labels)
+
+
+def held_of(arrays: dict[str, np.ndarray], name: str) -> Held:
+    """Take images and labels out of arrays by name, as :func:`read_npz` does.
+
+    Args:
+        arrays: The arrays.
+        name: Where they come from, for messages.
+    """
+    members = [_Member(key, value.shape, value.dtype) for key, value in arrays.items()]
+    wanted, no_labels = _choose(name, members)
+    return Held({part: arrays[one.name] for part, one in wanted.items()}, no_labels)
+
+
+def _choose(path: Path | str, members: list[_Member]) -> tuple[dict[str, _Member], str]:
+    """Choose the array of each part, and say why labels are not among them."""
     chosen = _choose_images(path, members)
-    held = Held()
-    labels = {}
+    labels, problem = {}, ""
     for part, names in _LABELS.items():
         found = [one for one in members if _plain(one.name) in names and one not in chosen.values()]
-        held.no_labels = held.no_labels or _why_no_labels(found)
+        problem = problem or _why_no_labels(found)
         if found:
             labels[part] = found[0]
     # Labels that cannot be read are a matter of those who ask for them.
-    wanted = chosen if held.no_labels else chosen | labels
-    held.arrays = _load(path, wanted)
-    return held
+    return chosen if problem else chosen | labels, problem
 
 
 def _plain(name: str) -> str:
@@ -141,7 +155,7 @@ def _listing(members: list[_Member]) -> str:
     return ", ".join([*map(str, members[:most]), *more]) or "nothing"
 
 
-def _choose_images(path: Path, members: list[_Member]) -> dict[str, _Member]:
+def _choose_images(path: Path | str, members: list[_Member]) -> dict[str, _Member]:
     """The array of each part of the images."""
     if len(members) == 1:  # under a name of its own it is not to be mistaken
         return {"x": members[0]}

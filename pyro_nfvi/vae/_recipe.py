@@ -61,6 +61,8 @@ class EvaluationRecipe:
     collapsed_share: float = 0.1
     #: Nats of KL divergence below which a posterior has collapsed.
     collapsed_kl: float = 0.1
+    #: Importance samples of each image, where no number is given (Burda et al.'s 5000).
+    nll_samples: int = 5000
     #: Images at a time.
     rows: int = 500
     #: Rows of noise that are drawn at once: the numbers do not depend on the cut of tiles.
@@ -82,6 +84,33 @@ class EvaluationRecipe:
     units_stream: int = 102
     #: Label of that of a subset.
     subset_stream: int = 103
+
+
+@dataclass(frozen=True)
+class AnnealingRecipe:
+    """Numbers of annealed importance sampling."""
+
+    #: Chains of each image, where no number is given: k-hat needs a tail to look at.
+    chains: int = 128
+    #: Temperatures between posterior and model, where no number is given.
+    temperatures: int = 100
+    #: Leapfrog steps of a transition.
+    leapfrogs: int = 4
+    #: Chains of the run that finds step sizes.
+    pilot_chains: int = 16
+    #: Temperatures of that run, at most.
+    pilot_temperatures: int = 60
+    #: Rate of acceptance that it looks for: between the best for steps of one (0.57) and of many
+    #: (0.65) dimensions and a safe distance.
+    acceptance: float = 0.7
+    #: Change of a log step size by a rate of acceptance that is off by one.
+    gain: float = 1.0
+    #: Share of evenly spaced temperatures.
+    even_share: float = 0.1
+    #: Log weight that counts for one that is lower, where their spread is measured.
+    least_log_weight: float = -1e6
+    #: Parts of a tile of draws without gradients that one with gradients has.
+    tile_share: int = 4
 
 
 @dataclass(frozen=True)
@@ -201,6 +230,7 @@ class TrainerRecipe:
 NETWORKS = NetworkRecipe()
 DATA = DataRecipe()
 EVALUATION = EvaluationRecipe()
+ANNEALING = AnnealingRecipe()
 POSTERIOR_PICTURE = PosteriorPictureRecipe()
 FIGURES = FigureRecipe()
 TRAINER = TrainerRecipe()

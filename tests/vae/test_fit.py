@@ -464,7 +464,7 @@ def test_processes_of_ddp_end_with_the_same_weights():
     assert sums["0"] == sums["1"]
 
 
-def gradient_of(rank, folder, eps):
+def gradient_of(rank, folder, x, eps):
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
@@ -472,7 +472,8 @@ def gradient_of(rank, folder, eps):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     vae = make("iaf*1", seed=1)
     rows = slice(16 * rank, 16 * rank + 16)
-    DistributedDataParallel(vae)(X[rows], eps=eps[:, rows]).surrogate.mean().backward()
+    wrapped = DistributedDataParallel(vae)  # its hooks live as long as it does
+    wrapped(x[rows], eps=eps[:, rows]).surrogate.mean().backward()
     torch.save([p.grad for p in vae.parameters()], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -482,7 +483,7 @@ def test_the_gradient_of_ddp_is_that_of_the_whole_batch(tmp_path):
     import torch.multiprocessing as mp
 
     eps = torch.randn(1, 32, 3)
-    mp.spawn(gradient_of, (tmp_path, eps), nprocs=2)
+    mp.spawn(gradient_of, (tmp_path, X[:32].clone(), eps), nprocs=2)
     vae = make("iaf*1", seed=1)
     vae(X[:32], eps=eps).surrogate.mean().backward()
     for rank in (0, 1):

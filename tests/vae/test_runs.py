@@ -54,7 +54,6 @@ def python(code, *arguments, **more):
 
 HOLD = """
 import sys, time
-from pyro_nfvi.vae.train._rates import Rates
 from pyro_nfvi.vae.train._run_lock import RunLock
 lock = RunLock(sys.argv[1])
 print("held", flush=True)
@@ -161,8 +160,7 @@ def test_many_processes_at_once_hold_a_lock_one_at_a_time(tmp_path):
     import sys, time
     from pathlib import Path
     from pyro_nfvi.errors import FileError
-    from pyro_nfvi.vae.train._rates import Rates
-from pyro_nfvi.vae.train._run_lock import RunLock
+    from pyro_nfvi.vae.train._run_lock import RunLock
     folder, count = Path(sys.argv[1]), 0
     while count < 30:
         try:

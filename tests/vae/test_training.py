@@ -505,3 +505,106 @@ def test_a_sweep_repeats_what_was_done_with_other_options(grey, tmp_path):
     with pytest.raises(OptionError, match="rank is a whole number"):
         sweep(options(grey, tmp_path / "other"), ["none", "sylvester*2:rank=x"], [0], say=silent)
     assert not (tmp_path / "other").exists()
+
+
+# ------------------------------------------------------------------- nets and data of a user's own
+
+OWN = """
+import numpy as np
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, latent_dim, context_dim):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh())
+        self.head, self.context = nn.Linear(8, 2 * latent_dim), nn.Linear(8, context_dim)
+
+    def forward(self, x):
+        h = self.body(x)
+        loc, raw = self.head(h).chunk(2, -1)
+        return loc, raw.exp(), self.context(h)
+
+def make_nets(latent_dim, context_dim, shape):
+    return Net(latent_dim, context_dim), nn.Sequential(nn.Linear(2, 16), nn.Unflatten(1, shape))
+
+def make_data():
+    x = np.random.default_rng(0).integers(0, 2, (60, 4, 4))
+    return {"x_train": x[:40], "x_val": x[40:50], "x_test": x[50:], "y_train": x[:40, 0, 0]}
+
+def wrong():
+    return 3
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "mine_24.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield __import__("mine_24")
+    sys.modules.pop("mine_24")
+
+
+def test_nets_and_data_by_the_name_of_a_function(own_module, tmp_path):
+    def go(folder, epochs, **more):
+        asked = options("mine_24:make_data", folder, nets="mine_24:make_nets", epochs=epochs,
+                        context_dim=3, **more)  # fmt: skip
+        return train(asked, say=silent)
+
+    whole, half = go(tmp_path / "a", 3), go(tmp_path / "b", 1)
+    assert isinstance(whole.vae.encoder, own_module.Net)
+    assert whole.evaluation.images == 10
+    assert half.progress.epoch == 1
+    again = go(tmp_path / "b", 3, resume=True)
+    assert equal(whole.vae.state_dict(), again.vae.state_dict())
+    with pytest.raises(FileError, match=r"pass decoder=.*mine_24:make_nets"):
+        load_vae(tmp_path / "a")
+    nets = own_module.make_nets(2, 3, (4, 4))
+    found = load_vae(tmp_path / "a", encoder=nets[0], decoder=nets[1])
+    assert equal(found.state_dict(), whole.vae.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nets": "mine_24:nothing"}, "names 'mine_24:nothing', which cannot be imported"),
+        ({"nets": "no_module_24:f"}, "cannot be imported: No module"),
+        ({"nets": "mine_24:np"}, "is no function"),
+        ({"nets": "mine_24:wrong"}, "needs to return a pair of modules"),
+        ({"nets": "dense"}, "nets is one of gated, mlp, conv, or module:function"),
+        ({"data": "mine_24:nothing"}, "--data names"),
+        ({"data": "mine_24:Net"}, "latent_dim"),
+        ({"new_rate": True}, "--new-rate belongs to --resume"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value[:20],
+)
+def test_functions_that_cannot_be_used_are_told(own_module, tmp_path, change, words):
+    with pytest.raises((NFVIError, TypeError), match=words):
+        train(options(change.pop("data", "mine_24:make_data"), tmp_path / "run", **change),
+              say=silent)  # fmt: skip
+
+
+def test_a_rate_of_the_command_changes_where_it_is_asked_for(grey, tmp_path):
+    train(options(grey, tmp_path, epochs=1), say=silent)
+    run = train(options(grey, tmp_path, epochs=2, resume=True, lr=0.5, new_rate=True), say=silent)
+    assert [line["rate"] for line in run.history] == [5e-3, 0.5]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python reads TOML from 3.11 on")
+def test_options_from_a_table(tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text('flow = "radial*2"\nepochs = 7\nlatent-dim = 3\n')
+    found = parse(["--config", str(config), "--epochs", "9"])
+    assert (found.flow, found.epochs, found.latent_dim) == ("radial*2", 9, 3)
+    config.write_text("flw = 1")
+    with pytest.raises(OptionError, match="flw. Did you mean flow?"):
+        parse(["--config", str(config)])
+    config.write_text("= 1")
+    with pytest.raises(FileError, match="not TOML"):
+        parse(["--config", str(config)])
+
+
+def test_a_misspelt_option_is_answered_with_the_one_that_was_meant(capsys):
+    for words, meant in ((["--flwo", "iaf"], "--flow"), (["--batchsize=3"], "--batch-size")):
+        with pytest.raises(SystemExit):
+            parse(words)
+        assert f"Did you mean {meant}?" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from pyro_nfvi._version import __version__
 from pyro_nfvi.errors import NFVIError, OptionError
 from pyro_nfvi.objectives._schedules import Constant, Cyclic, Linear, Schedule, Tempered
 from pyro_nfvi.vae._architecture import Architecture
-from pyro_nfvi.vae._datasets import ImageData, load_data
+from pyro_nfvi.vae._datasets import ImageData, data_of_arrays, load_data
 from pyro_nfvi.vae._evaluation import Evaluation, evaluate
 from pyro_nfvi.vae._likelihoods import make_likelihood
 from pyro_nfvi.vae._losses import ELBOLoss, IWAELoss, VAELoss, loss_from_spec
@@ -71,6 +71,12 @@ def architecture_of(options: Options, data: ImageData) -> Architecture:
 
 def data_of(options: Options) -> ImageData:
     """Load the images of a run."""
+    own = options.data_function
+    if own is not None:
+        return data_of_arrays(
+            own(), options.data, seed=options.split_seed, shape=options.image_shape,
+            levels=None if options.levels < 0 else options.levels,
+        )  # fmt: skip
     return load_data(
         options.data, seed=options.split_seed, shape=options.image_shape,
         levels=None if options.levels < 0 else options.levels,
@@ -128,7 +134,7 @@ def train(options: Options, *, say: Any = print) -> Run:
 def _train(options: Options, team: ProcessGroup, say: Any, parent: ParentWatch) -> Run:
     data = data_of(options)
     architecture = architecture_of(options, data)
-    vae = architecture.build(seed=options.seed).to(team.device)
+    vae = architecture.build(seed=options.seed, nets=options.net_function).to(team.device)
     preparation = choose_preparation(data, vae.likelihood, options.binarize)
     images = preparation.images(data)
     labels = data.labels if options.conditional else None
@@ -282,7 +288,9 @@ def _report(
     y = None if labels is None else labels[2].to(team.device)
     result = evaluate(
         vae, x, y,
-        nll_samples=options.nll_samples,
+        nll_samples=None if options.nll_samples < 0 else options.nll_samples,
+        nll_method=options.nll_method,
+        temperatures=options.temperatures or None if options.nll_method == "ais" else None,
         nll_images=options.nll_images or None,
         seed=options.seed,
         log_volume=preparation.log_volume(math.prod(x.shape[1:])),

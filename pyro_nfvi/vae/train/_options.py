@@ -6,11 +6,12 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.vae._architecture import ARCHITECTURES
@@ -25,7 +26,11 @@ def _option(default: Any, text: str, **more: Any) -> Any:
 class Options:
     """Options of a training run; ``python -m pyro_nfvi.vae.train --help`` explains each."""
 
-    data: str = _option("digits", "'digits', an npz file, an idx file or a folder of them")
+    data: str = _option(
+        "digits",
+        "'digits', an npz file, an idx file or a folder of them, or module:function, which returns "
+        "arrays",
+    )
     shape: str = _option(
         "", "shape of an image, such as 28,28, where the file holds rows; the row's length for none"
     )
@@ -37,7 +42,10 @@ class Options:
     # What is trained
     flow: str = _option("iaf*4", "formula of the flow, such as planar*16; none for a plain VAE")
     latent_dim: int = _option(NETWORKS.latent_dim, "size of the latent vector")
-    nets: str = _option("gated", "encoder and decoder", choices=ARCHITECTURES)
+    nets: str = _option(
+        "gated",
+        f"encoder and decoder: {', '.join(ARCHITECTURES)}, or module:function, which returns them",
+    )
     hidden: str = _option(",".join(map(str, NETWORKS.hidden)), "widths of the dense nets")
     context_dim: int = _option(
         -1, "size of the flow's context; -1: the encoder's last layer; 0: one flow for all images"
@@ -111,7 +119,15 @@ class Options:
     quiet: bool = _option(False, "no progress bar")
     tensorboard: bool = _option(False, "write scalars for TensorBoard, where it is installed")
     # Afterwards
-    nll_samples: int = _option(5000, "importance samples per test image; 0: no NLL")
+    nll_method: str = _option(
+        "importance", "importance sampling, or annealed: slower, and right where the former is not",
+        choices=("importance", "ais"),
+    )  # fmt: skip
+    nll_samples: int = _option(
+        -1,
+        "importance samples or chains per test image; 0: no NLL; -1: 5000 samples, or 128 chains",
+    )
+    temperatures: int = _option(0, "steps of --nll-method ais; 0: 100")
     nll_images: int = _option(
         TRAINER.nll_images, "test images for the NLL, the same of every run; 0: all"
     )
@@ -131,8 +147,8 @@ class Options:
         least = {
             "latent_dim": 1, "context_dim": -1, "flow_hidden": 0, "rank": 0, "epochs": 1,
             "batch_size": 1, "num_samples": 1, "cycles": 1, "tempered": 0, "patience": 0,
-            "save_steps": 1, "accumulate": 1, "ema": 0, "nll_samples": 0, "nll_images": 0,
-            "threads": 0, "warmup": 0,
+            "save_steps": 1, "accumulate": 1, "ema": 0, "nll_samples": -1, "temperatures": 0,
+            "nll_images": 0, "threads": 0, "warmup": 0,
             "beta": 0, "free_bits": 0, "seed": 0, "split_seed": 0, "levels": -1,
         }  # fmt: skip
         for name, bound in least.items():
@@ -145,6 +161,13 @@ class Options:
                 f"--warmup is a share of the run, from 0 to 1; got {self.warmup:g}. For epochs: "
                 f"--warmup-epochs {self.warmup:g}."
             )
+        if self.nets not in ARCHITECTURES and ":" not in self.nets:
+            raise OptionError(
+                f"nets is one of {', '.join(ARCHITECTURES)}, or module:function, which returns "
+                f"encoder and decoder; got {self.nets!r}."
+            )
+        if self.new_rate and not self.resume:
+            raise OptionError("--new-rate belongs to --resume: a run that begins has one rate.")
         if self.levels == 1:
             raise OptionError("--levels is at least 2, or 0 for real numbers; got 1.")
         for name in ("lr", "clip_norm"):
@@ -193,6 +216,18 @@ class Options:
                 f"--shape is a list of sizes such as 28,28; got {self.shape!r}."
             ) from error
 
+    @property
+    def net_function(self) -> Callable[..., Any] | None:
+        """The function that makes the nets, where they are a user's own."""
+        return imported(self.nets, "--nets") if ":" in self.nets else None
+
+    @property
+    def data_function(self) -> Callable[[], Any] | None:
+        """The function that returns the data, where it is a user's own."""
+        names = self.data.replace(":", ".", 1).split(".")
+        own = ":" in self.data and all(map(str.isidentifier, names))
+        return imported(self.data, "--data") if own and not os.path.exists(self.data) else None
+
     def import_modules(self) -> None:
         """Import the modules that were named, which may register flows.
 
@@ -220,6 +255,26 @@ class Options:
         return {name: value for name, value in given.items() if value}
 
 
+def imported(place: str, option: str) -> Callable[..., Any]:
+    """Import the function of ``module:function``.
+
+    Raises:
+        OptionError: It cannot be found.
+    """
+    module, _, name = place.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise OptionError(
+            f"{option} names {place!r}, which cannot be imported: {error}. Run the command where "
+            "Python finds the module, or set PYTHONPATH."
+        ) from error
+    if not callable(found):
+        raise OptionError(f"{option} names {place!r}, which is no function.")
+    function: Callable[..., Any] = found
+    return function
+
+
 def migrated(options: dict[str, Any]) -> dict[str, Any]:
     """Return options that an earlier version wrote, in the terms of this one.
 
@@ -244,7 +299,7 @@ IDENTITY = tuple(
     not in {
         "out", "epochs", "patience", "device", "threads", "compile", "save_steps", "resume",
         "overwrite", "quiet", "tensorboard", "new_rate", "modules", "nll_samples", "nll_images",
-        "pictures", "data",
+        "nll_method", "temperatures", "pictures", "data",
     }
 )  # fmt: skip
 
@@ -255,8 +310,31 @@ _GROUPS = {
     "flow": "what is trained",
     "epochs": "how it is trained",
     "device": "where and when",
-    "nll_samples": "afterwards",
+    "nll_method": "afterwards",
 }
+
+
+class _HintingArgumentParser(argparse.ArgumentParser):
+    """A parser that names the option that a misspelt one is like."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with the message, and with hints."""
+        if message.startswith("unrecognized arguments:"):
+            words = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            message += "".join(hint(word, known) for word in words)
+        super().error(message)
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """Name the nearest of the known words, for the end of a message; empty if none is near.
+
+    Example:
+        >>> hint("--flwo", ["--flow", "--seed"])
+        '. Did you mean --flow?'
+    """
+    near = get_close_matches(word, list(known), 1)
+    return f". Did you mean {near[0]}?" if near else ""
 
 
 def option_parser(prog: str, doc: str, leave_out: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -267,14 +345,16 @@ def option_parser(prog: str, doc: str, leave_out: Sequence[str] = ()) -> argpars
         doc: What ``--help`` says first.
         leave_out: Options that the command gives itself.
     """
-    parser = argparse.ArgumentParser(
+    parser = _HintingArgumentParser(
         prog=prog,
         usage=f"{prog} [options]",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="JSON file with options: OUT/config.json")
+    parser.add_argument(
+        "--config", metavar="FILE", help="JSON or TOML file with options, such as OUT/config.json"
+    )
     group: argparse._ArgumentGroup | None = None
     for one in dataclasses.fields(Options):
         if group is None or one.name in _GROUPS:
@@ -329,14 +409,31 @@ def parse(arguments: Sequence[str] | None = None, doc: str = "") -> Options:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    kind = "TOML" if path.suffix == ".toml" else "JSON"
     try:
-        held = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        held = _toml(text, path) if kind == "TOML" else json.loads(text)
     except OSError as error:
         raise FileError(f"The configuration {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise FileError(f"The configuration {path} is not JSON: {error}.") from error
+        raise FileError(f"The configuration {path} is not {kind}: {error}.") from error
     known = {one.name for one in dataclasses.fields(Options)}
-    stray = sorted(set(held) - known) if isinstance(held, dict) else ["(no object)"]
+    if not isinstance(held, dict):
+        raise OptionError(f"{path} holds no options by name.")
+    # As the command line has them, or as Python does.
+    held = {name.replace("-", "_"): value for name, value in held.items()}
+    stray = sorted(set(held) - known)
     if stray:
-        raise OptionError(f"{path} holds options that are unknown: {', '.join(stray)}.")
+        near = "".join(hint(name, known) for name in stray)
+        raise OptionError(f"{path} holds options that are unknown: {', '.join(stray)}{near}.")
     return migrated(held)
+
+
+def _toml(text: str, path: Path) -> Any:
+    try:
+        reader = import_module("tomllib")
+    except ModuleNotFoundError as error:
+        raise FileError(
+            f"TOML needs Python 3.11 or newer: write the options of {path} as JSON."
+        ) from error
+    return reader.loads(text)
