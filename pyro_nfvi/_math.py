@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,27 @@ MIN_SLOPE = 1e-3
 _SERIES_FROM = 25.0
 #: Newton steps after which every bracketed start has converged (9 suffice for a <= 1000).
 _NEWTON_STEPS = 14
+
+
+def broadcast_shape(*shapes: Sequence[int]) -> torch.Size:
+    """Return the shape that these broadcast to.
+
+    ``torch.broadcast_shapes`` imports sympy, for half a second; compilers know that function.
+
+    Raises:
+        RuntimeError: They do not broadcast.
+    """
+    if torch.compiler.is_compiling():
+        return torch.broadcast_shapes(*shapes)
+    result = [1] * max(map(len, shapes), default=0)
+    for shape in shapes:
+        for place in range(-len(shape), 0):
+            size = shape[place]
+            if size != 1:
+                if result[place] not in (1, size):
+                    raise RuntimeError(f"Shapes {[tuple(s) for s in shapes]} do not broadcast.")
+                result[place] = size
+    return torch.Size(result)
 
 
 def standard_normal_log_prob(x: Tensor) -> Tensor:

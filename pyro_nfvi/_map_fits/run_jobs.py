@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from tqdm.auto import tqdm
-
 from pyro_nfvi._map_fits.job import Job, JobResult, do_job
 from pyro_nfvi._map_fits.results_folder import ResultsFolder, keys_of
 from pyro_nfvi._processes.tasks import Executor, TaskRun
+from pyro_nfvi._progress_bar import progress_bar
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def run_jobs(
     left = list(same)
     run = TaskRun(do_job, executor, num_workers and max(1, min(num_workers, len(left))))
     interrupted, failed = False, 0
-    bar = tqdm(total=len(jobs), initial=len(results), desc=title, unit="fit", disable=not progress)
+    bar = progress_bar(title, len(jobs), unit="fit", show=progress, done=len(results))
     try:
         with bar, closing(run.run([jobs[number] for number in left])) as outcomes:
             for place, outcome in outcomes:

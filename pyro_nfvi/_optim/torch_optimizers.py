@@ -1,4 +1,4 @@
-"""Adam and L-BFGS of PyTorch, without the import of PyTorch's compiler."""
+"""Adam, Adamax and L-BFGS of PyTorch, without the import of PyTorch's compiler."""
 
 from __future__ import annotations
 
@@ -47,7 +47,17 @@ class Adam(_WithoutCompiler, torch.optim.Adam):
             return _ADAM_STEP(self, closure)
 
 
+class Adamax(_WithoutCompiler, torch.optim.Adamax):
+    """PyTorch's Adamax: same options, same state, same numbers."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step, without a graph of autograd's."""
+        with torch.no_grad():
+            return _ADAMAX_STEP(self, closure)
+
+
 _ADAM_STEP: Callable[..., Any] = inspect.unwrap(torch.optim.Adam.step)
+_ADAMAX_STEP: Callable[..., Any] = inspect.unwrap(torch.optim.Adamax.step)
 
 
 class LBFGS(_WithoutCompiler, torch.optim.LBFGS):

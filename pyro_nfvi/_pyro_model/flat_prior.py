@@ -9,6 +9,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_nfvi._math import broadcast_shape
+
 _ALONE = torch.Size()
 
 
@@ -52,4 +54,4 @@ class FlatPrior(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return 0 for every value."""
         lead = value.dim() - len(self.event_shape)
-        return value.new_zeros(torch.broadcast_shapes(value.shape[:lead], self.batch_shape))
+        return value.new_zeros(broadcast_shape(value.shape[:lead], self.batch_shape))

@@ -9,6 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_nfvi._math import broadcast_shape
 from pyro_nfvi.distributions._density import Density
 from pyro_nfvi.errors import ShapeError
 
@@ -85,4 +86,4 @@ class FlowDistribution(TorchDistribution):
         eps = self._transform._inverse(value)
         ladj = self._transform.log_abs_det_jacobian(eps, value)
         log_prob = self.density.base_log_prob(eps) - ladj
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        return log_prob.expand(broadcast_shape(log_prob.shape, self.batch_shape))

@@ -52,7 +52,7 @@ def rows_to_arviz(
     rows: Mapping[str, Any] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     store: str | os.PathLike[str] | None = None,
-    seed: int | None = None,
+    seed: int = 0,
     memory: int = RECIPE.store_bytes,
 ) -> Any:
     """Convert a fit of rows for ArviZ: the group ``posterior``, with rows along their plates.
@@ -63,7 +63,7 @@ def rows_to_arviz(
         rows: For some plates the rows; of the others all.
         coords: Labels of the rows of a plate, one for each of all its rows; by default numbers.
         store: A netCDF file (``.nc``), which is written part by part, whole or not at all.
-        seed: Makes the draws repeatable.
+        seed: Of the draws. The same seed gives the same; torch's own random state is left alone.
         memory: Bytes that the draws of one part may take, with ``store``.
 
     Returns:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
+from pyro_nfvi._random import seeded
+from pyro_nfvi._validation import seed_number, whole
 from pyro_nfvi.arviz._chains import as_chains
 from pyro_nfvi.arviz._draws import Draws, read
 from pyro_nfvi.arviz._gather import Gatherer, report, weight_attrs
@@ -38,6 +40,7 @@ def to_arviz(
     coords: Mapping[str, Sequence[Any]] | None = None,
     predictions: Any = None,
     likelihood: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> Any:
     """Convert a posterior to ArviZ: ``InferenceData`` (ArviZ 0.2x) or ``DataTree`` (1 and later).
 
@@ -76,6 +79,8 @@ def to_arviz(
             ``fit.predict(...)`` returned, with draws of its own.
         likelihood: Observed sites and factors that are data, where not all are, or where a factor
             without a plate is; other factors are then of the prior, and not warned about.
+        seed: Of all that is drawn. The same seed gives the same result; torch's own random state
+            is neither read nor changed.
 
     Units:
         ``log_p``, ``log_q`` and ``log_likelihood`` in nats; ``log_p`` is the log joint of the
@@ -119,6 +124,7 @@ def to_arviz(
             coords=coords,
             predictions=predictions,
             likelihood=likelihood,
+            seed=seed,
         )
     )
 
@@ -136,10 +142,10 @@ def collect(
     coords: Mapping[str, Sequence[Any]] | None = None,
     predictions: Any = None,
     likelihood: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> Groups:
     """Do all of :func:`to_arviz` but the last step, which needs ArviZ."""
-    if num_samples < 1:
-        raise OptionError(f"num_samples must be at least 1; got {num_samples}.")
+    num_samples, seed = whole("num_samples", num_samples), seed_number(seed) or 0
     unknown = sorted(set(groups or ()) - set(ORDER))
     if unknown:
         raise OptionError(f"groups may name {', '.join(ORDER)}; got {unknown[0]!r}.")
@@ -149,18 +155,18 @@ def collect(
     args = tuple(args) if isinstance(args, (list, tuple)) else (args,)
     count = num_samples * (RECIPE.pool_per_draw if reweighted else 1)
     parts = []
-    for one in sources:
-        with _scope(one):
+    for number, one in enumerate(sources):
+        with _scope(one), seeded(seed, "to_arviz: draws", number):
             parts.append(read(one, count, model=model, args=args, kwargs=dict(kwargs or {})))
     _check_alike(parts)
     made: list[Groups] = []
     missing: dict[str, str] = {}
     remarks: list[str] = []
     subsample: Mapping[str, Tensor] | None = None
-    for one, part in zip(sources, parts):
+    for number, (one, part) in enumerate(zip(sources, parts)):
         # The first knows the model; each is evaluated with the parameters that it trained.
         part.model, part.args, part.kwargs = parts[0].model, parts[0].args, parts[0].kwargs
-        with _scope(one):
+        with _scope(one), seeded(seed, "to_arviz: model", number):
             view, reason = _view(part, subsample)
             log_p = None
             if reweighted:

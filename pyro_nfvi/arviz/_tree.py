@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_nfvi._optional_import import process_kept
 from pyro_nfvi.errors import MissingPackageError
 
 #: Groups whose variables begin with the dimensions chain and draw.
@@ -63,8 +64,9 @@ def require_arviz() -> tuple[Any, Any]:
         MissingPackageError: ArviZ is not installed.
     """
     try:
-        import arviz
-        import xarray
+        with process_kept():
+            import arviz
+            import xarray
     except ImportError as error:
         raise MissingPackageError(
             "to_arviz needs ArviZ, which is not installed: pip install 'pyro-nfvi[arviz]'"

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from tqdm.auto import tqdm
 
 from pyro_nfvi._eval_mode import evaluation, moving_buffers, training_pass
 from pyro_nfvi._optim.early_stopping import EarlyStopping
@@ -18,6 +17,8 @@ from pyro_nfvi._optim.gradient_clipping import clip_gradient
 from pyro_nfvi._optim.recipe import MAXIMUM_LIKELIHOOD as _RECIPE
 from pyro_nfvi._optim.recovery import Action, Recovery
 from pyro_nfvi._optim.snapshot import Snapshot
+from pyro_nfvi._optim.torch_optimizers import Adam
+from pyro_nfvi._progress_bar import progress_bar
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._user_warning import warn
 from pyro_nfvi._validation import number, seed_number, whole
@@ -245,7 +246,7 @@ class _Loop:
     ) -> DensityFit:
         report = DensityFit(reason="max_steps")
         began = time.perf_counter()
-        optimizer = torch.optim.Adam(self.params, lr=lr)
+        optimizer = Adam(self.params, lr=lr)
         every = max(_RECIPE.look_every, len(self.train[0]) // batch_size)
         recovery, stopping, decays = Recovery(), EarlyStopping(patience), 0
         tensors = [*self.params, *self.moving]
@@ -257,7 +258,7 @@ class _Loop:
             return lr * _RECIPE.decay**decays * recovery.rate
 
         batches = self.batches(batch_size)
-        bar = tqdm(total=max_steps, disable=not progress, desc="density", unit="step")
+        bar = progress_bar("density", max_steps, unit="step", show=progress)
         try:
             while report.steps < max_steps:
                 value = self.step(optimizer, next(batches), clip_norm)
@@ -298,7 +299,7 @@ class _Loop:
                     report.reason = "converged"
                     break
                 self.module.load_state_dict(kept)
-                optimizer = torch.optim.Adam(self.params, lr=rate())
+                optimizer = Adam(self.params, lr=rate())
                 good = Snapshot.take(report.steps, tensors, optimizer)
         except KeyboardInterrupt:
             report.reason = "interrupted"

@@ -9,7 +9,6 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._eval_mode import scoring, training_pass
@@ -17,6 +16,8 @@ from pyro_nfvi._optim.gradient_clipping import clip_gradient
 from pyro_nfvi._optim.learning_rate import cosine
 from pyro_nfvi._optim.recovery import Action, Recovery
 from pyro_nfvi._optim.snapshot import Snapshot
+from pyro_nfvi._optim.torch_optimizers import Adam
+from pyro_nfvi._progress_bar import progress_bar
 from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi._validation import number, seed_number, whole
@@ -310,32 +311,34 @@ class PathSampler(nn.Module):
         if not params:
             raise OptionError("PathSampler has no parameter that requires a gradient to fit.")
         noise = stream(seed, "path sampler", device=params[0].device)
-        optimizer = torch.optim.Adam(params, lr=lr)
+        optimizer = Adam(params, lr=lr)
         recovery, good = Recovery(), Snapshot.take(0, params, optimizer)
         bounds: list[float] = []
-        for step in tqdm(range(num_steps), disable=not progress, desc="paths", unit="step"):
-            optimizer.param_groups[0]["lr"] = lr * recovery.rate * cosine(step / num_steps)
-            optimizer.zero_grad(set_to_none=True)
-            # A caller's no_grad is about what it computes, not about the fit.
-            with torch.enable_grad(), training_pass():
-                bound = self.sample(num_samples, generator=noise)[1].mean()
-                (-bound).backward()
-            ok = clip_gradient(params, clip_norm) and bool(bound.isfinite())
-            if ok:
-                optimizer.step()
-            bounds.append(float(bound.detach()))
-            action = recovery.after(1, ok=ok)
-            if action is Action.SNAPSHOT:
-                good = Snapshot.take(step + 1, params, optimizer)
-            elif action is Action.RESTORE:
-                good.put(params, optimizer)
-                recovery.restored(step + 1)
-            elif action is Action.GIVE_UP:
-                raise DivergedError(
-                    f"The fit gave up after {step + 1} steps, {recovery.skipped} of them without a "
-                    "finite gradient. Lower lr or the layers' step_size, or begin nearer to the "
-                    "target."
-                )
+        with progress_bar("paths", num_steps, unit="step", show=progress) as bar:
+            for step in range(num_steps):
+                optimizer.param_groups[0]["lr"] = lr * recovery.rate * cosine(step / num_steps)
+                optimizer.zero_grad(set_to_none=True)
+                # A caller's no_grad is about what it computes, not about the fit.
+                with torch.enable_grad(), training_pass():
+                    bound = self.sample(num_samples, generator=noise)[1].mean()
+                    (-bound).backward()
+                ok = clip_gradient(params, clip_norm) and bool(bound.isfinite())
+                if ok:
+                    optimizer.step()
+                bounds.append(float(bound.detach()))
+                action = recovery.after(1, ok=ok)
+                if action is Action.SNAPSHOT:
+                    good = Snapshot.take(step + 1, params, optimizer)
+                elif action is Action.RESTORE:
+                    good.put(params, optimizer)
+                    recovery.restored(step + 1)
+                elif action is Action.GIVE_UP:
+                    raise DivergedError(
+                        f"The fit gave up after {step + 1} steps, {recovery.skipped} of them "
+                        "without a finite gradient. Lower lr or the layers' step_size, or begin "
+                        "nearer to the target."
+                    )
+                bar.update()
         return bounds
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nfvi._autocast import full_precision, in_full_precision
+from pyro_nfvi._math import broadcast_shape
 from pyro_nfvi._typing import Contexts, Image, ImageAndScore, Points
 from pyro_nfvi._validation import whole
 from pyro_nfvi._vjp import vjp
@@ -213,7 +214,7 @@ class Flow(Bijection):
                 "it with .to(dtype)."
             )
         try:
-            batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
+            batch = broadcast_shape(x.shape[:-1], context.shape[:-1])
         except RuntimeError as error:
             raise ShapeError(
                 f"{name}: the batch shapes of the point {tuple(x.shape)} and of the context "

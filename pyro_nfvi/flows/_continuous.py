@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_nfvi._nn.mlp import hidden_widths
+from pyro_nfvi._optional_import import process_kept
 from pyro_nfvi._typing import Contexts, Hidden, Image, Points, TensorPair
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import MissingPackageError, OptionError
@@ -202,7 +203,8 @@ def _dopri5(rates: _Field, x: Tensor, start: float, end: float, flow: Continuous
 
 def _torchdiffeq() -> Any:
     try:
-        import torchdiffeq
+        with process_kept():
+            import torchdiffeq
     except ImportError as error:
         raise MissingPackageError(
             "solver='dopri5' needs torchdiffeq: pip install 'pyro-nfvi[ode]'. "

@@ -11,6 +11,7 @@ from torch.distributions import Transform, constraints
 
 from pyro_nfvi._compat import is_transformed
 from pyro_nfvi._eval_mode import recorded
+from pyro_nfvi._math import broadcast_shape
 from pyro_nfvi._typing import Contexts, Image, Points
 
 _Versions = tuple[tuple[int, int], ...]
@@ -104,7 +105,7 @@ class FlowTransform(Transform, nn.Module):
         """Shape of the image of a point of this shape."""
         if self.context is None:
             return shape
-        batch = torch.broadcast_shapes(shape[:-1], self.context.shape[:-1])
+        batch = broadcast_shape(shape[:-1], self.context.shape[:-1])
         return torch.Size((*batch, shape[-1]))
 
     inverse_shape = forward_shape

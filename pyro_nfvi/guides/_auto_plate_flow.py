@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._eval_mode import scoring
+from pyro_nfvi._math import broadcast_shape
 from pyro_nfvi._pyro_model.batch_model import BatchModel, batch_arguments
 from pyro_nfvi._pyro_model.constraints import bijection, inside
 from pyro_nfvi._pyro_model.latent_space import LatentSite, LatentSpace
@@ -737,7 +738,7 @@ class AutoPlateFlow(VectorGuide):
             # Plates of a caller's, for particles, stand left of those of the model.
             leads.append(noise.shape[: max(noise.dim() - events - depth, 0)])
             parts.append(noise)
-        lead = torch.broadcast_shapes(*leads)
+        lead = broadcast_shape(*leads)
         flat = [
             part.reshape(*own, -1).expand(*lead, -1) if own else part.reshape(-1).expand(*lead, -1)
             for own, part in zip(leads, parts)

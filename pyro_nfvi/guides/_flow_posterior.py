@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_nfvi._math import broadcast_shape
 from pyro_nfvi._typing import Location, Points, Rows
 from pyro_nfvi.distributions._bases import Base
 
@@ -33,7 +34,7 @@ class BaseNoise(dist.TorchDistribution):
 
     def log_prob(self, value: Points) -> Rows:
         found = self.base.log_prob(value)
-        return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
+        return found.expand(broadcast_shape(found.shape, self.batch_shape))
 
 
 class FlowPosterior(dist.TransformedDistribution):

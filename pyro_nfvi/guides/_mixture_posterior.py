@@ -10,6 +10,7 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_nfvi._math import broadcast_shape
 from pyro_nfvi._typing import Points, Rows
 from pyro_nfvi.distributions._mixture import MixtureDensity
 
@@ -42,7 +43,7 @@ class MixturePosterior(dist.TorchDistribution):
 
     def log_prob(self, value: Points) -> Rows:
         found = self.density.log_prob(value)
-        return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
+        return found.expand(broadcast_shape(found.shape, self.batch_shape))
 
     def score_parts(self, value: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
         each = self.density.components(value) + self.density.log_weights

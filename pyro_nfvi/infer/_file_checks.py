@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from pyro_nfvi._compat import DispatchMode
 from pyro_nfvi._files.archives import Malformed
+from pyro_nfvi._optional_import import process_kept
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.distributions._mixture import MixtureDensity
@@ -126,10 +127,10 @@ def bounded(tensors: Any) -> Iterator[None]:
     """
     leaves = list(_leaves(tensors))
     size = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
-    with _Bounded(
-        max(FILES.bytes, FILES.bytes_per_byte * size),
-        FILES.operations + FILES.operations_per_tensor * len(leaves),
-    ):
+    most = max(FILES.bytes, FILES.bytes_per_byte * size)
+    operations = FILES.operations + FILES.operations_per_tensor * len(leaves)
+    # Operations on the meta device import PyTorch's compiler.
+    with process_kept(), _Bounded(most, operations):
         yield
 
 

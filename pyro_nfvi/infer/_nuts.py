@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 
 import pyro
 import torch
-from pyro.infer import MCMC, NUTS
+from pyro import poutine
+from pyro.infer import NUTS
 from torch import Tensor
 
 from pyro_nfvi._chain_rule import scored
 from pyro_nfvi._mcmc.chains import Ending
+from pyro_nfvi._progress_bar import ProgressBar, progress_bar
 from pyro_nfvi._random import fresh_seed
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._validation import whole
@@ -51,19 +53,12 @@ def to_nuts(
         for chain in range(num_chains):
             # Each chain starts at a draw of the guide, which is a typical point of the flow.
             start = _start(density.sample_base, potential)
-            mcmc = MCMC(
-                NUTS(potential_fn=potential),
-                num_samples=num_samples,
-                warmup_steps=warmup_steps,
-                initial_params={"eps": start},
-                disable_progbar=not progress,
-            )
-            with pyro.validation_enabled(False):
-                mcmc.run()
-            parts.append(mcmc.get_samples()["eps"])
-            found = (mcmc._diagnostics[0] or {}).get("divergences", [])
-            places = [int(index) for index in found if 0 <= int(index) < num_samples]
-            diverging[chain, places] = True
+            told = f"NFVI: NUTS, chain {chain + 1} of {num_chains}"
+            total = warmup_steps + num_samples
+            with progress_bar(told, total, unit="draw", show=progress) as bar:
+                drawn, found = _chain(potential, start, warmup_steps, num_samples, bar)
+            parts.append(drawn)
+            diverging[chain, found] = True
         sampling = Sampling(
             method="NUTS",
             num_samples=num_samples,
@@ -78,6 +73,31 @@ def to_nuts(
             seconds=time.monotonic() - begin,
         )
         return make_run(fit, density, torch.stack(parts), {"diverging": diverging}, sampling)
+
+
+def _chain(
+    potential: Callable[[TensorDict], Tensor],
+    start: Tensor,
+    warmup_steps: int,
+    num_samples: int,
+    bar: ProgressBar,
+) -> tuple[Tensor, list[int]]:
+    """Run Pyro's kernel; return its draws, and the numbers of those of divergent transitions.
+
+    Without Pyro's ``MCMC`` around it, which replaces handlers of the logger ``pyro.infer.mcmc``.
+    """
+    kernel = NUTS(potential_fn=potential)
+    point, drawn = {"eps": start}, []
+    kernel.initial_params = point
+    with poutine.block(), pyro.validation_enabled(False):
+        kernel.setup(warmup_steps)
+        for step in range(warmup_steps + num_samples):
+            point = kernel.sample(point)
+            if step >= warmup_steps:
+                drawn.append(point["eps"])
+            bar.update()
+    found = [int(index) for index in kernel.diagnostics()["divergences"]]
+    return torch.stack(drawn), [index for index in found if 0 <= index < num_samples]
 
 
 def _start(draw: Callable[[int], Tensor], potential: Callable[[TensorDict], Tensor]) -> Tensor:

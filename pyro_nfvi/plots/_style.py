@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pyro_nfvi._optional_import import process_kept
 from pyro_nfvi.errors import MissingPackageError
 
 #: Colours of the fit, of what it is compared with (areas, points), and of thin lines.
@@ -33,7 +34,8 @@ STYLE = {
 def pyplot() -> Any:
     """Import ``matplotlib.pyplot``, or say how to install it."""
     try:
-        import matplotlib.pyplot as plt
+        with process_kept():
+            import matplotlib.pyplot as plt
     except ImportError as error:
         raise MissingPackageError(
             "Pictures need matplotlib, which is not installed: pip install 'pyro-nfvi[arviz]', or "

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyro_nfvi._math import broadcast_shape
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.errors import ShapeError
 from pyro_nfvi.flows._base import Flow
@@ -102,7 +103,7 @@ def broadcast(case: FlowCase) -> None:
     for point_batch, context_batch in (((7,), ()), ((), (7,)), ((3, 1), (7,)), ((1,), (5, 1))):
         x, context = case.points(*point_batch), case.contexts(*context_batch)
         assert context is not None
-        batch = torch.broadcast_shapes(point_batch, context_batch)
+        batch = broadcast_shape(point_batch, context_batch)
         full_x, full_context = x.expand(*batch, -1), context.expand(*batch, -1)
         for name, call in _both(flow):
             for got, expected in zip(

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -201,22 +202,35 @@ class _Form:
 
 
 def _digits() -> ImageData:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingPackageError(
-            "The embedded digits come with scikit-learn, which is not installed: "
-            "pip install 'pyro-nfvi[vae]', or pip install scikit-learn"
-        ) from error
-    found = load_digits()
-    order = np.random.RandomState(0).permutation(len(found.images))
-    x = torch.from_numpy(found.images[order].astype(np.uint8))
-    y = torch.from_numpy(found.target[order].astype(np.int64))
+    rows = _table_of_digits()
+    rows = rows[np.random.RandomState(0).permutation(len(rows))]
+    x = torch.from_numpy(rows[:, :-1].reshape(-1, 8, 8).astype(np.uint8))
+    y = torch.from_numpy(rows[:, -1].astype(np.int64))
     held_out = DATA.digits_held_out
     cuts = (len(x) - 2 * held_out, len(x) - held_out)
     images, labels = [(v[: cuts[0]], v[cuts[0] : cuts[1]], v[cuts[1] :]) for v in (x, y)]
     train, valid, test = images
     return ImageData("digits", train, valid, test, 17, labels)
+
+
+def _table_of_digits() -> np.ndarray:
+    """Read scikit-learn's file of digits, ``(images, 64 pixels and a label)``.
+
+    Without its import, which takes a second and sets variables of the environment.
+    """
+    found = find_spec("sklearn")
+    if found is None or not found.submodule_search_locations:
+        raise MissingPackageError(
+            "The embedded digits come with scikit-learn, which is not installed: "
+            "pip install 'pyro-nfvi[vae]', or pip install scikit-learn"
+        )
+    file = Path(found.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    if not file.exists():
+        raise MissingPackageError(
+            f"This scikit-learn has no file {file}, from which the digits are read. Install "
+            "another release of it, or pass images of your own."
+        )
+    return np.loadtxt(file, delimiter=",")
 
 
 def _from_folder(path: Path, form: _Form) -> ImageData:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from pyro_nfvi._progress_bar import progress_bar
 from pyro_nfvi._random import stream
 from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.errors import WeightError
@@ -112,7 +112,7 @@ def importance_nll(
     )
     width = max(1, min(len(x), tile // samples))
     rows: list[Tensor] = []
-    with tqdm(total=len(x), disable=not show, desc="NLL", unit="image") as bar:
+    with progress_bar("NLL", len(x), unit="image", show=show) as bar:
         for start in range(0, len(x), width):
             stop = min(start + width, len(x))
             labels = None if y is None else y[start:stop]

@@ -492,7 +492,7 @@ def test_groups_can_be_chosen():
 @pytest.mark.skipif(not az.__version__.startswith("0."), reason="tests/arviz1 does it for ArviZ 1")
 def test_what_people_do_next(tmp_path):
     guides = [perturbed(AutoFlow(schools).setup(Y, SIGMA)) for _ in range(2)]
-    idata = to_arviz(guides, args=(Y, SIGMA), num_samples=500)
+    idata = to_arviz(guides, args=(Y, SIGMA), num_samples=500, seed=1)
     table = az.summary(idata, var_names=["mu", "theta"])
     assert len(table) == 9
     loo = az.loo(idata, pointwise=True)
@@ -513,7 +513,14 @@ def test_the_users_globals_are_left_alone():
     guide = AutoFlow(schools).setup(Y, SIGMA)
     before = dict(pyro.get_param_store().items()).keys()
     validation = torch.distributions.Distribution._validate_args
-    to_arviz(guide, args=(Y, SIGMA), num_samples=5)
+    state = torch.get_rng_state()
+    one = to_arviz([guide, guide], args=(Y, SIGMA), num_samples=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    again, other = (to_arviz(guide, args=(Y, SIGMA), num_samples=5, seed=seed) for seed in (0, 1))
+    first, second = one["posterior"]["mu"].values
+    assert (first == again["posterior"]["mu"].values[0]).all()
+    assert (first != second).all()
+    assert (first != other["posterior"]["mu"].values[0]).all()
     assert dict(pyro.get_param_store().items()).keys() == before
     assert torch.distributions.Distribution._validate_args == validation
     # Inside somebody else's handlers, nothing of ours appears in their trace.

@@ -19,6 +19,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from pyro_nfvi._optim.learning_rate import cosine
+from pyro_nfvi._optim.torch_optimizers import Adamax
 from pyro_nfvi._processes.launcher import ParentWatch, launched
 from pyro_nfvi._processes.process_group import ProcessGroup, leave_group
 from pyro_nfvi._processes.recipe import LAUNCHER
@@ -266,7 +267,7 @@ def _rates(options: Options, vae: FlowVAE, steps: int) -> Rates:
     if options.optimizer == "adam":
         optimizer = adam(vae, options.lr)
     else:
-        optimizer = torch.optim.Adamax(vae.parameters(), lr=options.lr, eps=TRAINER.adamax_eps)
+        optimizer = Adamax(vae.parameters(), lr=options.lr, eps=TRAINER.adamax_eps)
     if options.decay == "none":
         return Rates(optimizer)
     decay = LambdaLR(optimizer, lambda step: cosine(min(1.0, step / steps), end=0.0))

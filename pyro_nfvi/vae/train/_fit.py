@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyro_nfvi._optim.torch_optimizers import Adam
 from pyro_nfvi._processes.launcher import ParentWatch, launched
 from pyro_nfvi._processes.process_group import ProcessGroup, joined, leave_group
 from pyro_nfvi._random import seeded
@@ -189,12 +190,12 @@ def _rates(vae: FlowVAE, optimizer: Any, lr: float, scheduler: Any, interval: st
     return Rates(optimizer, scheduler, interval)
 
 
-def adam(vae: FlowVAE, lr: float) -> torch.optim.Adam:
+def adam(vae: FlowVAE, lr: float) -> Adam:
     """Return Adam, in one pass over all parameters where torch has that for their device."""
     leaves = [one for one in vae.parameters() if one.requires_grad]
     real = all(one.is_floating_point() for one in leaves)
     fused = real and {one.device.type for one in leaves} in ({"cpu"}, {"cuda"})
-    return torch.optim.Adam(leaves, lr=lr, fused=fused)
+    return Adam(leaves, lr=lr, fused=fused)
 
 
 class _Session:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyro_nfvi._files.atomic_files import remove_drafts, whole_file
 from pyro_nfvi._files.fit_files import read_file, write_file
 from pyro_nfvi._optim.snapshot import Snapshot, check_optimizer
+from pyro_nfvi._optim.torch_optimizers import Adam, Adamax
 from pyro_nfvi._train.checkpoint import packed, unpacked
 from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.infer._file_checks import bounded, check_state
@@ -112,7 +113,7 @@ class RunState:
 #: Optimisers whose state has the shape of the parameters; of others nothing is known.
 _ELEMENTWISE = (
     torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam,
-    torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad,
+    torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad, Adam, Adamax,
 )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm.auto import tqdm
 
 from pyro_nfvi._autocast import full_dtype
 from pyro_nfvi._eval_mode import evaluation, mode_free, moving_buffers, training_pass
@@ -23,6 +21,7 @@ from pyro_nfvi._optim.gradient_clipping import clip_gradient
 from pyro_nfvi._optim.recovery import Action, Recovery
 from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._processes.process_group import ProcessGroup
+from pyro_nfvi._progress_bar import ProgressBar, progress_bar
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.errors import DataError, DivergedError, OptionError
 from pyro_nfvi.vae._losses import VAELoss
@@ -134,6 +133,7 @@ class Trainer:
             raise OptionError("Early stopping (patience) needs validation images: pass valid.")
         self.average = WeightAverage(plan.ema, self._tensors) if plan.ema else None
         self._recovery, self._cause = Recovery(), ""
+        self._judged = ""  # the newest ELBO of the validation images, for the bar
         self._best: list[Tensor] | None = None
         self._good = Snapshot.take(0, self._tensors, self.optimizer)
 
@@ -200,12 +200,10 @@ class Trainer:
         for callback in self.callbacks:
             callback.begin(at.epoch)
         try:
-            with tqdm(
-                total=total,
-                initial=at.step if total is None else min(at.step, total),
-                disable=not self.show or _in_a_file(),
-                unit="step",
-            ) as bar:
+            with progress_bar(
+                "training", total, unit="step", show=self.show,
+                done=at.step if total is None else min(at.step, total),
+            ) as bar:  # fmt: skip
                 while not at.done and at.epoch < self.plan.epochs:
                     if not self._epoch(bar):
                         at.done = "interrupted"
@@ -222,7 +220,7 @@ class Trainer:
 
     # ---------------------------------------------------------------------------- an epoch
 
-    def _epoch(self, bar: Any) -> bool:
+    def _epoch(self, bar: ProgressBar) -> bool:
         """Run the rest of an epoch; False if a signal came."""
         at, plan = self.progress, self.plan
         batches = self.feed.train.shuffled(at.epoch, at.batch, size=plan.batch_size, seed=plan.seed)
@@ -240,7 +238,7 @@ class Trainer:
             )
         return True
 
-    def _step(self, group: list[Batch], bar: Any) -> None:
+    def _step(self, group: list[Batch], bar: ProgressBar) -> None:
         at = self.progress
         total = sum(len(x) for x, _ in group)
         parts = self._parts(group, total)
@@ -293,7 +291,7 @@ class Trainer:
             bound, _, kl, count = at.sums
             bar.set_postfix_str(
                 f"epoch {at.epoch + 1}: bound {bound / count:.2f}, KL {kl / count:.2f} nats, "
-                f"KL weight {at.kl_weight:.2f}",
+                f"KL weight {at.kl_weight:.2f}{self._judged}",
                 refresh=False,
             )
         bar.update()
@@ -384,7 +382,7 @@ class Trainer:
 
     # ------------------------------------------------------------------- the end of an epoch
 
-    def _end_of_epoch(self, bar: Any) -> None:
+    def _end_of_epoch(self, bar: ProgressBar) -> None:
         at = self.progress
         bound, reconstruction, kl, count = at.sums
         train = _means(reconstruction - kl, reconstruction, kl, count)
@@ -411,7 +409,8 @@ class Trainer:
         }
         elbo = (valid or train)["elbo"]
         if valid is not None:
-            bar.set_description_str(f"valid ELBO {elbo:.2f}", refresh=False)
+            self._judged = f", valid ELBO {elbo:.2f}"
+        bar.set_postfix_str(f"epoch {at.epoch}{self._judged}", refresh=False)
         if self.folder is not None and self.team.leads:
             self.folder.append(line)
         for callback in self.callbacks:
@@ -539,8 +538,3 @@ def _trained(vae: FlowVAE, optimizer: torch.optim.Optimizer) -> list[torch.nn.Pa
             "it of vae.parameters(), after the VAE was moved to its device and type."
         )
     return [one for one in ours if one.requires_grad]
-
-
-def _in_a_file() -> bool:
-    """Tell whether a bar would fill a file with its lines."""
-    return "ipykernel" not in sys.modules and not sys.stderr.isatty()
