@@ -21,6 +21,7 @@ CHECKED = [
     "pyro_nfvi.objectives._surrogate",
     "pyro_nfvi.objectives._elbo",
     "pyro_nfvi.objectives._importance_weighted",
+    "pyro_nfvi.objectives._renyi",
     "pyro_nfvi.objectives._tempered",
     "pyro_nfvi.guides._auto_flow",
     "pyro_nfvi.guides._flow_posterior",

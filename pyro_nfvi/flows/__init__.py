@@ -10,9 +10,10 @@ from pyro_nfvi.flows._conditioning import ParamFlow
 from pyro_nfvi.flows._continuous import Continuous
 from pyro_nfvi.flows._coupling import Coupling
 from pyro_nfvi.flows._elementwise import Elementwise
+from pyro_nfvi.flows._householder import Householder
 from pyro_nfvi.flows._interop import adapt
 from pyro_nfvi.flows._low_rank_affine import LowRankAffine
-from pyro_nfvi.flows._lu_householder import Householder, LULinear
+from pyro_nfvi.flows._lu_linear import LULinear
 from pyro_nfvi.flows._neural_autoregressive import MonotoneTransformer
 from pyro_nfvi.flows._normalization import ActNorm, BatchNorm
 from pyro_nfvi.flows._permutation import Permute

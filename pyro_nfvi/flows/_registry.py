@@ -19,7 +19,7 @@ from pyro_nfvi.flows._continuous import Continuous
 from pyro_nfvi.flows._coupling import Coupling
 from pyro_nfvi.flows._coupling_masks import random_halves
 from pyro_nfvi.flows._elementwise import Elementwise
-from pyro_nfvi.flows._lu_householder import LULinear
+from pyro_nfvi.flows._lu_linear import LULinear
 from pyro_nfvi.flows._neural_autoregressive import MonotoneTransformer
 from pyro_nfvi.flows._normalization import ActNorm
 from pyro_nfvi.flows._planar import PlanarChain

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pyro_nfvi.objectives._elbo import PathELBO, TotalELBO
-from pyro_nfvi.objectives._importance_weighted import ImportanceELBO, RenyiELBO
+from pyro_nfvi.objectives._importance_weighted import ImportanceELBO
 from pyro_nfvi.objectives._objective import Estimate, Objective
+from pyro_nfvi.objectives._renyi import RenyiELBO
 from pyro_nfvi.objectives._schedules import Constant, Cyclic, Linear, Schedule, Tempered
 from pyro_nfvi.objectives._tempered import TemperedELBO
 

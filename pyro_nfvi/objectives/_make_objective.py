@@ -10,8 +10,9 @@ from torch import Tensor
 from pyro_nfvi._typing import Noise
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.objectives._elbo import PathELBO, TotalELBO
-from pyro_nfvi.objectives._importance_weighted import ImportanceELBO, RenyiELBO
+from pyro_nfvi.objectives._importance_weighted import ImportanceELBO
 from pyro_nfvi.objectives._objective import Approximation, Estimate, LogDensity, Objective
+from pyro_nfvi.objectives._renyi import RenyiELBO
 from pyro_nfvi.objectives._schedules import Tempered
 from pyro_nfvi.objectives._tempered import TemperedELBO
 

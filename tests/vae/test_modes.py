@@ -18,7 +18,7 @@ from pyro_nfvi import vae as package
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.plots._style import pyplot
 from pyro_nfvi.vae import ELBOLoss, FlowVAE, IWAELoss, evaluate, training_pass
-from pyro_nfvi.vae._evaluation import active_units
+from pyro_nfvi.vae._active_units import active_units
 from pyro_nfvi.vae._memory_tiles import numbers_per_row
 from pyro_nfvi.vae._pixels import Preparation
 from pyro_nfvi.vae.train._feeds import tensor_feed
