@@ -1,7 +1,7 @@
 """Posteriors with several modes: which are found, with which weights, and what the verdict says.
 
     python benchmarks/modes.py             # writes docs/benchmarks/modes.{md,json,png}
-    python benchmarks/modes.py --smoke     # one small target, writes to out/benchmarks
+    python benchmarks/modes.py --smoke     # two small targets, writes to out/benchmarks
 
 Every fit is ``NFVI(model).run()`` with nothing but a seed. Masses are counted in 20,000 draws of
 the fit. A second row for each posterior shows the same without looking for modes.
@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, for benchmarks/
 
 from benchmarks._report import DOCS, ROOT, environment, in_words, table, write
-from benchmarks.modes_targets import TARGETS
+from benchmarks.modes_targets import MANY, TARGETS
 from pyro_nfvi import NFVI
 
 DRAWS = 20_000
@@ -57,6 +57,47 @@ def one(name, seed, explore, steps):
         **cost,
     }
     return fit, draws, row
+
+
+def one_of_many(name, seed):
+    """A fit of a posterior of very many modes, and how far its shares and evidence are off."""
+    target = MANY[name]()
+    cpu = time.process_time()
+    fit = NFVI(target.model, seed=seed, progress=False).run()
+    cpu = time.process_time() - cpu
+    shares = target.shares(fit.sample(2 * DRAWS, seed=1))
+    return {
+        "target": name,
+        "seed": seed,
+        "error": float((shares - target.true).abs().max()),
+        "least": float(shares.min()),
+        "evidence_error": fit.log_evidence()[0] - target.log_evidence,
+        "verdict": str(fit.verdict),
+        "reasons": list(fit.verdict.reasons),
+        "khat": fit.khat,
+        "ess": fit.ess / len(fit.draws.z),
+        "cpu": cpu,
+    }
+
+
+def lines_of_many(rows):
+    lines = []
+    for name in MANY:
+        group = [row for row in rows if row["target"] == name]
+        if group:
+            target = MANY[name]()
+            lines.append(
+                [
+                    target.title,
+                    target.modes,
+                    f"{max(row['error'] for row in group):.4f}",
+                    f"{max(abs(row['evidence_error']) for row in group):.4f}",
+                    counted([row["verdict"] for row in group]),
+                    f"{100 * statistics.median(row['ess'] for row in group):.0f} %",
+                    f"{statistics.median(row['cpu'] for row in group):.0f}",
+                ]
+            )
+    return lines
 
 
 def numbers(values, digits=3):
@@ -120,13 +161,14 @@ def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
-    parser.add_argument("--smoke", action="store_true", help="one small target, few steps")
+    parser.add_argument("--many", nargs="*", default=list(MANY), choices=list(MANY))
+    parser.add_argument("--smoke", action="store_true", help="two small targets, few steps")
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder, steps = DOCS, None
     if args.smoke:
         folder, steps = ROOT / "out" / "benchmarks", 300
-        args.targets, args.seeds = ["regression"], 1
+        args.targets, args.many, args.seeds = ["regression"], ["signs_10"], 1
     folder.mkdir(parents=True, exist_ok=True)
     rows, shown = [], {}
     for name in args.targets:
@@ -143,6 +185,16 @@ def main():
                     f"{row['cpu']:.0f} CPU s",
                     flush=True,
                 )
+    many = []
+    for name in args.many:
+        for seed in range(args.seeds):
+            many.append(one_of_many(name, seed))
+            row = many[-1]
+            print(
+                f"{name:13s} seed {seed}: shares off by {row['error']:.4f}, log evidence by "
+                f"{row['evidence_error']:.4f}, {row['verdict']}, {row['cpu']:.0f} CPU s",
+                flush=True,
+            )
     picture(shown, folder / "modes.png")
     ours = [row for row in rows if row["explore"] == "starts"]
     kept = sum(row["found"] == len(row["true"]) and row["error"] <= PROMISE for row in ours)
@@ -150,6 +202,10 @@ def main():
     head = [
         "posterior", "modes found", "true masses", "masses of the fit", "worst error", "verdict",
         "k-hat", "ESS", "CPU s",
+    ]  # fmt: skip
+    many_head = [
+        "posterior", "modes", "worst error of a share", "of the log evidence", "verdict", "ESS",
+        "CPU s",
     ]  # fmt: skip
     body = f"""
 Six posteriors whose modes have known masses, fitted by `NFVI(model).run()` with nothing but a seed
@@ -166,12 +222,25 @@ All modes are found and no mass is off by more than {PROMISE} in **{kept} of {le
 The rows with `explore="off"` (one seed) are what one flow makes of them. The verdict then goes by
 where the Gaussian's own twelve starts ended, and by wide draws around the fit.
 *A mode that no ascent reaches stays unseen by the default fit too*: narrow
-ones far from the draws of the prior, in particular, and more than 16.
+ones far from the draws of the prior, in particular.
+
+## Very many modes
+
+{table(many_head, lines_of_many(many))}
+
+Values whose signs were lost (a plate of 10 or 50, noise 0.05, a prior N(0.1, 1)) and Many Well are
+products, found as such: the shares are the probabilities that each latent is positive, whose true
+values and evidence are integrals on a grid. The 40 Gaussians stand at places that are uniform in
+[-40, 40]^2, each with sd softplus(1), as in [Midgley et al. 2023](https://arxiv.org/abs/2208.01893)
+(their places are others: those of torch's generator with seed 0); the shares are those of draws
+that are nearest to each place, true ones of a million exact draws. The worst errors of {args.seeds}
+seeds, in {2 * DRAWS} draws, with a standard error of at most 0.0025 for signs and wells, and of
+0.0009 for the Gaussians.
 
 {in_words(env)} Written by `python benchmarks/modes.py`.
 """
-    page = write("modes", "Posteriors with several modes", {"environment": env, "rows": rows}, body,
-                 folder)  # fmt: skip
+    results = {"environment": env, "rows": rows, "many": many}
+    page = write("modes", "Posteriors with several modes", results, body, folder)
     print(f"wrote {page}")
 
 

@@ -4,6 +4,7 @@ None of them can be drawn from by running the model: the modes have to be found.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -148,6 +149,129 @@ def regression():
 
     return Target("regression, sign unknown", model, mode, torch.softmax(sides, 0))
 
+
+@dataclass(frozen=True)
+class Many:
+    """A posterior of so many modes that only probabilities of sides or places can be compared.
+
+    Attributes:
+        title: What it is, in a few words.
+        modes: Number of its modes, in words.
+        model: The Pyro model.
+        shares: Maps draws by site to shares ``(K,)``.
+        true: These shares.
+        log_evidence: Log evidence, in nats.
+    """
+
+    title: str
+    modes: str
+    model: Callable[[], None]
+    shares: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+    true: torch.Tensor
+    log_evidence: float
+
+
+def _on_grid(log_p, low, high, count=400_001):
+    """Log of the integral of exp(log_p), and the share right of 0."""
+    grid = torch.linspace(low, high, count, dtype=torch.float64)
+    found = log_p(grid)
+    evidence = float(torch.logsumexp(found, 0)) + math.log((high - low) / (count - 1))
+    return evidence, float(found.softmax(0)[grid > 0].sum())
+
+
+def signs(count):
+    """Values whose signs were lost, in a plate; the prior prefers positive ones."""
+    generator = torch.Generator().manual_seed(count)
+    y = torch.randn(count, generator=generator).abs()
+    noise = 0.05
+
+    def model():
+        with pyro.plate("values", count):
+            z = pyro.sample("z", dist.Normal(0.1, 1.0))
+            pyro.sample("y", dist.Normal(z.abs(), noise), obs=y)
+
+    each = [
+        _on_grid(
+            lambda z, one=one: (
+                dist.Normal(0.1, 1.0).log_prob(z) + dist.Normal(z.abs(), noise).log_prob(one)
+            ),
+            -8.0,
+            8.0,
+        )
+        for one in y.double()
+    ]
+    return Many(
+        f"signs lost, plate of {count}",
+        f"up to 2^{count}",
+        model,
+        lambda draws: (draws["z"] > 0).double().mean(0),
+        torch.tensor([right for _, right in each], dtype=torch.float64),
+        sum(evidence for evidence, _ in each),
+    )
+
+
+def many_well(dim=32):
+    """Double wells in half of the coordinates, normals in the others (Many Well)."""
+    wide = 3.0
+
+    def log_density(z):
+        wells, rest = z[..., ::2], z[..., 1::2]
+        inner = -(wells**4) + 6 * wells**2 + 0.5 * wells
+        return inner.sum(-1) - 0.5 * rest.square().sum(-1)
+
+    def model():
+        prior = dist.Normal(torch.zeros(dim), wide).to_event(1)
+        z = pyro.sample("z", prior)
+        pyro.factor("rest", log_density(z) - prior.log_prob(z))
+
+    one, right = _on_grid(lambda x: -(x**4) + 6 * x**2 + 0.5 * x, -6.0, 6.0)
+    half = dim // 2
+    return Many(
+        f"Many Well, {dim}-D",
+        f"2^{half}",
+        model,
+        lambda draws: (draws["z"][:, ::2] > 0).double().mean(0),
+        torch.full((half,), right, dtype=torch.float64),
+        half * (one + 0.5 * math.log(2 * math.pi)),
+    )
+
+
+def forty_gaussians(seed=0):
+    """Forty equal Gaussians at places drawn uniformly from a square (GMM-40)."""
+    generator = torch.Generator().manual_seed(seed)
+    places = 80 * torch.rand(40, 2, generator=generator) - 40
+    scale = math.log1p(math.e)  # softplus(1)
+    prior = dist.Normal(torch.zeros(2), 4 * WIDE).to_event(1)
+    parts = dist.Normal(places, scale).to_event(1)
+    mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(40)), parts)
+
+    def model():
+        z = pyro.sample("z", prior)
+        pyro.factor("rest", mixture.log_prob(z) - prior.log_prob(z))
+
+    def shares(points):
+        near = parts.log_prob(points.unsqueeze(-2)).argmax(-1)
+        return torch.bincount(near, minlength=40) / len(points)
+
+    draws = places.repeat_interleave(25_000, 0)
+    draws = draws + scale * torch.randn(draws.shape, generator=generator)
+    return Many(
+        "40 Gaussians, 2-D",
+        "40",
+        model,
+        lambda found: shares(found["z"]).double(),
+        shares(draws).double(),
+        0.0,
+    )
+
+
+#: Posteriors of very many modes.
+MANY = {
+    "signs_10": lambda: signs(10),
+    "signs_50": lambda: signs(50),
+    "many_well_32": many_well,
+    "gaussians_40": forty_gaussians,
+}
 
 TARGETS = {
     "gaussians_2": lambda: gaussians(2, [0.4, 0.3, 0.2, 0.1], 1, 6.0),

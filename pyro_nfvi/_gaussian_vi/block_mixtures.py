@@ -27,21 +27,35 @@ class BlockModes:
     Attributes:
         index: Places of its latents ``(d,)``.
         mixture: The mixture of Gaussians.
-        places: Tops of its modes ``(M, d)``; one where it has one mode.
-        hits: Starts that ended in each ``(M,)``.
-        unseen: Estimate of its modes that no start has met.
+        places: Its modes and their tops.
     """
 
     index: Tensor
     mixture: LearntMixture
-    places: Tensor
-    hits: Tensor
-    unseen: UnseenStarts
+    places: BlockPlaces
 
     @property
     def num_modes(self) -> int:
-        """M, the number of its modes."""
-        return len(self.places)
+        """Number of its modes."""
+        return self.places.num_modes
+
+    def tops_and_masses(self) -> tuple[Tensor, Tensor]:
+        """Return a top of each mode ``(M, d)``, and the share of the mass of each ``(M,)``.
+
+        The mass is that of the components to whose means a top of the mode is nearest.
+        """
+        places, mixture = self.places, self.mixture
+        away = places.tops - mixture.locs.unsqueeze(1)
+        eps = torch.linalg.solve_triangular(mixture.factors, away.mT, upper=False)
+        mode = places.mode[eps.square().sum(1).argmin(-1).cpu()]
+        mass = torch.zeros(self.num_modes, dtype=torch.float64)
+        mass = mass.index_add(0, mode, mixture.log_weights.exp().cpu())
+        evidence = places.log_evidence.cpu()
+        first = [
+            int(evidence.masked_fill(places.mode != mode, -torch.inf).argmax())
+            for mode in range(self.num_modes)
+        ]
+        return places.tops[first], mass
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +82,7 @@ class ModeProduct:
     @property
     def unseen(self) -> UnseenStarts:
         """The estimates of all blocks as one: shares as of independent events."""
-        each = [block.unseen for block in self.blocks]
+        each = [block.places.unseen for block in self.blocks]
         return UnseenStarts(
             starts=self.num_starts,
             ends=sum(one.ends for one in each),
@@ -152,7 +166,7 @@ def fit_mode_product(
     )
     if places is None:
         return None
-    several = sum(len(block.tops) > 1 for block in places.blocks)
+    several = sum(block.num_modes > 1 for block in places.blocks)
     if several < 2 and (len(blocks) > 1 or not several):
         return None
     aim = min(BLOCK_MIXTURES.block_gap, BLOCK_MIXTURES.gap / len(blocks))
@@ -168,7 +182,7 @@ def fit_mode_product(
 
         one = _mixture_of(found, index, block, log_density, aim, generator)
         num_points += one.num_points
-        made.append(BlockModes(index, one, block.tops, block.hits, block.unseen))
+        made.append(BlockModes(index, one, block))
     return ModeProduct(tuple(made), places.num_starts, num_points, not target.budget.over())
 
 

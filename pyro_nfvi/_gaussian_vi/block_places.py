@@ -13,28 +13,37 @@ from pyro_nfvi._gaussian_vi.gaussians import Normals
 from pyro_nfvi._gaussian_vi.mode_ascent import ascend
 from pyro_nfvi._gaussian_vi.multistart import GaussianFit
 from pyro_nfvi._gaussian_vi.random_search import heights
-from pyro_nfvi._gaussian_vi.recipe import BLOCK_MIXTURES, MODE_SEARCH
+from pyro_nfvi._gaussian_vi.recipe import BLOCK_MIXTURES, MODE_SEARCH, PATHS
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._gaussian_vi.unseen_starts import UnseenStarts, unseen_starts
 
 
 @dataclass(frozen=True, eq=False)
 class BlockPlaces:
-    """The modes of a block.
+    """The modes of a block, and the tops of the density in them.
+
+    A ridge has many tops, no valley between neighbours: they are one mode.
 
     Attributes:
-        tops: Their tops ``(M, d)``.
-        factors: Factors of the inverses of minus the Hessians there ``(M, d, d)``.
-        hits: Starts that ended in each ``(M,)``.
-        log_evidence: Their log evidences by Laplace's method ``(M,)``, in nats.
+        tops: The tops ``(T, d)``.
+        factors: Factors of the inverses of minus the Hessians there ``(T, d, d)``.
+        log_evidence: Their log evidences by Laplace's method ``(T,)``, in nats.
+        mode: The mode of each ``(T,)``, from 0 on.
+        hits: Starts that ended in each mode ``(M,)``.
         unseen: Estimate of modes that no start has met.
     """
 
     tops: Tensor
     factors: Tensor
-    hits: Tensor
     log_evidence: Tensor
+    mode: Tensor
+    hits: Tensor
     unseen: UnseenStarts
+
+    @property
+    def num_modes(self) -> int:
+        """M, the number of modes."""
+        return len(self.hits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +93,12 @@ def find_places(
             one.add(polished)
         if target.budget.over() or turn == given.rounds - 1:
             break
-        several = sum(len(block.tops) > 1 for block in known)
+        several = sum(block.num_modes > 1 for block in known)
         if turn == 0 and (several < 1 or (several < 2 and len(blocks) > 1)):
             break
         # Starts of the box are of another kind than the first: they are tried in any case, and
         # again as long as they find something.
-        number = sum(len(block.tops) for block in known)
+        number = sum(block.num_modes for block in known)
         if turn and number == before and not any(block.wants_more() for block in known):
             break
         before = number
@@ -104,7 +113,8 @@ def _one_mode(block: Tensor, reference: Tensor, sds: Tensor, count: int) -> Bloc
     hits = torch.tensor([count])
     none = reference.new_zeros(1)
     factor = torch.diag(sds[block])[None]
-    return BlockPlaces(reference[block][None], factor, hits, none, unseen_starts(hits, none))
+    mode, unseen = torch.zeros(1, dtype=torch.long), unseen_starts(hits, none)
+    return BlockPlaces(reference[block][None], factor, none, mode, hits, unseen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +189,8 @@ class _Known:
     def __init__(self, target: Target, reference: Tensor, block: Tensor, sds: Tensor) -> None:
         self.target, self.reference, self.block, self.sds = target, reference, block, sds
         self.tops, self.precisions = reference[block][:0].view(0, len(block)), sds.new_zeros(0)
-        self.hits = torch.zeros(0, dtype=torch.long)
+        self.hits = torch.zeros(0, dtype=torch.long)  # of each top
+        self.mode = torch.zeros(0, dtype=torch.long)
         self.log_evidence = sds.new_zeros(0)
         self.beyond = 0
 
@@ -209,6 +220,41 @@ class _Known:
         hits = torch.bincount(label[label >= 0].cpu(), minlength=len(self.tops))
         self.hits = torch.nn.functional.pad(self.hits, (0, len(self.tops) - len(self.hits))) + hits
         self.log_evidence = self._evidence()
+        self._group(len(self.mode))
+
+    @property
+    def num_modes(self) -> int:
+        """Number of modes."""
+        return int(self.mode.max()) + 1 if len(self.mode) else 0
+
+    def _group(self, before: int) -> None:
+        """Give tops from ``before`` on to the modes of neighbours without a valley between."""
+        names: list[int] = self.mode.tolist()
+        fresh = max(names, default=-1) + 1
+        names += list(range(fresh, fresh + len(self.tops) - before))
+        pairs: list[tuple[int, int]] = []
+        for new in range(before, len(self.tops)):
+            away = self.tops[:new] - self.tops[new]
+            distance = (away / self.sds[self.block]).square().sum(-1)
+            near = distance.argsort()[: BLOCK_MIXTURES.neighbours]
+            pairs += [(new, one) for one in near.tolist()]
+        if pairs:
+            index = torch.tensor(pairs)
+            for (new, one), apart in zip(pairs, self._valleys(index).tolist(), strict=True):
+                if not apart and names[new] != names[one]:
+                    old, kept = names[new], names[one]
+                    names = [kept if name == old else name for name in names]
+        self.mode = torch.tensor(names, dtype=torch.long).unique(return_inverse=True)[1]
+
+    def _valleys(self, pairs: Tensor) -> Tensor:
+        """Tell of pairs of tops ``(P, 2)`` whether a valley lies on the straight way ``(P,)``."""
+        ends = self.tops[pairs.to(self.tops.device)]
+        share = torch.linspace(0, 1, PATHS.points, dtype=ends.dtype, device=ends.device)
+        ways = torch.lerp(ends[:, :1], ends[:, 1:], share[:, None])
+        rows = self.reference.expand(ways.shape[0] * len(share), -1).clone()
+        rows[:, self.block] = ways.flatten(0, 1)
+        height = heights(self.target, rows).double().view(-1, len(share))
+        return height.amin(-1) < torch.minimum(height[:, 0], height[:, -1]) - BLOCK_MIXTURES.valley
 
     def _nearest(self, z: Tensor) -> Tensor:
         """Return the mode that is near each of the points ``(N, d)``; -1 for none."""
@@ -229,13 +275,20 @@ class _Known:
     @property
     def unseen(self) -> UnseenStarts:
         """Estimate of modes that no start has met."""
-        return unseen_starts(self.hits, self.log_evidence, self.beyond)
+        return unseen_starts(*self._by_mode(), self.beyond)
+
+    def _by_mode(self) -> tuple[Tensor, Tensor]:
+        """Return hits and log evidences of the modes ``(M,)``, sums over their tops."""
+        inside = self.mode == torch.arange(self.num_modes).unsqueeze(-1)
+        log_evidence = self.log_evidence.cpu().expand(inside.shape).masked_fill(~inside, -torch.inf)
+        return (inside * self.hits).sum(-1), torch.logsumexp(log_evidence, -1)
 
     def wants_more(self) -> bool:
         """Tell whether more starts are likely to meet further modes that matter."""
-        if len(self.tops) < 2:
+        if self.num_modes < 2:
             return False
-        alone = torch.softmax(self.log_evidence, 0).cpu()[self.hits == 1]
+        hits, log_evidence = self._by_mode()
+        alone = torch.softmax(log_evidence, 0)[hits == 1]
         if bool((alone > BLOCK_MIXTURES.light).any()):
             return True
         return self.unseen.share > BLOCK_MIXTURES.most_unseen
@@ -244,7 +297,9 @@ class _Known:
         """Return what is known."""
         covariances = torch.linalg.inv(self.precisions)
         factors = torch.linalg.cholesky((covariances + covariances.mT) / 2)
-        return BlockPlaces(self.tops, factors, self.hits, self.log_evidence, self.unseen)
+        return BlockPlaces(
+            self.tops, factors, self.log_evidence, self.mode, self._by_mode()[0], self.unseen
+        )
 
 
 def _starts(

@@ -302,6 +302,11 @@ class BlockMixtureRecipe:
     decrement: float = 0.05
     #: Distance, in local sds, below which two ends are one mode.
     nearness: float = 1.0
+    #: Depth of the valley between two modes of a block, in nats below the lower one, at least. Tops
+    #: without one between neighbours are one mode, such as a ring or a ridge.
+    valley: float = 1.0
+    #: Nearest tops to which there may be none.
+    neighbours: int = 4
     #: Widest start of a mode, relative to the best Gaussian.
     widest: float = 30.0
     #: Scales of the draws around each component, relative to it, ...

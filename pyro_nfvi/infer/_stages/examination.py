@@ -203,7 +203,7 @@ def _narrow_modes(
 def _mode_search(search: SearchedModes, fit: Fit) -> Finding:
     """Say how modes were looked for, and how many the fit holds."""
     product = search.product
-    if product is not None and len(product.blocks) > 1 and not fit.modes:
+    if product is not None and len(product.blocks) > 1:
         return IndependentModes(
             len(product.blocks),
             sum(block.num_modes > 1 for block in product.blocks),

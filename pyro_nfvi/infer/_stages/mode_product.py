@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from pyro_nfvi._gaussian_vi.block_mixtures import BlockModes, ModeProduct
+from pyro_nfvi._gaussian_vi.block_mixtures import ModeProduct
+from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
 from pyro_nfvi._optim.stop_reason import StopReason
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
@@ -35,8 +36,7 @@ def product_fit(
         guide = problem.guide(None)
         guide.start_at_mixture(product.groups())
     settings = settings_of(problem, options, guide)
-    if len(product.blocks) == 1:
-        settings = replace(settings, modes=_fitted_modes(problem, product.blocks[0]))
+    settings = replace(settings, modes=_fitted_modes(problem, product))
     training = Training(
         torch.zeros(0),
         StopReason("converged", "Mixtures of Gaussians were learnt from importance weights."),
@@ -48,28 +48,26 @@ def product_fit(
     return score_guide(problem, options, time, guide, training)
 
 
-def _fitted_modes(problem: Problem, block: BlockModes) -> tuple[FittedMode, ...]:
-    """Describe the modes of a block of all latents: weights of the components nearest to each."""
+def _fitted_modes(problem: Problem, product: ModeProduct) -> tuple[FittedMode, ...]:
+    """Describe the modes of the whole, the heaviest first; none where combinations are too many.
+
+    Of a combination, the starts that ended in the rarest of its parts are counted.
+    """
+    if product.log_modes > math.log(MODE_SEARCH.most_modes) and len(product.blocks) > 1:
+        return ()
     latent = problem.latent
-    weights = block.mixture.log_weights.exp()
-    places = block.places[:, block.index.argsort()]
-    nearest = _nearest(block)
-    mass = torch.zeros(block.num_modes, dtype=weights.dtype).index_add(0, nearest, weights.cpu())
-    values, _ = latent.constrain(places.to(latent.init_loc))
+    places = [(torch.zeros(latent.dim, dtype=torch.float64), 1.0, product.num_starts)]
+    for block in product.blocks:
+        tops, masses = block.tops_and_masses()
+        parts = [*zip(tops, masses.tolist(), block.places.hits.tolist(), strict=True)]
+        places = [
+            (place.index_copy(0, block.index, top.cpu()), mass * share, min(starts, hits))
+            for place, mass, starts in places
+            for top, share, hits in parts
+        ]
+    places.sort(key=lambda one: -one[1])
+    values, _ = latent.constrain(torch.stack([place for place, _, _ in places]).to(latent.init_loc))
     return tuple(
-        FittedMode(
-            float(mass[place]),
-            None,
-            int(block.hits[place]),
-            {name: value[place].tolist() for name, value in values.items()},
-        )
-        for place in mass.argsort(descending=True).tolist()
+        FittedMode(mass, None, starts, {name: at[row].tolist() for name, at in values.items()})
+        for row, (_, mass, starts) in enumerate(places)
     )
-
-
-def _nearest(block: BlockModes) -> Tensor:
-    """Return the mode that is nearest to each component, in its own sds ``(K,)``."""
-    away = block.places - block.mixture.locs.unsqueeze(1)
-    factors = block.mixture.factors
-    eps = torch.linalg.solve_triangular(factors, away.mT, upper=False)
-    return eps.square().sum(1).argmin(-1).cpu()
