@@ -125,6 +125,7 @@ def generate(
     calls = "".join(f"part{k}(cx,w);" for k in range(len(parts)))
     text = "\n".join(
         [
+            header("elementary.h"),
             header("base.h"),
             header("special.h"),
             header("gemm.h"),

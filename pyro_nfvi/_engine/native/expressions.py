@@ -213,10 +213,17 @@ class Pool:
         """Quotient of floating numbers."""
         if b.literal == 1:
             return a
-        value = b.literal
-        if value and math.isfinite(value) and abs(math.frexp(value)[0]) == 0.5:
-            return self.mul(a, self.lit(1 / value, a.ctype))  # a power of 2: exact
+        inverse = self.inverse(b)
+        if inverse is not None:
+            return self.mul(a, inverse)
         return self.op("({0}/{1})", a, b, kind=a.ctype, cost=2)
+
+    def inverse(self, b: Expr) -> Expr | None:
+        """1 / b of a literal whose inverse is a normal number, in single precision too."""
+        value = b.literal
+        if b.ctype not in _FLOATS or not value or not 1e-37 < abs(value) < 1e37:
+            return None
+        return self.lit(1 / value, b.ctype)
 
     def where(self, c: Expr, a: Expr, b: Expr) -> Expr:
         """A where c, else b."""

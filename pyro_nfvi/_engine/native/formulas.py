@@ -11,7 +11,7 @@ import torch
 import pyro_nfvi._chain_rule  # noqa: F401 - defines the operations of its rule
 from pyro_nfvi._engine.native.expressions import Expr, Ix
 from pyro_nfvi._engine.native.lowering import Lowering, lowers
-from pyro_nfvi._engine.native.pointwise import lazy, unary
+from pyro_nfvi._engine.native.pointwise import lazy, quotient, unary
 from pyro_nfvi._engine.native.values import BufVal, LazyVal
 from pyro_nfvi._engine.program import Unsupported
 from pyro_nfvi._operators import aten
@@ -38,13 +38,29 @@ for _target, _template, _cost in (
     (aten.tanh_backward.default, "({0}*(1-{1}*{1}))", 3),
     (aten.sigmoid_backward.default, "({0}*(1-{1})*{1})", 3),
     (torch.ops.pyro_nfvi.product.default, "m_product({0},{1})", 2),
-    (torch.ops.pyro_nfvi.quotient.default, "m_quotient({0},{1})", 3),
     (aten.softplus_backward.default, "m_softplus_backward({0},{1},{2},{3})", 12),
     (aten.log_sigmoid_backward.default, "({0}*m_sigmoid(-{1}))", 10),
     (aten.lerp.Scalar, "({0}+{2}*({1}-{0}))", 3),
     (aten.lerp.Tensor, "({0}+{2}*({1}-{0}))", 3),
 ):
     lowers(_target)(_formula(_template, _cost))
+
+
+@lowers(torch.ops.pyro_nfvi.quotient.default)
+def _chain_quotient(low: Lowering, x: Any, y: Any) -> LazyVal:
+    """Quotient of the chain rule, where an exact zero wins."""
+    kind, pool = low.ctype, low.pool
+
+    def divide(a: Expr, b: Expr) -> Expr:
+        inverse = pool.inverse(b)
+        if inverse is not None:
+            return multiply(a, inverse)
+        return pool.op("m_quotient({0},{1})", a, b, kind=kind, cost=3)
+
+    def multiply(a: Expr, inverse: Expr) -> Expr:
+        return pool.op("m_part({0},{1})", a, inverse, kind=kind, cost=2)
+
+    return quotient(low, x, y, divide, multiply)
 
 
 @lowers(aten.log_sigmoid_forward.default)

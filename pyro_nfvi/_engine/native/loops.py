@@ -40,7 +40,9 @@ class Statement:
     @property
     def serial(self) -> bool:
         """Tell whether its loop cannot be vectorised."""
-        return self.value.serial or self.how not in ("store", "sum", "all", "any")
+        innermost = len(self.sizes) - 1 in self.reduced
+        extreme = self.how not in ("store", "sum", "all", "any")
+        return self.value.serial or (extreme and innermost)
 
     @property
     def apart(self) -> bool:
@@ -188,7 +190,7 @@ def order_of_loops(
         for step in steps:
             k = abs(step.coefficient(names[d]))
             good += 1.0 if k == 1 else 0.8 if k == 0 else 0.0
-        return good * min(shape[d], 16)
+        return good * min(shape[d], 8)  # rows of a block of 8 fill a vector
 
     inner = max(axes, key=lambda d: (worth(d), d))
     return [d for d in axes if d != inner] + [inner]

@@ -15,7 +15,15 @@ from pyro_nfvi._engine.native.expressions import RECOMPUTE_COST, Expr, Ix, Pool,
 from pyro_nfvi._engine.native.loops import Call, Statement, order_of_loops
 from pyro_nfvi._engine.native.masked_weights import MASKED_GRADIENT, MaskedWeights, transposed
 from pyro_nfvi._engine.native.sparse_weights import Masked
-from pyro_nfvi._engine.native.values import BufVal, HeldVal, LazyVal, Shape, Val, contiguous
+from pyro_nfvi._engine.native.values import (
+    BufVal,
+    HeldVal,
+    LazyVal,
+    Shape,
+    Val,
+    contiguous,
+    distinct_shape,
+)
 from pyro_nfvi._engine.program import NoRule, Unsupported
 from pyro_nfvi._engine.target_call import TargetCall
 from pyro_nfvi._operators import Missing, aten
@@ -84,6 +92,7 @@ class Lowering:
         self.values: dict[Node, Any] = {}
         self.buffers: list[Buffer] = []
         self._packed: dict[Any, BufVal] = {}
+        self._inverses: dict[tuple[Val, str], BufVal] = {}
         self.constants = constants
         self.node: Node | None = None
         self._dest: dict[Node, BufVal] = {}
@@ -184,6 +193,7 @@ class Lowering:
             self.values[node] = self._by_rule(node)
             return
         length, packed = len(self.body), dict(self._packed)
+        inverses = dict(self._inverses)
         try:
             if any(isinstance(self.values.get(x), HeldVal) for x in node.all_input_nodes):
                 raise Unsupported("a value that PyTorch holds")
@@ -191,7 +201,7 @@ class Lowering:
         except Unsupported:
             # What the rule has begun is undone.
             del self.body[length:]
-            self._packed = packed
+            self._packed, self._inverses = packed, inverses
             self.values[node] = self._without_rule(self, node)
 
     def _by_rule(self, node: Node) -> Any:
@@ -323,6 +333,18 @@ class Lowering:
             self._packed[key] = self.new(value.shape, value.ctype)
             self.store(self._packed[key], value.load)
         return self._packed[key]
+
+    def inverse(self, value: Val, kind: str) -> BufVal:
+        """Return 1 / value in memory, computed once, as narrow as it is."""
+        key = value, kind
+        if key not in self._inverses:
+            one, pool = self.pool.lit(1, kind), self.pool
+
+            def load(index: tuple[Ix, ...]) -> Expr:
+                return pool.div(one, pool.cast(value.load(index), kind))
+
+            self._inverses[key] = self.realize(LazyVal(distinct_shape(value), kind, load))
+        return self._inverses[key]
 
     def laid_out(self, value: Val) -> BufVal:
         """Return the value in the layout of :meth:`fresh`."""

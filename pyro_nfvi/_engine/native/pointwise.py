@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 from pyro_nfvi._engine.native.expressions import Expr, Ix
 from pyro_nfvi._engine.native.lowering import Lowering, lowers
-from pyro_nfvi._engine.native.values import BufVal, LazyVal, remembered
+from pyro_nfvi._engine.native.values import BufVal, LazyVal, distinct_shape, remembered
 from pyro_nfvi._operators import aten, prims
 
 Vals = BufVal | LazyVal
@@ -99,6 +100,9 @@ _SAME: dict[Any, tuple[str, int]] = {
     aten.square: ("m_sq({0})", 1),
     aten.relu: ("m_relu({0})", 1),
 }
+#: Numbers of a quotient for each of its divisor from which the divisor is inverted once: a division
+#: takes as long as some four products, and what is made of it is rounded twice.
+_INVERTED_FROM = 4
 _COMPARE = {
     aten.eq: "==",
     aten.ne: "!=",
@@ -216,8 +220,25 @@ for _packet, _name in (
 def _div(low: Lowering, x: Any, y: Any, *, rounding_mode: str | None = None) -> LazyVal:
     if rounding_mode is not None:
         return _rounded(low, x, y, rounding_mode)
-    kind = low.ctype
-    return lazy(low, lambda i: low.pool.div(low.scalar(x, i, kind), low.scalar(y, i, kind)))
+    return quotient(low, x, y, low.pool.div, low.pool.mul)
+
+
+def quotient(
+    low: Lowering,
+    x: Any,
+    y: Any,
+    divide: Callable[[Expr, Expr], Expr],
+    multiply: Callable[[Expr, Expr], Expr],
+) -> LazyVal:
+    """Divide; by what has far fewer numbers than the result, multiply by its inverse instead."""
+    kind, operation = low.ctype, divide
+    narrow = isinstance(y, BufVal | LazyVal) and (
+        prod(distinct_shape(y)) * _INVERTED_FROM <= prod(low.shape)
+    )
+    known = isinstance(y, LazyVal) and y.probe().op == "lit"
+    if kind in ("float", "double") and narrow and not known:
+        y, operation = low.inverse(y, kind), multiply
+    return lazy(low, lambda i: operation(low.scalar(x, i, kind), low.scalar(y, i, kind)))
 
 
 def _rounded(low: Lowering, x: Any, y: Any, mode: str) -> LazyVal:

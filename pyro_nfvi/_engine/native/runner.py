@@ -167,7 +167,7 @@ def _loop_source(real: str, kind: str, *, outer: bool) -> str:
         kind: The optimiser.
         outer: Whether some gradient is left as a column and a row.
     """
-    names = ("base.h", "gemm.h", "gemv.h", "holes.h", "runtime.h")
+    names = ("elementary.h", "base.h", "gemm.h", "gemv.h", "holes.h", "runtime.h")
     entry = (
         "NFVI_API void nfvi_run(Fit* f,const void* const* from,const double* rates,"
         "int64_t n,double* bounds,int64_t* bad,uint8_t* ok)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pyro_nfvi._engine.native.buffers import Buffer
 from pyro_nfvi._engine.native.expressions import Expr, Ix, Pool
@@ -105,6 +105,20 @@ class HeldVal:
 
 
 Val: TypeAlias = BufVal | LazyVal
+
+
+def distinct_shape(value: Val) -> Shape:
+    """Return the shape with length 1 along each axis on which the value does not depend."""
+    found: set[Any] = set()
+    stack, seen = [value.load(tuple(Ix.var(f"q{d}") for d in range(len(value.shape))))], set[int]()
+    while stack:
+        one = stack.pop()
+        if one.number not in seen:
+            seen.add(one.number)
+            if one.op in ("load", "ix"):
+                found.update(atom for atom, _ in one.args[-1].terms)
+            stack.extend(one.inputs)
+    return tuple(n if f"q{d}" in found else 1 for d, n in enumerate(value.shape))
 
 
 def view_strides(shape: Shape, strides: Shape, new: Shape) -> Shape | None:

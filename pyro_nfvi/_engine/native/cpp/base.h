@@ -1,6 +1,4 @@
 // What generated code stands on: types, and mathematics that the compiler can put into vectors.
-#include <limits>
-#include <stdint.h>
 
 // Mathematics of the C library, declared here: <cmath> takes longer to read than a step to parse.
 // glibc has some of it in vectors; saying so lets loops be vectorised without -ffast-math.
@@ -38,8 +36,8 @@ float fmodf(float, float) noexcept;
 #define NFVI_UNARY(name) \
   static inline double m_##name(double x) { return ::name(x); } \
   static inline float m_##name(float x) { return ::name##f(x); }
-NFVI_UNARY(exp) NFVI_UNARY(log) NFVI_UNARY(sin) NFVI_UNARY(cos) NFVI_UNARY(tan)
-NFVI_UNARY(exp2) NFVI_UNARY(log2) NFVI_UNARY(log10) NFVI_UNARY(expm1) NFVI_UNARY(log1p)
+NFVI_UNARY(sin) NFVI_UNARY(cos) NFVI_UNARY(tan)
+NFVI_UNARY(exp2) NFVI_UNARY(log2) NFVI_UNARY(log10) NFVI_UNARY(expm1)
 NFVI_UNARY(sinh) NFVI_UNARY(cosh) NFVI_UNARY(tanh) NFVI_UNARY(asin) NFVI_UNARY(acos)
 NFVI_UNARY(atan) NFVI_UNARY(asinh) NFVI_UNARY(acosh) NFVI_UNARY(atanh) NFVI_UNARY(erf)
 NFVI_UNARY(erfc) NFVI_UNARY(sqrt)
@@ -63,7 +61,11 @@ template <class T> static inline T m_sq(T x) { return x * x; }
 template <class T> static inline T m_cube(T x) { return x * x * x; }
 template <class T> static inline T m_sign(T x) { return (T)((x > 0) - (x < 0)); }
 template <class T> static inline T m_relu(T x) { return x < 0 ? (T)0 : x; }
-template <class T> static inline T m_sigmoid(T x) { return 1 / (1 + m_exp(-x)); }
+// By the exponential of -|x|, which log(1 + exp(x)) takes too.
+template <class T> static inline T m_sigmoid(T x) {
+  const T e = m_exp(-m_abs(x));
+  return (x < 0 ? e : (T)1) / (1 + e);
+}
 
 // NaN goes through the first two, and loses against a number in the others, as in torch.
 template <class T> static inline T m_max(T a, T b) { return (a > b || a != a) ? a : b; }
@@ -102,25 +104,30 @@ template <class T> static inline T m_quotient(T a, T b) {
   T value = a / b;
   return nfvi_zero(a) ? (T)0 : value;
 }
+// The same with the inverse of b.
+template <class T> static inline T m_part(T a, T inverse) {
+  T value = a * inverse;
+  return nfvi_zero(a) ? (T)0 : value;
+}
 
+template <class T> static inline T m_softplus_all(T x) {
+  return m_max(x, (T)0) + nfvi_log1p_unit(m_exp(-m_abs(x)));
+}
+template <class T> static inline T m_log_sigmoid(T x) {
+  return m_min(x, (T)0) - nfvi_log1p_unit(m_exp(-m_abs(x)));
+}
 template <class T> static inline T m_softplus(T x, T beta, T threshold) {
   T z = x * beta;
-  return z > threshold ? x : m_log1p(m_exp(z)) / beta;
+  return z > threshold ? x : m_softplus_all(z) / beta;
 }
 template <class T> static inline T m_softplus_backward(T g, T x, T beta, T threshold) {
   T z = x * beta;
-  T share = 1 / (1 + m_exp(-z));
+  T share = m_sigmoid(z);
   return z > threshold ? g : g * share;
-}
-template <class T> static inline T m_log_sigmoid(T x) {
-  return m_min(x, (T)0) - m_log1p(m_exp(-m_abs(x)));
-}
-template <class T> static inline T m_softplus_all(T x) {
-  return m_max(x, (T)0) + m_log1p(m_exp(-m_abs(x)));
 }
 template <class T> static inline T m_logaddexp(T a, T b) {
   T gap = m_abs(a - b), top = m_max(a, b);
-  return a == b ? a + (T)0.693147180559945309417 : top + m_log1p(m_exp(-gap));
+  return a == b ? a + (T)0.693147180559945309417 : top + nfvi_log1p_unit(m_exp(-gap));
 }
 template <class T> static inline T m_xlogy(T x, T y) {
   T value = x * m_log(y);
