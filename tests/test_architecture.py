@@ -422,6 +422,16 @@ def test_import_changes_no_global_state_and_brings_in_no_optional_package():
     assert changed == ""
 
 
+def test_the_walks_through_the_code_name_what_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    walks = text.split("## Three walks through the code")[1].split("\n## ")[0]
+    named = re.findall(r"`([\w/]+\.py)`(?:\s+\(`(\w+)`\))?", walks)
+    assert len(named) > 20
+    for path, name in named:
+        source = (PACKAGE / path).read_text("utf-8")
+        assert re.search(rf"^(?:def|class) {name}\b", source, re.MULTILINE) or not name, path
+
+
 #: Packages that take long to import, of which a fit needs none before it asks for it by name.
 HEAVY = {
     "arviz", "concurrent.futures.process", "h5py", "loky", "matplotlib", "multiprocessing.pool",

@@ -105,3 +105,21 @@ def test_grid_of_the_gaussian_process_is_fine_enough(monkeypatch):
         one, two = coarse[name].log(), fine[name].log()
         # The coarse grid's cell is 0.3; standard error of each mean 0.007 sds.
         assert abs(float((one.mean() - two.mean()) / two.std())) < 0.06
+
+
+def test_hospitals_have_the_moments_of_weighted_draws_of_the_prior(monkeypatch):
+    hospitals = example("hospitals", monkeypatch)
+    deaths, patients = torch.tensor([0.0, 4.0, 4.0]), torch.tensor([10.0, 20.0, 20.0])
+    found = hospitals.exact(deaths, patients, (-7.0, 3.0), (1e-3, 5.0), 100)
+    generator, draws = torch.Generator().manual_seed(0), 200_000
+    mean = -2 + torch.randn(draws, generator=generator)
+    spread = torch.randn(draws, generator=generator).abs()
+    level = mean[:, None] + spread[:, None] * torch.randn(draws, 3, generator=generator)
+    risk = pyro.distributions.Binomial(total_count=patients, logits=level)
+    weights = risk.log_prob(deaths).sum(-1).softmax(0)
+    for name, value in (("mean", mean), ("spread", spread), ("level", level)):
+        middle = weights @ value
+        sd = (weights @ value.square() - middle.square()).sqrt()
+        # Some 60,000 effective draws: 0.02 sds are five standard errors.
+        assert ((found[name][0] - middle) / sd).abs().max() < 0.02
+        assert (found[name][1] / sd - 1).abs().max() < 0.02
