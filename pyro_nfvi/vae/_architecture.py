@@ -14,7 +14,7 @@ from pyro_nfvi._random import seeded
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.vae._conv_networks import ConvDecoder, ConvEncoder
 from pyro_nfvi.vae._dense_networks import DenseDecoder, DenseEncoder
-from pyro_nfvi.vae._likelihoods import likelihood_kind, make_likelihood
+from pyro_nfvi.vae._likelihood_names import likelihood_kind, make_likelihood
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._recipe import NETWORKS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from pyro_nfvi.errors import DataError, OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._registry import make_flow
 from pyro_nfvi.vae._bound_flow import amortize_linearly
+from pyro_nfvi.vae._priors import MixturePrior, Prior
 
 
 def plate(x: Tensor, num_data: int | None) -> Any:
@@ -50,11 +52,17 @@ def posterior_flow(
 
 
 def prior_density(
-    prior: str | Flow | FlowDensity | None, dim: int, condition_dim: int
-) -> FlowDensity | None:
+    prior: str | Flow | FlowDensity | Prior | None, dim: int, condition_dim: int
+) -> FlowDensity | Prior | None:
     """Build the prior, or check the one that was given; None is the standard normal."""
     if prior is None or prior == "none":
         return None
+    if isinstance(prior, str) and (found := re.fullmatch(r"mixture(?:\*(\d+))?", prior.strip())):
+        return MixturePrior(dim, int(found[1])) if found[1] else MixturePrior(dim)
+    if isinstance(prior, Prior):
+        if prior.dim != dim:
+            raise OptionError(f"FlowVAE needs a prior of dim={dim}; got dim={prior.dim}.")
+        return prior
     flow = make_flow(prior, dim, condition_dim) if isinstance(prior, str) else prior
     density = flow if isinstance(flow, FlowDensity) else FlowDensity(flow)
     if density.flow.dim != dim or density.flow.context_dim not in (0, condition_dim):

@@ -369,7 +369,7 @@ def _shaped(x: np.ndarray, part: str, name: str, form: _Form) -> np.ndarray:
             f"{name}: the {part} images are rows of {width} numbers, from {float(x.min()):g} to "
             f"{float(x.max()):g} ({x.dtype}): pixels, counts or a table, which the numbers "
             f"do not say. State {' and '.join(missing)}, or save the images with the shape "
-            "(N, height, width). Counts have no likelihood here."
+            "(N, height, width). Counts are levels 0, with a likelihood such as negative-binomial."
         )
     if form.shape is None or x.shape[1:] == form.shape:
         return x

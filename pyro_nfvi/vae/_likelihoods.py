@@ -19,7 +19,7 @@ from pyro_nfvi.errors import DataError, OptionError, ShapeError
 from pyro_nfvi.vae._recipe import NETWORKS
 
 #: Methods that compute in full precision.
-_SCORED = ("distribution", "log_prob", "mean", "sample")
+_SCORED = ("distribution", "observe", "pixel_log_prob", "log_prob", "mean", "sample")
 
 
 class Likelihood(ABC):
@@ -35,6 +35,8 @@ class Likelihood(ABC):
     """
 
     name: ClassVar[str]
+    #: A pixel that the likelihood describes, to stand where one is missing.
+    filler: ClassVar[float] = 0.0
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -53,9 +55,23 @@ class Likelihood(ABC):
     def check(self, x: Tensor) -> None:
         """Refuse images that the likelihood does not describe, saying what to do."""
 
+    def observe(self, params: Tensor, x: Tensor) -> tuple[Any, Tensor]:
+        """Return the distribution of the pixels of these images, and the values that it scores.
+
+        They are ``distribution(params)`` and ``x``, unless the former depends on the images (sums
+        of counts, missing pixels).
+        """
+        return self.distribution(params), x
+
+    def pixel_log_prob(self, params: Tensor, x: Tensor) -> Tensor:
+        """Log density or probability of each pixel, in nats: ``(*b, B, *shape)``."""
+        pixels, values = self.observe(params, x)
+        log_p: Tensor = pixels.log_prob(values)
+        return log_p
+
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
         """Log density or probability of each image, in nats: ``(*b, B, ...) -> (*b, B)``."""
-        log_p: Tensor = self.distribution(params).log_prob(x)
+        log_p = self.pixel_log_prob(params, x)
         return log_p.flatten(1 - x.dim()).sum(-1) if x.dim() > 1 else log_p
 
     def mean(self, params: Tensor) -> Tensor:
@@ -93,7 +109,7 @@ class Likelihood(ABC):
 in_full_precision(Likelihood, _SCORED, always=True)
 
 
-def _check_floating(name: str, x: Tensor, cure: str) -> None:
+def check_real(name: str, x: Tensor, cure: str) -> None:
     if not x.is_floating_point():
         raise DataError(f"The {name} likelihood needs floating-point images; got {x.dtype}. {cure}")
     bad = int((~torch.isfinite(x)).sum())
@@ -140,7 +156,7 @@ class Bernoulli(Likelihood):
         return torch.sigmoid(params)
 
     def check(self, x: Tensor) -> None:
-        _check_floating(
+        check_real(
             self.name, x, "Convert 0/1 pixels with x.float(); binarise grey ones (vae.binarize)."
         )
         if not bool(((x == 0) | (x == 1)).all()):
@@ -245,7 +261,7 @@ class Gaussian(Likelihood):
         return self._normal(params)
 
     def check(self, x: Tensor) -> None:
-        _check_floating(
+        check_real(
             self.name, x, "Dequantise integers with pyro_nfvi.vae.dequantize(x, levels, seed)."
         )
 
@@ -270,6 +286,7 @@ class LogitNormal(Gaussian):
     """
 
     name: ClassVar[str] = "logit-normal"
+    filler: ClassVar[float] = 0.5
 
     def distribution(self, params: Tensor) -> Any:
         return dist.TransformedDistribution(
@@ -290,7 +307,7 @@ class LogitNormal(Gaussian):
         return 2 * x - 1
 
     def check(self, x: Tensor) -> None:
-        _check_floating(
+        check_real(
             self.name, x, "Dequantise integers with pyro_nfvi.vae.dequantize(x, levels, seed)."
         )
         if not bool(((x > 0) & (x < 1)).all()):
@@ -298,43 +315,3 @@ class LogitNormal(Gaussian):
                 f"The logit-normal likelihood needs pixels strictly between 0 and 1; got {_span(x)}"
                 ". Dequantise integers with pyro_nfvi.vae.dequantize(x, levels, seed, margin=1e-4)."
             )
-
-
-_KINDS: dict[str, type[Likelihood]] = {
-    "bernoulli": Bernoulli,
-    "categorical": Categorical,
-    "gaussian": Gaussian,
-    "logit-normal": LogitNormal,
-}
-
-
-def make_likelihood(likelihood: str | Likelihood, **options: Any) -> Likelihood:
-    """Return a likelihood from its name: bernoulli, categorical, gaussian or logit-normal.
-
-    Args:
-        likelihood: The name, or a likelihood, which is returned as it is.
-        **options: Its options, such as ``levels`` of a categorical.
-
-    Raises:
-        OptionError: An unknown name or option.
-
-    Example:
-        >>> from pyro_nfvi.vae._likelihoods import make_likelihood
-        >>> make_likelihood("categorical", levels=17)
-        Categorical(levels=17)
-    """
-    if isinstance(likelihood, Likelihood):
-        return likelihood
-    if likelihood not in _KINDS:
-        raise OptionError(
-            f"likelihood is one of {', '.join(_KINDS)}, or a Likelihood; got {likelihood!r}."
-        )
-    try:
-        return _KINDS[likelihood](**options)
-    except TypeError as error:
-        raise OptionError(f"The {likelihood} likelihood does not take these: {error}.") from error
-
-
-def likelihood_kind(name: str) -> type[Likelihood] | None:
-    """Return the class of a likelihood's name; None for one of a user's own."""
-    return _KINDS.get(name)

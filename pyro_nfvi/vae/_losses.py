@@ -6,10 +6,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_nfvi._eval_mode import recorded
 from pyro_nfvi._validation import whole
@@ -21,10 +21,7 @@ from pyro_nfvi.objectives._importance_weights import (
 )
 from pyro_nfvi.objectives._schedules import Constant, Schedule, schedule_from_spec
 from pyro_nfvi.vae._elbo_terms import ELBO, Joint, joint_terms, terms_of
-
-if TYPE_CHECKING:
-    from pyro_nfvi.vae._model import FlowVAE
-
+from pyro_nfvi.vae._generative_model import GenerativeModel
 
 _ESTIMATORS = ("total", "path")
 _IWAE_ESTIMATORS = ("total", "dreg")
@@ -60,7 +57,7 @@ class VAELoss(ABC):
     @abstractmethod
     def __call__(
         self,
-        vae: FlowVAE,
+        vae: GenerativeModel,
         x: Tensor,
         y: Tensor | None = None,
         *,
@@ -173,7 +170,7 @@ class ELBOLoss(VAELoss):
 
     def __call__(
         self,
-        vae: FlowVAE,
+        vae: GenerativeModel,
         x: Tensor,
         y: Tensor | None = None,
         *,
@@ -242,7 +239,7 @@ class IWAELoss(VAELoss):
 
     def __call__(
         self,
-        vae: FlowVAE,
+        vae: GenerativeModel,
         x: Tensor,
         y: Tensor | None = None,
         *,
@@ -275,7 +272,7 @@ class IWAELoss(VAELoss):
 
 def _joint(
     num_samples: int,
-    vae: FlowVAE,
+    vae: GenerativeModel,
     x: Tensor,
     y: Tensor | None,
     eps: Tensor | None,
@@ -283,13 +280,13 @@ def _joint(
     score: bool,
     late: dict[str, Tensor] | None = None,
 ) -> Joint:
-    with recorded(vae):
+    with recorded(cast(nn.Module, vae)):
         return _joint_in_mode(num_samples, vae, x, y, eps, score=score, late=late)
 
 
 def _joint_in_mode(
     num_samples: int,
-    vae: FlowVAE,
+    vae: GenerativeModel,
     x: Tensor,
     y: Tensor | None,
     eps: Tensor | None,

@@ -24,9 +24,11 @@ from pyro_nfvi.vae._annealed_nll import annealed_nll
 from pyro_nfvi.vae._assemble import call_net, encoder_output, plate, posterior_flow, prior_density
 from pyro_nfvi.vae._elbo_terms import ELBO, elbo_terms
 from pyro_nfvi.vae._importance_nll import NLL, importance_nll
-from pyro_nfvi.vae._likelihoods import Likelihood, make_likelihood
+from pyro_nfvi.vae._likelihood_names import make_likelihood
+from pyro_nfvi.vae._likelihoods import Likelihood
 from pyro_nfvi.vae._losses import ELBOLoss, Loss, VAELoss
 from pyro_nfvi.vae._posterior import Posterior
+from pyro_nfvi.vae._priors import Prior
 from pyro_nfvi.vae._recipe import ANNEALING, EVALUATION
 
 
@@ -60,10 +62,13 @@ class FlowVAE(PyroModule):
         context_dim: Size of the context of the flow; 0 for one flow for all images.
         flow: A formula as ``"iaf*4"``, a :class:`pyro_nfvi.flows.Flow`, or None (``"none"``).
             ``"tril"`` gives a Gaussian with full covariance.
-        likelihood: A name (bernoulli, categorical, gaussian, logit-normal) or a
-            :class:`Likelihood`.
+        likelihood: A name (bernoulli, categorical, gaussian, logit-normal, student-t,
+            logistic-mixture, poisson, negative-binomial, zero-inflated-negative-binomial) or a
+            :class:`Likelihood`, such as ``Masked(Gaussian())`` where pixels are missing.
         prior: None for the standard normal; a formula as ``"maf*2"``, a flow from base to z (with
-            ``context_dim=condition_dim`` or 0), or a :class:`pyro_nfvi.FlowDensity`.
+            ``context_dim=condition_dim`` or 0), or a :class:`pyro_nfvi.FlowDensity`;
+            ``"mixture*10"`` (:class:`MixturePrior`), a :class:`VampPrior`, or a :class:`Prior` of
+            your own.
         condition_dim: Size of labels c on which everything is conditioned; integer labels are
             turned into one-hot rows. 0 for none.
         amortize: ``"linear"``: the context's linear map gives the layers' parameters, as in the
@@ -111,7 +116,7 @@ class FlowVAE(PyroModule):
         flow: str | Flow | None = "iaf*4",
         likelihood: str | Likelihood = "bernoulli",
         *,
-        prior: str | Flow | FlowDensity | None = None,
+        prior: str | Flow | FlowDensity | Prior | None = None,
         condition_dim: int = 0,
         amortize: str = "linear",
         **flow_options: Any,
@@ -137,6 +142,8 @@ class FlowVAE(PyroModule):
         self.encoder, self.decoder = encoder, decoder
         self.flow = posterior_flow(flow, latent_dim, context_dim, amortize, flow_options)
         self.prior = prior_density(prior, latent_dim, condition_dim)
+        if isinstance(self.prior, Prior):
+            self.prior.bind(self)
 
     # ------------------------------------------------------------------------- loss to train on
 
@@ -178,14 +185,21 @@ class FlowVAE(PyroModule):
             y: Labels, with ``condition_dim``: integers ``(B,)`` or rows ``(B, condition_dim)``.
         """
         self.check(x)
-        c = self.condition(y, x)
+        return self.posterior_of(self.likelihood.encoder_input(x), self.condition(y, x))
+
+    def posterior_of(self, given: Tensor, c: Tensor | None = None) -> Posterior:
+        """Run the encoder once on its own input, such as a prior's pseudo-images.
+
+        Args:
+            given: What ``likelihood.encoder_input`` makes of images ``(B, *shape)``.
+            c: Labels as rows, of a conditional VAE.
+        """
         like = next(self.encoder.parameters(), None)
-        given = self.likelihood.encoder_input(x)
         given = given if like is None else given.to(like.dtype)
         with scoring(self):
             found = call_net("encoder", self.encoder, given, *(() if c is None else (c,)))
             loc, scale, context = encoder_output(
-                found, len(x), self.latent_dim, self.context_dim, flow=self.flow is not None
+                found, len(given), self.latent_dim, self.context_dim, flow=self.flow is not None
             )
             return Posterior(loc, scale, self.flow, context)
 
@@ -222,6 +236,8 @@ class FlowVAE(PyroModule):
         z = lift(z)
         if self.prior is None:
             return standard_normal_log_prob(z).sum(-1)
+        if isinstance(self.prior, Prior):
+            return self.prior.log_prob(z)
         return self.prior.log_prob(z, c if self.prior.flow.context_dim else None)
 
     def check(self, x: Tensor) -> None:
@@ -277,8 +293,8 @@ class FlowVAE(PyroModule):
             z = pyro.sample("z", self._prior_distribution(x, c))
             params = self.decode(z, c)
             self.likelihood.check_params(params.reshape(-1, *params.shape[z.dim() - 1 :]), x)
-            pixels = self.likelihood.distribution(params).to_event(x.dim() - 1)
-            pyro.sample("x", pixels, obs=x)
+            pixels, values = self.likelihood.observe(params, x)
+            pyro.sample("x", pixels.to_event(x.dim() - 1), obs=values)
         return params
 
     def guide(self, x: Tensor, y: Tensor | None = None, *, num_data: int | None = None) -> Tensor:
@@ -297,6 +313,8 @@ class FlowVAE(PyroModule):
             dtype = full_dtype(like.dtype)
             loc = like.new_zeros(len(x), self.latent_dim, dtype=dtype)
             return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
+        if isinstance(self.prior, Prior):
+            return self.prior.distribution(len(x))
         seen = c if self.prior.flow.context_dim else None
         return self.prior.distribution(seen).expand((len(x),))
 
@@ -435,7 +453,9 @@ class FlowVAE(PyroModule):
         )
         c = self.condition(y, z)
         with evaluation(self):
-            if self.prior is not None:
+            if isinstance(self.prior, Prior):
+                z = self.prior.sample(num_samples, generator=generator)
+            elif self.prior is not None:
                 z, _ = self.prior.push(z, c if self.prior.flow.context_dim else None)
             params = self.decode(z, c)
         return self.likelihood.mean(params) if mean else self.likelihood.sample(params)

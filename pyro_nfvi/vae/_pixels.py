@@ -17,6 +17,10 @@ from pyro_nfvi.vae._likelihoods import Likelihood
 from pyro_nfvi.vae._pixel_scales import grey_recipe
 from pyro_nfvi.vae._recipe import DATA
 
+#: Likelihoods that describe integers as they are.
+_OF_INTEGERS = (
+    "logistic-mixture", "poisson", "negative-binomial", "zero-inflated-negative-binomial"
+)  # fmt: skip
 _KINDS = ("as-is", "static", "dynamic", "threshold", "dequantize")
 
 
@@ -157,10 +161,9 @@ def _check_real(data: ImageData, name: str) -> None:
     low, high = min(float(x.min()) for x in parts), max(float(x.max()) for x in parts)
     came = f"{data.name} holds real pixels from {low:g} to {high:g}"
     save = f"Save {grey_recipe(low, high)}"
-    if name == "categorical":
+    if name in ("categorical", "logistic-mixture"):
         raise OptionError(
-            f"{came}; the categorical likelihood is for integers. {save}, or take --likelihood "
-            "gaussian."
+            f"{came}; the {name} likelihood is for integers. {save}, or take --likelihood gaussian."
         )
     if name == "bernoulli" and (low < 0 or high > 1):
         raise OptionError(
@@ -193,12 +196,14 @@ def choose_preparation(data: ImageData, likelihood: Likelihood, kind: str = "aut
     if kind not in ("auto", *_KINDS):
         raise OptionError(f"binarize is auto, {', '.join(_KINDS)}; got {kind!r}.")
     name, levels = likelihood.name, data.levels
-    fits = {
+    kinds = {
         "bernoulli": ("as-is",) if levels == 2 else ("dynamic", "static", "threshold"),
         "categorical": ("as-is",),
         "gaussian": ("dequantize",) if levels else ("as-is",),
         "logit-normal": ("dequantize",) if levels else ("as-is",),
-    }.get(name, _KINDS)
+        "student-t": ("dequantize",) if levels else ("as-is",),
+    } | dict.fromkeys(_OF_INTEGERS, ("as-is",))
+    fits = kinds.get(name, _KINDS)
     if not levels:
         _check_real(data, name)
     chosen = fits[0] if kind == "auto" else kind

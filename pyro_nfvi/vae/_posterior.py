@@ -101,6 +101,11 @@ class Posterior:
     def __len__(self) -> int:
         return int(self.loc.shape[0])
 
+    def rows(self, index: Tensor) -> Posterior:
+        """Return the posteriors of some images, in that order; an image may come several times."""
+        context = None if self.context is None else self.context[index]
+        return Posterior(self.loc[index], self.scale[index], self.flow, context)
+
     @property
     def dim(self) -> int:
         """Latent size D."""

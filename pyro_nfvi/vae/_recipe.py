@@ -19,6 +19,8 @@ class NetworkRecipe:
     min_scale: float = 1e-4
     #: Bound of a log standard deviation that a decoder gives, in nats.
     log_scale: float = 5.0
+    #: Bound of the logarithm of a mean count, and of that of its dispersion: counts of millions.
+    log_rate: float = 15.0
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,7 @@ def test_a_decoder_of_wrong_size_is_told_what_is_wanted():
         {"flow": "none", "rank": 2},
         {"flow": make_flow("planar*2", 2)},
         {"flow": make_flow("planar*2", DIM, 2)},
-        {"likelihood": "poisson"},
+        {"likelihood": "poissn"},
         {"prior": make_flow("maf*1", 2)},
         {"prior": FlowDensity(make_flow("maf*1", DIM), torch.distributions.Independent(
             torch.distributions.Normal(torch.zeros(DIM), 1.0), 1))},

@@ -102,6 +102,7 @@ def trainer(vae, count=7, batch=7, **more):
 #: All that is computed with a VAE, but what trains it.
 CATALOGUE = {
     "encode": lambda vae: vae.encode(X).loc,
+    "posterior_of": lambda vae: vae.posterior_of(X).loc,
     "decode": lambda vae: vae.decode(EPS),
     "prior_log_prob": lambda vae: vae.prior_log_prob(EPS),
     "elbo": lambda vae: vae.elbo(X, eps=EPS).log_w.detach(),

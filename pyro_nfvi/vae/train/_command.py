@@ -30,7 +30,7 @@ from pyro_nfvi.objectives._schedules import Constant, Cyclic, Linear, Schedule, 
 from pyro_nfvi.vae._architecture import Architecture
 from pyro_nfvi.vae._datasets import ImageData, data_of_arrays, load_data
 from pyro_nfvi.vae._evaluation import Evaluation, evaluate
-from pyro_nfvi.vae._likelihoods import make_likelihood
+from pyro_nfvi.vae._likelihood_names import make_likelihood
 from pyro_nfvi.vae._losses import ELBOLoss, IWAELoss, VAELoss, loss_from_spec
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._pixels import Preparation, choose_preparation
@@ -50,7 +50,7 @@ from pyro_nfvi.vae.train._trainer import Plan, Trainer
 def architecture_of(options: Options, data: ImageData) -> Architecture:
     """Say what the VAE of a run is made of."""
     likelihood: dict[str, Any] = {"name": options.likelihood}
-    if options.likelihood == "categorical":
+    if options.likelihood in ("categorical", "logistic-mixture"):
         likelihood["levels"] = max(data.levels, 2)
     if options.conditional and not data.num_labels:
         why = f" that can be used: {data.no_labels}" if data.no_labels else ""

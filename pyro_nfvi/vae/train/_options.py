@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from pyro_nfvi.errors import FileError, OptionError
 from pyro_nfvi.vae._architecture import ARCHITECTURES
+from pyro_nfvi.vae._likelihood_names import LIKELIHOODS
 from pyro_nfvi.vae._recipe import NETWORKS, TRAINER
 
 
@@ -73,7 +74,7 @@ class Options:
     likelihood: str = _option(
         "bernoulli",
         "what pixels are",
-        choices=("bernoulli", "categorical", "gaussian", "logit-normal"),
+        choices=tuple(name for name in LIKELIHOODS if name != "masked"),
     )
     binarize: str = _option("auto", "auto, dynamic, static, threshold, as-is or dequantize")
     # How
