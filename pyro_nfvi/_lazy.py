@@ -29,6 +29,8 @@ def lazy(
         return value
 
     def listed() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *names, *folders})
+        # Public names alone: this is what completion offers.
+        version = {"__version__"} & set(vars(sys.modules[package]))
+        return sorted({*names, *folders, *version})
 
     return find, listed

@@ -1,7 +1,12 @@
-"""Progress bars: one that moves for people who watch, one line of text elsewhere, or nothing."""
+"""Progress bars: one that moves for people who watch, one line of text elsewhere, or nothing.
+
+The line of each stage goes to the logger ``pyro_nfvi`` as well, at the level INFO: silent unless
+the user sets logging up.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -17,8 +22,6 @@ class ProgressBar(Protocol):
     n: Any
     #: Units in all, or None.
     total: Any
-    #: Shows nothing.
-    disable: bool
 
     def update(self, n: float | None = 1) -> object:
         """Count units of work."""
@@ -36,13 +39,22 @@ class ProgressBar(Protocol):
         """Close the bar."""
 
 
+#: The one logger of the package.
+LOGGER = logging.getLogger("pyro_nfvi")
+LOGGER.addHandler(logging.NullHandler())
+
+
 class _Silent:
     """Count and show nothing."""
 
-    disable = True
-
-    def __init__(self, total: float | None, done: float) -> None:
+    def __init__(self, what: str, unit: str, total: float | None, done: float) -> None:
         self.n, self.total = done, total
+        self._what, self._unit, self._told, self._begin = what, unit, "", time.monotonic()
+
+    def _line(self) -> str:
+        told = f", {self._told}" if self._told else ""
+        count = f"{self.n:g} {self._unit}{'' if self.n == 1 else 's'}"
+        return f"{self._what}: {count}, {time.monotonic() - self._begin:.1f} s{told}"
 
     def update(self, n: float | None = 1) -> object:
         self.n += n or 0
@@ -52,6 +64,7 @@ class _Silent:
         return None
 
     def close(self) -> object:
+        LOGGER.info(self._line())
         return None
 
     def __enter__(self) -> _Silent:
@@ -64,22 +77,13 @@ class _Silent:
 class _Line(_Silent):
     """Stand-in for a bar where there is no terminal: one line of text, at its end."""
 
-    disable = False
-
-    def __init__(self, what: str, unit: str, total: float | None, done: float) -> None:
-        super().__init__(total, done)
-        self._what, self._unit, self._told, self._begin = what, unit, "", time.monotonic()
-
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> object:  # noqa: FBT001, FBT002
         self._told = s
         return None
 
     def close(self) -> object:
-        told = f", {self._told}" if self._told else ""
-        count = f"{self.n} {self._unit}{'' if self.n == 1 else 's'}"
-        seconds = time.monotonic() - self._begin
-        print(f"{self._what}: {count}, {seconds:.1f} s{told}", file=sys.stderr, flush=True)
-        return None
+        print(self._line(), file=sys.stderr, flush=True)
+        return super().close()
 
 
 def progress_bar(
@@ -103,14 +107,20 @@ def progress_bar(
         (2, 3)
     """
     if not show:
-        return _Silent(total, done)
+        return _Silent(what, unit, total, done)
     from tqdm.auto import tqdm
 
     notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
     if not notebook and not sys.stderr.isatty():
         return _Line(what, unit, total, done)
+
+    def close(bar: Any) -> None:
+        if not bar.disable:  # it is closed once more when it is deleted
+            LOGGER.info(str(bar))
+        tqdm.close(bar)
+
     # tqdm's monitor is a thread that would outlive the call.
-    quiet = type("ProgressBar", (tqdm,), {"monitor_interval": 0})
+    quiet = type("ProgressBar", (tqdm,), {"monitor_interval": 0, "close": close})
     made: ProgressBar = quiet(total=total, initial=done, desc=what, unit=unit, leave=True)
     return made
 

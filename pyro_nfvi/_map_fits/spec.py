@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pyro_nfvi._map_fits.row_splits import HeldOut, group_rows, random_folds, split_rows
+from pyro_nfvi._option_names import unknown
 from pyro_nfvi._validation import seed_number, whole
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.guides._auto_flow import AutoFlow
@@ -191,8 +192,9 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise OptionError(
                 f"{name} belongs to a single fit and cannot be given for all of them. {_OWN[name]}"
             )
-        if name not in inspect.signature(NFVI).parameters or name == "model":
-            raise OptionError(f"NFVI has no option {name!r}.")
+        known = [one for one in inspect.signature(NFVI).parameters if one != "model"]
+        if name not in known:
+            raise unknown("NFVI", name, known)
     if isinstance(options.get("guide"), AutoFlow):
         raise OptionError(
             "guide is one guide, which every fit would go on training. Give its formula, a flow, "

@@ -99,8 +99,6 @@ class Bar:
 
     def update(self, step: int, losses: Sequence[float], schedule: Schedule) -> None:
         """Count the steps of these losses, of which the last is number ``step``."""
-        if self._bar.disable:
-            return
         self._recent.extend(loss for loss in losses if math.isfinite(loss))
         if (step % 10 == 0 or len(losses) > 1) and self._recent:
             phase = "settling" if schedule.decay else "searching"

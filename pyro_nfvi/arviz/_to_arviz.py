@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_nfvi._option_names import knows_options
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
 from pyro_nfvi._random import seeded
 from pyro_nfvi._validation import seed_number, whole
@@ -27,6 +28,7 @@ from pyro_nfvi.infer._predict import Predictions
 from pyro_nfvi.infer._target import Target
 
 
+@knows_options
 @takes_turn
 def to_arviz(
     source: Any,

@@ -62,6 +62,11 @@ class Verdict(str):
         verdict.cause = cause
         return verdict
 
+    def _repr_html_(self) -> str:
+        from pyro_nfvi import _html
+
+        return _html.verdict(self, self.reasons, self.next_step)
+
     def __reduce__(self) -> tuple[type[Verdict], tuple[str, tuple[str, ...], str, Cause]]:
         return type(self), (str(self), self.reasons, self.next_step, self.cause)
 

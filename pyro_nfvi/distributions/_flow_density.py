@@ -76,6 +76,17 @@ class FlowDensity(Density):
         self.base = base
         self._somewhere = _point_of(base)  # where its density is not 0
 
+    def __repr__(self) -> str:
+        base = "" if self.base is None else f", base={self.base!r}"
+        return f"{type(self).__name__}({self.flow!r}{base})"
+
+    def _repr_html_(self) -> str:
+        from pyro_nfvi import _html
+
+        base = "the standard normal" if self.base is None else repr(self.base)
+        parts = (_html.table((), [("base", base)]), self.flow._repr_html_())
+        return _html.card(f"{type(self).__name__} of {self.flow.dim} numbers", *parts)
+
     @property
     def takes_generator(self) -> bool:
         """True if base noise can be drawn from a generator of the caller's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from itertools import groupby
 from typing import Any, Literal, NamedTuple, final
 
 import torch
@@ -222,8 +223,41 @@ class Flow(Bijection):
             ) from error
         return x.expand(*batch, self.dim), context
 
+    def __repr__(self) -> str:
+        inner: list[str] = []
+        for name, same in groupby(type(part).__name__ for part in _members(self)):
+            count = len(list(same))
+            inner.append(name if count == 1 else f"{count} x {name}")
+        return f"{type(self).__name__}({', '.join([self.extra_repr(), *inner])})"
+
+    def _repr_html_(self) -> str:
+        from pyro_nfvi import _html
+
+        layers = [layer.flow for layer in self.layers()]
+        rows = [(type(one).__name__, one.extra_repr(), _count(one)) for one in layers]
+        head = ("layer", "options", "parameters")
+        return _html.card(repr(self), _html.table(head, _html.shortened(rows)))
+
     def extra_repr(self) -> str:
         return f"dim={self.dim}" + (f", context_dim={self.context_dim}" * (self.context_dim > 0))
+
+
+def _members(flow: Flow) -> list[Flow]:
+    """The flows that a flow consists of, one level down."""
+    held = [part for child in flow.children() for part in _flows_in(child)]
+    return [part for part in held if part is not flow]
+
+
+def _flows_in(child: nn.Module) -> list[Flow]:
+    if isinstance(child, Flow):
+        return [child]
+    if isinstance(child, nn.ModuleList):
+        return [part for part in child if isinstance(part, Flow)]
+    return []
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @final

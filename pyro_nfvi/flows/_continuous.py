@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_nfvi._nn.mlp import hidden_widths
-from pyro_nfvi._optional_import import process_kept
 from pyro_nfvi._typing import Contexts, Hidden, Image, Points, TensorPair
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import MissingPackageError, OptionError
@@ -202,6 +201,8 @@ def _dopri5(rates: _Field, x: Tensor, start: float, end: float, flow: Continuous
 
 
 def _torchdiffeq() -> Any:
+    from pyro_nfvi._optional_import import process_kept
+
     try:
         with process_kept():
             import torchdiffeq

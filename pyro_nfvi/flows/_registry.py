@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from pyro_nfvi._option_names import meant
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._affine import DiagonalAffine, LowerTriangular
@@ -305,9 +306,12 @@ def check_formula(formula: str, options: Mapping[str, Any]) -> list[tuple[str, i
     known = {name: _FAMILIES[name].options for name, _ in terms}
     stray = set(options) - set().union(*known.values())
     if stray:
+        names = sorted(set().union(*known.values()))
+        hint = "".join(meant(name, names) for name in sorted(stray))
         allowed = "; ".join(f"{name}: {', '.join(sorted(known[name]))}" for name in known)
         raise OptionError(
-            f"The flow {formula!r} takes no option {', '.join(sorted(stray))}. It takes {allowed}."
+            f"The flow {formula!r} takes no option {', '.join(sorted(stray))}.{hint} It "
+            f"takes {allowed}."
         )
     return terms
 

@@ -100,6 +100,30 @@ class VectorGuide(AutoContinuous):
         #: Trained parameters of the model, set by a fit; beside others the guide refuses to run.
         self.param_guard: ParamGuard | None = None
 
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        if not self.is_set_up:
+            return f"{name}(not set up yet)"
+        count = sum(parameter.numel() for parameter in self.parameters())
+        parts = ", ".join(f"{role}={part!r}" for role, part in self._flows_shown())
+        return f"{name}({self.latent.dim} latents, {count} parameters{parts and ', ' + parts})"
+
+    def _repr_html_(self) -> str:
+        from pyro_nfvi import _html
+
+        parts = [(role, repr(part)) for role, part in self._flows_shown()]
+        if not self.is_set_up:
+            return _html.card(repr(self))
+        sites = [(site.name, site.stop - site.start) for site in self.latent.records]
+        tables = (
+            _html.table(("part", "flow"), parts) if parts else "",
+            _html.table(("site", "numbers"), _html.shortened(sites)),
+        )
+        return _html.card(f"{type(self).__name__} of {self.latent.dim} latents", *tables)
+
+    def _flows_shown(self) -> list[tuple[str, Flow]]:
+        return [(name, part) for name, part in self.named_children() if isinstance(part, Flow)]
+
     def _build(self) -> None:
         """Make the parameters, from ``self.latent``."""
         raise NotImplementedError

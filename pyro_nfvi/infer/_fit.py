@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._optim.stop_reason import StopReason
+from pyro_nfvi._option_names import knows_options
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.pyro_state import takes_turn, turn
@@ -194,8 +195,14 @@ class Fit:
             f"{len(self.losses)} steps, {self.why_stopped})"
         )
 
+    def _repr_html_(self) -> str:
+        from pyro_nfvi.infer._report import report_html
+
+        return report_html(self, self.latent.constrain(self.draws.z)[0])
+
     # ------------------------------------------------------------------------ what it gives
 
+    @knows_options
     @takes_turn
     def sample(
         self, num_samples: int = 1000, *, seed: int | None = None, deterministic: bool = False
@@ -247,6 +254,7 @@ class Fit:
                 return self._sites(z, self._chosen(fixed, deterministic=deterministic))
             return self._sites(z, {})
 
+    @knows_options
     @takes_turn
     def resample(
         self, num_samples: int = 1000, *, seed: int | None = None, deterministic: bool = False
@@ -411,6 +419,7 @@ class Fit:
 
         return to_arviz(self, **options)
 
+    @knows_options
     def mcmc(
         self,
         *,
@@ -488,6 +497,7 @@ class Fit:
             progress=progress,
         )
 
+    @knows_options
     def to_nuts(
         self,
         *,

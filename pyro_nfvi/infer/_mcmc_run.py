@@ -328,6 +328,15 @@ class MCMCRun:
     def __repr__(self) -> str:
         return f"MCMCRun({self._note()}; verdict: {self.verdict})"
 
+    def _repr_html_(self) -> str:
+        from pyro_nfvi import _html
+
+        verdict = self.verdict
+        shown = _html.verdict(verdict, verdict.reasons, verdict.next_step)
+        draws = {name: value.flatten(0, 1) for name, value in self.samples.items()}
+        note = _html.table((), [("chains", self._note())])
+        return _html.card("MCMCRun", shown, note, _html.marginals(draws))
+
 
 def make_run(
     fit: FittedPosterior,

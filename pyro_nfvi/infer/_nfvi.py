@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._budget import Budget
 from pyro_nfvi._optim.learning_rate import Schedule
+from pyro_nfvi._option_names import knows_options
 from pyro_nfvi._pyro_model.model_checks import check_model
 from pyro_nfvi._train.engine_names import ENGINES
 from pyro_nfvi._train.optimizer import OptimSpec, check_optim
@@ -111,6 +113,7 @@ class NFVI:
         (True, 'converged')
     """
 
+    @knows_options
     def __init__(
         self,
         model: Callable[..., Any],
@@ -171,6 +174,31 @@ class NFVI:
         self.progress, self.callbacks = progress, tuple(callbacks)
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
         self.resume = resume
+
+    def _options_given(self) -> list[tuple[str, str]]:
+        """Options other than the default ones, as text."""
+        found: list[tuple[str, str]] = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = self.objective.name if name == "objective" else getattr(self, name, None)
+            default = parameter.default
+            if name == "max_steps" and self.more_steps:
+                continue  # None stands for two numbers
+            if name not in ("model", "callbacks", "checkpoint") and value != default:
+                shown = value if isinstance(value, str | int | float) else None
+                found.append((name, repr(shown) if shown is not None else type(value).__name__))
+        return found
+
+    def __repr__(self) -> str:
+        name = getattr(self.model, "__name__", type(self.model).__name__)
+        given = "".join(f", {option}={value}" for option, value in self._options_given())
+        return f"NFVI({name}{given})"
+
+    def _repr_html_(self) -> str:
+        from pyro_nfvi import _html
+
+        name = getattr(self.model, "__name__", type(self.model).__name__)
+        options = self._options_given() or [("options", "the default ones")]
+        return _html.card(f"NFVI of {name}", _html.table((), options))
 
     @full_precision
     def run(self, *args: Any, **kwargs: Any) -> Fit | PlateFit:

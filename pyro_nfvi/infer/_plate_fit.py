@@ -186,6 +186,20 @@ class PlateFit:
             f"{self.elbo_se:.2f} nats, {len(self.losses)} steps, {self.why_stopped})"
         )
 
+    def _repr_html_(self) -> str:
+        from pyro_nfvi import _html
+
+        verdict = self.verdict
+        sizes = ", ".join(f"{size} {plate}" for plate, size in self.plates.items())
+        rows = [
+            ("latents", f"{self.latent.dim}, in {sizes}"),
+            ("ELBO", f"{self.elbo:.3f} ± {self.elbo_se:.3f} nats"),
+            ("training", f"{len(self.losses)} steps, {self.why_stopped}"),
+            ("time", f"{self.timing.total:.1f} s"),
+        ]
+        shown = _html.verdict(verdict, verdict.reasons, verdict.next_step)
+        return _html.card("PlateFit", shown, _html.table((), rows))
+
     def log_evidence(self) -> tuple[float, float]:
         """Estimate the log evidence: ``(value, standard error)``, in nats.
 

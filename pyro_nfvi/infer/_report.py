@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from pyro_nfvi import _html
+from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.infer._fitted import FittedPosterior
 
 
@@ -36,3 +38,25 @@ def report(fit: FittedPosterior) -> str:
     verdict = fit.verdict
     lines.append(f"verdict: {verdict} ({'; '.join(verdict.reasons)}). {verdict.next_step}")
     return "\n".join([*lines, *training.notes])
+
+
+def report_html(fit: FittedPosterior, draws: TensorDict) -> str:
+    """Describe a fit for a notebook: verdict, figures, marginals of draws ``site -> (S, *shape)``.
+
+    What the verdict says is of the weighted draws; the histograms are of the guide's.
+    """
+    training, verdict = fit.training, fit.verdict
+    guide = f"{type(fit.guide).__name__}({training.settings.flow})"
+    rows = [
+        ("guide", f"{guide}, {fit.latent.dim} latents"),
+        ("ELBO", f"{fit.elbo:.3f} ± {fit.elbo_se:.3f} nats"),
+    ]
+    if not math.isnan(fit.khat):
+        value, error = fit.log_evidence()
+        rows.append(("log evidence", f"{value:.3f} ± {error:.3f} nats"))
+        rows.append(("importance weights", f"{fit.tail}, ESS {fit.ess:.0f} of {len(fit.draws.z)}"))
+    rows.append(("training", f"{len(training.losses)} steps, {training.why_stopped}"))
+    rows.append(("time", f"{training.timing.total:.1f} s"))
+    shown = _html.verdict(verdict, verdict.reasons, verdict.next_step)
+    parts = (shown, _html.table((), rows), _html.marginals(draws))
+    return _html.card(type(fit).__name__, *parts)

@@ -97,11 +97,7 @@ class Summary(Mapping[str, Row]):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{head}</th>" for head in ("", *_HEAD))
-        body = "".join(
-            f"<tr><td>{row.name}</td>"
-            + "".join(f"<td>{x:.4g}</td>" for x in row.numbers())
-            + "</tr>"
-            for row in self.rows
-        )
-        return f"<table><tr>{head}</tr>{body}</table><p>{self.note}</p>"
+        from pyro_nfvi import _html
+
+        rows = [(row.name, *(f"{x:.4g}" for x in row.numbers())) for row in self.rows]
+        return f"{_html.table(('', *_HEAD), rows)}{_html.text(self.note)}"

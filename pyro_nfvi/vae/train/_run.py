@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from pyro_nfvi._processes.process_group import ProcessGroup
@@ -16,7 +18,7 @@ from pyro_nfvi.vae.train._run_folder import Progress, RunFolder
 from pyro_nfvi.vae.train._run_lock import RunLock
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """The results of a training run.
 
@@ -34,6 +36,25 @@ class Run:
     evaluation: Evaluation | None = None
     folder: RunFolder | None = None
     history: Sequence[Mapping[str, Any]] = ()
+
+    def __repr__(self) -> str:
+        return f"Run({', '.join(f'{name} {value}' for name, value in self._figures())})"
+
+    def _repr_html_(self) -> str:
+        from pyro_nfvi import _html
+
+        figures = _html.table((), self._figures())
+        told = "" if self.evaluation is None else f"<pre>{escape(str(self.evaluation))}</pre>"
+        return _html.card("Run of a VAE", figures, told)
+
+    def _figures(self) -> list[tuple[str, str]]:
+        at = self.progress
+        found = [("epochs", str(at.epoch)), ("steps", str(at.step)), ("ended by", repr(at.done))]
+        if math.isfinite(at.best):
+            found.append(("best validation ELBO", f"{-at.best:.2f} nats (epoch {at.best_epoch})"))
+        if self.folder is not None:
+            found.append(("folder", str(self.folder.path)))
+        return found
 
 
 @contextmanager
