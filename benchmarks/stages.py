@@ -31,7 +31,7 @@ from pyro_nfvi import NFVI
 from pyro_nfvi._engine.native.density import NativeDensity
 from pyro_nfvi._engine.native.runner import NativeRunner
 from pyro_nfvi._train import engine_selection, loop
-from pyro_nfvi.infer import _run  # noqa: F401  loads the stages
+from pyro_nfvi.infer import _run_fit  # noqa: F401  loads the stages
 from pyro_nfvi.infer._stages import examination, gaussian_start, mode_search_stage, scoring
 
 #: What is charged, by its name in the table.

@@ -76,7 +76,7 @@ owner = next(x for x in (dispatch, torch._C, torch._C._functorch) if hasattr(x, 
 real, calls = getattr(owner, name), []
 import pyro, torch.func, torch._dynamo  # what torch imports of its own comes first
 delattr(owner, name)
-import pyro_nfvi.infer._run  # and all that a fit loads
+import pyro_nfvi.infer._run_fit  # and all that a fit loads
 setattr(owner, name, real)  # torch's own needs it
 import pyro.distributions as dist
 y = torch.tensor([1.0, 2.0, 3.0])

@@ -226,7 +226,9 @@ class NFVI:
         return self._run(Budget.start(self.max_seconds), args, kwargs)
 
     def _run(self, budget: Budget, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fit | PlateFit:
-        from pyro_nfvi.infer._run import run_fit  # all stages and checks, which only a run needs
+        from pyro_nfvi.infer._run_fit import (
+            run_fit,
+        )  # all stages and checks, which only a run needs
 
         return run_fit(self.model, self._options(), TimePlan(budget), args, kwargs)
 
