@@ -12,7 +12,7 @@ from pyro_nfvi._engine.compiled_density import BLOCKS
 from pyro_nfvi._engine.program import Unsupported
 from pyro_nfvi._engine.rounding import tolerance_of
 from pyro_nfvi._gaussian_vi.target import ScoredDensity
-from pyro_nfvi._mcmc.scored_density import PulledBack
+from pyro_nfvi._mcmc.neutra import PulledBack
 from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.flows._base import Flow
@@ -39,9 +39,9 @@ class CompiledPullBack:
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi._mcmc.scored_density import Differentiated
+        >>> from pyro_nfvi._mcmc.autograd_density import AutogradDensity
         >>> from pyro_nfvi.flows import make_flow
-        >>> normal = Differentiated(lambda z: -0.5 * z.square().sum(-1))
+        >>> normal = AutogradDensity(lambda z: -0.5 * z.square().sum(-1))
         >>> pulled = CompiledPullBack(normal, make_flow("iaf*2", dim=3))
         >>> pulled.value_and_grad(torch.ones(5, 3))[1][0].tolist()
         [-1.0, -1.0, -1.0]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from pyro_nfvi._mcmc.hmc import Proposal, State
 from pyro_nfvi._mcmc.recipe import ADAPTATION, TRANSITION
-from pyro_nfvi._mcmc.transition import Proposal, State
 
 
 @dataclass(frozen=True, eq=False)

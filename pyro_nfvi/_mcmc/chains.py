@@ -12,8 +12,8 @@ from torch import Tensor
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._gaussian_vi.target import ScoredDensity
 from pyro_nfvi._mcmc.adaptation import Adaptation, Tuning
+from pyro_nfvi._mcmc.hmc import State, accept, trajectory
 from pyro_nfvi._mcmc.recipe import RUN
-from pyro_nfvi._mcmc.transition import State, accept, trajectory
 
 
 class Ending(Enum):
@@ -96,9 +96,9 @@ def run_chains(
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi._mcmc.scored_density import Differentiated
+        >>> from pyro_nfvi._mcmc.autograd_density import AutogradDensity
         >>> from pyro_nfvi._random import stream
-        >>> normal = Differentiated(lambda z: -0.5 * z.square().sum(-1))
+        >>> normal = AutogradDensity(lambda z: -0.5 * z.square().sum(-1))
         >>> noise = stream(0, "example")
         >>> start = torch.zeros(16, 2)
         >>> found = run_chains(normal, start, noise, num_samples=100, warmup=50)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._gaussian_vi.target import ScoredDensity
+from pyro_nfvi._mcmc.hmc import State
 from pyro_nfvi._mcmc.recipe import START
-from pyro_nfvi._mcmc.transition import State
 from pyro_nfvi.errors import ModelError
 
 
@@ -45,8 +45,8 @@ def choose_starts(density: ScoredDensity, draw: Callable[[int], Tensor], num_cha
 
     Example:
         >>> import torch
-        >>> from pyro_nfvi._mcmc.scored_density import Differentiated
-        >>> normal = Differentiated(lambda z: -0.5 * z.square().sum(-1))
+        >>> from pyro_nfvi._mcmc.autograd_density import AutogradDensity
+        >>> normal = AutogradDensity(lambda z: -0.5 * z.square().sum(-1))
         >>> found = choose_starts(normal, lambda n: torch.randn(n, 2), 64)
         >>> found.position.shape, found.superchains, found.wide
         (torch.Size([64, 2]), 16, 4)

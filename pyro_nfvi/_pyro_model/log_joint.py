@@ -56,8 +56,8 @@ _WAYS: tuple[Way, ...] = ("plate", "vmap", "loop")
 _Outputs: TypeAlias = "tuple[Tensor, TensorDict, TensorDict]"
 
 
-class ScoredDensity(Protocol):
-    """Compiled code that stands in for a model."""
+class LogJointBackend(Protocol):
+    """A stand-in for the model where the log joint is evaluated: compiled code, or processes."""
 
     def takes(self, z: Tensor, subsample: Mapping[str, Tensor]) -> bool:
         """Tell whether it was built for such inputs."""
@@ -74,7 +74,7 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, compiled: ScoredDensity, subsample: Mapping[str, Tensor]
+        ctx: Any, rows: Tensor, compiled: LogJointBackend, subsample: Mapping[str, Tensor]
     ) -> Tensor:
         log_p, gradient = compiled.value_and_grad(rows, subsample)
         ctx.save_for_backward(gradient)
@@ -205,7 +205,7 @@ class LogJoint:
             taken = {n for site in first.nodes.values() for n in _axes(site)}
             self._count = next(n for n in itertools.count(3) if n not in taken)
             self.how, self.why = self._choose(way, subsample)
-        self._compiled: ScoredDensity | None = None
+        self._compiled: LogJointBackend | None = None
         self._way = way
         self._how_sites: dict[frozenset[str], Way] = {}
         self._assignment: Assignment | None = None
@@ -291,11 +291,11 @@ class LogJoint:
         return {**self.__dict__, "_compiled": None}
 
     @property
-    def compiled(self) -> ScoredDensity | None:
+    def compiled(self) -> LogJointBackend | None:
         """The compiled code that evaluates it; None where the model does."""
         return self._compiled
 
-    def use(self, compiled: ScoredDensity | None) -> None:
+    def use(self, compiled: LogJointBackend | None) -> None:
         """Evaluate by compiled code from now on, wherever it can stand in for the model."""
         self._compiled = compiled
 
@@ -328,7 +328,7 @@ class LogJoint:
         log_p, gradient, _ = score(lambda rows: self.eager(rows, subsample), z)
         return log_p, gradient
 
-    def _standing_in(self, z: Tensor, subsample: Mapping[str, Tensor]) -> ScoredDensity | None:
+    def _standing_in(self, z: Tensor, subsample: Mapping[str, Tensor]) -> LogJointBackend | None:
         """Return the compiled code, if there is some that takes these inputs and nobody watches.
 
         What records operations, or transforms functions, has to see the model.

@@ -10,7 +10,7 @@ import torch
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._engine.program import Unsupported
 from pyro_nfvi._pyro_model.batch_model import CHANGING, BatchModel
-from pyro_nfvi._pyro_model.log_joint import LogJoint, ScoredDensity
+from pyro_nfvi._pyro_model.log_joint import LogJoint, LogJointBackend
 from pyro_nfvi._stopwatch import Stopwatch
 from pyro_nfvi._train.engine_faults import attempt
 from pyro_nfvi._train.recipe import ENGINE
@@ -31,7 +31,7 @@ class DensityEngine:
 
     backend: str
     reason: str
-    compiled: ScoredDensity | None = None
+    compiled: LogJointBackend | None = None
 
 
 #: What a fit says of a model that Python changes on the way.

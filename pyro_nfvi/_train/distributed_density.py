@@ -9,11 +9,11 @@ from torch import Tensor
 
 from pyro_nfvi._chain_rule import score
 from pyro_nfvi._processes.row_service import RowFunction, RowService
-from pyro_nfvi._pyro_model.log_joint import LogJoint, ScoredDensity
+from pyro_nfvi._pyro_model.log_joint import LogJoint, LogJointBackend
 from pyro_nfvi._typing import TensorPair
 
 
-def own_rows(log_joint: LogJoint, compiled: ScoredDensity | None) -> RowFunction:
+def own_rows(log_joint: LogJoint, compiled: LogJointBackend | None) -> RowFunction:
     """Return what a process evaluates alone: compiled code where it takes the rows, or the model.
 
     Args:
@@ -47,7 +47,7 @@ class DistributedDensity:
     def __init__(
         self,
         log_joint: LogJoint,
-        compiled: ScoredDensity | None,
+        compiled: LogJointBackend | None,
         service: RowService,
         size: int,
     ) -> None:

@@ -18,7 +18,7 @@ from pyro_nfvi._engine.rounding import rounded_anew, slack_of, tolerance_of
 from pyro_nfvi._engine.target_call import TargetCall, target_of
 from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._pyro_model.batch_model import CHANGING, BatchModel
-from pyro_nfvi._pyro_model.log_joint import ScoredDensity
+from pyro_nfvi._pyro_model.log_joint import LogJointBackend
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._stopwatch import Stopwatch
 from pyro_nfvi._timing import Part
@@ -146,7 +146,7 @@ def choose(
     num_particles: int,
     max_steps: int,
     *,
-    density: ScoredDensity | None = None,
+    density: LogJointBackend | None = None,
     budget: Budget = UNLIMITED,
     watch: Stopwatch | None = None,
 ) -> Chosen:
@@ -288,7 +288,7 @@ class _Builder:
             raise Unsupported(f"a step takes {1e3 * mine:.2g} ms, an eager one {1e3 * eager:.2g}")
         return Chosen(name, reason, runner, Watch(self.step), asked)
 
-    def call(self, density: ScoredDensity | None) -> bool:
+    def call(self, density: LogJointBackend | None) -> bool:
         """Let the step call a density from now on; None captures the model with the step again.
 
         Returns:

@@ -11,7 +11,7 @@ from pyro_nfvi._budget import Budget
 from pyro_nfvi._engine.program import Unsupported
 from pyro_nfvi._gaussian_vi.target import ScoredDensity
 from pyro_nfvi._mcmc.chains import run_chains
-from pyro_nfvi._mcmc.scored_density import PulledBack
+from pyro_nfvi._mcmc.neutra import PulledBack
 from pyro_nfvi._mcmc.starts import choose_starts
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._random import fresh_seed, stream

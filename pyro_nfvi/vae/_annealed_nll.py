@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_nfvi._mcmc.transition import State, trajectory
+from pyro_nfvi._mcmc.hmc import State, trajectory
 from pyro_nfvi._random import stream
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.vae._elbo_terms import joint_terms

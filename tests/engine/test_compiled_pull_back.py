@@ -5,7 +5,8 @@ import torch
 
 from pyro_nfvi._engine.compiled_pull_back import CompiledPullBack
 from pyro_nfvi._engine.program import Unsupported
-from pyro_nfvi._mcmc.scored_density import Differentiated, PulledBack
+from pyro_nfvi._mcmc.autograd_density import AutogradDensity
+from pyro_nfvi._mcmc.neutra import PulledBack
 from pyro_nfvi.flows import Flow, make_flow
 
 
@@ -29,7 +30,7 @@ def moved_flow(formula, dim, dtype):
 )
 def test_compiled_is_autograd(formula, dtype, close, rows):
     flow = moved_flow(formula, 3, dtype)
-    density = Differentiated(bowl)
+    density = AutogradDensity(bowl)
     eps = torch.randn(rows, 3, dtype=dtype, generator=torch.Generator().manual_seed(1))
     ours = CompiledPullBack(density, flow).value_and_grad(eps)
     theirs = PulledBack(density, flow).value_and_grad(eps)
@@ -38,7 +39,7 @@ def test_compiled_is_autograd(formula, dtype, close, rows):
 
 
 def test_values_of_parameters_are_those_of_the_flow_at_hand():
-    density, eps = Differentiated(bowl), torch.ones(4, 3, dtype=torch.float64)
+    density, eps = AutogradDensity(bowl), torch.ones(4, 3, dtype=torch.float64)
     flow = moved_flow("iaf*2", 3, torch.float64)
     compiled = CompiledPullBack(density, flow)
     with torch.no_grad():
@@ -61,4 +62,4 @@ class Branching(Flow):
 
 def test_a_flow_that_cannot_be_captured_is_refused():
     with pytest.raises(Unsupported):
-        CompiledPullBack(Differentiated(bowl), Branching(2))
+        CompiledPullBack(AutogradDensity(bowl), Branching(2))

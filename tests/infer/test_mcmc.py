@@ -11,7 +11,7 @@ from infer.models import Y, conjugate, eight_schools, posterior
 from scipy.stats import kstest
 
 from pyro_nfvi import NFVI
-from pyro_nfvi._mcmc import transition
+from pyro_nfvi._mcmc import hmc
 from pyro_nfvi._mcmc.chains import Ending
 from pyro_nfvi.diagnostics._verdict import Cause
 from pyro_nfvi.errors import ModelError, OptionError
@@ -242,7 +242,7 @@ def test_ctrl_c_leaves_the_draws_until_then(run, monkeypatch):
     def accept(*args):
         if next(count, None) is None:
             raise KeyboardInterrupt
-        return transition.accept(*args)
+        return hmc.accept(*args)
 
     monkeypatch.setattr("pyro_nfvi._mcmc.chains.accept", accept)
     short = fit.mcmc(num_samples=100, num_chains=8, warmup_steps=20, seed=0, progress=False)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pyro_nfvi._budget import Budget
+from pyro_nfvi._mcmc.autograd_density import AutogradDensity
 from pyro_nfvi._mcmc.chains import Ending, run_chains
 from pyro_nfvi._mcmc.recipe import RUN
-from pyro_nfvi._mcmc.scored_density import Differentiated
 from pyro_nfvi._mcmc.starts import choose_starts
 from pyro_nfvi.diagnostics._convergence import bulk_ess, nested_rhat, rank_rhat
 from pyro_nfvi.errors import ModelError
@@ -23,7 +23,7 @@ def scaled(z):
 def run(log_density, start, **options):
     chosen = {"num_samples": 200, "warmup": 150} | options
     noise = torch.Generator().manual_seed(0)
-    return run_chains(Differentiated(log_density), start, noise, **chosen)
+    return run_chains(AutogradDensity(log_density), start, noise, **chosen)
 
 
 def starts(chains=32, dim=3, seed=0):
@@ -132,7 +132,7 @@ def test_time_bounds_warm_up_and_draws():
 
 
 def test_places_of_the_starts():
-    density = Differentiated(scaled)
+    density = AutogradDensity(scaled)
     found = choose_starts(density, lambda n: torch.ones(n, 3).double(), 64)
     assert (found.superchains, found.wide) == (16, 4)
     assert found.position[:48].eq(1).all()
@@ -152,14 +152,14 @@ def test_starts_are_where_the_density_is():
     def half(z):
         return torch.where(z[:, 0] > 0, -0.5 * z.square().sum(-1), -math.inf)
 
-    found = choose_starts(Differentiated(half), draw, 64)
+    found = choose_starts(AutogradDensity(half), draw, 64)
     assert (found.position[:, 0] > 0).all()
     narrow = choose_starts(
-        Differentiated(lambda z: torch.where(z.norm(dim=-1) < 1.5, z.sum(-1), math.nan)), draw, 64
+        AutogradDensity(lambda z: torch.where(z.norm(dim=-1) < 1.5, z.sum(-1), math.nan)), draw, 64
     )
     assert (narrow.position.norm(dim=-1) < 1.5).all()
     with pytest.raises(ModelError, match="found no start"):
-        choose_starts(Differentiated(lambda z: z.sum(-1) * math.nan), draw, 8)
+        choose_starts(AutogradDensity(lambda z: z.sum(-1) * math.nan), draw, 8)
 
 
 def test_chains_in_two_modes_disagree():

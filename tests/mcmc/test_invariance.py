@@ -13,8 +13,9 @@ from torch.distributions import Dirichlet, Independent, Normal, StudentT
 from torch.distributions.transforms import StickBreakingTransform
 
 from pyro_nfvi._mcmc.adaptation import Tuning
-from pyro_nfvi._mcmc.scored_density import Differentiated, PulledBack
-from pyro_nfvi._mcmc.transition import Proposal, State, accept, trajectory
+from pyro_nfvi._mcmc.autograd_density import AutogradDensity
+from pyro_nfvi._mcmc.hmc import Proposal, State, accept, trajectory
+from pyro_nfvi._mcmc.neutra import PulledBack
 from pyro_nfvi.flows import Flow, make_flow
 from pyro_nfvi.flows._affine import Affine
 
@@ -122,7 +123,7 @@ def seeded():
 def test_transitions_keep_the_law(make):
     target = make()
     start, exact = target.sample(ROWS), target.sample(ROWS)
-    found = moved(Differentiated(target.log_prob), start)
+    found = moved(AutogradDensity(target.log_prob), start)
     assert p_value(target, found, exact) > ALARM
     assert (found != start).any(-1).double().mean() > 0.4
 
@@ -136,14 +137,14 @@ def test_transitions_through_a_flow_keep_the_law(formula):
             parameter.add_(0.3 * torch.randn_like(parameter))
     flow.requires_grad_(False)
     start = flow.inverse(target.sample(ROWS))[0]
-    eps = moved(PulledBack(Differentiated(target.log_prob), flow), start)
+    eps = moved(PulledBack(AutogradDensity(target.log_prob), flow), start)
     assert p_value(target, flow(eps)[0], target.sample(ROWS)) > ALARM
 
 
 def test_a_wrong_gradient_costs_moves_and_not_the_law():
     target = banana()
 
-    class Bent(Differentiated):
+    class Bent(AutogradDensity):
         def value_and_grad(self, z):
             log_p, gradient = super().value_and_grad(z)
             return log_p, 0.5 * gradient + torch.tensor([0.3, -0.2]).double()
@@ -184,22 +185,22 @@ class Unadjusted(PulledBack):
 @pytest.mark.parametrize("step", [always, without_momentum])
 def test_a_wrong_acceptance_is_seen(step):
     target = banana()
-    found = moved(Differentiated(target.log_prob), target.sample(ROWS), step)
+    found = moved(AutogradDensity(target.log_prob), target.sample(ROWS), step)
     assert p_value(target, found, target.sample(ROWS)) < ALARM
 
 
 def test_a_wrong_log_determinant_is_seen():
     target, flow = gaussian(), Bend(2).double()
     start = flow.inverse(target.sample(ROWS))[0]
-    wrong = Unadjusted(Differentiated(target.log_prob), flow)
+    wrong = Unadjusted(AutogradDensity(target.log_prob), flow)
     assert p_value(target, flow(moved(wrong, start))[0], target.sample(ROWS)) < ALARM
-    right = PulledBack(Differentiated(target.log_prob), flow)
+    right = PulledBack(AutogradDensity(target.log_prob), flow)
     assert p_value(target, flow(moved(right, start))[0], target.sample(ROWS)) > ALARM
 
 
 def test_a_step_size_that_depends_on_the_place_is_seen():
     target = student()
-    density = Differentiated(target.log_prob)
+    density = AutogradDensity(target.log_prob)
     noise, start = torch.Generator().manual_seed(1), target.sample(ROWS)
     state = State.at(density, start)
     for _ in range(5):
@@ -229,7 +230,7 @@ def test_geweke_joint_distribution():
 
     def sweep(z, wrong):
         y = z[:, :1] + z[:, 1:].exp() * torch.randn(len(z), 4, generator=noise).double()
-        density = Differentiated(log_joint(y))
+        density = AutogradDensity(log_joint(y))
         state = State.at(density, z)
         for index in range(2):
             momentum = torch.randn(z.shape, generator=noise).double()
@@ -247,7 +248,7 @@ def test_geweke_joint_distribution():
 
 def test_a_trajectory_runs_back_and_keeps_volume():
     target, step = banana(), 0.2 * TUNING.scale
-    density = Differentiated(target.log_prob)
+    density = AutogradDensity(target.log_prob)
     start = State.at(density, target.sample(5))
     momentum = torch.randn(5, 2).double()
     there = trajectory(density, start, momentum, step, 3)
@@ -270,8 +271,8 @@ def test_an_affine_map_changes_nothing_but_the_coordinates():
     target = gaussian()
     flow = Affine(torch.tensor([3.0, -1.0]).double(), torch.tensor([2.0, 0.5]).double())
     start = target.sample(10)
-    plain = moved(Differentiated(target.log_prob), start, tuning=TUNING)
-    pulled = PulledBack(Differentiated(target.log_prob), flow)
+    plain = moved(AutogradDensity(target.log_prob), start, tuning=TUNING)
+    pulled = PulledBack(AutogradDensity(target.log_prob), flow)
     inner = Tuning(0.9, 1.2, TUNING.scale / torch.tensor([2.0, 0.5]).double())
     eps = moved(pulled, flow.inverse(start)[0], tuning=inner)
     torch.testing.assert_close(flow(eps)[0], plain)

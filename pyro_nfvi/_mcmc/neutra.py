@@ -1,38 +1,13 @@
-"""Log densities that come with their gradient, and a density pulled back through a flow."""
+"""A density pulled back through a flow to the space of its noise, as in NeuTra."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from pyro_nfvi._chain_rule import score
 from pyro_nfvi._gaussian_vi.target import ScoredDensity
 from pyro_nfvi._typing import TensorPair
 from pyro_nfvi.flows._base import Flow
-
-
-class Differentiated:
-    """A differentiable log density with the gradient of autograd.
-
-    Args:
-        log_density: ``(N, D) -> (N,)``, in nats, rows independent.
-
-    Example:
-        >>> import torch
-        >>> density = Differentiated(lambda z: -0.5 * z.square().sum(-1))
-        >>> density.value_and_grad(torch.tensor([[3.0, 4.0]]))
-        (tensor([-12.5000]), tensor([[-3., -4.]]))
-    """
-
-    def __init__(self, log_density: Callable[[Tensor], Tensor]) -> None:
-        self._log_density = log_density
-
-    def value_and_grad(self, z: Tensor) -> TensorPair:
-        """Return log density and gradient; see :func:`pyro_nfvi._chain_rule.score`."""
-        log_p, gradient, _ = score(self._log_density, z)
-        return log_p, gradient
 
 
 class PulledBack:
@@ -52,8 +27,9 @@ class PulledBack:
 
     Example:
         >>> import torch
+        >>> from pyro_nfvi._mcmc.autograd_density import AutogradDensity
         >>> from pyro_nfvi.flows import Affine
-        >>> normal = Differentiated(lambda z: -0.5 * (z - 3.0).square().sum(-1))
+        >>> normal = AutogradDensity(lambda z: -0.5 * (z - 3.0).square().sum(-1))
         >>> pulled = PulledBack(normal, Affine(torch.tensor([3.0]), torch.tensor([2.0])))
         >>> [found.tolist() for found in pulled.value_and_grad(torch.tensor([[0.5]]))]
         [[0.1931471824645996], [[-2.0]]]
