@@ -462,8 +462,9 @@ class TailRecipe:
     points: int = 9
     #: Quantile at which a ray begins.
     begin: float = 0.99
-    #: Points on a ray where moments are asked: up to twelve times the quantile at which it begins.
-    moment_points: int = 16
+    #: Points on a ray where moments are asked: up to 90 times the quantile at which it begins;
+    #: there the cube of a normal number is beyond four sds. Most rays end after a few.
+    moment_points: int = 28
     #: Quantile at which such a ray begins: the share of an approximation's draws beyond it is right
     #: where that beyond the 95 % quantile is too small already.
     moment_begin: float = 0.85

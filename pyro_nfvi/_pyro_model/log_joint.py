@@ -286,6 +286,17 @@ class LogJoint:
             return self
         return copy.copy(self)
 
+    def with_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LogJoint:
+        """Return the log joint by the model itself at other arguments of the same shapes.
+
+        Nothing is checked: for the same data in another precision.
+        """
+        made = copy.copy(self)
+        made._compiled = None
+        made._run = copy.copy(self._run)
+        made._run.args, made._run.kwargs = args, dict(kwargs)
+        return made
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out compiled code, which belongs to the process: copies evaluate the model."""
         return {**self.__dict__, "_compiled": None}

@@ -16,7 +16,7 @@ from pyro_nfvi._train.left_out_particles import LeftOut as LeftOut  # one kind o
 from pyro_nfvi.diagnostics._finding import Finding, Level
 from pyro_nfvi.diagnostics._recipe import VERDICT
 from pyro_nfvi.infer._checks.missed_mass import Outside, too_much
-from pyro_nfvi.infer._recipe import MODE_CHECK, PLATES, TAIL_CHECK, WORDS
+from pyro_nfvi.infer._recipe import MODE_CHECK, PLATES, PRECISION, TAIL_CHECK, WORDS
 
 _F = TypeVar("_F", bound="Finding")
 
@@ -472,6 +472,43 @@ class MovedMoments(Finding):
         if len(self.names) > WORDS.named:
             words.append(f"{len(self.names) - WORDS.named} more numbers are off")
         return "; ".join(words)
+
+
+@dataclass(frozen=True)
+class SinglePrecision(Finding):
+    """Draws of a fit in single precision, weighed by their density in double precision.
+
+    Attributes:
+        draws: Draws that were compared; 0 where the model does not take double precision.
+        spread: Standard deviation of the differences of the log densities, in nats.
+        names: Numbers whose mean or sd moves, the worst first.
+        shifts: How far the means move, in sds.
+        stretches: The sds in single precision over those in double precision.
+    """
+
+    draws: int = 0
+    spread: float = 0.0
+    names: tuple[str, ...] = ()
+    shifts: tuple[float, ...] = ()
+    stretches: tuple[float, ...] = ()
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT if self.names or self.spread > PRECISION.most else Level.REMARK
+
+    def sentence(self) -> str:
+        if self.level is Level.REMARK:
+            return ""
+        words = [
+            f"{name} by {shift:.2f} sd and its sd by a factor of {1 / stretch:.2f}"
+            for name, shift, stretch in zip(self.names[: WORDS.named], self.shifts, self.stretches)
+        ]
+        moved = f", which moves {', '.join(words)}" if words else ""
+        return (
+            f"single precision changes the log density of the draws by {self.spread:.2g} nats"
+            f"{moved}: fit in double precision (torch.set_default_dtype(torch.float64) and data in "
+            "it, or Target(..., dtype=torch.float64))"
+        )
 
 
 def _moments(index: float) -> str:

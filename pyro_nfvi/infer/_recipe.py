@@ -154,6 +154,9 @@ class ContinuedTrainingRecipe:
     most_dim: int = 100
     #: Factor on the steps over which a bound counts as flat.
     window_factor: int = 2
+    #: Excess over 1 of the widths of noise, times the root of D/2, of which half of the particles
+    #: have some: 2 in two dimensions takes the flow to where its draws come once in a thousand.
+    excess: tuple[float, ...] = (0.3, 0.6, 1.0)
 
 
 @dataclass(frozen=True)
@@ -363,6 +366,19 @@ class MomentRecipe:
 
 
 @dataclass(frozen=True)
+class PrecisionRecipe:
+    """Densities of draws in double precision beside those in single."""
+
+    #: Draws that are scored again.
+    draws: int = 2000
+    #: Spread of the differences, in nats, below which they move nothing: a precision that is off
+    #: by a tenth, so that an sd is by 5 %, makes 0.07 nats.
+    negligible: float = 0.05
+    #: Spread from which on single precision says too little, whatever it moves.
+    most: float = 1.0
+
+
+@dataclass(frozen=True)
 class TailCheckRecipe:
     """Tails of a fit."""
 
@@ -409,6 +425,8 @@ class ImproperRecipe:
     shell: float = 2.0
     #: Draws from each of which a line has to lead outwards.
     centres: int = 4
+    #: Draws whose highest density a line has to rise above.
+    level_draws: int = 16
     #: Runs of the model, together.
     runs: int = 4000
     #: Runs of the model, one by one.
@@ -754,6 +772,7 @@ MODE_CHECK = ModeCheckRecipe()
 SEARCH_WORK = SearchWorkRecipe()
 MASS_OUTSIDE = MassOutsideRecipe()
 MOMENTS = MomentRecipe()
+PRECISION = PrecisionRecipe()
 TAIL_CHECK = TailCheckRecipe()
 IMPROPER = ImproperRecipe()
 PYRO_CHECK = PyroCheckRecipe()

@@ -119,9 +119,17 @@ def funnel():
     observed(v)
 
 
+def scaled_covariates():
+    """A draw of the start is a million times worse than the fit, and a slope mends some of it."""
+    t = torch.linspace(0.0, 1.0, len(Y))
+    x = torch.stack([torch.ones(len(Y)), t, t.square()], -1) * torch.tensor([1e4, 1e-3, 1.0])
+    observed(pyro.sample("b", dist.Normal(0.0, 1e3).expand([3]).to_event(1)) @ x.T)
+
+
 @pytest.mark.parametrize(
     "model",
     [
+        scaled_covariates,
         heavy_tails,
         wide,
         flat_and_enough_data,

@@ -166,18 +166,19 @@ def _find(
     seed: int,
     budget: Budget,
 ) -> ImproperDirection | None:
+    level = _highest(log_joint, z.detach(), subsample, budget)
     z = _usable(latent, z.detach(), seed)
     centres = z[:: max(1, len(z) // IMPROPER.centres)][: IMPROPER.centres]
     lines = _lines(latent, log_joint, z, centres[0], subsample, budget)
     runs = IMPROPER.loop_runs if log_joint.how == "loop" else IMPROPER.runs
     runs = min(runs, CALL_SIZES.check // max(1, log_joint.size))
     lines = lines[: max(IMPROPER.fewest_lines, runs // (2 * len(IMPROPER.distances)))]
-    found = _escapes(latent, log_joint, centres[0], lines, subsample, budget)
+    found = _escapes(latent, log_joint, centres[0], lines, subsample, level, budget)
     for centre in centres[1:]:
         if not found:
             return None
         places = sorted({place for place, _ in found})
-        again = _escapes(latent, log_joint, centre, lines[places], subsample, budget)
+        again = _escapes(latent, log_joint, centre, lines[places], subsample, level, budget)
         again = {(places[place], sign): rises for (place, sign), rises in again.items()}
         found = {key: rises and again[key] for key, rises in found.items() if key in again}
     if not found:
@@ -186,6 +187,14 @@ def _find(
     weight = (lines.ways != 0).sum(1)
     place, sign = max(found, key=lambda key: (found[key], -int(weight[key[0]])))
     return _described(latent, centres[0], lines.ways[place] * sign, rises=found[place, sign])
+
+
+def _highest(log_joint: LogJoint, z: Tensor, subsample: TensorDict, budget: Budget) -> float:
+    """Return the highest log density among some draws; minus infinity where none has one."""
+    _ask(budget)
+    with torch.no_grad():
+        log_p = log_joint(z[:: max(1, len(z) // IMPROPER.level_draws)], subsample)
+    return float(log_p[torch.isfinite(log_p)].amax()) if bool(log_p.isfinite().any()) else -math.inf
 
 
 def _usable(latent: LatentSpace, z: Tensor, seed: int) -> Tensor:
@@ -285,9 +294,14 @@ def _escapes(
     centre: Tensor,
     lines: _Lines,
     subsample: TensorDict,
+    level: float,
     budget: Budget,
 ) -> dict[tuple[int, int], bool]:
-    """Find lines, and their ends, along which the density does not fall; True where it rises."""
+    """Find lines, and their ends, along which the density does not fall; True where it rises.
+
+    A rise that ends below ``level``, the highest density that is known, leads from a bad centre to
+    a lesser one.
+    """
     distances = torch.tensor(IMPROPER.distances).to(centre)
     ends = torch.stack([lines.ways, -lines.ways], 1)  # (L, 2, D)
     points = centre + distances[:, None] * ends[:, :, None]  # (L, 2, T, D)
@@ -320,6 +334,8 @@ def _escapes(
                 sure = doubt <= (IMPROPER.rounding_share * change).clamp(min=IMPROPER.fall)
                 rises = _rises(log_p[place, end] - middle, held[place, end] & sure, rounding)
             # Where a mixture of coordinates rises, the fit may just be far from the mode.
+            if rises and not bool((log_p[place, end][held[place, end]] > level).any()):
+                continue
             if rises is not None and not (rises and bool(lines.mixed[place])):
                 found[place, sign] = rises
     return found

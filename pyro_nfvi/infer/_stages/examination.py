@@ -12,6 +12,7 @@ from pyro_nfvi.infer._checks.missed_mass import WIDE_ROWS, mass_outside, too_muc
 from pyro_nfvi.infer._checks.missed_modes import missed_modes
 from pyro_nfvi.infer._checks.moments import moved_moments
 from pyro_nfvi.infer._checks.narrow_modes import narrow_modes
+from pyro_nfvi.infer._checks.precision import PRECISION_ROWS, rounding
 from pyro_nfvi.infer._checks.pyro_density import opinion_of_pyro
 from pyro_nfvi.infer._checks.reaching_draws import MOMENT_ROWS, ReachingDraws, reaching_draws
 from pyro_nfvi.infer._checks.tails import TAIL_ROWS, follow_tails, short_tails
@@ -26,6 +27,7 @@ from pyro_nfvi.infer._findings import (
     MovedMoments,
     NarrowModes,
     Relabelled,
+    SinglePrecision,
     TimeOver,
 )
 from pyro_nfvi.infer._fit import Fit, add_finding
@@ -86,6 +88,10 @@ def examine(
                 time.leave_out("the end of the look at tails")
     if moments:
         findings.append(compared_moments(fit, tails, reaching))
+    if time.affords(PRECISION_ROWS[how], "the look at single precision"):
+        rounded = rounding(log_joint, fit.draws)
+        if rounded is not None:
+            findings.append(SinglePrecision(**asdict(rounded)))
     if time.affords(1, "a second opinion by Pyro's own trace"):
         findings.append(opinion_of_pyro(fit, time.whole))
     if missed:
