@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from vae.cases import SHAPE, make
 
 from pyro_nfvi import vae as nfvae
-from pyro_nfvi.errors import DataError, FileError, OptionError
+from pyro_nfvi.errors import DataError, FileError, MissingPackageError, OptionError
 from pyro_nfvi.objectives import Linear
 from pyro_nfvi.vae import CSVLogger, ELBOLoss, FlowVAE, fit, load
 from pyro_nfvi.vae.train._rates import Rates
@@ -446,21 +448,26 @@ def test_forward_is_the_loss_and_makes_no_statement_of_pyro():
 
 
 @pytest.mark.slow
-def test_processes_of_ddp_end_with_the_same_weights():
+@pytest.mark.parametrize("name", ["ddp", "accelerate", "lightning"])
+def test_two_processes_of_every_framework_end_with_the_same_weights(name):
+    if name != "ddp":
+        pytest.importorskip(name)
     import os
     import subprocess
-    import sys
     from pathlib import Path
 
     root = Path(__file__).resolve().parents[2]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    # Lightning starts its processes by itself.
+    launch = [sys.executable, *([] if name == "lightning" else torchrun)]
     started = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         root / "examples" / "vae_ddp.py"],
+        [*launch, root / "examples" / "trainers" / f"vae_{name}.py"],
         capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        env={**os.environ, "OMP_NUM_THREADS": "1",
+             "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])},
     )  # fmt: skip
     assert started.returncode == 0, started.stderr
-    sums = dict(line.split(": ") for line in started.stdout.splitlines())
+    sums = dict(re.findall(r"^([01]): (-?\d+\.\d+)$", started.stdout, re.MULTILINE))
     assert sums["0"] == sums["1"]
 
 
@@ -489,3 +496,21 @@ def test_the_gradient_of_ddp_is_that_of_the_whole_batch(tmp_path):
     for rank in (0, 1):
         for one, two in zip(vae.parameters(), torch.load(tmp_path / f"{rank}.pt")):
             torch.testing.assert_close(one.grad, two, atol=1e-6, rtol=1e-5)
+
+
+def test_tensorboard_gets_scalars_where_it_is_installed(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = nfvae.TensorBoardLogger(tmp_path, every=2)
+    fit(make("planar*1"), X, valid=X, epochs=2, batch_size=11, callbacks=[logger], progress=False)
+    held = EventAccumulator(str(tmp_path))
+    held.Reload()
+    assert [one.step for one in held.Scalars("epoch/valid.elbo")] == [3, 6]
+    assert [one.step for one in held.Scalars("step/bound")] == [2, 4, 6]
+
+
+def test_without_tensorboard_the_other_logger_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingPackageError, match="take CSVLogger"):
+        fit(make("planar*1"), X, epochs=1, callbacks=[nfvae.TensorBoardLogger("x")], progress=False)

@@ -1,4 +1,4 @@
-"""A flow VAE under DistributedDataParallel: torchrun --nproc-per-node 2 examples/vae_ddp.py."""
+"""A flow VAE under DDP: torchrun --nproc-per-node 2 examples/trainers/vae_ddp.py."""
 
 import torch
 import torch.distributed as dist
@@ -19,5 +19,5 @@ for x in DataLoader(data, 20, sampler=DistributedSampler(data)):
     optimizer.zero_grad()
     wrapped(x).surrogate.mean().backward()
     optimizer.step()
-print(f"{dist.get_rank()}: {sum(float(p.sum()) for p in vae.parameters()):.6f}")
+print(f"{dist.get_rank()}: {sum(float(p.detach().sum()) for p in vae.parameters()):.6f}")
 dist.destroy_process_group()
