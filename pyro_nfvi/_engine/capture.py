@@ -12,10 +12,11 @@ from torch import Tensor
 
 from pyro_nfvi._chain_rule import score
 from pyro_nfvi._engine.lazy_graph_module import LazyGraphModule
-from pyro_nfvi._engine.program import DensityProgram, Program, Unsupported
+from pyro_nfvi._engine.program import DensityProgram, Program, Unsupported, fixed_name
 from pyro_nfvi._eval_mode import fit_pass
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._typing import TensorPair
+from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.objectives._objective import Objective
@@ -52,7 +53,8 @@ def capture(
         target: Takes the place of the model, as one operation; ``model_params`` are none then.
 
     Returns:
-        The program. Its parameters are those that the gradient reaches.
+        The program. Its parameters are those that the gradient reaches; of tables of which the
+        step sees some rows, these rows.
 
     Raises:
         Unsupported: The step cannot be captured; the message is the reason.
@@ -62,30 +64,55 @@ def capture(
     from pyro_nfvi._engine.recorder import Recorder
 
     model_params = list(params[len(params) - num_model_params :])
-    inputs = {f"param_{i}": param for i, param in enumerate(params)}
-    inputs["eps"] = eps
+    gathered = guide.gathered(subsample)
+    tables = () if gathered is None else gathered.trained
+    held = {id(one.table) for one in tables}
+    # Of tables the rows that the step sees stand among the parameters, as the last ones.
+    leaves = [param for param in params if id(param) not in held]
     streams = {name: subsample[name] for name in subsample}
+    fixed: list[Tensor] = []
+    if gathered is not None:
+        numbers = gathered.numbers(subsample)
+        leaves += [one.at(numbers).requires_grad_() for one in tables]
+        fixed = [one.at(numbers) for one in gathered.fixed]
+        streams |= {fixed_name(i): rows for i, rows in enumerate(fixed)}
+    inputs = {f"param_{i}": param for i, param in enumerate(leaves)}
+    inputs["eps"] = eps
     inputs |= {f"stream_{i}": index for i, index in enumerate(streams.values())}
     recorder = Recorder(inputs)
 
     def log_density(z: Tensor) -> Tensor:
         return log_joint(z, subsample)
 
+    def density() -> FlowDensity:
+        if gathered is None:
+            return guide.density_at(subsample)
+        return gathered.density(subsample, [*leaves[len(leaves) - len(tables) :], *fixed])
+
     with _reasons("the step"), fit_pass(guide), recorder:
         estimate = objective.at(subsample)(
-            guide.density(),
+            density(),
             log_density if target is None else target.density(recorder, subsample),
             eps,
             model_params,
         )
-        grads = torch.autograd.grad(estimate.surrogate, list(params), allow_unused=True)
+        grads = torch.autograd.grad(estimate.surrogate, leaves, allow_unused=True)
         bound, num_bad = estimate.bound, estimate.num_bad
     reached = [i for i, grad in enumerate(grads) if grad is not None]
     recorder.output([*(grads[i] for i in reached), bound, num_bad])
     _refuse_views(recorder, params)
-    _drop_inputs(recorder, {f"param_{i}" for i in range(len(params)) if i not in reached})
+    _drop_inputs(recorder, {f"param_{i}" for i in range(len(leaves)) if i not in reached})
     graph = LazyGraphModule(torch.nn.Module(), recorder.graph)
-    return Program(graph, tuple(params[i] for i in reached), eps, streams, tuple(recorder.consts))
+    dense = len(leaves) - len(tables)
+    return Program(
+        graph,
+        tuple(leaves[i].detach() if i >= dense else leaves[i] for i in reached),
+        eps,
+        streams,
+        tuple(recorder.consts),
+        tables=tuple(tables[i - dense] for i in reached if i >= dense),
+        gathered=gathered,
+    )
 
 
 def capture_density(

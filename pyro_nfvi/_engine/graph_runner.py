@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_nfvi._engine.program import BlockResult, OptimizerSpec, Program
 from pyro_nfvi._optim.gradient_clipping import clip_gradient
+from pyro_nfvi.guides._gathered_rows import sparse_gradient
 
 
 @dataclass(frozen=True)
@@ -79,23 +80,32 @@ class GraphRunner:
 
     def run(self, eps: Tensor, streams: Mapping[str, Tensor], rates: Tensor) -> BlockResult:
         program, optimizer = self.program, self.spec.optimizer
-        params, names = program.params, list(program.streams)
-        values = [param.detach() for param in params]  # they share memory with the parameters
+        params, names = program.held, list(program.streams)
+        # They share memory with the parameters.
+        values = [param.detach() for param in program.dense]
+        streams, numbers = program.inputs(streams)
         optimizer.zero_grad(set_to_none=True)
 
         def one(place: int) -> StepResult:
             for group, rate in zip(optimizer.param_groups, rates[place].tolist()):
                 group["lr"] = rate
+            now = {block: index[place] for block, index in numbers.items()}
             *grads, bound, num_bad = self._graph(
-                *values, eps[place], *(streams[name][place] for name in names), *program.consts
+                *values,
+                *(table.at(now) for table in program.tables),
+                eps[place],
+                *(streams[name][place] for name in names),
+                *program.consts,
             )
             bad = int(num_bad)
             if 2 * bad > len(eps[place]):
                 return StepResult(float(bound), bad, ok=False)
-            for param, grad in zip(params, grads):
+            for param, grad in zip(program.dense, grads):
                 # Fused optimisers read the memory as it lies, and so does autograd write it.
                 same = grad.stride() == param.stride()
                 param.grad = grad if same else torch.empty_like(param).copy_(grad)
+            for table, grad in zip(program.tables, grads[len(values) :]):
+                table.table.grad = sparse_gradient(table.table, now[table.block], grad)
             if not clip_gradient(params, self.spec.clip):
                 return StepResult(float(bound), bad, ok=False)
             optimizer.step()

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from pyro_nfvi._optim.rowwise_adam import RowwiseAdam
 from pyro_nfvi._optim.torch_optimizers import Adam
+from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import NFVIError
+from pyro_nfvi.guides._gathered_rows import GatheredRows, GatheredTable
 
 
 class Unsupported(NFVIError, NotImplementedError):
@@ -24,6 +27,11 @@ class Unsupported(NFVIError, NotImplementedError):
 
 class NoRule(Unsupported):
     """One operation cannot be compiled; what is around it perhaps can."""
+
+
+def fixed_name(place: int) -> str:
+    """Name the stream of the rows of a table that stays."""
+    return f"fixed rows {place}"
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,14 @@ class Program:
 
     Attributes:
         graph: The graph.
-        params: The leaves that train, live; the model's own come last.
+        params: The leaves that train, live; the model's own come last, but for rows of tables.
         eps: Example noise ``(P, D)``, of one block.
         streams: Inputs of every step beside the noise, examples by name: subsample indices.
         consts: Tensors that stay the same during a fit: data, masks, buffers. Their values are
             never part of generated code, so that two fits of one shape share it.
+        tables: Tables of which a step sees some rows. The last parameters are these rows, as
+            examples ``(R, k)``: a runner gathers them for each step, and moves them in the tables.
+        gathered: Where these rows, and those of tables that stay, come from.
         blocks: Blocks of P particles in a step. The graph is evaluated for each, and gradients and
             bounds are averaged, weighted by the particles that count; so fits with different
             numbers of particles share compiled code. More than one is for compiled code alone.
@@ -57,6 +68,26 @@ class Program:
     streams: Mapping[str, Tensor] = field(default_factory=dict)
     consts: tuple[Tensor, ...] = ()
     blocks: int = 1
+    tables: tuple[GatheredTable, ...] = ()
+    gathered: GatheredRows | None = None
+
+    @property
+    def dense(self) -> tuple[Tensor, ...]:
+        """The parameters that a step sees whole."""
+        return self.params[: len(self.params) - len(self.tables)]
+
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """The live tensors that hold the parameters, in their order."""
+        return (*self.dense, *(one.table for one in self.tables))
+
+    def inputs(self, streams: Mapping[str, Tensor]) -> tuple[TensorDict, TensorDict]:
+        """Return all streams of some steps, and the numbers of their rows in tables, by block."""
+        if self.gathered is None:
+            return dict(streams), {}
+        numbers = self.gathered.numbers(streams)
+        rows = enumerate(one.at(numbers) for one in self.gathered.fixed)
+        return {**streams, **{fixed_name(i): found for i, found in rows}}, numbers
 
     def __call__(
         self, eps: Tensor, streams: Mapping[str, Tensor]
@@ -66,8 +97,10 @@ class Program:
         Without a graph of autograd's.
         """
         with torch.no_grad():
+            streams, numbers = self.inputs(streams)
             *grads, bound, num_bad = self.graph(
-                *(param.detach() for param in self.params),
+                *(param.detach() for param in self.dense),
+                *(one.at(numbers) for one in self.tables),
                 eps,
                 *(streams[name] for name in self.streams),
                 *self.consts,
@@ -142,6 +175,8 @@ class OptimizerSpec:
         own = type(optimizer).__module__.split(".")[:2] == ["torch", "optim"]
         own = own or isinstance(optimizer, Adam)
         kind = type(optimizer).__name__ if own else ""
+        if isinstance(optimizer, RowwiseAdam):  # of what a step sees whole it is Adam
+            kind = "Adam"
         return cls(optimizer, kind, tuple(where[id(param)] for param in params), options, clip)
 
 

@@ -11,6 +11,18 @@ from torch import Tensor
 
 from pyro_nfvi._optim.torch_optimizers import Adam
 
+#: Names of the state of a table, which are those of Adam: counts of steps, and moments.
+ROW_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+def row_state(state: dict[str, Any], table: Tensor) -> None:
+    """Make the state of a table ``(N, k)`` that has none yet: each row's count and moments."""
+    if not state:
+        state["step"] = torch.zeros(len(table), device=table.device)
+        state["exp_avg"], state["exp_avg_sq"] = (
+            torch.zeros_like(table, memory_format=torch.preserve_format) for _ in range(2)
+        )
+
 
 class RowwiseAdam(Adam):
     r"""Adam whose sparse gradients move the rows that they hold, and nothing else.
@@ -76,12 +88,7 @@ class RowwiseAdam(Adam):
     @torch.no_grad()
     def _move_rows(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[param]
-        if not state:
-            # Adam's own name, which its files of state are read by.
-            state["step"] = torch.zeros(len(param), device=param.device)
-            state["exp_avg"], state["exp_avg_sq"] = (
-                torch.zeros_like(param, memory_format=torch.preserve_format) for _ in range(2)
-            )
+        row_state(state, param)
         if gradient.is_sparse:
             gradient = gradient.coalesce()
             rows, slope = gradient.indices()[0], gradient.values()

@@ -250,7 +250,9 @@ class PlateLayout:
         blocks = tuple(
             replace(
                 block,
-                rows=self._table_rows(block, chosen, sizes),
+                rows=found.table_rows(block, chosen)
+                if any(plate in chosen for plate in block.plates)
+                else None,
                 weight=block.weight if weighted else 1.0,
             )
             for block in found.blocks
@@ -312,15 +314,16 @@ class PlateLayout:
             )
         return index
 
-    def _table_rows(
-        self, block: PlateBlock, chosen: Mapping[str, Tensor], sizes: Mapping[str, int]
-    ) -> Tensor | None:
-        """Return the rows of all that a block of a mini-batch has; None if it has all."""
-        if not any(plate in chosen for plate in block.plates):
-            return None
-        row = torch.zeros((), dtype=torch.long)
+    def table_rows(self, block: PlateBlock, rows: Mapping[str, Tensor]) -> Tensor:
+        """Number the rows of a block of this vector among all rows of its block: ``(*b, R)``.
+
+        Args:
+            block: The block.
+            rows: Numbers of the rows ``(*b, B)`` of plates of which the vector has not all.
+        """
+        row = torch.zeros(1, dtype=torch.long)
         for plate in block.plates:
-            taken = chosen.get(plate)
-            taken = torch.arange(sizes[plate]) if taken is None else taken
-            row = row.unsqueeze(-1) * self.sizes[plate] + taken
-        return row.reshape(-1)
+            taken = rows.get(plate)
+            taken = torch.arange(self.sizes[plate]) if taken is None else taken
+            row = (row.unsqueeze(-1) * self.full_sizes[plate] + taken.unsqueeze(-2)).flatten(-2)
+        return row

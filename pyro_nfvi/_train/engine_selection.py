@@ -272,7 +272,7 @@ class _Builder:
         part: Part = "capture" if name == "graph" else "compile"
         try:
             with attempt("built"), self.watch.part(part):
-                spec = OptimizerSpec.of(self.step.optimizer, program.params, TRAINING.clip_norm)
+                spec = OptimizerSpec.of(self.step.optimizer, program.held, TRAINING.clip_norm)
                 # Half of the time is for the steps.
                 runner = _BUILD[name](program, spec, self.budget.left() / 2)
         except NoRule:
@@ -367,13 +367,14 @@ class _Builder:
 
     def _inputs(self, count: int) -> tuple[Tensor, TensorDict]:
         """Noise and indices of a step outside of the fit, by a constant seed."""
-        density, log_joint = self.step.guide.density(), self.step.log_joint
+        log_joint = self.step.log_joint
         with torch.no_grad(), seeded(0, "engine inputs"):
             objective = self.step.objective
             # Halfway, where what changes from step to step is not at its end.
             numbers = objective.stream(objective.settled // 2, 1)
             streams = {name: x[0].to(self.step.params[0].device) for name, x in numbers.items()}
-            return density.sample_base(count), log_joint.draw_subsample() | streams
+            rows = log_joint.draw_subsample()
+            return self.step.guide.density_at(rows).sample_base(count), rows | streams
 
     def _whose(self) -> str:
         """Say who may be at fault when a step differs."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import pyro
@@ -44,6 +45,7 @@ from pyro_nfvi.flows._plate_flow import PlateBlock, PlateFlow
 from pyro_nfvi.flows._registry import check_formula, make_flow
 from pyro_nfvi.guides._bound_rows import BoundRows, in_parts, points
 from pyro_nfvi.guides._build import FlowSpec, Recipe
+from pyro_nfvi.guides._gathered_rows import Collect, GatheredRows, Take, given
 from pyro_nfvi.guides._guide_draws import chunk_rows, deterministic_sites, draws_shape
 from pyro_nfvi.guides._model_plates import ModelPlates, model_plates
 from pyro_nfvi.guides._param_store import check_store, stored_names, sync_module
@@ -434,19 +436,32 @@ class AutoPlateFlow(VectorGuide):
         kwargs: Mapping[str, Any] | None = None,
         *,
         bare: bool = False,
+        take: Take | None = None,
+        trusted: bool = False,
     ) -> BoundRows:
-        """Gather what the rows of a layout have; ``bare`` of flows that are still the identity."""
+        """Gather what the rows of a layout have.
+
+        Args:
+            layout: The rows.
+            args: The model's arguments.
+            kwargs: Its keyword arguments.
+            bare: Leave the flows out: they are the identity still.
+            take: Takes a block's rows from a table; by default as they stand there.
+            trusted: Look at no values of rows and encodings.
+        """
         args, kwargs = self._given(args, kwargs or {})
+        if take is None:
+            take = partial(PlateBlock.of_rows, sparse=self.sparse_gradients)
         tables, numbers = self._rows_tables(), dict[str, RowNumbers]()
         like = tables.loc[0]
         data = (args, kwargs)
         if self._encoders().widths and not (args or kwargs) and self._model is not None:
             data = batch_arguments(self.model, layout.rows)
-        encodings = self._encoders().encode(layout, *data, like)
+        encodings = self._encoders().encode(layout, *data, like, trusted=trusted)
         blocks = [block.to(like.device) for block in layout.blocks]
         for block in blocks:
             encoding = encodings.get(block.name)
-            numbers[block.name] = tables.at(block, encoding, sparse=self.sparse_gradients)
+            numbers[block.name] = tables.at(block, encoding, take)
         modules, flows = self._modules["flow"], dict[str, Flow | None]()
         assert isinstance(modules, nn.ModuleDict)
         for i, block in enumerate(blocks):
@@ -464,7 +479,7 @@ class AutoPlateFlow(VectorGuide):
         if any(block.weight != 1 for block in blocks):
             weight = flow.join([loc.new_full((b.num_rows, b.width), b.weight) for b in blocks])
         centering = self._centering(layout, args, kwargs)
-        coupling = tables.coupling(blocks)
+        coupling = tables.coupling(blocks, take)
         return BoundRows(layout, flow, loc, scale, weight, centering, coupling)
 
     def _centering(
@@ -510,9 +525,39 @@ class AutoPlateFlow(VectorGuide):
         self._require_setup()
         self._sync()
         known = {plate: own for plate, own in (rows or {}).items() if plate in self.layout.sizes}
-        bound = self._bind(self.layout.at(self._chosen(known)), args, kwargs)
-        noise = None if bound.weight is None else WeightedNoise(bound.weight)
-        return FlowDensity(bound.transport(), noise)
+        return _density(self._bind(self.layout.at(self._chosen(known)), args, kwargs))
+
+    def gathered(self, rows: Mapping[str, Tensor]) -> GatheredRows | None:
+        self._require_setup()
+        layout = self.layout.at({p: i for p, i in rows.items() if p in self.layout.sizes})
+        if not layout.rows:
+            return None
+        collect = Collect()
+        with torch.no_grad():
+            self._bind(layout, take=collect)
+        trained = tuple(one for one in collect.found if one.table.requires_grad)
+        fixed = tuple(one for one in collect.found if not one.table.requires_grad)
+
+        def density(rows: Mapping[str, Tensor], values: list[Tensor]) -> FlowDensity:
+            now = replace(layout, rows={plate: rows[plate] for plate in layout.rows})
+            take = given([*trained, *fixed], values)
+            return _density(self._bind(now, take=take, trusted=True))
+
+        return GatheredRows(layout, trained, fixed, density)
+
+    @torch.no_grad()
+    def check_encoders(self) -> None:
+        """Run the encoders on the data of all rows, which steps that are recorded do not look at.
+
+        Raises:
+            DataError: An encoder's numbers are not finite; the row is named.
+        """
+        args, kwargs = self._given((), {})
+        like = self._rows_tables().loc[0]
+        with scoring(self):
+            for plate in self._encoders().widths:
+                for rows in torch.arange(self.layout.sizes[plate]).split(GUIDES.rows):
+                    self._encoders().encode(self.layout.at({plate: rows}), args, kwargs, like)
 
     def optim_args(self, lr: float, **options: Any) -> Callable[[str], dict[str, Any]]:
         r"""Return options for an optimiser of Pyro's: smaller rates for what many rows share.
@@ -612,7 +657,7 @@ class AutoPlateFlow(VectorGuide):
         self._require_setup()
         blocks, tables = self.layout.blocks, self._rows_tables()
         place = next(i for i, block in enumerate(blocks) if not block.plates)
-        own = tables.at(blocks[place], None, sparse=False)
+        own = tables.at(blocks[place], None)
         loc, scale = own.loc.double().clone(), own.scale.double()
         moved = centre.to(loc) + shift.to(loc) + ratio.to(loc) * (loc - centre.to(loc))
         tables.set_gaussian(blocks[place].name, moved, ratio.to(loc) * scale)
@@ -963,6 +1008,11 @@ class AutoPlateFlow(VectorGuide):
         for name in ("_arguments", "create_plates", "_select"):
             clone.__dict__[name] = self.__dict__[name]
         return clone
+
+
+def _density(bound: BoundRows) -> FlowDensity:
+    noise = None if bound.weight is None else WeightedNoise(bound.weight)
+    return FlowDensity(bound.transport(), noise)
 
 
 def _no_model(*args: Any, **kwargs: Any) -> None:

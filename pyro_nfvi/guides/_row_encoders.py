@@ -81,14 +81,24 @@ class RowEncoders(nn.Module):
         return self._data[plate].size(args, kwargs)
 
     def encode(
-        self, layout: PlateLayout, args: tuple[Any, ...], kwargs: Mapping[str, Any], like: Tensor
+        self,
+        layout: PlateLayout,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        like: Tensor,
+        *,
+        trusted: bool = False,
     ) -> TensorDict:
-        """Run the encoders on the data of a layout's rows: ``(R, k)`` for blocks that have one."""
+        """Run the encoders on the data of a layout's rows: ``(R, k)`` for blocks that have one.
+
+        With ``trusted`` no value is looked at, for a step that is recorded.
+        """
         codes: TensorDict = {}
         for net, (plate, data) in zip(self.nets, self._data.items()):
             rows = layout.rows.get(plate)
-            given = data.take(args, kwargs, rows, layout.sizes[plate])
-            codes[plate] = encode(net, plate, given, self.widths[plate], rows).to(like)
+            given = data.take(args, kwargs, rows, layout.sizes[plate], trusted=trusted)
+            code = encode(net, plate, given, self.widths[plate], rows, trusted=trusted)
+            codes[plate] = code.to(like)
         found: TensorDict = {}
         for block in layout.blocks:
             if self.width(block):

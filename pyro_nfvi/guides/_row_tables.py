@@ -14,6 +14,7 @@ from pyro_nfvi._math import bounded_below, softplus_inverse
 from pyro_nfvi.flows._block_arrow import ArrowBlock, ArrowFactor, BlockArrow
 from pyro_nfvi.flows._plate_flow import PlateBlock
 from pyro_nfvi.flows._recipe import BOUNDS
+from pyro_nfvi.guides._gathered_rows import Take
 
 
 @dataclass(frozen=True)
@@ -87,21 +88,23 @@ class RowTables(nn.Module):
         """Tell whether each row of a block has numbers of its own."""
         return name in self._free
 
-    def at(self, block: PlateBlock, encoding: Tensor | None, *, sparse: bool) -> RowNumbers:
+    def at(
+        self, block: PlateBlock, encoding: Tensor | None, take: Take = PlateBlock.of_rows
+    ) -> RowNumbers:
         """Return the numbers of a block's rows.
 
         Args:
             block: The block, of all rows or of some.
             encoding: What encoders make of its rows' data, ``(R, k)``.
-            sparse: Let gradients to the tables be sparse.
+            take: Takes the block's rows from a table.
         """
         i = self._index[block.name]
         loc, raw = self.loc[i], self.raw_scale[i]
         if block.name in self._free:
-            loc, raw = (block.of_rows(table, sparse=sparse) for table in (loc, raw))
+            loc, raw = (take(block, table) for table in (loc, raw))
         code = None
         if str(i) in self.codes:
-            code = block.of_rows(self.codes[str(i)], sparse=sparse)
+            code = take(block, self.codes[str(i)])
         if encoding is not None:
             shift, stretch = self.heads[str(i)](encoding).chunk(2, -1)
             # A net gives numbers for data that nobody has looked at; tables go where they train.
@@ -110,7 +113,9 @@ class RowTables(nn.Module):
         shape = (block.num_rows, block.width)
         return RowNumbers(loc.expand(shape), F.softplus(raw).expand(shape), code)
 
-    def coupling(self, blocks: Sequence[PlateBlock]) -> ArrowFactor | None:
+    def coupling(
+        self, blocks: Sequence[PlateBlock], take: Take = PlateBlock.of_rows
+    ) -> ArrowFactor | None:
         """Return the map that couples rows to their parents' rows, for these rows, if there is one.
 
         Triangular with ones on its diagonal, in coordinates that :meth:`at` then scales and shifts.
@@ -122,9 +127,9 @@ class RowTables(nn.Module):
         for block in blocks:
             i = self._index[block.name]
             names = sorted(block.parents, key=place.__getitem__)
-            tril = block.of_rows(self.get_buffer(f"inner_{i}"))
+            tril = take(block, self.get_buffer(f"inner_{i}"))
             trils.append(tril.unflatten(-1, (block.width, block.width)))
-            found = [block.of_rows(self.get_buffer(f"above_{i}_{self._index[n]}")) for n in names]
+            found = [take(block, self.get_buffer(f"above_{i}_{self._index[n]}")) for n in names]
             weights.append(tuple(one.unflatten(-1, (block.width, -1)) for one in found))
             parents = tuple((place[name], block.parents[name]) for name in names)
             parts.append(ArrowBlock(block.positions, parents))

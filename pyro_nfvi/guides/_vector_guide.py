@@ -37,6 +37,7 @@ from pyro_nfvi.errors import ModelError, ModelWarning, NotSetUpError, OptionErro
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.guides import _conditional  # noqa: F401  lets Pyro condition flows
 from pyro_nfvi.guides._flow_posterior import BaseNoise, FlowPosterior
+from pyro_nfvi.guides._gathered_rows import GatheredRows
 from pyro_nfvi.guides._gradient_check import watch_gradient
 from pyro_nfvi.guides._guide_draws import chunk_rows, deterministic_sites, draws_shape
 from pyro_nfvi.guides._param_guard import ParamGuard
@@ -295,6 +296,18 @@ class VectorGuide(AutoContinuous):
                 vector in all mini-batches.
         """
         return self.density()
+
+    def gathered(self, rows: Mapping[str, Tensor]) -> GatheredRows | None:
+        """Return what a mini-batch sees of tables with a row for each row of a plate.
+
+        Args:
+            rows: Rows of the plates that subsample.
+
+        Returns:
+            None where all of the guide is seen by all mini-batches.
+        """
+        del rows
+        return None
 
     def get_base_dist(self) -> Distribution:
         self._require_setup()

@@ -36,6 +36,14 @@ def fitted(model=normal, *args, **options):
     return NFVI(model, **{"seed": 0, "progress": False} | options).run(*(args or (Y,)))
 
 
+def amortised(model):
+    net = torch.nn.Sequential(torch.nn.Unflatten(0, (-1, 1)), torch.nn.Linear(1, 3))
+    with torch.no_grad():
+        net[1].weight.fill_(0.5)
+        net[1].bias.zero_()
+    return AutoPlateFlow(model, encoder={"groups": net})
+
+
 @pytest.fixture(scope="module")
 def fit():
     return fitted(max_steps=180)
@@ -221,8 +229,17 @@ def test_globals_that_were_weighed_on_some_rows_alone_are_not_called_good(fit, m
 def test_refuses_what_is_no_sum_over_rows():
     with pytest.raises(OptionError, match="no sum over rows"):
         fitted(objective="iw")
-    with pytest.raises(OptionError, match="gathered in Python"):
-        fitted(engine="compiled")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"guide": amortised}], ids=["table", "amortised"])
+def test_a_compiled_fit_is_the_eager_one(options):
+    options = {"max_steps": 60, "precondition": False, "stop": False, **options}
+    eager, compiled = (fitted(engine=engine, **options) for engine in ("eager", "compiled"))
+    assert (eager.engine, compiled.engine) == ("eager", "compiled"), compiled.engine_reason
+    torch.testing.assert_close(compiled.losses, eager.losses, rtol=1e-3, atol=0.05)
+    draws = [fit.sample(200, seed=0)["theta"] for fit in (eager, compiled)]
+    torch.testing.assert_close(*draws, rtol=1e-2, atol=1e-2)
 
 
 def test_a_plate_that_does_not_subsample_and_a_guide_of_ones_own():

@@ -32,6 +32,7 @@ from pyro_nfvi._engine.native.shared_library import (
     FitStruct,
     GroupStruct,
     OuterStruct,
+    TableStruct,
     blas,
     load,
     pointers,
@@ -39,6 +40,7 @@ from pyro_nfvi._engine.native.shared_library import (
 from pyro_nfvi._engine.native.sparse_weights import Masked, find_masked, full_blocks, ranges, table
 from pyro_nfvi._engine.program import BlockResult, OptimizerSpec, Program, Unsupported
 from pyro_nfvi._engine.target_call import TargetCall
+from pyro_nfvi._optim.rowwise_adam import ROW_STATE, row_state
 
 #: Functions of a compiled step, and of the loop over steps.
 _STEP_SYMBOLS, _LOOP_SYMBOLS = ("nfvi_work", "nfvi_step"), ("nfvi_run",)
@@ -228,7 +230,7 @@ class NativeRunner:
             for name, value in group_options(self._kind, options).items():
                 setattr(group, name, value)
             group.begin = len(stretches)
-            for k, param in enumerate(program.params):
+            for k, param in enumerate(program.dense):
                 if spec.groups[k] == number:
                     self._offsets[k] = place
                     size = -(-param.numel() // _ALIGNMENT) * _ALIGNMENT
@@ -239,6 +241,12 @@ class NativeRunner:
                         stretches.append((place + begin, place + end))
                     place += size
             group.end = len(stretches)
+        for k in range(len(program.dense), len(program.params)):  # in no group's own stretches
+            self._offsets[k] = place
+            size = -(-program.params[k].numel() // _ALIGNMENT) * _ALIGNMENT
+            stretches.append((place, place + size))
+            place += size
+        self._tables = (TableStruct * max(1, len(program.tables)))()
         self._outer_array = (OuterStruct * max(1, len(self._outer)))(*self._outer)
         flat = [end for stretch in stretches for end in stretch]
         self._stretches = (ctypes.c_int64 * len(flat))(*flat)
@@ -318,6 +326,8 @@ class NativeRunner:
             int(self._bound.dtype == torch.float64),
             program.blocks,
             self._flat[-1].data_ptr(),
+            len(program.tables),
+            ctypes.addressof(self._tables),
         )
 
     # --------------------------------------------------------------------------- the runner
@@ -325,6 +335,10 @@ class NativeRunner:
     def run(self, eps: Tensor, streams: Mapping[str, Tensor], rates: Tensor) -> BlockResult:
         """Take up to n steps; see :class:`pyro_nfvi._engine.program.Runner`."""
         program, n = self._program, len(eps)
+        streams, numbers = program.inputs(streams)
+        rows = [numbers[one.block] for one in program.tables]  # the code reads them: they must live
+        for struct, index in zip(self._tables, rows):
+            struct.rows = index.data_ptr()
         given = [eps, *(streams[name] for name in program.streams)]
         particles, *rest = program.eps.shape
         shapes = [(program.blocks * particles, *rest)]
@@ -360,16 +374,51 @@ class NativeRunner:
         done = self._fit.done
         return BlockResult(bounds[:done], bad[:done], ok[:done], interrupted)
 
-    def snapshot(self) -> tuple[Tensor, list[float]]:
+    def snapshot(self) -> tuple[Tensor, list[float], list[Tensor]]:
         """Copy everything that steps change, for :meth:`restore`."""
-        return self._flat[self._changing], [group.steps for group in self._groups]
+        steps = [group.steps for group in self._groups]
+        with torch.no_grad():
+            return self._flat[self._changing], steps, [x.clone() for x in self._table_tensors()]
 
-    def restore(self, saved: tuple[Tensor, list[float]]) -> None:
-        """Go back to a snapshot, leaving the live tensors alone."""
-        values, steps = saved
+    def restore(self, saved: tuple[Tensor, list[float], list[Tensor]]) -> None:
+        """Go back to a snapshot, leaving the live tensors alone but for tables of rows."""
+        values, steps, tables = saved
         self._flat[self._changing] = values
         for group, taken in zip(self._groups, steps):
             group.steps = taken
+        with torch.no_grad():
+            for live, value in zip(self._table_tensors(), tables, strict=True):
+                live.copy_(value)
+
+    def _table_tensors(self) -> list[Tensor]:
+        """Return tables and their moments and counts, which steps change where they stand."""
+        found = list[Tensor]()
+        for one in self._program.tables:
+            state = self._spec.optimizer.state[one.table]
+            found += [one.table, *(state[name] for name in ROW_STATE)]
+        return found
+
+    def _push_tables(self) -> None:
+        """Tell the code where tables lie: in the live tensors, and in those of the optimiser.
+
+        Raises:
+            Unsupported: The memory of one is not that of rows one after the other.
+        """
+        first = len(self._program.dense)
+        for one in self._program.tables:
+            row_state(self._spec.optimizer.state[one.table], one.table)
+        tensors = self._table_tensors()
+        if not all(tensor.is_contiguous() for tensor in tensors):
+            raise Unsupported("a table whose rows do not lie one after the other")
+        for j, struct in enumerate(self._tables[: len(self._program.tables)]):
+            values, *state = tensors[4 * j : 4 * j + 4]
+            count, width = self._program.params[first + j].shape
+            steps, mean, square = (tensor.data_ptr() for tensor in state)
+            struct.values, struct.steps = values.data_ptr(), steps
+            struct.mean, struct.square = mean, square
+            struct.at, struct.count, struct.width = self._offsets[first + j], count, width
+            struct.group = self._spec.groups[first + j]
+            struct.wide = int(state[0].dtype == torch.float64)
 
     def push(self) -> None:
         """Take parameters and optimiser state from the live tensors.
@@ -379,8 +428,9 @@ class NativeRunner:
                 mask hides is not finite or is on the move.
         """
         steps: dict[int, set[float]] = {}
+        self._push_tables()
         with torch.no_grad():
-            for k, param in enumerate(self._program.params):
+            for k, param in enumerate(self._program.dense):
                 number = self._spec.groups[k]
                 names = state_names(self._kind, self._spec.options[number])
                 self._part(0, k).copy_(param.detach().reshape(-1))
@@ -405,9 +455,9 @@ class NativeRunner:
             raise Unsupported("weights behind a mask that an optimiser has moved")
 
     def pull(self) -> None:
-        """Write parameters and optimiser state to the live tensors."""
+        """Write parameters and optimiser state to the live tensors; those of tables are live."""
         with torch.no_grad():
-            for k, param in enumerate(self._program.params):
+            for k, param in enumerate(self._program.dense):
                 number = self._spec.groups[k]
                 names = state_names(self._kind, self._spec.options[number])
                 values = self._part(0, k)

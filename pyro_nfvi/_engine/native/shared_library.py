@@ -61,6 +61,15 @@ class OuterStruct(ctypes.Structure):
     ]
 
 
+class TableStruct(ctypes.Structure):
+    """``struct Table`` of runtime.h."""
+
+    _fields_ = [
+        *((name, _P) for name in ("values", "mean", "square", "steps", "rows")),
+        *((name, _I) for name in ("at", "count", "width", "group", "wide")),
+    ]
+
+
 class FitStruct(ctypes.Structure):
     """``struct Fit`` of runtime.h."""
 
@@ -83,6 +92,8 @@ class FitStruct(ctypes.Structure):
         ("wide", _I),
         ("blocks", _I),
         ("sum", _P),
+        ("tables", _I),
+        ("table", _P),
     ]
 
 

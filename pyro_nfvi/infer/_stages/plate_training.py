@@ -15,9 +15,10 @@ from pyro_nfvi._optim.recipe import CONVERGENCE
 from pyro_nfvi._optim.rowwise_adam import RowwiseAdam
 from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._optim.stop_reason import StopReason
+from pyro_nfvi._pyro_model.batch_model import BatchModel
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._train.checkpoint import Checkpoint
-from pyro_nfvi._train.engine_selection import Chosen
+from pyro_nfvi._train.engine_selection import choose
 from pyro_nfvi._train.loop import Loop, LoopOptions
 from pyro_nfvi._train.minibatch_convergence import PairedPlateau
 from pyro_nfvi._train.optimizer import make_optimizer
@@ -33,8 +34,6 @@ from pyro_nfvi.infer._settings import Settings
 from pyro_nfvi.infer._time_plan import TimePlan
 from pyro_nfvi.infer._training import Training
 
-_EAGER = "the rows of each step are gathered in Python"
-
 
 def check_plate_options(options: Options) -> None:
     """Refuse options that a fit of rows cannot have.
@@ -47,11 +46,6 @@ def check_plate_options(options: Options) -> None:
             f"The objective {options.objective.name} is no sum over rows: its bound is of all rows "
             "together, and a mini-batch of them does not estimate it. Latents in plates train with "
             "objective='path' or 'total'."
-        )
-    if options.engine not in ("auto", "eager"):
-        raise OptionError(
-            f"engine={options.engine!r} cannot run this fit: {_EAGER}. engine='auto' takes what "
-            "can, and compiles the model."
         )
 
 
@@ -134,7 +128,23 @@ def _loop(
     models = log_joint.parameters()
     params = [*inner, *rows, *models]
     optimizer = _optimizer(options, guide, log_joint, inner, rows, models)
-    step = EagerStep(guide, log_joint, options.objective, params, len(models), optimizer)
+    if not isinstance(log_joint.model, BatchModel):
+        guide.check_encoders()
+    # What compiled steps are compared with is the model itself.
+    step = EagerStep(guide, log_joint.eager, options.objective, params, len(models), optimizer)
+    chosen = choose(
+        options.engine,
+        step,
+        count,
+        schedule.max_steps,
+        density=log_joint.compiled,
+        budget=time.training,
+        watch=time.watch,
+    )
+    if chosen.backend == "eager" and log_joint.compiled is not None:
+        by_code = EagerStep(guide, log_joint, options.objective, params, len(models), optimizer)
+        reason = f"{chosen.reason}; the model is compiled"
+        chosen = replace(chosen, runner=EagerRunner(by_code), reason=reason)
     generator = problem.stream("training", 1)
     task = Task(guide, log_joint, options.objective, params, optimizer, count, generator)
     total = sum(guide.layout.sizes.values())
@@ -149,7 +159,7 @@ def _loop(
         paired = PairedPlateau(measure, tolerance, passes)
     loop = Loop(
         task,
-        Chosen("eager", _engine_words(problem), EagerRunner(step)),
+        chosen,
         schedule,
         LoopOptions(
             stop=options.stop,
@@ -164,12 +174,6 @@ def _loop(
         budget=time.training,
     )
     return loop, measure
-
-
-def _engine_words(problem: Problem) -> str:
-    if problem.log_joint.compiled is None:
-        return f"{_EAGER}; the model is evaluated in Python ({problem.density.reason})"
-    return f"{_EAGER}; the model is compiled"
 
 
 def _optimizer(

@@ -16,6 +16,16 @@ struct Outer {
   const int32_t *table, *full;  // native/holes.py
 };
 
+// A table of which each step sees some rows. They are gathered among the parameters, and moved where
+// they stand by Adam with moments and a count of steps of each row.
+struct Table {
+  void *values, *mean, *square, *steps;  // of all rows
+  const int64_t* rows;  // numbers of the rows of each step of a block of steps
+  int64_t at;           // of the flat vectors: the rows of a step
+  int64_t count, width, group;
+  int64_t wide;         // 1 where steps are doubles, 0 where they are floats
+};
+
 struct Fit {
   void *par, *grd, *s1, *s2, *s3;  // flat vectors
   int64_t stretches, groups, particles;
@@ -35,6 +45,8 @@ struct Fit {
   int64_t wide;          // 1 where the bound is a double, 0 where it is a float
   int64_t blocks;        // of particles, for each of which the unit is called
   void* sum;             // flat vector, where gradients of blocks are summed
+  int64_t tables;
+  const Table* table;
 };
 
 // The numbers of a group, without the holes of masked weights.
@@ -143,6 +155,43 @@ static void clipped(const Group& g, const int64_t* at, double rate, T scale, T* 
     m[i] = a;
     v[i] = b;
     p[i] -= size * a / (m_sqrt(b) + eps);
+  }
+}
+
+template <class T> static void gather(const Fit* f, int64_t s) {
+  for (int64_t j = 0; j < f->tables; j++) {
+    const Table& o = f->table[j];
+    const int64_t* row = o.rows + s * o.count;
+    const T* from = (const T*)o.values;
+    T* to = (T*)f->par + o.at;
+    for (int64_t r = 0; r < o.count; r++)
+      for (int64_t c = 0; c < o.width; c++) to[r * o.width + c] = from[row[r] * o.width + c];
+  }
+}
+
+template <class T, class S>
+static void adam(const Group& g, const Table& o, int64_t s, double rate, T scale, const T* grad) {
+  const T b1 = (T)(1 - g.beta1), b2 = (T)g.beta2, b3 = (T)(1 - g.beta2), eps = (T)g.eps;
+  const int64_t* row = o.rows + s * o.count;
+  S last = -1;
+  T size = 0, shrink = 1;
+  for (int64_t r = 0; r < o.count; r++) {
+    const S steps = ((S*)o.steps)[row[r]] += 1;
+    if (steps != last) {  // rows that were drawn equally often share it
+      last = steps;
+      size = (T)(rate / (1 - ::pow(g.beta1, (double)steps)));
+      shrink = (T)::sqrt(1 - ::pow(g.beta2, (double)steps));
+    }
+    T *p = (T*)o.values + row[r] * o.width, *m = (T*)o.mean + row[r] * o.width;
+    T* v = (T*)o.square + row[r] * o.width;
+    const T* d = grad + o.at + r * o.width;
+    for (int64_t c = 0; c < o.width; c++) {
+      const T x = scale * d[c];
+      const T a = m[c] + b1 * (x - m[c]), b = b2 * v[c] + b3 * x * x;
+      m[c] = a;
+      v[c] = b;
+      p[c] -= size * a / (m_sqrt(b) / shrink + eps);
+    }
   }
 }
 
@@ -285,7 +334,7 @@ template <class T, bool OUTER> static double norm(T* x, const Fit* f) {
 
 // KIND: the optimiser; OUTER: whether there are gradients that only column and row are there of.
 template <class T, int KIND, bool OUTER>
-static void update(Fit* f, const double* rate, double length) {
+static void update(Fit* f, const double* rate, double length, int64_t step) {
   const double scale = f->clip / (length + 1e-6);
   const T s = scale < 1 ? (T)scale : (T)1;
   for (int64_t k = 0; k < f->groups; k++) {
@@ -296,6 +345,13 @@ static void update(Fit* f, const double* rate, double length) {
     if constexpr (OUTER)
       for (int64_t j = 0; j < f->outers; j++)
         if (f->outer[j].group == k) adam<T>(g, f->outer[j], rate[k], s, p, d, s1, s2);
+    if constexpr (KIND == ADAM)
+      for (int64_t j = 0; j < f->tables; j++) {
+        const Table& o = f->table[j];
+        if (o.group != k) continue;
+        if (o.wide) adam<T, double>(g, o, step, rate[k], s, d);
+        else adam<T, float>(g, o, step, rate[k], s, d);
+      }
     if constexpr (KIND == ADAM) adam<T>(g, f->at, false, rate[k], s, p, d, s1, s2, s3);
     if constexpr (KIND == ADAMW) adam<T>(g, f->at, true, rate[k], s, p, d, s1, s2, s3);
     if constexpr (KIND == RMSPROP) rmsprop<T>(g, f->at, rate[k], s, p, d, s1, s2, s3);
@@ -376,6 +432,7 @@ static void run(Fit* f, const void* const* from, const double* rates, int64_t n,
     int64_t* bad, uint8_t* ok) {
   const Flush flush{};
   for (int64_t s = 0; s < n; s++) {
+    gather<T>(f, s);
     bounds[s] = f->blocks == 1 ? evaluate(f, from, s, 0, bad + s)
                                : evaluate_blocks<T>(f, from, s, bad + s);
     // A NaN squared stays one, an overflow of the squares is infinite as in torch.
@@ -384,6 +441,6 @@ static void run(Fit* f, const void* const* from, const double* rates, int64_t n,
     ok[s] = fine;
     f->done = s + 1;
     if (!fine) return;
-    update<T, KIND, OUTER>(f, rates + s * f->groups, length);
+    update<T, KIND, OUTER>(f, rates + s * f->groups, length, s);
   }
 }
