@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pyro_nfvi._engine.program import BlockResult, OptimizerSpec, Program
 from pyro_nfvi._optim.gradient_clipping import clip_gradient
-from pyro_nfvi.guides._gathered_rows import sparse_gradient
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class GraphRunner:
                 same = grad.stride() == param.stride()
                 param.grad = grad if same else torch.empty_like(param).copy_(grad)
             for table, grad in zip(program.tables, grads[len(values) :]):
-                table.table.grad = sparse_gradient(table.table, now[table.block], grad)
+                table.table.grad = table.gradient(now, grad)
             if not clip_gradient(params, self.spec.clip):
                 return StepResult(float(bound), bad, ok=False)
             optimizer.step()

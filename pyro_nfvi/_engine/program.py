@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pyro_nfvi._optim.rowwise_adam import RowwiseAdam
 from pyro_nfvi._optim.torch_optimizers import Adam
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import NFVIError
-from pyro_nfvi.guides._gathered_rows import GatheredRows, GatheredTable
+
+if TYPE_CHECKING:
+    from pyro_nfvi.guides._gathered_rows import GatheredRows, GatheredTable
 
 
 class Unsupported(NFVIError, NotImplementedError):
@@ -173,9 +174,8 @@ class OptimizerSpec:
             for group in optimizer.param_groups
         )
         own = type(optimizer).__module__.split(".")[:2] == ["torch", "optim"]
-        own = own or isinstance(optimizer, Adam)
         kind = type(optimizer).__name__ if own else ""
-        if isinstance(optimizer, RowwiseAdam):  # of what a step sees whole it is Adam
+        if isinstance(optimizer, Adam):  # for what a step sees whole its form by rows is the same
             kind = "Adam"
         return cls(optimizer, kind, tuple(where[id(param)] for param in params), options, clip)
 

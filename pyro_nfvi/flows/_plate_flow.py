@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,10 @@ class PlateBlock:
     def of_rows(self, table: Tensor, *, sparse: bool = False) -> Tensor:
         """Take this block's rows ``(R, k)`` from a table ``(N, k)`` of all rows."""
         return table if self.rows is None else F.embedding(self.rows, table, sparse=sparse)
+
+
+#: Takes a block's rows ``(R, k)`` from a table of all.
+Take: TypeAlias = Callable[[PlateBlock, Tensor], Tensor]
 
 
 @final
@@ -337,7 +341,7 @@ class PlateFlow(Flow):
             if where is None:
                 scores[index] = scores[index] - part.sum(-2, keepdim=True)
             else:
-                scores[index] = scores[index].index_add(-2, where, part, alpha=-1)
+                scores[index] = scores[index].index_add(-2, where, -part)
 
     def extra_repr(self) -> str:
         blocks = ", ".join(f"{b.name or 'globals'}: {b.num_rows} x {b.width}" for b in self.blocks)

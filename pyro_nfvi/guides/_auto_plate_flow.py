@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyro
 import pyro.distributions as dist
@@ -41,11 +41,10 @@ from pyro_nfvi.flows._base import Chain, Flow
 from pyro_nfvi.flows._block_arrow import ArrowFactor
 from pyro_nfvi.flows._interop import adapt
 from pyro_nfvi.flows._permutation import undo_permutations
-from pyro_nfvi.flows._plate_flow import PlateBlock, PlateFlow
+from pyro_nfvi.flows._plate_flow import PlateBlock, PlateFlow, Take
 from pyro_nfvi.flows._registry import check_formula, make_flow
 from pyro_nfvi.guides._bound_rows import BoundRows, in_parts, points
 from pyro_nfvi.guides._build import FlowSpec, Recipe
-from pyro_nfvi.guides._gathered_rows import Collect, GatheredRows, Take, given
 from pyro_nfvi.guides._guide_draws import chunk_rows, deterministic_sites, draws_shape
 from pyro_nfvi.guides._model_plates import ModelPlates, model_plates
 from pyro_nfvi.guides._param_store import check_store, stored_names, sync_module
@@ -57,6 +56,9 @@ from pyro_nfvi.guides._row_tables import RowNumbers, RowTables
 from pyro_nfvi.guides._structure_watch import signature
 from pyro_nfvi.guides._vector_guide import VectorGuide
 from pyro_nfvi.guides._weighted_noise import WeightedNoise
+
+if TYPE_CHECKING:
+    from pyro_nfvi.guides._gathered_rows import GatheredRows
 
 #: What users pass as ``local``: a formula, or a callable of the width of a row and of its context.
 LocalSpec: TypeAlias = str | Callable[[int, int], Any] | None
@@ -528,6 +530,8 @@ class AutoPlateFlow(VectorGuide):
         return _density(self._bind(self.layout.at(self._chosen(known)), args, kwargs))
 
     def gathered(self, rows: Mapping[str, Tensor]) -> GatheredRows | None:
+        from pyro_nfvi.guides._gathered_rows import Collect, GatheredRows, given
+
         self._require_setup()
         layout = self.layout.at({p: i for p, i in rows.items() if p in self.layout.sizes})
         if not layout.rows:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,10 +12,7 @@ from torch.nn import functional as F
 from pyro_nfvi._pyro_model.plate_layout import PlateLayout
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.distributions._flow_density import FlowDensity
-from pyro_nfvi.flows._plate_flow import PlateBlock
-
-#: Takes a block's rows ``(R, k)`` from a table of all.
-Take: TypeAlias = Callable[[PlateBlock, Tensor], Tensor]
+from pyro_nfvi.flows._plate_flow import PlateBlock, Take
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +26,15 @@ class GatheredTable:
         """Return the rows ``(*b, R, k)`` at the numbers of each block's rows ``(*b, R)``."""
         return F.embedding(numbers[self.block], self.table.detach())
 
+    def gradient(self, numbers: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """Return the sparse gradient of the table from that of its rows ``(R, k)``."""
+        index = numbers[self.block].unsqueeze(0)
+        return torch.sparse_coo_tensor(index, rows, self.table.shape, check_invariants=False)
+
 
 @dataclass(frozen=True, eq=False)
 class GatheredRows:
-    """What a mini-batch of any rows sees of a guide's tables.
+    """Rows of a guide's tables that a mini-batch of any rows sees.
 
     Its density is a function of rows that stand in no table, so that a step can be recorded once
     and run for other rows.
@@ -85,10 +86,3 @@ def given(tables: list[GatheredTable], values: list[Tensor]) -> Take:
         return table if block.rows is None else places[id(table)]
 
     return take
-
-
-def sparse_gradient(table: Tensor, rows: Tensor, gradient: Tensor) -> Tensor:
-    """Return the gradient of a table ``(N, k)`` that is zero but in some rows ``(R,)``."""
-    return torch.sparse_coo_tensor(
-        rows.unsqueeze(0), gradient, table.shape, is_coalesced=False, check_invariants=False
-    )

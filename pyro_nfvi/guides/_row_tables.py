@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 from pyro_nfvi._math import bounded_below, softplus_inverse
 from pyro_nfvi.flows._block_arrow import ArrowBlock, ArrowFactor, BlockArrow
-from pyro_nfvi.flows._plate_flow import PlateBlock
+from pyro_nfvi.flows._plate_flow import PlateBlock, Take
 from pyro_nfvi.flows._recipe import BOUNDS
-from pyro_nfvi.guides._gathered_rows import Take
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import pyro.distributions as dist
@@ -37,12 +37,14 @@ from pyro_nfvi.errors import ModelError, ModelWarning, NotSetUpError, OptionErro
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.guides import _conditional  # noqa: F401  lets Pyro condition flows
 from pyro_nfvi.guides._flow_posterior import BaseNoise, FlowPosterior
-from pyro_nfvi.guides._gathered_rows import GatheredRows
 from pyro_nfvi.guides._gradient_check import watch_gradient
 from pyro_nfvi.guides._guide_draws import chunk_rows, deterministic_sites, draws_shape
 from pyro_nfvi.guides._param_guard import ParamGuard
 from pyro_nfvi.guides._quantiles import ONE_SD, base_points, pushed_quantiles
 from pyro_nfvi.guides._structure_watch import StructureWatch
+
+if TYPE_CHECKING:
+    from pyro_nfvi.guides._gathered_rows import GatheredRows
 
 
 def _is_enumerated(site: Mapping[str, Any]) -> bool:
