@@ -185,7 +185,10 @@ def describe(vae: FlowVAE) -> dict[str, Any]:
     for name in ("flow", "prior"):
         if not isinstance(found[name], str):
             found[name] = _own(found[name])
-    described: dict[str, Any] = json.loads(json.dumps(found))
+    try:
+        described: dict[str, Any] = json.loads(json.dumps(found))
+    except TypeError:  # an option of the flow that no file can hold: the flow is passed again
+        described = json.loads(json.dumps({**found, "flow": _own(vae.flow), "flow_options": {}}))
     return described
 
 

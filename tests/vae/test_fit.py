@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 import re
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from vae.cases import SHAPE, make
 
 from pyro_nfvi import vae as nfvae
+from pyro_nfvi._files.fit_files import read_file
 from pyro_nfvi.errors import DataError, FileError, MissingPackageError, OptionError
 from pyro_nfvi.objectives import Linear
 from pyro_nfvi.vae import CSVLogger, ELBOLoss, FlowVAE, fit, load
@@ -514,3 +518,81 @@ def test_without_tensorboard_the_other_logger_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingPackageError, match="take CSVLogger"):
         fit(make("planar*1"), X, epochs=1, callbacks=[nfvae.TensorBoardLogger("x")], progress=False)
+
+
+SCRIPT = """
+import sys
+import torch
+from torch.utils.data import DataLoader
+sys.path.insert(0, {tests!r})
+from vae.test_fit import Noisy, X, make, own, two_groups
+from pyro_nfvi.vae import fit
+torch.set_num_threads(1)
+vae = own() if int(sys.argv[3]) > 1 else make("planar*2", seed=1)
+optimizer = two_groups(vae)
+scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=10_000)
+run = fit(
+    vae, DataLoader(Noisy(), 10, shuffle=True), valid=X[:9], out=sys.argv[1], resume=True,
+    epochs=int(sys.argv[2]), optimizer=optimizer, scheduler=scheduler, ema=0.9, save_steps=3,
+    accumulate=int(sys.argv[3]), progress=False,
+)
+sys.exit(143 if run.progress.done == "interrupted" else 0)
+"""
+
+
+def script(tmp_path, folder, epochs, accumulate, processes=0):
+    import os
+    from pathlib import Path
+
+    tests = Path(__file__).resolve().parents[1]
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT.format(tests=str(tests)))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
+    }  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, *(torchrun if processes else []), path, tmp_path / folder, str(epochs),
+         str(accumulate)],
+        env=environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def weights(folder):
+    return read_file(folder / "last.pt", "VAE")[1]
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_a_run_ends_with_the_same_bits(tmp_path):
+    with script(tmp_path, "whole", 60, 2) as whole:
+        assert whole.wait() == 0, whole.stderr.read()
+    kills = 0
+    for attempt in range(12):
+        with script(tmp_path, "killed", 60, 2) as process:
+            log = tmp_path / "killed" / "log.jsonl"
+            before = log.stat().st_size if log.exists() else 0
+            while process.poll() is None and kills < 3:
+                if log.exists() and log.stat().st_size > before + 300 * (attempt + 1):
+                    time.sleep(0.013 * attempt)
+                    process.kill()
+                    break
+                time.sleep(0.005)
+            code = process.wait()
+            words = process.stderr.read()
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, words
+        kills += 1
+    assert kills >= 2
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+@pytest.mark.slow
+def test_two_processes_end_where_one_does(tmp_path):
+    for name, count in (("one", 0), ("two", 2)):
+        with script(tmp_path, name, 3, 1, count) as process:
+            assert process.wait() == 0, process.stderr.read()
+    one, two = (weights(tmp_path / name)["vae"] for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-6, rtol=0)

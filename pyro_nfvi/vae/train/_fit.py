@@ -65,9 +65,10 @@ def fit(
     With ``out`` the run may be killed at any time, ``kill -9`` included; called again with
     ``resume=True`` and the same arguments, on a CPU it ends with the bits of an uninterrupted run:
     order, noise and what data sets draw are functions of ``seed`` and step, and the checkpoint
-    holds optimiser, scheduler and average. Steps without a finite gradient are skipped, and after
-    five in a row the last good state comes back at half the rate. Under torchrun the processes
-    divide each batch.
+    holds optimiser, scheduler and average. SIGTERM and Ctrl-C finish a step, save, and return a
+    run whose ``progress.done`` is ``"interrupted"``. Steps without a finite gradient are skipped,
+    and after five in a row the last good state comes back at half the rate. Under torchrun the
+    processes divide each batch.
 
     Args:
         vae: The VAE, with any encoder and decoder.
