@@ -81,16 +81,20 @@ def natural_gradient_ascent(
             break
         eps = now.noise(rows, generator)
         log_p, score, ok = target(now.points(eps))
-        good = ok.sum(-1)
-        log_w = torch.where(ok, log_p - now.log_q(eps), torch.zeros_like(log_p))
-        bounds.append(log_w.sum(-1) / good)
-        weight = ok.unsqueeze(-1) / good.clamp_min(1)[:, None, None]
-        path = now.pull(score) + eps
-        mean = (weight * path).sum(1)
+        log_w, path = log_p - now.log_q(eps), now.pull(score) + eps
+        whole = bool(ok.all())
+        if whole:  # as a rule: no row is left out
+            bounds.append(log_w.mean(-1))
+            mean = path.mean(1)
+            share: Tensor | float = 1 / max(1, rows - 1)
+        else:
+            good = ok.sum(-1)
+            bounds.append(torch.where(ok, log_w, torch.zeros_like(log_w)).sum(-1) / good)
+            weight = ok.unsqueeze(-1) / good.clamp_min(1)[:, None, None]
+            mean = (weight * path).sum(1)
+            share = weight * (good / (good - 1).clamp_min(1))[:, None, None]
         # Far from the target all draws pull the same way: without their mean, that is no noise.
-        apart = (
-            weight * (path - mean.unsqueeze(1)) * (good / (good - 1).clamp_min(1))[:, None, None]
-        )
+        apart = share * (path - mean.unsqueeze(1))
         turn = apart.mT @ eps if now.is_full else (apart * eps).sum(1)
         # Steps that keep their direction grow: the way to the target may be thousands of sds.
         ahead = torch.nn.functional.normalize(mean, dim=-1)
@@ -98,7 +102,7 @@ def natural_gradient_ascent(
         reach = torch.where(steady, recipe.growth * reach, (reach / recipe.growth**2).clamp_min(1))
         before = ahead
         moved = _moved(now, mean, turn, rate * _factor(step, num_steps), reach)
-        now = moved.where(2 * good >= rows, now.shrunk())
+        now = moved if whole else moved.where(2 * good >= rows, now.shrunk())
     return now, torch.stack(bounds)
 
 

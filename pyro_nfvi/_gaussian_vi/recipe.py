@@ -502,8 +502,8 @@ class TailRecipe:
     eigenvalue_floor: float = 1e-10
     #: Doublings that enclose the point of a given size on a ray.
     doublings: int = 40
-    #: Bisections that find it then.
-    bisections: int = 50
+    #: Bisections that find it then, to 1e-8 of itself.
+    bisections: int = 28
 
 
 TARGET = TargetRecipe()

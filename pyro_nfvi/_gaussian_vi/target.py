@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -108,8 +109,10 @@ class Target:
         log_p, gradient = self._evaluate(rows, max(1, len(rows) // TARGET.pieces))
         self.num_rows += len(rows)
         self._seconds += self.budget.clock() - begin
-        ok = torch.isfinite(log_p) & torch.isfinite(gradient).all(-1)
-        if not bool(ok.all()):
+        if math.isfinite(float(log_p.sum() + gradient.sum())):  # as a rule: one look at all numbers
+            ok = torch.ones_like(log_p, dtype=torch.bool)
+        else:
+            ok = torch.isfinite(log_p) & torch.isfinite(gradient).all(-1)
             log_p = torch.where(ok, log_p, torch.full_like(log_p, -torch.inf))
             gradient = torch.where(ok.unsqueeze(-1), gradient, torch.zeros_like(gradient))
         batch = z.shape[:-1]

@@ -124,11 +124,13 @@ def second_opinion(
     with torch.no_grad(), torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pyro's words about infinite terms; ours name the site
         subsample = log_joint.draw_subsample() if subsample is None else subsample
+        together = _together(log_joint, z.double(), subsample)
         for index, row in enumerate(z):
             if index and budget.over():
                 return Opinion(count, tuple(objections), len(z) - index)
             fine = row.double()
-            found = _compare(log_joint, fine, subsample)
+            ours = None if together is None else together[index]
+            found = _compare(log_joint, fine, subsample, ours)
             if found is not True and fine.dtype != row.dtype:
                 # Not every model takes float64: its own precision has the last word.
                 found = _compare(log_joint, row, subsample)
@@ -138,16 +140,32 @@ def second_opinion(
     return Opinion(count, tuple(objections))
 
 
+def _together(log_joint: LogJoint, z: Tensor, subsample: Mapping[str, Tensor]) -> Tensor | None:
+    """Score all rows in one run of the model; None where it takes several, or fails at a row."""
+    if log_joint.how == "loop" or log_joint.in_parts:
+        return None
+    try:
+        return _scored(log_joint, z, subsample)
+    except Exception:  # of which row, and whether Pyro refuses it too, is asked row by row
+        return None
+
+
+def _scored(log_joint: LogJoint, rows: Tensor, subsample: Mapping[str, Tensor]) -> Tensor:
+    """Log joint of rows ``(N, D)`` as every caller has it, and by the model: ``(N, 2)``."""
+    ways = [log_joint(rows, subsample)]
+    if not log_joint.enumerated:  # else the same again, with draws of the discrete sites
+        ways.append(log_joint.evaluate(rows, subsample).log_p)
+    return torch.stack(ways, -1)
+
+
 def _compare(
-    log_joint: LogJoint, row: Tensor, subsample: Mapping[str, Tensor]
+    log_joint: LogJoint, row: Tensor, subsample: Mapping[str, Tensor], ours: Tensor | None = None
 ) -> Objection | bool | None:
     """True where both agree, None where there is no finite log joint."""
     values, ladj = log_joint.latent.constrain(row, weighted=True)
     rows = row.unsqueeze(0)
     try:
-        ours = log_joint(rows, subsample)
-        if not log_joint.enumerated:  # else the same again, with draws of the discrete sites
-            ours = torch.cat([ours, log_joint.evaluate(rows, subsample).log_p])
+        ours = _scored(log_joint, rows, subsample)[0] if ours is None else ours
     except Exception as error:
         return None if _numerical(error) else _refused(log_joint, values, subsample, error)
     if not bool(torch.isfinite(ours).all()):

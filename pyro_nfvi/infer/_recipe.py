@@ -88,6 +88,8 @@ class GaussianStartRecipe:
     start_particles: int = 16
     #: Most steps of the L-BFGS ascent to a mode.
     ascent_steps: int = 80
+    #: Steps that such an ascent remembers at least; else two for each latent.
+    shortest_history: int = 10
     #: Share of the rise that a start on the way has: singular tops are no place to start from.
     rise_share: float = 0.9
     #: Distance, and width, in units of the start and of the prior's draws, beyond which a Gaussian

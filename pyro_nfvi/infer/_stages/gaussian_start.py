@@ -299,7 +299,8 @@ def _ascend(target: Target, start: Tensor, steps: int) -> list[Tensor]:
         # A number that no line search takes, and that is finite in single precision.
         return torch.full((), 1e30, dtype=log_p.dtype)
 
-    optimizer = LBFGS([point], max_iter=steps, line_search_fn="strong_wolfe")
+    history = min(steps, max(GAUSSIAN_START.shortest_history, 2 * len(start)))
+    optimizer = LBFGS([point], max_iter=steps, history_size=history, line_search_fn="strong_wolfe")
     with suppress(_TimeOver):
         optimizer.step(descent)
     if not path:
