@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from pyro_nfvi._optim.learning_rate import Schedule
 from pyro_nfvi._progress_bar import progress_bar
 from pyro_nfvi._train.recipe import TRAINING
-from pyro_nfvi.guides._auto_flow import AutoFlow
+
+if TYPE_CHECKING:
+    from pyro_nfvi.guides._auto_flow import AutoFlow
 
 #: Units that are done when a stage ends well: it counts none of them itself.
 _WHOLE = ("look", "stage", "engine")

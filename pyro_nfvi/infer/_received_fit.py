@@ -13,8 +13,9 @@ from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
 from pyro_nfvi.infer._fit import Fit
-from pyro_nfvi.infer._guide_spec import GuideSpec, made_guide, make_guide
+from pyro_nfvi.infer._guide_spec import GuideSpec
 from pyro_nfvi.infer._loading import load
+from pyro_nfvi.infer._make_guide import made_guide, make_guide
 from pyro_nfvi.infer._plate_fit import PlateFit
 
 

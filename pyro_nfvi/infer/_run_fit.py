@@ -24,7 +24,7 @@ from pyro_nfvi.infer._batches import by_batches, enumerated, is_loader_call
 from pyro_nfvi.infer._distributed_fit import distributed_fit, explaining_lost_processes
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
-from pyro_nfvi.infer._guide_spec import made_guide, make_guide, make_plate_guide
+from pyro_nfvi.infer._make_guide import made_guide, make_guide, make_plate_guide
 from pyro_nfvi.infer._plate_fit import PlateFit
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._received_fit import received

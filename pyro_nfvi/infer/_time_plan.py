@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from pyro_nfvi._budget import Budget
-from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._stopwatch import Stopwatch
 from pyro_nfvi.infer._recipe import CALL_SIZES, TIME
+
+if TYPE_CHECKING:
+    from pyro_nfvi._pyro_model.log_joint import LogJoint
 
 
 class TimePlan:

@@ -9,7 +9,7 @@ from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
-from pyro_nfvi.infer._guide_spec import flow_name
+from pyro_nfvi.infer._make_guide import flow_name
 from pyro_nfvi.infer._model_parameters import ModelParams
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import CALL_SIZES, SCORING

@@ -25,7 +25,7 @@ from pyro_nfvi.infer._checks.improper import IMPROPER_ROWS, explain_divergence, 
 from pyro_nfvi.infer._findings import Level
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
-from pyro_nfvi.infer._guide_spec import flow_name
+from pyro_nfvi.infer._make_guide import flow_name
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import CONTINUED_TRAINING, SCORING
 from pyro_nfvi.infer._stages.best_state import keep_best_state
