@@ -86,13 +86,13 @@ class ModeSearch(Finding):
             return f"{self.modes} modes were found, as many as are kept: there may be more"
         if not self.starts:
             return "no starts were compared, so another mode would not have been seen"
-        missing = "a mode that no start reached is missing"
+        missing = "a mode that no start reaches would go unseen"
         if self.points:
             # Three quarters of N points are draws of the modes themselves, and one of these
             # hits a share v of them with 95 % from v = 4 / N on.
             missing += (
-                f", such as a narrow one that reaches less than {4 / self.points:.1g} of the mass "
-                f"(none of {self.points} points, and no ascent from the best, came to one)"
+                f", such as a narrow one that fewer than {4 / self.points:.1g} of draws come near "
+                f"(none of {self.points} points, and no ascent from the best of them, did)"
             )
         if not self.modes:
             return f"none of {self.starts} starts led to another mode; {missing}"
@@ -133,7 +133,7 @@ class IndependentModes(Finding):
             f"{self.several} of {self.blocks} blocks of latents, which are independent wherever "
             f"pairs of points were compared, have several modes; the fit holds all {number} of "
             f"their combinations. A mode of a block that none of {self.starts} starts and "
-            f"{self.points} points reached is missing"
+            f"{self.points} points reached would go unseen"
         )
 
 

@@ -125,7 +125,7 @@ def test_an_angle_has_one_turn():
 
 def test_starts_that_found_nothing_else_are_counted():
     reasons = auto(conjugate, Y).verdict.reasons
-    assert any("starts led to another mode; a mode that no start reached" in r for r in reasons)
+    assert any("starts led to another mode; a mode that no start reaches" in r for r in reasons)
 
 
 def test_a_fit_cut_short_says_that_its_bound_still_rose():

@@ -203,7 +203,7 @@ def _notes(modes: Modes, num_points: int) -> tuple[str, ...]:
     where = f"{len(hits)} modes" if len(hits) > 1 else "this one mode"
     line = (
         f"{sum(hits)} of {modes.num_starts} starts ended in {where}; a mode that no start "
-        f"reached is not seen ({num_points} points were scored in search of narrow ones)"
+        f"reached would go unseen ({num_points} points were scored in search of narrow ones)"
     )
     lines = [line]
     if modes.left_out:
