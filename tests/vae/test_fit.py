@@ -14,15 +14,24 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler as schedulers
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    TensorDataset,
+)
 from vae.cases import SHAPE, make
 
 from pyro_nfvi import vae as nfvae
 from pyro_nfvi._files.fit_files import read_file
+from pyro_nfvi._processes.process_group import ProcessGroup
 from pyro_nfvi.errors import DataError, FileError, MissingPackageError, OptionError
 from pyro_nfvi.objectives import Linear
 from pyro_nfvi.vae import CSVLogger, ELBOLoss, FlowVAE, fit, load
+from pyro_nfvi.vae.train._feeds import Feed, rows_of
 from pyro_nfvi.vae.train._rates import Rates
+from pyro_nfvi.vae.train._trainer import Plan, Trainer
 
 X = torch.bernoulli(
     torch.rand(33, 1, 1, generator=torch.Generator().manual_seed(0)).expand(33, *SHAPE),
@@ -408,6 +417,19 @@ def test_what_cannot_be_used_is_refused_in_words(change, words):
     vae, data = given.pop("vae"), given.pop("train")
     with pytest.raises((OptionError, DataError), match=words):
         fit(vae, data, **{"epochs": 1, "progress": False, **given})
+
+
+def test_a_loader_that_divides_rows_among_processes_is_refused():
+    vae = make("planar*1")
+    sampler = DistributedSampler(X, num_replicas=2, rank=0)
+    feed = Feed(rows_of(DataLoader(X, 10, sampler=sampler), batch_size=10, labelled=False), None)
+    rates, plan = Rates(sgd(vae)), Plan(ELBOLoss(), 1, 10)
+    with pytest.raises(OptionError, match="ordinary sampler"):
+        Trainer(vae, feed, plan, rates, team=ProcessGroup(0, 2, torch.device("cpu")))
+    assert Trainer(vae, feed, plan, rates).run().epoch == 1
+    frozen = make("planar*1").requires_grad_(False)
+    with pytest.raises(OptionError, match="nothing to train"):
+        Trainer(frozen, feed, plan, Rates(sgd(frozen)))
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):

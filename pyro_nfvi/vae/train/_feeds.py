@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from pyro_nfvi._random import fold_in, seeded, stream
 from pyro_nfvi.errors import DataError, OptionError
@@ -32,9 +32,11 @@ class Rows(ABC):
 
     Attributes:
         labelled: Give labels beside the images, where there are any.
+        divided: Each process has batches of its own.
     """
 
     labelled: bool
+    divided: bool = False
 
     @abstractmethod
     def shuffled(self, epoch: int, first: int, *, size: int, seed: int) -> Iterator[Batch]:
@@ -136,6 +138,7 @@ class LoaderRows(Rows):
                 "epoch. Pass a function that makes it: fit(vae, lambda: batches(...))."
             )
         self.loader, self.labelled = loader, labelled
+        self.divided = isinstance(getattr(loader, "sampler", None), DistributedSampler)
         self._make: Callable[[], Iterable[Any]] = loader if made else lambda: loader
 
     def shuffled(self, epoch: int, first: int, *, size: int, seed: int) -> Iterator[Batch]:

@@ -124,6 +124,11 @@ class Trainer:
         self._normalised = any(
             isinstance(part, _BatchNorm) and part.training for part in vae.modules()
         )
+        if self.team.size > 1 and feed.train.divided:
+            raise OptionError(
+                "The loader gives each process batches of its own (DistributedSampler), and here "
+                "the processes divide each batch. Pass a loader with an ordinary sampler."
+            )
         size = plan.batch_size
         self.length = feed.train.length(size)
         smallest = feed.train.smallest(size)
@@ -537,4 +542,9 @@ def _trained(vae: FlowVAE, optimizer: torch.optim.Optimizer) -> list[torch.nn.Pa
             f"The optimiser has {len(given)} parameters, of which {len(ours)} are the VAE's. Make "
             "it of vae.parameters(), after the VAE was moved to its device and type."
         )
-    return [one for one in ours if one.requires_grad]
+    moved = [one for one in ours if one.requires_grad]
+    if not moved:
+        raise OptionError(
+            "All of the optimiser's parameters are frozen: there is nothing to train."
+        )
+    return moved
