@@ -14,6 +14,7 @@ from pyro_nfvi.flows import (
     BatchNorm,
     BlockAutoregressive,
     Chain,
+    CircularSplineTransformer,
     Continuous,
     Coupling,
     DiagonalAffine,
@@ -23,6 +24,7 @@ from pyro_nfvi.flows import (
     LowerTriangular,
     LowRankAffine,
     LULinear,
+    MoebiusTransformer,
     MonotoneTransformer,
     Permute,
     Planar,
@@ -282,6 +284,15 @@ FLOWS: dict[str, Case] = {
     ),
     "elementwise_affine": Case(Elementwise),
     "elementwise_spline": Case(lambda d, c: Elementwise(d, c, transformer=SplineTransformer(5))),
+    "elementwise_circular": Case(
+        lambda d, c: Elementwise(d, c, transformer=CircularSplineTransformer(4))
+    ),
+    "elementwise_moebius": Case(lambda d, c: Elementwise(d, c, transformer=MoebiusTransformer(1))),
+    "elementwise_moebius_mean": Case(
+        lambda d, c: Elementwise(d, c, transformer=MoebiusTransformer(3)), dims=(1, 2), slow=True
+    ),
+    "coupling_circular": _coupling(transformer=CircularSplineTransformer(3), mask="alternating"),
+    "coupling_moebius": _coupling(transformer=MoebiusTransformer(2), slow=True),
     "elementwise_tail": Case(lambda d, c: Elementwise(d, c, transformer=TailTransformer())),
     "elementwise_relu": Case(lambda d, c: Elementwise(d, c, transformer=ReLUTransformer())),
     "elementwise_monotone": Case(

@@ -204,7 +204,8 @@ def support_of(fn: Any) -> Constraint:
         ) from error
     while isinstance(getattr(inner, "base_dist", None), Distribution):
         inner = inner.base_dist
-    return _one_turn(support) if isinstance(inner, _ANGLES) else support
+    of_angles = isinstance(inner, _ANGLES) or getattr(inner, "periodic", False) is True
+    return _one_turn(support) if of_angles else support
 
 
 def _one_turn(support: Constraint) -> Constraint:

@@ -67,6 +67,11 @@ class FlowDistribution(TorchDistribution):
         self._transform = density.flow.as_transform(context)
         super().__init__(batch, torch.Size((density.flow.dim,)), validate_args=validate_args)
 
+    @property
+    def periodic(self) -> bool:
+        """True for a distribution of angles, whose density repeats itself from turn to turn."""
+        return self.density.periodic
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
         """Return the distribution with a larger batch shape."""
         return FlowDistribution(
@@ -77,7 +82,7 @@ class FlowDistribution(TorchDistribution):
         """Draw ``(*sample, *batch, D)``, reparametrised."""
         eps = self.density.sample_base((*sample_shape, *self.batch_shape))
         drawn: Tensor = self._transform(eps)
-        return drawn
+        return self.density.representative(drawn)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Score a value, ``(*sample, *batch, D) -> (*sample, *batch)``."""

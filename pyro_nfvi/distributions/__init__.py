@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from pyro_nfvi._lazy import lazy
 from pyro_nfvi.distributions._bases import (
     Base,
     DiagonalNormal,
@@ -14,6 +17,9 @@ from pyro_nfvi.distributions._dequantization import FlowDequantize, UniformDequa
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.distributions._mixture import MixtureDensity
 from pyro_nfvi.distributions._stochastic_flow import Langevin, Metropolis, PathSampler
+
+if TYPE_CHECKING:
+    from pyro_nfvi.distributions._uniform_angles import UniformAngles
 
 __all__ = [
     "Base",
@@ -28,5 +34,9 @@ __all__ = [
     "MixtureDensity",
     "PathSampler",
     "StudentT",
+    "UniformAngles",
     "UniformDequantize",
 ]
+
+# Imported when it is used: no fit needs it.
+__getattr__, __dir__ = lazy(__name__, {"UniformAngles": "_uniform_angles"})

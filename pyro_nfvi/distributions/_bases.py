@@ -40,6 +40,8 @@ class Base(nn.Module, ABC):
 
     #: Whether it is known to be symmetric about its location.
     symmetric = False
+    #: Whether its points are angles, the same a whole turn further.
+    periodic = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -20,6 +20,13 @@ class Density(nn.Module, ABC):
     flow: Flow
     base: Base | Distribution | None
 
+    #: Whether points a whole turn apart are the same point.
+    periodic = False
+
+    def representative(self, z: Points) -> Points:
+        """Return the point among those which are the same as z that draws are; z on the reals."""
+        return z
+
     @abstractmethod
     def sample_base(
         self, shape: int | Sequence[int] = (), *, generator: torch.Generator | None = None

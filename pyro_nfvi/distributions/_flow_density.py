@@ -42,7 +42,8 @@ class FlowDensity(Density):
         flow: The flow, from the base to z.
         base: The standard normal by default; a :class:`pyro_nfvi.distributions.Base`, whose
             parameters become the density's; or a ``torch.distributions`` distribution over
-            vectors of size D with ``rsample``.
+            vectors of size D with ``rsample``. With ``UniformAngles`` z are angles in
+            :math:`[-\pi, \pi)`, and the density has the same value a whole turn further.
 
     Shape:
         Noise and points are ``(*b, D)``, log densities ``(*b,)``, in nats.
@@ -51,7 +52,8 @@ class FlowDensity(Density):
         ``push`` costs one forward pass, ``log_prob`` one inverse.
 
     Raises:
-        OptionError: The base is not a distribution over vectors of size D.
+        OptionError: The base is not a distribution over vectors of size D, or it is one of angles
+            and the flow is not.
 
     Example:
         >>> import torch
@@ -72,8 +74,10 @@ class FlowDensity(Density):
             )
         if base is not None:
             _check_base(base, flow.dim)
+            _check_circle(base, flow)
         self.flow = flow
         self.base = base
+        self.periodic = isinstance(base, Base) and base.periodic
         self._somewhere = _point_of(base)  # where its density is not 0
 
     def __repr__(self) -> str:
@@ -91,6 +95,13 @@ class FlowDensity(Density):
     def takes_generator(self) -> bool:
         """True if base noise can be drawn from a generator of the caller's."""
         return self.base is None or isinstance(self.base, Base)
+
+    def representative(self, z: Points) -> Points:
+        if not self.periodic:
+            return z
+        from pyro_nfvi.flows._angles import wrap_angle
+
+        return wrap_angle(z)
 
     def _prototype(self) -> Tensor:
         """Return a tensor with the density's dtype and device."""
@@ -160,7 +171,7 @@ class FlowDensity(Density):
         """Map noise to ``(z, log_q)``, differentiable in the flow's parameters."""
         with scoring(self):
             z, ladj = self.flow(eps, context)
-            return z, self.base_log_prob(eps) - ladj
+            return self.representative(z), self.base_log_prob(eps) - ladj
 
     @full_precision
     def push_with_score(self, eps: Points, context: Contexts | None = None) -> ImageAndScore:
@@ -173,7 +184,7 @@ class FlowDensity(Density):
                     point = eps.detach().requires_grad_()
                     (score,) = torch.autograd.grad(self.base_log_prob(point).sum(), point)
             z, ladj, pushed = self.flow.forward_with_score(eps, score, context)
-            return z, self.base_log_prob(eps) - ladj, pushed
+            return self.representative(z), self.base_log_prob(eps) - ladj, pushed
 
     def rsample_and_log_prob(
         self,
@@ -291,6 +302,18 @@ def _point_of(base: Base | Distribution | None) -> Tensor | None:
     with seeded(0, "density"):  # any point of the support will do
         point: Tensor = base.sample()
     return point
+
+
+def _check_circle(base: Base | Distribution, flow: Flow) -> None:
+    """Raise for a base of angles behind which the flow would leave the circle."""
+    if isinstance(base, Base) and base.periodic and not flow.periodic:
+        strays = [layer.flow for layer in flow.layers() if not layer.flow.periodic]
+        names = sorted({type(stray).__name__ for stray in strays})
+        raise OptionError(
+            f"FlowDensity needs a flow of angles with {type(base).__name__}; "
+            f"{', '.join(names) or type(flow).__name__} moves real numbers. Take 'ncsf' or "
+            "'moebius', or another base."
+        )
 
 
 def _check_base(base: Base | Distribution, dim: int) -> None:

@@ -224,6 +224,11 @@ class PathSampler(nn.Module):
             raise OptionError(
                 f"PathSampler needs a base of pyro_nfvi.distributions, or None; got {base!r}."
             )
+        if base is not None and base.periodic:
+            raise OptionError(
+                f"PathSampler needs a base of real numbers; {type(base).__name__} are angles. "
+                "Take DiagonalNormal(dim) or another."
+            )
         if not isinstance(layers, Iterable) or isinstance(layers, (Flow, PathLayer)):
             raise OptionError(f"PathSampler needs a list of layers; got {layers!r}.")
         layers = list(layers)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from pyro_nfvi._lazy import lazy
 from pyro_nfvi.flows._affine import Affine, DiagonalAffine, LowerTriangular
 from pyro_nfvi.flows._autoregressive import Autoregressive
 from pyro_nfvi.flows._base import Chain, Flow
@@ -24,6 +27,10 @@ from pyro_nfvi.flows._spline import SplineTransformer
 from pyro_nfvi.flows._sylvester import Sylvester
 from pyro_nfvi.flows._transformers import Transformer
 
+if TYPE_CHECKING:
+    from pyro_nfvi.flows._circular_spline import CircularSplineTransformer
+    from pyro_nfvi.flows._moebius import MoebiusTransformer
+
 __all__ = [
     "ActNorm",
     "Affine",
@@ -31,6 +38,7 @@ __all__ = [
     "BatchNorm",
     "BlockAutoregressive",
     "Chain",
+    "CircularSplineTransformer",
     "Continuous",
     "Coupling",
     "DiagonalAffine",
@@ -40,6 +48,7 @@ __all__ = [
     "LULinear",
     "LowRankAffine",
     "LowerTriangular",
+    "MoebiusTransformer",
     "MonotoneTransformer",
     "ParamFlow",
     "Permute",
@@ -52,3 +61,9 @@ __all__ = [
     "make_flow",
     "register_flow",
 ]
+
+# Imported when they are used: no fit needs them.
+__getattr__, __dir__ = lazy(
+    __name__,
+    {"CircularSplineTransformer": "_circular_spline", "MoebiusTransformer": "_moebius"},
+)

@@ -80,6 +80,11 @@ class Autoregressive(Flow):
     ) -> None:
         super().__init__(dim, context_dim)
         self.transformer = make_transformer(transformer)
+        if self.transformer.periodic:
+            raise OptionError(
+                f"Autoregressive reads its coordinates as real numbers; {self.transformer} moves "
+                "angles. Take Coupling, whose conditioner sees cosines and sines: 'ncsf'."
+            )
         if self.transformer.inverse_kind == "numeric":
             self.inverse_kind = "numeric"
         self.reverse = reverse

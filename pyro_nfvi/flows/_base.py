@@ -93,6 +93,8 @@ class Flow(Bijection):
     inverse_kind: InverseKind = "exact"
     #: Whether it computes something else in train mode than in eval mode.
     mode_dependent = False
+    #: Whether it maps angles: a whole turn of a coordinate turns the image by a whole turn.
+    periodic = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -282,6 +284,7 @@ class Inverse(Flow):
         super().__init__(flow.dim, flow.context_dim)
         self.flow = flow
         self.inverse_kind = "exact"
+        self.periodic = flow.periodic
 
     def forward(self, x: Points, context: Contexts | None = None) -> Image:
         return self.flow.inverse(x, context)
@@ -342,6 +345,7 @@ class Chain(Flow):
         self.inverse_kind = next(
             (kind for kind in ("numeric", "sequential") if kind in kinds), "exact"
         )
+        self.periodic = all(flow.periodic for flow in flows)
         self.flows = nn.ModuleList(flows)
 
     @property

@@ -32,7 +32,9 @@ class Coupling(Flow):
         dim: Event size D, at least 2.
         context_dim: Size of the context, appended to the conditioner's input; 0 for none.
         transformer: The univariate map: affine by default (RealNVP); ``ShiftTransformer`` (NICE),
-            ``SplineTransformer`` (NSF), or one of your own.
+            ``SplineTransformer`` (NSF), or one of your own. With one of angles
+            (``CircularSplineTransformer``, ``MoebiusTransformer``) all D coordinates are angles,
+            and the conditioner sees their cosines and sines.
         mask: ``"halves"``, ``"alternating"``, ``"random"``, or D booleans, True where the
             coordinates move.
         reverse: Take the complement of the mask.
@@ -81,6 +83,7 @@ class Coupling(Flow):
         super().__init__(dim, context_dim)
         self.transformer = make_transformer(transformer)
         self.inverse_kind = self.transformer.inverse_kind
+        self.periodic = self.transformer.periodic
         moved = make_mask(mask, dim)
         if reverse:
             moved = ~moved
@@ -91,10 +94,9 @@ class Coupling(Flow):
         self.moved: Tensor
         self.kept: Tensor
         self.back: Tensor
-        inputs, outputs = (
-            len(self.kept) + context_dim,
-            len(self.moved) * self.transformer.num_params,
-        )
+        # An angle is a point of the circle to the conditioner.
+        inputs = len(self.kept) * (2 if self.periodic else 1) + context_dim
+        outputs = len(self.moved) * self.transformer.num_params
         self._in_rows = conditioner is not None
         if conditioner is None:
             default = 32 if dim <= 40 else 64 if dim <= 200 else 128
@@ -114,9 +116,9 @@ class Coupling(Flow):
             self.net = _built(conditioner, inputs, outputs)
 
     def _params(self, kept: Tensor, context: Tensor | None) -> Tensor:
-        inputs = kept
+        inputs = torch.cat([kept.cos(), kept.sin()], -1) if self.periodic else kept
         if context is not None:
-            inputs = torch.cat([kept, context.expand(*kept.shape[:-1], self.context_dim)], -1)
+            inputs = torch.cat([inputs, context.expand(*kept.shape[:-1], self.context_dim)], -1)
         # Layers such as batch normalisation take rows and nothing else.
         rows = inputs.reshape(-1, inputs.shape[-1]) if self._in_rows else inputs
         out: Tensor = self.net(rows)

@@ -50,6 +50,7 @@ class Elementwise(ParamFlow):
         self.transformer = make_transformer(transformer)
         super().__init__(dim, context_dim, hidden_dim=hidden_dim)
         self.inverse_kind = self.transformer.inverse_kind
+        self.periodic = self.transformer.periodic
 
     def init_params(self) -> TensorDict:
         return {"transformer": torch.zeros(self.dim, self.transformer.num_params)}

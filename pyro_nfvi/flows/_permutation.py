@@ -35,6 +35,8 @@ class Permute(Flow):
         tensor([3., 2., 1.])
     """
 
+    periodic = True
+
     def __init__(self, order: Sequence[int]) -> None:
         order = [whole("Permute: an index", index, 0) for index in order]
         if sorted(order) != list(range(len(order))):

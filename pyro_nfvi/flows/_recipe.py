@@ -32,6 +32,8 @@ class Bounds:
     lu_scale: float = 3.0
     #: Least value of alpha and of alpha + beta of a radial layer.
     radial: float = 1e-3
+    #: Distance of a Moebius map's centre from that of the circle, at most: slopes up to 199.
+    moebius: float = 0.99
 
 
 @dataclass(frozen=True)

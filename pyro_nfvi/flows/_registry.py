@@ -103,6 +103,31 @@ def _nsf_ar(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow
     return _alternate(Autoregressive)(dim, context_dim, count, transformer=transformer, **options)
 
 
+def _angular(
+    dim: int, context_dim: int, count: int, transformer: Transformer, **options: Any
+) -> list[Flow]:
+    """Couplings of angles; a single angle has none to look at, and moves by itself."""
+    if dim > 1:
+        return _couplings(dim, context_dim, count, transformer, **options)
+    width = {key: options[key] for key in ("hidden_dim",) if key in options}
+    build = _repeat(Elementwise)
+    return build(dim, context_dim, count, transformer=transformer, **width)
+
+
+def _ncsf(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    from pyro_nfvi.flows._circular_spline import CircularSplineTransformer
+
+    given = {"bins": options.pop("bins")} if "bins" in options else {}
+    return _angular(dim, context_dim, count, CircularSplineTransformer(**given), **options)
+
+
+def _moebius(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
+    from pyro_nfvi.flows._moebius import MoebiusTransformer
+
+    given = {"centres": options.pop("centres")} if "centres" in options else {}
+    return _angular(dim, context_dim, count, MoebiusTransformer(**given), **options)
+
+
 def _naf(dim: int, context_dim: int, count: int, **options: Any) -> list[Flow]:
     transformer = MonotoneTransformer(
         **({"units": options.pop("units")} if "units" in options else {})
@@ -160,6 +185,8 @@ _FAMILIES: dict[str, _Family] = {
     "nsf": _family(_nsf, 2, "bins", "bound", *_COUPLING),
     "nsf-ar": _family(_nsf_ar, 2, "bins", "bound", *_NETS),
     "naf": _family(_naf, 1, "units", *_NETS),
+    "ncsf": _family(_ncsf, 2, "bins", *_COUPLING),
+    "moebius": _family(_moebius, 2, "centres", *_COUPLING),
     "bnaf": _Family(_alternate(BlockAutoregressive), 1, frozenset({"hidden_factor", "num_hidden"})),
     "glow": _family(_glow, 4, *_COUPLING),
     "relu": _family(_relu, 6),
@@ -246,8 +273,8 @@ def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> F
     order between them, ``"a|b"`` runs a and then b, from the base to the posterior.
 
     Args:
-        formula: Names: ``planar radial sylvester iaf maf nice realnvp nsf nsf-ar naf bnaf
-            glow relu ffjord tail affine tril``, and those of :func:`register_flow`.
+        formula: Names: ``planar radial sylvester iaf maf nice realnvp nsf nsf-ar naf ncsf
+            moebius bnaf glow relu ffjord tail affine tril``, and those of :func:`register_flow`.
         dim: Event size D.
         context_dim: Size of the context; 0 for none.
         **options: Passed to every family of the formula that knows them, such as

@@ -65,75 +65,74 @@ class SplineTransformer(Transformer):
         x, ladj = self._spline_inverse(inner, raw)
         return x, ladj + affine_ladj
 
-    def _bin(self, value: Tensor, raw: Tensor, *, vertical: bool) -> tuple[Tensor, ...]:
-        """Left knot, width, height and derivatives of the bin of each value on an axis.
-
-        Whatever can be is computed of the two knots in question alone: the parameters are many
-        times as many as the values. The two knots and the two axes lead, since broadcasting along
-        short last axes is slow.
-        """
-        k, span = self.bins, 2 * self.bound
-        raw_sizes, raw_d = raw.split([2 * k, k - 1], -1)
-        # The sums of a softmax, up to their total; bounded numbers need no maximum.
-        sums = bounded(raw_sizes, SPLINE.logit).exp().unflatten(-1, (2, k)).cumsum(-1)
-        free = 1 - k * SPLINE.least_bin
-        with torch.no_grad():
-            axis = sums[..., int(vertical), :]
-            inner = axis[..., :-1] * (free / axis[..., -1:])
-            inner = inner + SPLINE.least_bin * torch.arange(
-                1, k, dtype=inner.dtype, device=inner.device
-            )
-            place = ((value + self.bound) / span).unsqueeze(-1)
-            left = (place >= inner).sum(-1)
-            knot = torch.stack([left, left + 1])
-            first, last = knot == 0, knot == k
-            before = (knot - 1).clamp_min(0)
-            whole = torch.full_like(left, k - 1)
-            wanted = torch.stack([*before, *(before + k), whole, whole + k], -1)
-            least = SPLINE.least_bin * knot.to(inner.dtype)
-        found = sums.flatten(-2).expand(*value.shape, 2 * k).gather(-1, wanted)
-        up_to, totals = found.movedim(-1, 0).contiguous().split([4, 2])
-        share = up_to.unflatten(0, (2, 2)) * (free / totals).unsqueeze(1) + least
-        # The ends are pinned: a rounded sum must not move them.
-        share = share.masked_fill(first, 0.0).masked_fill(last, 1.0)
-        (x0, x1), (y0, y1) = (span * share - self.bound).unbind()
-        near = before.clamp_max(k - 2).movedim(0, -1)
-        raw_d = raw_d.expand(*value.shape, k - 1).gather(-1, near).movedim(-1, 0).contiguous()
-        # softplus(0 + start) = 1 - least slope = one: zeros give slope 1, exactly.
-        start = math.log(math.expm1(1 - SPLINE.least_slope))
-        one = F.softplus(raw_d.new_full((), start))
-        d = F.softplus(bounded(raw_d, SPLINE.logit) + start) + (1 - one)
-        d0, d1 = d.masked_fill(first | last, 1.0)
-        return x0, x1 - x0, y0, y1 - y0, d0, d1
-
     def _spline(self, x: Tensor, raw: Tensor) -> TensorPair:
         inside = x.abs() < self.bound
         clipped = torch.where(inside, x, torch.zeros_like(x))
-        y, ladj = _in_bin(clipped, *self._bin(clipped, raw, vertical=False))
+        y, ladj = in_bin(clipped, *find_bin(clipped, raw, self.bins, self.bound, vertical=False))
         return torch.where(inside, y, x), torch.where(inside, ladj, torch.zeros_like(ladj))
 
     def _spline_inverse(self, y: Tensor, raw: Tensor) -> TensorPair:
         inside = y.abs() < self.bound
         clipped = torch.where(inside, y, torch.zeros_like(y))
-        x0, w, y0, h, d0, d1 = self._bin(clipped, raw, vertical=True)
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                x = _solve_in_bin(clipped, x0, w, y0, h, d0, d1)
-            # Two Newton steps carry first and second derivatives, exactly; the value stays, for
-            # where the slope is least a step in float32 would leave the bin.
-            for _ in range(2):
-                again, ladj = _in_bin(x, x0, w, y0, h, d0, d1)
-                step = (again - clipped) * (-ladj).exp()
-                x = x - (step - step.detach())
-        else:
-            x = _solve_in_bin(clipped, x0, w, y0, h, d0, d1)
-        _, ladj = _in_bin(x, x0, w, y0, h, d0, d1)
-        return torch.where(inside, x, y), torch.where(inside, -ladj, torch.zeros_like(ladj))
+        x, ladj = invert_in_bin(
+            clipped, *find_bin(clipped, raw, self.bins, self.bound, vertical=True)
+        )
+        return torch.where(inside, x, y), torch.where(inside, ladj, torch.zeros_like(ladj))
 
 
-def _in_bin(
+def find_bin(
+    value: Tensor, raw: Tensor, bins: int, bound: float, *, vertical: bool
+) -> tuple[Tensor, ...]:
+    """Left knot, width, height and derivatives of the bin of each value on an axis.
+
+    With as many derivatives as bins, the last one is that of both ends, as on a circle; with
+    one less, both ends have slope 1.
+
+    Whatever can be is computed of the two knots in question alone: the parameters are many
+    times as many as the values. The two knots and the two axes lead, since broadcasting along
+    short last axes is slow.
+    """
+    k, span = bins, 2 * bound
+    raw_sizes, raw_d = raw.split([2 * k, raw.shape[-1] - 2 * k], -1)
+    # The sums of a softmax, up to their total; bounded numbers need no maximum.
+    sums = bounded(raw_sizes, SPLINE.logit).exp().unflatten(-1, (2, k)).cumsum(-1)
+    free = 1 - k * SPLINE.least_bin
+    with torch.no_grad():
+        axis = sums[..., int(vertical), :]
+        inner = axis[..., :-1] * (free / axis[..., -1:])
+        inner = inner + SPLINE.least_bin * torch.arange(
+            1, k, dtype=inner.dtype, device=inner.device
+        )
+        place = ((value + bound) / span).unsqueeze(-1)
+        left = (place >= inner).sum(-1)
+        knot = torch.stack([left, left + 1])
+        first, last = knot == 0, knot == k
+        before = (knot - 1).clamp_min(0)
+        whole = torch.full_like(left, k - 1)
+        wanted = torch.stack([*before, *(before + k), whole, whole + k], -1)
+        least = SPLINE.least_bin * knot.to(inner.dtype)
+    found = sums.flatten(-2).expand(*value.shape, 2 * k).gather(-1, wanted)
+    up_to, totals = found.movedim(-1, 0).contiguous().split([4, 2])
+    share = up_to.unflatten(0, (2, 2)) * (free / totals).unsqueeze(1) + least
+    # The ends are pinned: a rounded sum must not move them.
+    share = share.masked_fill(first, 0.0).masked_fill(last, 1.0)
+    (x0, x1), (y0, y1) = (span * share - bound).unbind()
+    circular = raw_d.shape[-1] == k
+    near = (knot - 1) % k if circular else before.clamp_max(k - 2)
+    raw_d = raw_d.expand(*value.shape, raw_d.shape[-1]).gather(-1, near.movedim(0, -1))
+    raw_d = raw_d.movedim(-1, 0).contiguous()
+    # softplus(0 + start) = 1 - least slope = one: zeros give slope 1, exactly.
+    start = math.log(math.expm1(1 - SPLINE.least_slope))
+    one = F.softplus(raw_d.new_full((), start))
+    d = F.softplus(bounded(raw_d, SPLINE.logit) + start) + (1 - one)
+    d0, d1 = (d if circular else d.masked_fill(first | last, 1.0)).unbind()
+    return x0, x1 - x0, y0, y1 - y0, d0, d1
+
+
+def in_bin(
     x: Tensor, x0: Tensor, w: Tensor, y0: Tensor, h: Tensor, d0: Tensor, d1: Tensor
 ) -> TensorPair:
+    """Return the value and the logarithm of the slope within a bin."""
     s, xi = h / w, (x - x0) / w
     rest = 1 - xi
     cross = xi * rest
@@ -141,6 +140,25 @@ def _in_bin(
     y = y0 + w * quotient * (s * xi.square() + d0 * cross)
     slope = d1 * xi.square() + 2 * s * cross + d0 * rest.square()
     return y, (quotient.square() * slope).log()
+
+
+def invert_in_bin(
+    y: Tensor, x0: Tensor, w: Tensor, y0: Tensor, h: Tensor, d0: Tensor, d1: Tensor
+) -> TensorPair:
+    """Solve for x within its bin; return it with its log-determinant."""
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            x = _solve_in_bin(y, x0, w, y0, h, d0, d1)
+        # Two Newton steps carry first and second derivatives, exactly; the value stays, for
+        # where the slope is least a step in float32 would leave the bin.
+        for _ in range(2):
+            again, ladj = in_bin(x, x0, w, y0, h, d0, d1)
+            step = (again - y) * (-ladj).exp()
+            x = x - (step - step.detach())
+    else:
+        x = _solve_in_bin(y, x0, w, y0, h, d0, d1)
+    _, ladj = in_bin(x, x0, w, y0, h, d0, d1)
+    return x, -ladj
 
 
 def _solve_in_bin(
@@ -154,5 +172,5 @@ def _solve_in_bin(
     root = (b.square() + 4 * a * s * rise).clamp_min(0).sqrt()
     x = x0 + w * (2 * s * rise / (b + root)).clamp(0, 1)
     # The discriminant may cancel: a Newton step polishes, within the bin.
-    again, ladj = _in_bin(x, x0, w, y0, h, d0, d1)
+    again, ladj = in_bin(x, x0, w, y0, h, d0, d1)
     return torch.minimum(torch.maximum(x - (again - y) * (-ladj).exp(), x0), x0 + w)

@@ -20,6 +20,19 @@ from pyro_nfvi.flows._transformers import (
 #: A transformer, its name, or None for the affine one.
 TransformerLike: TypeAlias = Transformer | str | None
 
+
+def _circular() -> Transformer:
+    from pyro_nfvi.flows._circular_spline import CircularSplineTransformer
+
+    return CircularSplineTransformer()
+
+
+def _moebius() -> Transformer:
+    from pyro_nfvi.flows._moebius import MoebiusTransformer
+
+    return MoebiusTransformer()
+
+
 _NAMES: dict[str, Callable[[], Transformer]] = {
     "affine": AffineTransformer,
     "shift": ShiftTransformer,
@@ -28,6 +41,8 @@ _NAMES: dict[str, Callable[[], Transformer]] = {
     "tail": TailTransformer,
     "spline": SplineTransformer,
     "monotone": MonotoneTransformer,
+    "circular": _circular,
+    "moebius": _moebius,
 }
 
 

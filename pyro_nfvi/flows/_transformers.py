@@ -35,6 +35,8 @@ class Transformer(ABC):
     num_params: int
     #: How ``inverse`` works: by a closed form, or by a search for a root.
     inverse_kind: ClassVar[Literal["exact", "numeric"]] = "exact"
+    #: Whether it maps angles, a whole turn further where they are a whole turn further.
+    periodic: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, x: Coordinates, params: MapParams) -> EachImage:

@@ -123,6 +123,12 @@ class Recipe:
                     f"{self.name} needs a base over vectors of size {dim} for this model; got "
                     f"event_shape {tuple(base.event_shape)}."
                 )
+            if isinstance(base, Base) and base.periodic:
+                raise OptionError(
+                    f"{self.name} needs a base of real numbers, as its latents are; "
+                    f"{type(base).__name__} are angles. Take StudentT(dim) or another, or write a "
+                    "guide with FlowDensity(flow, UniformAngles(dim)).distribution()."
+                )
             if isinstance(base, Base):
                 return copy.deepcopy(base).to(like)
             noise = base.sample()

@@ -7,6 +7,7 @@ import torch
 
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows import Elementwise, SplineTransformer
+from pyro_nfvi.flows._spline import find_bin
 
 BOUND = 5.0
 
@@ -29,7 +30,7 @@ def knots(transformer, params):
     shares = 1e-3 + (1 - k * 1e-3) * bounded[..., :k].softmax(-1)
     edges = 2 * bound * shares.cumsum(-1) - bound
     middles = (edges - bound * shares).squeeze(1)
-    found = transformer._bin(middles, raw.expand(-1, k, -1), vertical=False)
+    found = find_bin(middles, raw.expand(-1, k, -1), k, bound, vertical=False)
     x0, w, y0, h, d0, d1 = (one.unsqueeze(1) for one in found)
     torch.testing.assert_close(x0 + w, edges, rtol=1e-5, atol=1e-5)
     end = torch.full_like(x0[..., :1], bound)
