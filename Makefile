@@ -16,7 +16,7 @@ PYTHON312 ?= $(shell for p in python3.12 "$$(pyenv root 2>/dev/null)"/versions/3
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo "$$p" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples test test-shapes test-slow test-arviz1 test-wheel test-versions lint format types docs notebooks bench clean distclean
+.PHONY: help setup demo examples test test-shapes test-slow test-arviz1 test-wheel test-versions lint format types docs notebooks dist bench clean distclean
 
 help:
 	@echo 'make demo         fit two real posteriors and write numbers and pictures (sets everything up)'
@@ -26,6 +26,7 @@ help:
 	@echo 'make test-arviz1  the conversion under ArviZ 1 and Python 3.12'
 	@echo 'make test-wheel   the built wheel outside of the checkout, with the versions of .venv'
 	@echo 'make test-versions  the same with the lowest and the newest versions too (gigabytes)'
+	@echo 'make dist         build and examine what is published'
 	@echo 'make lint types docs examples bench clean'
 
 setup: $(STAMP)
@@ -87,6 +88,10 @@ test-wheel: $(STAMP)
 
 test-versions: $(STAMP)
 	$(PY) tests/versions/try_wheel.py pinned lowest newest $(ARGS)
+
+# What is published, in dist/: both archives, built from a copy and examined (docs/releasing.md).
+dist: $(STAMP)
+	$(PY) release/dist.py $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
