@@ -210,6 +210,37 @@ def signs(count):
     )
 
 
+def signs_given_mean(count=20):
+    """Values whose signs were lost, with a mean that is a latent too."""
+    generator = torch.Generator().manual_seed(count)
+    y = (torch.randn(count, generator=generator) + 0.3).abs()
+    noise = 0.1
+
+    def model():
+        mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), 2.0))
+        with pyro.plate("values", count):
+            z = pyro.sample("z", dist.Normal(mean, 1.0))
+            pyro.sample("y", dist.Normal(z.abs(), noise), obs=y)
+
+    means = torch.linspace(-8, 8, 1601, dtype=torch.float64)
+    grid = torch.linspace(-8, 8, 8001, dtype=torch.float64)
+    prior = dist.Normal(means[:, None], 1.0).log_prob(grid)
+    log_p, right = dist.Normal(0.0, 2.0).log_prob(means), []
+    for one in y.double():
+        each = prior + dist.Normal(grid.abs(), noise).log_prob(one)
+        log_p = log_p + torch.logsumexp(each, -1) + math.log(16 / 8000)
+        right.append(each.softmax(-1)[:, grid > 0].sum(-1))
+    weights = log_p.softmax(0)
+    return Many(
+        f"signs lost, plate of {count}, mean unknown",
+        f"up to 2^{count}",
+        model,
+        lambda draws: (draws["z"] > 0).double().mean(0),
+        (torch.stack(right) * weights).sum(-1),
+        float(torch.logsumexp(log_p, 0)) + math.log(16 / 1600),
+    )
+
+
 def many_well(dim=32):
     """Double wells in half of the coordinates, normals in the others (Many Well)."""
     wide = 3.0
@@ -269,6 +300,7 @@ def forty_gaussians(seed=0):
 MANY = {
     "signs_10": lambda: signs(10),
     "signs_50": lambda: signs(50),
+    "signs_mean_20": signs_given_mean,
     "many_well_32": many_well,
     "gaussians_40": forty_gaussians,
 }

@@ -37,7 +37,7 @@ from pyro_nfvi.flows._autoregressive import iaf, maf
 from pyro_nfvi.flows._base import Inverse
 from pyro_nfvi.flows._block_arrow import ArrowBlock, ArrowFactor, BlockArrow
 from pyro_nfvi.flows._block_arrow_affine import BlockArrowAffine
-from pyro_nfvi.flows._mixture_map import MixtureBlocks, MixtureMap
+from pyro_nfvi.flows._mixture_map import GlobalSlopes, MixtureBlocks, MixtureMap
 from pyro_nfvi.flows._planar import PlanarChain
 from pyro_nfvi.flows._row_affine import RowAffine
 from pyro_nfvi.flows._tail_transform import TailTransformer
@@ -104,6 +104,34 @@ def mixture_blocks(dim: int) -> list[MixtureBlocks]:
             )
         )
     return blocks
+
+
+def mixtures_given_globals(dim: int) -> list[MixtureBlocks]:
+    """A mixture of two over the last coordinate, which all others follow, each a mixture of two."""
+    last = torch.tensor([[dim - 1]])
+    top = MixtureBlocks(
+        last,
+        torch.tensor([[0.0, 0.5]]),
+        torch.tensor([[[-1.0], [1.0]]]),
+        torch.tensor([[[[0.7]], [[1.2]]]]),
+    )
+    if dim == 1:
+        return [top]
+    count = dim - 1
+    slopes = GlobalSlopes(
+        last[0],
+        torch.tensor([0.3]),
+        torch.tensor([0.8, -0.5]).repeat(count, 1)[..., None],
+        torch.tensor([0.4, -0.2]).repeat(count, 1)[..., None, None],
+    )
+    rest = MixtureBlocks(
+        torch.arange(count)[:, None],
+        torch.tensor([0.2, -0.1]).repeat(count, 1),
+        torch.tensor([[-1.5], [1.0]]).repeat(count, 1, 1),
+        torch.tensor([[[0.6]], [[0.9]]]).repeat(count, 1, 1, 1),
+        slopes,
+    )
+    return [top, rest]
 
 
 def whitened_mixture(dim: int) -> WhitenedAffine:
@@ -233,6 +261,16 @@ FLOWS: dict[str, Case] = {
         context=False,
         exempt={"identity": "its numbers are given, not trained"},
         slack={"round trip": (1e4, _SQUARES)},
+    ),
+    "mixture_map_given_globals": Case(
+        lambda d, c: MixtureMap(mixtures_given_globals(d)),
+        context=False,
+        slow=True,
+        exempt={
+            "identity": "its numbers are given, not trained",
+            "round trip": "at globals a thousand sds away a component has a weight of e^-1000, and "
+            "the plateau between it and the others is one number of noise",
+        },
     ),
     "whitened_mixture": Case(
         lambda d, c: whitened_mixture(d),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from pyro_nfvi._gaussian_vi.random_search import heights
 from pyro_nfvi._gaussian_vi.recipe import BLOCK_MIXTURES
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._gaussian_vi.unseen_starts import UnseenStarts
-from pyro_nfvi.flows._mixture_map import MixtureBlocks
+from pyro_nfvi.flows._mixture_map import GlobalSlopes, MixtureBlocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,23 @@ class BlockModes:
 
 
 @dataclass(frozen=True, eq=False)
+class GivenGlobals:
+    """Slopes by which the mixtures of blocks follow the globals, linearly.
+
+    Attributes:
+        positions: Places of the p globals ``(p,)``, the first block.
+        centre: Values at which the mixtures are those of the blocks ``(p,)``.
+        logits: Slopes of the logits of each other block, ``(K, p)`` each.
+        locs: Slopes of its means, ``(K, d, p)`` each.
+    """
+
+    positions: Tensor
+    centre: Tensor
+    logits: tuple[Tensor, ...]
+    locs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class ModeProduct:
     """A product of mixtures over independent blocks of latents.
 
@@ -67,12 +84,15 @@ class ModeProduct:
         num_starts: Starts that ascended.
         num_points: Points that were scored to learn the mixtures.
         finished: True if nothing was left out for lack of time.
+        given: Globals, the first block, given which the others are independent; None where they are
+            so by themselves.
     """
 
     blocks: tuple[BlockModes, ...]
     num_starts: int
     num_points: int
     finished: bool = True
+    given: GivenGlobals | None = None
 
     @property
     def log_modes(self) -> float:
@@ -95,29 +115,43 @@ class ModeProduct:
 
     def groups(self) -> list[MixtureBlocks]:
         """Return the mixtures, blocks of one size with equally many components together."""
-        sizes: dict[tuple[int, int], list[BlockModes]] = {}
-        for block in self.blocks:
+        sizes: dict[tuple[bool, int, int], list[int]] = {}
+        for place, block in enumerate(self.blocks):
             count = len(block.mixture.log_weights)
             # To a power of two, so that groups are few.
             padded = 1 << (count - 1).bit_length()
-            sizes.setdefault((len(block.index), padded), []).append(block)
-        return [_group(blocks, padded) for (_, padded), blocks in sizes.items()]
+            follows = self.given is not None and place > 0
+            sizes.setdefault((follows, len(block.index), padded), []).append(place)
+        return [self._group(places, key[0], key[2]) for key, places in sizes.items()]
 
-
-def _group(blocks: Sequence[BlockModes], count: int) -> MixtureBlocks:
-    """Put blocks of one size together; components that are missing are the first, of no weight."""
-    index, logits, locs, factors = [], [], [], []
-    for block in blocks:
-        given = block.mixture
-        places = torch.arange(count).clamp_max(len(given.log_weights))
-        places = torch.where(places < len(given.log_weights), places, 0)
-        weights = given.log_weights[places].clone()
-        weights[len(given.log_weights) :] = math.log(1e-30)
-        index.append(block.index)
-        logits.append(weights)
-        locs.append(given.locs[places])
-        factors.append(given.factors[places])
-    return MixtureBlocks(*(torch.stack(parts) for parts in (index, logits, locs, factors)))
+    def _group(self, places: Sequence[int], follows: bool, count: int) -> MixtureBlocks:  # noqa: FBT001
+        """Put blocks of one size together; components that are missing have no weight."""
+        index, logits, locs, factors = [], [], [], []
+        slopes: tuple[list[Tensor], list[Tensor]] = [], []
+        for place in places:
+            block = self.blocks[place]
+            mixture = block.mixture
+            num = len(mixture.log_weights)
+            taken = torch.arange(count)
+            taken = torch.where(taken < num, taken, 0)
+            weights = mixture.log_weights[taken].clone()
+            weights[num:] = math.log(1e-30)
+            index.append(block.index)
+            logits.append(weights)
+            locs.append(mixture.locs[taken])
+            factors.append(mixture.factors[taken])
+            if follows and self.given is not None:
+                slopes[0].append(self.given.logits[place - 1][taken])
+                slopes[1].append(self.given.locs[place - 1][taken])
+        made = MixtureBlocks(
+            torch.stack(index), torch.stack(logits), torch.stack(locs), torch.stack(factors)
+        )
+        if not follows or self.given is None:
+            return made
+        given = GlobalSlopes(
+            self.given.positions, self.given.centre, torch.stack(slopes[0]), torch.stack(slopes[1])
+        )
+        return replace(made, slopes=given)
 
 
 def fit_mode_product(

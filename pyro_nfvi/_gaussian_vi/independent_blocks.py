@@ -54,14 +54,14 @@ def independent_blocks(
     points = points[torch.isfinite(points).all(-1)]
     if dim < 2 or dim > INDEPENDENCE.most_dim or len(points) < 2:
         return None
-    joined = _joined_by_scores(target, points, generator)
+    joined = interactions(target, points, generator)
     if joined is None or target.budget.over():
         return None
     for _ in range(INDEPENDENCE.rounds):
-        blocks = _components(joined)
+        blocks = connected_parts(joined)
         if len(blocks) < 2 or target.budget.over():
             return None
-        odd = _interacting_pairs(target, points, blocks, generator)
+        odd = interacting_pairs(target, points, blocks, generator)
         if odd is None:
             return blocks
         more = _joined_at(target, *odd, blocks)
@@ -75,8 +75,17 @@ def _tolerance(target: Target) -> float:
     return INDEPENDENCE.double if target.dtype == torch.float64 else INDEPENDENCE.single
 
 
-def _joined_by_scores(target: Target, points: Tensor, generator: torch.Generator) -> Tensor | None:
-    """Mark the pairs of latents of which one changes the other's score ``(D, D)``."""
+def interactions(target: Target, points: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Mark the pairs of latents of which one changes the other's score ``(D, D)``.
+
+    Args:
+        target: The density.
+        points: Points ``(N, D)``.
+        generator: Chooses among them.
+
+    Returns:
+        None where a latent could be moved nowhere.
+    """
     dim = points.shape[-1]
     order = torch.randperm(len(points), generator=generator, device=generator.device)
     order = order.to(points.device)
@@ -103,7 +112,7 @@ def _changed(scores: Tensor, base: Tensor, tolerance: float) -> Tensor:
     return (scores - base).abs() > tolerance * size
 
 
-def _components(joined: Tensor) -> list[Tensor]:
+def connected_parts(joined: Tensor) -> list[Tensor]:
     """Return the connected parts of a graph ``(D, D)``, each in order."""
     reach = joined.float()
     for _ in range(max(1, len(joined)).bit_length()):
@@ -112,7 +121,7 @@ def _components(joined: Tensor) -> list[Tensor]:
     return [(first == place).nonzero().squeeze(-1) for place in first.unique().tolist()]
 
 
-def _interacting_pairs(
+def interacting_pairs(
     target: Target, points: Tensor, blocks: list[Tensor], generator: torch.Generator
 ) -> tuple[Tensor, Tensor] | None:
     """Return pairs of points ``(n, D)`` that show blocks to interact; None if there are none."""

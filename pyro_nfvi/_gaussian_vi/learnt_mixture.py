@@ -123,7 +123,7 @@ class _Draws:
     level: float  # log evidence by these draws
 
 
-def _noise(num: int, size: int, generator: torch.Generator) -> Tensor:
+def even_noise(num: int, size: int, generator: torch.Generator) -> Tensor:
     """Return even points ``(num, size)`` in (0, 1): a scrambled Sobol sequence."""
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
     engine = SobolEngine(size, scramble=True, seed=seed)
@@ -142,13 +142,13 @@ def _draws(
     parts, sources, shares = [], [], []
     for scale, count in zip(given.scales, counts, strict=True):
         one = Normals(normals.loc, scale * normals.factor)
-        eps = torch.special.ndtri(_noise(count, one.dim, generator))
+        eps = torch.special.ndtri(even_noise(count, one.dim, generator))
         parts.append(one.points(eps.expand(len(one), -1, -1)).flatten(0, 1))
         sources.append(one)
         shares.append(count * len(state))
     spread = _spread(state)
     wide = max(16, round(given.wide * num))
-    eps = torch.special.ndtri(_noise(wide, spread.dim, generator))
+    eps = torch.special.ndtri(even_noise(wide, spread.dim, generator))
     parts.append(spread.points(eps[None])[0])
     z = torch.cat(parts)
     total = len(z)
@@ -213,7 +213,7 @@ def _pruned(state: _State) -> _State:
 
 def _own(state: _State, num: int, generator: torch.Generator) -> Tensor:
     """Draw from a mixture."""
-    unit = _noise(num, 1 + state.normals.dim, generator)
+    unit = even_noise(num, 1 + state.normals.dim, generator)
     edges = state.log_weights.exp().cumsum(0)
     place = torch.searchsorted(edges, unit[:, 0].contiguous()).clamp_max(len(state) - 1)
     eps = torch.special.ndtri(unit[:, 1:]).unsqueeze(-1)

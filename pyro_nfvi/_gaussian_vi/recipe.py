@@ -352,6 +352,26 @@ class BlockMixtureRecipe:
 
 
 @dataclass(frozen=True)
+class GlobalsRecipe:
+    """Blocks that are independent given a few globals."""
+
+    #: Most globals: a mixture is learnt for them together.
+    most: int = 5
+    #: Fewest other latents for each global.
+    fewest_rest: int = 2
+    #: Values of the globals at which the blocks are checked, beside those where they were found.
+    checked: int = 3
+    #: Draws of each component from which slopes by the globals are learnt.
+    slope_draws: int = 256
+    #: Draws of the others for each value of the globals, in their marginal density.
+    marginal_draws: int = 2
+    #: Times that all is done, each but the first at the mean of the globals that came out.
+    rounds: int = 3
+    #: Distance of this mean from where blocks were learnt, in sds, that is near enough.
+    near: float = 0.25
+
+
+@dataclass(frozen=True)
 class ProposalRecipe:
     """Mixtures of proposals."""
 
@@ -518,6 +538,7 @@ PATHS = PathRecipe()
 MODE_SEARCH = ModeSearchRecipe()
 INDEPENDENCE = IndependenceRecipe()
 BLOCK_MIXTURES = BlockMixtureRecipe()
+GLOBALS = GlobalsRecipe()
 PROPOSALS = ProposalRecipe()
 NESTED_MASS = NestedMassRecipe()
 RANDOM_SEARCH = RandomSearchRecipe()

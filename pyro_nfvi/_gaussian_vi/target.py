@@ -168,6 +168,29 @@ class Target:
         other.log_density = lambda u: plain(scale * u) + shift
         return other
 
+    def holding(self, index: Tensor, values: Tensor) -> Target:
+        """Return the density of the other coordinates, in order, with those at ``index`` held."""
+        other, inner, plain = copy.copy(self), self._value_and_grad, self.log_density
+
+        def whole(rows: Tensor) -> Tensor:
+            full = rows.new_zeros(len(rows), rows.shape[-1] + len(index))
+            rest = torch.ones(full.shape[-1], dtype=torch.bool, device=rows.device)
+            rest[index.to(rows.device)] = False
+            place = rest.nonzero().squeeze(-1)
+            full = full.index_copy(1, place, rows)
+            held = values.to(rows).expand(len(rows), -1)
+            return full.index_copy(1, index.to(rows.device), held)
+
+        def value_and_grad(rows: Tensor) -> TensorPair:
+            log_p, gradient = inner(whole(rows))
+            rest = torch.ones(gradient.shape[-1], dtype=torch.bool, device=rows.device)
+            rest[index.to(rows.device)] = False
+            return log_p, gradient[:, rest]
+
+        other._value_and_grad = value_and_grad
+        other.log_density = lambda rows: plain(whole(rows))
+        return other
+
     def _evaluate(self, rows: Tensor, smallest: int) -> TensorPair:
         """Log density and score; where the density raises, in halves, until it does not."""
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -17,6 +17,23 @@ from pyro_nfvi.flows._recipe import MIXTURE_MAP
 
 
 @dataclass(frozen=True, eq=False)
+class GlobalSlopes:
+    """Linear dependence of mixtures on p global coordinates.
+
+    Attributes:
+        positions: Where the globals stand in the vector ``(p,)``.
+        centre: Values of the globals at which logits and means are those given ``(p,)``.
+        logits: Slopes of the logits ``(B, K, p)``, in nats.
+        locs: Slopes of the means ``(B, K, d, p)``.
+    """
+
+    positions: Tensor
+    centre: Tensor
+    logits: Tensor
+    locs: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class MixtureBlocks:
     r"""B blocks of d coordinates each, every one with a mixture of K Gaussians of its own.
 
@@ -25,22 +42,52 @@ class MixtureBlocks:
         logits: Log weights ``(B, K)`` in nats, up to a constant.
         locs: Means ``(B, K, d)``.
         factors: Lower triangular L of each covariance :math:`LL^\top`, ``(B, K, d, d)``.
+        slopes: How logits and means follow globals; None where they do not.
     """
 
     positions: Tensor
     logits: Tensor
     locs: Tensor
     factors: Tensor
+    slopes: GlobalSlopes | None = None
 
     def fits(self) -> bool:
         """Tell whether the shapes belong together."""
         if self.positions.dim() != 2 or self.logits.dim() != 2:
             return False
         (blocks, size), count = self.positions.shape, self.logits.shape[-1]
-        return (
+        alone = (
             self.logits.shape == (blocks, count)
             and self.locs.shape == (blocks, count, size)
             and self.factors.shape == (blocks, count, size, size)
+        )
+        if self.slopes is None:
+            return alone
+        given = self.slopes
+        num = len(given.positions)
+        return (
+            alone
+            and given.centre.shape == (num,)
+            and given.logits.shape == (blocks, count, num)
+            and given.locs.shape == (blocks, count, size, num)
+        )
+
+    def to(self, like: Tensor) -> MixtureBlocks:
+        """Return the same numbers with dtype and device of a tensor."""
+        given = self.slopes
+        if given is not None:
+            given = GlobalSlopes(
+                given.positions.to(like.device),
+                given.centre.to(like),
+                given.logits.to(like),
+                given.locs.to(like),
+            )
+        return MixtureBlocks(
+            self.positions.to(like.device),
+            self.logits.to(like),
+            self.locs.to(like),
+            self.factors.to(like),
+            given,
         )
 
 
@@ -55,13 +102,16 @@ class MixtureMap(Flow):
 
     .. math:: F_i(y_i \mid y_{<i}) = \Phi(x_i),
 
-    the triangular map of Rosenblatt. Densities are those of the mixtures, exactly, however well the
-    equation is solved. Noise that is a little different changes the component where
-    :math:`\Phi(x_1)` passes a sum of weights, so that chains and flows in front of the map can go
-    from mode to mode. It trains nothing: its numbers are buffers, saved with its state.
+    the triangular map of Rosenblatt. Logits and means of later blocks may follow coordinates of
+    earlier ones, the globals, linearly: the blocks are then independent given these. Densities are
+    those of the mixtures, exactly, however well the equation is solved. Noise that is a little
+    different changes the component where :math:`\Phi(x_1)` passes a sum of weights, so that chains
+    and flows in front of the map can go from mode to mode. It trains nothing: its numbers are
+    buffers, saved with its state.
 
     Args:
-        blocks: Mixtures; each coordinate of the vector is in one block.
+        blocks: Mixtures; each coordinate of the vector is in one block. Those that follow globals
+            come after the blocks of these.
 
     Shape:
         ``x (*b, D)`` -> ``y (*b, D)``, ``ladj (*b,)`` in nats.
@@ -94,22 +144,32 @@ class MixtureMap(Flow):
     inverse_kind = "exact"
 
     def __init__(self, blocks: Sequence[MixtureBlocks]) -> None:
-        taken = [position for group in blocks for position in group.positions.flatten().tolist()]
-        if sorted(taken) != list(range(len(taken))) or not all(group.fits() for group in blocks):
+        taken: list[int] = []
+        fine = all(group.fits() for group in blocks)
+        for group in blocks:
+            given = [] if group.slopes is None else group.slopes.positions.tolist()
+            fine = fine and set(given) <= set(taken)
+            taken += group.positions.flatten().tolist()
+        if sorted(taken) != list(range(len(taken))) or not fine:
             raise ShapeError(
                 "MixtureMap needs blocks in which each of D coordinates stands once, with logits "
-                "(B, K), locs (B, K, d) and factors (B, K, d, d); got blocks of shapes "
+                "(B, K), locs (B, K, d) and factors (B, K, d, d), and slopes by coordinates of "
+                "earlier blocks; got blocks of shapes "
                 f"{[tuple(group.locs.shape) for group in blocks]} over {len(taken)} positions."
             )
         super().__init__(len(taken))
         for place, group in enumerate(blocks):
-            self.register_buffer(f"positions_{place}", group.positions)
-            self.register_buffer(f"logits_{place}", group.logits)
-            self.register_buffer(f"locs_{place}", group.locs)
-            self.register_buffer(f"factors_{place}", group.factors)
+            for name, value in _parts(group).items():
+                self.register_buffer(f"{name}_{place}", value)
+            if group.slopes is not None:  # where the globals are among the images before
+                known = [taken.index(position) for position in group.slopes.positions.tolist()]
+                index = group.slopes.positions.new_tensor(known)
+                self.register_buffer(f"known_{place}", index, persistent=False)
         self._count = len(blocks)
-        back = torch.as_tensor(taken, device=blocks[0].positions.device).argsort()
-        self.register_buffer("back", back, persistent=False)
+        self.register_buffer(
+            "back", torch.as_tensor(taken, device=blocks[0].positions.device).argsort(),
+            persistent=False,
+        )  # fmt: skip
         self.back: Tensor
 
     @classmethod
@@ -120,16 +180,8 @@ class MixtureMap(Flow):
             ShapeError: They are no such map of vectors like ``like (D,)``.
             KeyError: One is missing.
         """
-        count = sum(name.startswith("logits_") for name in state)
-        groups = [
-            MixtureBlocks(
-                state[f"positions_{place}"].to(like.device),
-                state[f"logits_{place}"].to(like),
-                state[f"locs_{place}"].to(like),
-                state[f"factors_{place}"].to(like),
-            )
-            for place in range(count)
-        ]
+        count = sum(name.startswith("positions_") for name in state)
+        groups = [_group_of(state, place).to(like) for place in range(count)]
         made = cls(groups)
         if made.dim != len(like):
             raise ShapeError(
@@ -141,19 +193,12 @@ class MixtureMap(Flow):
     @property
     def blocks(self) -> list[MixtureBlocks]:
         """The mixtures, of the buffers as they are."""
-        return [
-            MixtureBlocks(
-                *(
-                    self.get_buffer(f"{name}_{place}")
-                    for name in ("positions", "logits", "locs", "factors")
-                )
-            )
-            for place in range(self._count)
-        ]
+        buffers = {name: value for name, value in self.named_buffers() if name != "back"}
+        return [_group_of(buffers, place) for place in range(self._count)]
 
     @property
     def loc(self) -> Tensor:
-        """The mean ``(D,)``."""
+        """The mean ``(D,)``, with globals at their centre."""
         parts = []
         for group in self.blocks:
             weights = torch.softmax(group.logits, -1)
@@ -172,9 +217,13 @@ class MixtureMap(Flow):
 
     def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, _ = self.enter(x, context)
-        images, total = [], x.new_zeros(x.shape[:-1], dtype=torch.float64)
-        for group in self.blocks:
-            image, ladj = _pushed(group, x[..., group.positions].double())
+        images: list[Tensor] = []
+        total = x.new_zeros(x.shape[:-1], dtype=torch.float64)
+        for place, group in enumerate(self.blocks):
+            given = None
+            if group.slopes is not None:
+                given = torch.cat(images, -1)[..., self.get_buffer(f"known_{place}")]
+            image, ladj = _pushed(group, x[..., group.positions].double(), given)
             images.append(image.flatten(-2))
             total = total + ladj
         return torch.cat(images, -1)[..., self.back].to(x), total.to(x)
@@ -183,19 +232,60 @@ class MixtureMap(Flow):
         y, _ = self.enter(y, context)
         images, total = [], y.new_zeros(y.shape[:-1], dtype=torch.float64)
         for group in self.blocks:
-            image, ladj = _pulled(group, y[..., group.positions].double())
+            given = None if group.slopes is None else y[..., group.slopes.positions].double()
+            image, ladj = _pulled(group, y[..., group.positions].double(), given)
             images.append(image.flatten(-2))
             total = total + ladj
         return torch.cat(images, -1)[..., self.back].to(y), total.to(y)
 
 
+def _parts(group: MixtureBlocks) -> dict[str, Tensor]:
+    """Return the tensors of a group by name."""
+    parts = {
+        "positions": group.positions,
+        "logits": group.logits,
+        "locs": group.locs,
+        "factors": group.factors,
+    }
+    given = group.slopes
+    if given is not None:
+        parts |= {
+            "given": given.positions,
+            "centre": given.centre,
+            "logit_slopes": given.logits,
+            "loc_slopes": given.locs,
+        }
+    return parts
+
+
+def _group_of(state: Mapping[str, Tensor], place: int) -> MixtureBlocks:
+    """Make a group of the tensors in a state."""
+
+    def tensor(name: str) -> Tensor:
+        return state[f"{name}_{place}"]
+
+    slopes = None
+    if f"given_{place}" in state:
+        slopes = GlobalSlopes(
+            tensor("given"), tensor("centre"), tensor("logit_slopes"), tensor("loc_slopes")
+        )
+    return MixtureBlocks(
+        tensor("positions"), tensor("logits"), tensor("locs"), tensor("factors"), slopes
+    )
+
+
 class _Conditionals:
     """Conditional mixtures of the coordinates of each block, one after the other."""
 
-    def __init__(self, group: MixtureBlocks) -> None:
-        self.locs, self.factors = group.locs.double(), group.factors.double()
+    def __init__(self, group: MixtureBlocks, given: Tensor | None) -> None:
+        locs, logits = group.locs.double(), group.logits.double()
+        if group.slopes is not None and given is not None:
+            away = given - group.slopes.centre.double()
+            locs = locs + torch.einsum("...p,bkdp->...bkd", away, group.slopes.locs.double())
+            logits = logits + torch.einsum("...p,bkp->...bk", away, group.slopes.logits.double())
+        self.locs, self.factors = locs, group.factors.double()
         #: Log weights given the coordinates before this one ``(*b, B, K)``.
-        self.log_weights = torch.log_softmax(group.logits.double(), -1)
+        self.log_weights = torch.log_softmax(logits, -1)
         self._noise: list[Tensor] = []
 
     def at(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,9 +306,9 @@ class _Conditionals:
         return log_density
 
 
-def _pushed(group: MixtureBlocks, x: Tensor) -> tuple[Tensor, Tensor]:
+def _pushed(group: MixtureBlocks, x: Tensor, follows: Tensor | None) -> tuple[Tensor, Tensor]:
     """Images ``(*b, B, d)`` of noise, and the sum of ladjs ``(*b,)``."""
-    parts, given = [], _Conditionals(group)
+    parts, given = [], _Conditionals(group, follows)
     total = x.new_zeros(x.shape[:-2])
     for i in range(x.shape[-1]):
         noise = x[..., i]
@@ -232,9 +322,9 @@ def _pushed(group: MixtureBlocks, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(parts, -1), total
 
 
-def _pulled(group: MixtureBlocks, y: Tensor) -> tuple[Tensor, Tensor]:
+def _pulled(group: MixtureBlocks, y: Tensor, follows: Tensor | None) -> tuple[Tensor, Tensor]:
     """Noise ``(*b, B, d)`` of points, and the sum of ladjs ``(*b,)``."""
-    parts, given = [], _Conditionals(group)
+    parts, given = [], _Conditionals(group, follows)
     total = y.new_zeros(y.shape[:-2])
     for i in range(y.shape[-1]):
         point = y[..., i]
@@ -336,6 +426,7 @@ def _quantile(noise: Tensor, log_weights: Tensor, loc: Tensor, scale: Tensor) ->
     y = _first_guess(e, log_w, m, s).clamp(low, high)
     found = y.clone()
     left = torch.arange(len(e), device=e.device)
+    last = 4 * (high - low)
     sign = torch.where(e < 0, 1.0, -1.0).to(e)
     wanted = log_normal_cdf(-e.abs())
     for _ in range(MIXTURE_MAP.most_steps):
@@ -347,14 +438,16 @@ def _quantile(noise: Tensor, log_weights: Tensor, loc: Tensor, scale: Tensor) ->
         low = torch.where(sign * rest < 0, y, low)
         step = sign * rest * (tail - log_density).exp()
         tried = y - step
-        bad = ~((tried > low) & (tried < high))
+        # Halved where Newton's method leaves the bounds, or does not halve its own steps.
+        bad = ~((tried > low) & (tried < high)) | (step.abs() > 0.5 * last)
         tried = torch.where(bad, 0.5 * (low + high), tried)
         narrow = (high - low) <= MIXTURE_MAP.tolerance * (1 + y.abs())
-        done = (rest.abs() <= MIXTURE_MAP.tolerance) | narrow
+        done = (rest.abs() <= MIXTURE_MAP.tolerance * (1 + wanted.abs())) | narrow
         found[left] = torch.where(done, y, tried)
         on = ~done
         if not bool(on.any()):
             break
+        last = (tried - y).abs()[on]
         left, y, low, high = left[on], tried[on], low[on], high[on]
         log_w, m, s, sign, wanted = log_w[on], m[on], s[on], sign[on], wanted[on]
     return found.view(noise.shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeAlias, final
 
 import torch
@@ -156,18 +155,7 @@ class WhitenedAffine(Flow):
             ShapeError: A coordinate is in no block, or in two.
         """
         like = self.fixed.loc
-        made = MixtureMap(
-            [
-                replace(
-                    group,
-                    positions=group.positions.to(like.device),
-                    logits=group.logits.to(like),
-                    locs=group.locs.to(like),
-                    factors=group.factors.to(like),
-                )
-                for group in blocks
-            ]
-        )
+        made = MixtureMap([group.to(like) for group in blocks])
         self._reset()
         self.flows[1] = made
 

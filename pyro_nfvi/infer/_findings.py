@@ -112,6 +112,8 @@ class IndependentModes(Finding):
         log_modes: Logarithm of the number of modes of the whole.
         starts: Starts that were shared by all blocks.
         points: Points that were scored to learn their mixtures.
+        given: Globals given which the blocks are independent; empty where they are so by
+            themselves.
     """
 
     blocks: int
@@ -119,6 +121,7 @@ class IndependentModes(Finding):
     log_modes: float
     starts: int
     points: int
+    given: tuple[str, ...] = ()
 
     @property
     def level(self) -> Level:
@@ -129,11 +132,12 @@ class IndependentModes(Finding):
             number = f"{math.exp(self.log_modes):.0f}"
         else:
             number = f"10^{self.log_modes / math.log(10):.1f}"
+        given = f" given {', '.join(self.given)}" if self.given else ""
         return (
-            f"{self.several} of {self.blocks} blocks of latents, which are independent wherever "
-            f"pairs of points were compared, have several modes; the fit holds all {number} of "
-            f"their combinations. A mode of a block that none of {self.starts} starts and "
-            f"{self.points} points reached would go unseen"
+            f"{self.several} of {self.blocks} blocks of latents, which are independent{given} "
+            f"wherever pairs of points were compared, have several modes; the fit holds all "
+            f"{number} of their combinations. A mode of a block that none of {self.starts} "
+            f"starts and {self.points} points reached would go unseen"
         )
 
 

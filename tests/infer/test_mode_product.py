@@ -176,3 +176,17 @@ def test_forty_gaussians_in_the_plane(seed):
 
     assert (shares(z) > 0).all()
     assert (shares(z) - shares(true)).abs().max() < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_signs_given_a_latent_mean(seed):
+    from benchmarks.modes_targets import signs_given_mean
+
+    target = signs_given_mean(20)
+    fit = NFVI(target.model, seed=seed, progress=False).run()
+    assert fit.verdict == "good"
+    assert find(fit.training.findings, IndependentModes).given == ("mean",)
+    assert fit.log_evidence()[0] == pytest.approx(target.log_evidence, abs=0.05)
+    shares = target.shares(fit.sample(40_000, seed=1))
+    assert (shares - target.true).abs().max() < 0.02

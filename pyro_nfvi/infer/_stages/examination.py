@@ -210,12 +210,14 @@ def _mode_search(search: SearchedModes, fit: Fit) -> Finding:
     """Say how modes were looked for, and how many the fit holds."""
     product = search.product
     if product is not None and len(product.blocks) > 1:
+        given = () if product.given is None else tuple(product.given.positions.tolist())
         return IndependentModes(
-            len(product.blocks),
+            len(product.blocks) - (product.given is not None),
             sum(block.num_modes > 1 for block in product.blocks),
             product.log_modes,
             product.num_starts,
             product.num_points,
+            tuple(fit.latent.at(place) for place in given),
         )
     count = len(fit.modes)
     return ModeSearch(

@@ -53,7 +53,8 @@ def _fitted_modes(problem: Problem, product: ModeProduct) -> tuple[FittedMode, .
 
     Of a combination, the starts that ended in the rarest of its parts are counted.
     """
-    if product.log_modes > math.log(MODE_SEARCH.most_modes) and len(product.blocks) > 1:
+    many = product.log_modes > math.log(MODE_SEARCH.most_modes) and len(product.blocks) > 1
+    if many or product.given is not None:  # whose masses depend on the globals
         return ()
     latent = problem.latent
     places = [(torch.zeros(latent.dim, dtype=torch.float64), 1.0, product.num_starts)]

@@ -183,7 +183,8 @@ def _product_notes(modes: ModeProduct) -> tuple[str, ...]:
     components = sum(len(block.mixture.log_weights) for block in modes.blocks)
     gap = sum(block.mixture.gap for block in modes.blocks)
     what = (
-        f"{len(several)} of {len(modes.blocks)} independent blocks of latents have {each} modes"
+        f"{len(several)} of {len(modes.blocks)} blocks of latents, independent "
+        f"{'' if modes.given is None else 'given globals '}of each other, have {each} modes"
         if len(modes.blocks) > 1
         else f"{each} modes"
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._gaussian_vi.block_mixtures import ModeProduct, fit_mode_product
+from pyro_nfvi._gaussian_vi.blocks_given_globals import fit_given_globals
 from pyro_nfvi._gaussian_vi.gaussians import Normals
 from pyro_nfvi._gaussian_vi.independent_blocks import independent_blocks
 from pyro_nfvi._gaussian_vi.mode_ascent import ascend
@@ -117,6 +118,11 @@ def search_model_modes(
             if blocks is None and relabelling is None:
                 blocks = _whole(found, many=len(first.tops) >= BLOCK_MIXTURES.many)
             product = _product(target, found, blocks, first, more, effort, product_noise)
+            if blocks is None and found.arrow is None:
+                product = fit_given_globals(
+                    target, found, points, first.ends, more=more, effort=effort,
+                    generator=product_noise,
+                )  # fmt: skip
         if product is not None:
             where = proposals(target, found, None, drawn, generator)
             return FoundModes(product, where, product.num_points)
