@@ -354,6 +354,9 @@ class MomentRecipe:
     mean: float = 0.1
     #: Factor on an sd that a user sees.
     sd: float = 1.1
+    #: Factor on an sd from which on a candidate is trained further: training mends it, and weights
+    #: see less than is wrong.
+    mended: float = 1.06
     #: Standard errors that a moment has to be off as well.
     errors: float = 3.0
     #: Draws that are scored by the model: what one in a thousand of them does is seen.

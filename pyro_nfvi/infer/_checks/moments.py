@@ -29,7 +29,11 @@ class Moved:
 
 
 def moved_moments(
-    latent: LatentSpace, draws: ReachingDraws, *, heavy: tuple[str, ...] = ()
+    latent: LatentSpace,
+    draws: ReachingDraws,
+    *,
+    heavy: tuple[str, ...] = (),
+    factor: float = MOMENTS.sd,
 ) -> tuple[Moved, ...]:
     """Compare means and sds of all constrained values under the guide with weighted ones.
 
@@ -42,6 +46,7 @@ def moved_moments(
         latent: The latent space.
         draws: Draws that reach into the guide's tails.
         heavy: Numbers without a variance, which are left out.
+        factor: Factor on an sd from which on it is off.
 
     Returns:
         The numbers that are off beyond noise, the worst first.
@@ -55,9 +60,9 @@ def moved_moments(
     shift_error = (mean_terms - own_terms).square().sum(0).sqrt() / sd
     stretch_error = (sd_terms - width_terms).square().sum(0).sqrt()
     far = shift > (MOMENTS.errors * shift_error).clamp_min(MOMENTS.mean)
-    wide = stretch.abs() > (MOMENTS.errors * stretch_error).clamp_min(math.log(MOMENTS.sd))
+    wide = stretch.abs() > (MOMENTS.errors * stretch_error).clamp_min(math.log(factor))
     off = (far | wide) & torch.isfinite(sd) & (sd > 0)
-    worst = torch.maximum(shift / MOMENTS.mean, stretch.abs() / math.log(MOMENTS.sd))
+    worst = torch.maximum(shift / MOMENTS.mean, stretch.abs() / math.log(factor))
     places = off.nonzero().squeeze(-1)
     order = worst[places].nan_to_num(torch.inf).argsort(descending=True)
     return tuple(

@@ -33,7 +33,7 @@ from pyro_nfvi.infer._findings import (
 from pyro_nfvi.infer._fit import Fit, add_finding
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
-from pyro_nfvi.infer._recipe import MODE_CHECK, SEARCH_WORK, TIME
+from pyro_nfvi.infer._recipe import MODE_CHECK, MOMENTS, SEARCH_WORK, TIME
 from pyro_nfvi.infer._stages.mode_search_stage import SearchedModes
 from pyro_nfvi.infer._time_plan import TimePlan
 
@@ -131,11 +131,16 @@ def draws_that_reach(problem: Problem, fit: Fit, budget: Budget) -> ReachingDraw
 
 
 def compared_moments(
-    fit: Fit, tails: HeavyTails | None, reaching: ReachingDraws | None
+    fit: Fit,
+    tails: HeavyTails | None,
+    reaching: ReachingDraws | None,
+    factor: float = MOMENTS.sd,
 ) -> MovedMoments:
     """Compare means and sds of many of the guide's draws with weighted ones."""
     heavy = () if tails is None else tails.without_variance
-    moved = () if reaching is None else moved_moments(fit.latent, reaching, heavy=heavy)
+    moved = (
+        () if reaching is None else moved_moments(fit.latent, reaching, heavy=heavy, factor=factor)
+    )
     return MovedMoments(
         tuple(one.name for one in moved),
         tuple(one.shift for one in moved),

@@ -11,7 +11,7 @@ from pyro_nfvi.infer._findings import HeavyTails
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
-from pyro_nfvi.infer._recipe import TIME
+from pyro_nfvi.infer._recipe import MOMENTS, TIME
 from pyro_nfvi.infer._stages.candidate_flows import candidate_flows
 from pyro_nfvi.infer._stages.continued_training import continue_training
 from pyro_nfvi.infer._stages.examination import (
@@ -116,7 +116,7 @@ def _too_narrow(
     reaching = None
     if time.affords(MOMENT_ROWS[how], of=time.training):
         reaching = draws_that_reach(problem, fit, time.training.part(TIME.candidate_check))
-    if compared_moments(fit, tails, reaching).names:
+    if compared_moments(fit, tails, reaching, MOMENTS.mended).names:
         return True
     if not time.affords(TAIL_ROWS[how], of=time.training):
         return False
