@@ -475,6 +475,16 @@ HEAVY = {
 }  # fmt: skip
 
 
+def test_names_that_are_not_there_are_attribute_errors():
+    import pyro_nfvi
+
+    assert {"NFVI", "flows", "__version__"} <= set(dir(pyro_nfvi))
+    with pytest.raises(AttributeError, match="module 'pyro_nfvi' has no attribute 'nothing'"):
+        _ = pyro_nfvi.nothing
+    with pytest.raises(AttributeError, match="module 'pyro_nfvi.infer' has no attribute"):
+        _ = pyro_nfvi.infer.nothing
+
+
 @pytest.mark.parametrize(
     ("code", "most"),
     [

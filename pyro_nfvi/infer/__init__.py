@@ -19,6 +19,7 @@ __all__ = [
     "load",
 ]
 
-__getattr__, __dir__ = lazy(
-    __name__, {"NFVI": "_nfvi", "Fit": "_fit", "Target": "_target", "load": "_loading"}
-)
+if not TYPE_CHECKING:  # which knows the names, and reports others
+    __getattr__, __dir__ = lazy(
+        __name__, {"NFVI": "_nfvi", "Fit": "_fit", "Target": "_target", "load": "_loading"}
+    )
