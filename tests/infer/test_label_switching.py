@@ -256,3 +256,37 @@ def test_all_distinct_images_are_fitted_where_relabellings_are_many():
     # Octants of equal mass: seven standard deviations of the count, and errors of the weights.
     counts = ((x > 0).long() * torch.tensor([1, 2, 4])).sum(-1).bincount(minlength=8)
     assert float((counts / len(x) - 1 / 8).abs().max()) < 0.02
+
+
+@pytest.mark.slow
+def test_one_of_120_images_has_its_share_of_the_evidence():
+    """Five clusters far apart: the evidence is that of one assignment of the data, times 5!."""
+    count, size, sd = 5, 20, 0.5
+    generator = torch.Generator().manual_seed(0)
+    centres = 8.0 * torch.arange(count) - 16.0
+    x = centres.repeat_interleave(size) + sd * torch.randn(count * size, generator=generator)
+
+    def model():
+        shares = pyro.sample("shares", dist.Dirichlet(torch.full((count,), 5.0)))
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(count), 10.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            parts = dist.Normal(loc.unsqueeze(-2), torch.tensor(sd))
+            mixture = dist.MixtureSameFamily(dist.Categorical(shares.unsqueeze(-2)), parts)
+            pyro.sample("x", mixture, obs=x)
+
+    fit = NFVI(model, seed=0, progress=False).run()
+    found = find(fit.training.findings, Relabelled)
+    assert (found.order, found.images) == (120, False)
+    assert "120 relabellings" in " ".join(fit.verdict.reasons)
+    assert fit.verdict != "good"
+    cov = sd**2 * torch.eye(size) + 100.0
+    cluster = dist.MultivariateNormal(torch.zeros(size), cov.double())
+    evidence = float(cluster.log_prob(x.double().view(count, size)).sum())
+    ones = torch.full((count,), 5.0, dtype=torch.float64)
+    prior, after = (a.lgamma().sum() - a.sum().lgamma() for a in (ones, ones + size))
+    evidence += float(after - prior)  # that of one assignment, and so of one image
+    assert fit.log_evidence()[0] == pytest.approx(evidence, abs=0.02)
+    loc = fit.sample(4000, seed=1)["loc"].sort(-1).values
+    assert (
+        loc.mean(0) - x.view(count, size).mean(-1) * (1 / (1 + sd**2 / size / 100))
+    ).abs().max() < 0.01
