@@ -22,7 +22,7 @@ from benchmarks.posteriordb import MODELS, load
 from benchmarks.time_rivals.costs import Clock, one_core
 from benchmarks.time_rivals.larger_models import load_larger
 from pyro_nfvi import NFVI
-from pyro_nfvi.infer import _run  # noqa: F401  imports are no part of the time
+from pyro_nfvi.infer import _run_fit  # noqa: F401  imports are no part of the time
 
 #: Draws in the end, chains of ``mcmc``, and how long they are where effective draws are counted.
 DRAWS, CHAINS, LENGTH = 2000, 64, 500
