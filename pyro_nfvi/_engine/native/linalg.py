@@ -65,10 +65,18 @@ def _solve(
     low: Lowering, a: Val, b: Val, *, upper: bool, left: bool = True, unit: bool = False
 ) -> BufVal:
     """Solve ``a x = b``, or ``x a = b``, for triangular a."""
+    if not left:  # a^T x^T = b^T, with the rows of x^T side by side in memory
+        turned = _solve(low, _turned(a), _turned(b), upper=not upper, unit=unit)
+        return turned.window(
+            (*turned.shape[:-2], *turned.shape[:-3:-1]),
+            (*turned.strides[:-2], *turned.strides[:-3:-1]),
+        )
     batch = tuple(broadcast_shape(a.shape[:-2], b.shape[:-2]))
     x = _copy(low, b, (*batch, *b.shape[-2:]))
     n = a.shape[-1]
     matrix = low.realize(a)
+    if x.shape[-1] > 1 and 1 not in matrix.strides[-2:]:  # its numbers are read for every column
+        matrix = low.dense(matrix)
     if matrix.shape[:-2] != batch or len(batch) > 1:
         matrix = _copy(low, matrix, (*batch, n, n))
     step = matrix.strides[0] if len(matrix.shape) > 2 and matrix.shape[0] > 1 else 0
@@ -77,8 +85,6 @@ def _solve(
     a0, a1 = matrix.strides[-2:]
     x0, x1 = x.strides[-2:]
     m = x.shape[-1]
-    if not left:  # a^T x^T = b^T
-        a0, a1, x0, x1, m, upper = a1, a0, x1, x0, x.shape[-2], not upper
     count, size = _pages(x)
     low.call(
         f"for(int64_t p=0;p<{count};p++) solve_triangular<{x.ctype}>({n},{m},"

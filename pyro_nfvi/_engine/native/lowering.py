@@ -37,6 +37,9 @@ DOUBLE_SUM_FROM = 8192
 #: Operations beyond which a formula is computed once into memory, even if it is used once, so that
 #: the values of one loop stay in registers.
 _MAX_FORMULA_COST = 48
+#: Rows and columns from which the matrices of all particles lie one after the other in memory, as
+#: factorisations and products want them; loops over so many numbers fill vectors either way.
+_WHOLE_FROM = 32
 
 
 def lowers(*targets: Any) -> Callable[[Rule], Rule]:
@@ -302,6 +305,8 @@ class Lowering:
     def _strides(self, shape: Shape, kind: str) -> Shape:
         rows, width = self._rows, {"float": 4, "double": 8}.get(kind, 4)
         if rows is None or len(shape) < 2 or rows not in shape or rows * width % 32 or rows < 8:
+            return contiguous(shape)
+        if len(shape) > 2 and shape[0] == rows and min(shape[-2:]) >= _WHOLE_FROM:
             return contiguous(shape)
         axis = shape.index(rows)
         rest = list(contiguous((*shape[:axis], *shape[axis + 1 :])))

@@ -93,8 +93,34 @@ template <int LDD, class T> static inline const T* nfvi_row(const T* d, int64_t 
   return LDD == -1 ? d : LDD == -2 ? d + i : d + i * LDD;
 }
 
+// Whether all numbers of a matrix are zero; another one ends it.
+template <class T>
+static bool nfvi_nothing(int64_t m, int64_t n, const T* x, int64_t x0, int64_t x1) {
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < n; j++)
+      if (!(x[i * x0 + j * x1] == 0)) return false;
+  return true;
+}
+// Whether none is infinite or NaN.
+template <class T>
+static bool nfvi_finite_matrix(int64_t m, int64_t n, const T* x, int64_t x0, int64_t x1) {
+  T sum = 0;
+  for (int64_t i = 0; i < m; i++)
+    for (int64_t j = 0; j < n; j++) sum += 0 * x[i * x0 + j * x1];
+  return sum == 0;
+}
+
 template <class T, int M, int N, int K, int SA0, int SA1, int LDB, int LDC, int LDD>
 static __attribute__((noinline)) void small_gemm(const T* a, const T* b, const T* d, T* c) {
+  // Products that count where a matrix is not finite have nothing to count, as a rule.
+  if constexpr (LDD == -1 && (int64_t)M * N * K >= 1 << 15) {
+    if ((nfvi_nothing(M, K, a, SA0, SA1) && nfvi_finite_matrix(K, N, b, LDB, 1)) ||
+        (nfvi_nothing(K, N, b, LDB, 1) && nfvi_finite_matrix(M, K, a, SA0, SA1))) {
+      for (int64_t i = 0; i < M; i++)
+        for (int64_t j = 0; j < N; j++) c[i * LDC + j] = 0;
+      return;
+    }
+  }
   constexpr int MR = M < NFVI_ROWS ? M : NFVI_ROWS, FULL = M / MR * MR, REST = M % MR;
   for (int i = 0; i < FULL; i += MR)
     strip<T, MR, N, K, SA0, SA1, LDB, LDC, LDD>(

@@ -47,7 +47,16 @@ static void solve_triangular(int64_t n, int64_t m, const T* a, int64_t a0, int64
       for (int64_t k = begin; k < end; k++) sum += from[k] * x[k];
       row[0] -= sum;
     } else {
-      for (int64_t k = begin; k < end; k++) {
+      int64_t k = begin;
+      if (x1 == 1)
+        for (; k + 4 <= end; k += 4) {
+          const T* of = a + i * a0 + k * a1;
+          const T s = of[0], t = of[a1], u = of[2 * a1], v = of[3 * a1];
+          const T *p = x + k * x0, *q = p + x0, *r = q + x0, *w = r + x0;
+#pragma omp simd
+          for (int64_t j = 0; j < m; j++) row[j] -= (s * p[j] + t * q[j]) + (u * r[j] + v * w[j]);
+        }
+      for (; k < end; k++) {
         const T s = a[i * a0 + k * a1];
         const T* other = x + k * x0;
         if (x1 == 1) {
