@@ -87,12 +87,15 @@ class Gatherer:
             for group in (
                 "log_likelihood",
                 "log_prior",
+                "unconstrained_posterior",
                 "posterior_predictive",
                 "prior",
                 "prior_predictive",
             ):
                 self.missing[group] = self.reason
         else:
+            if "unconstrained_posterior" in (self.asked or ()):
+                self._unconstrained(self.view)
             log_p = self._evaluation(self.view, log_p)
             self._note_mini_batch(self.view)
             self._predictive(self.view)
@@ -114,6 +117,20 @@ class Gatherer:
         self.groups.note("posterior", **self.draws.attrs)
         if self.draws.log_q is not None:
             self.groups.note("posterior", draws=_DRAWS["reweighted" in self.draws.attrs])
+
+    def _unconstrained(self, view: ModelView) -> None:
+        """The latent sites on the reals, as samplers and guides see them."""
+        latent = view.latent
+        sites = latent.unpack(latent.pack({name: self.flat[name] for name in latent.sites}))
+        for name, value in sites.items():
+            array = value.reshape(self.chains, self.length, *value.shape[1:])
+            shape = tuple(array.shape[2:])
+            same = shape == tuple(self.draws.values[name].shape[2:])
+            dims = tuple(f"{name}_unconstrained_dim_{i}" for i in range(len(shape)))
+            self._add(
+                "unconstrained_posterior", name, self.labels.site(name, shape) if same else dims,
+                array,
+            )  # fmt: skip
 
     def _evaluation(self, view: ModelView, log_p: Tensor | None) -> Tensor:
         """One pass over the draws: log joint, deterministic sites, log likelihood."""

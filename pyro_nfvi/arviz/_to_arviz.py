@@ -40,6 +40,7 @@ def to_arviz(
     reweighted: bool = False,
     groups: Sequence[str] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
     predictions: Any = None,
     likelihood: Sequence[str] | None = None,
     seed: int = 0,
@@ -73,8 +74,11 @@ def to_arviz(
             keep ``num_samples`` of them. ``log_q`` is then the density that the draws have after
             it: ``log_p`` less the estimated log evidence.
         groups: Make these groups only, and make them whatever their size. By default all are
-            made but for variables of more than 5e7 numbers.
+            made but for variables of more than 5e7 numbers, and for ``unconstrained_posterior``
+            (the latent sites on the reals), which is made only where it is named here.
         coords: Labels of dimensions, such as ``{"schools": ["Choate", "Deerfield", ...]}``.
+        dims: Names of the last dimensions of a variable, such as ``{"beta": ["covariate"]}`` for a
+            vector without a plate; ``coords`` may label them.
         predictions: The model at other data, for the groups ``predictions`` and
             ``predictions_constant_data``: a tuple of positional arguments or a dict of keyword
             arguments of the model, which is then run at the draws of ``posterior``; or what
@@ -124,6 +128,7 @@ def to_arviz(
             reweighted=reweighted,
             groups=groups,
             coords=coords,
+            dims=dims,
             predictions=predictions,
             likelihood=likelihood,
             seed=seed,
@@ -142,6 +147,7 @@ def collect(
     reweighted: bool = False,
     groups: Sequence[str] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
     predictions: Any = None,
     likelihood: Sequence[str] | None = None,
     seed: int = 0,
@@ -199,6 +205,7 @@ def collect(
         has_model=has_terms,
         remarks=remarks,
     )
+    _name_dims(found, dims or {})
     for dim, labels in (coords or {}).items():
         found.coords[dim] = np.asarray(labels)
     _check_coords(found, coords or {})
@@ -268,6 +275,31 @@ def _reweight(draws: Draws, view: ModelView, num_samples: int) -> tuple[Draws, T
         ),
         log_p[kept],
     )
+
+
+#: Groups whose variables have the dimensions of one number for each term of the density.
+_TERMS = ("log_likelihood", "log_prior", "unconstrained_posterior")
+
+
+def _name_dims(found: Groups, dims: Mapping[str, Sequence[str]]) -> None:
+    """Name the last dimensions of variables as the user does."""
+    for name, given in dims.items():
+        names = (given,) if isinstance(given, str) else tuple(given)
+        held = {
+            group: variables[name]
+            for group, variables in found.variables.items()
+            if name in variables and group not in _TERMS
+        }
+        if not held:
+            raise OptionError(f"dims names {name!r}, which is no variable of the result.")
+        for group, (old, array) in held.items():
+            own = (*old[: len(old) - len(names)], *names)
+            if len(names) > len(old) or len(set(own)) < len(own):
+                raise OptionError(
+                    f"dims gives {name!r} {list(names)}; it needs at most {len(old)} names in "
+                    f"{group}, all different, in place of {list(old)}."
+                )
+            found.variables[group][name] = (own, array)
 
 
 def _check_coords(found: Groups, coords: Mapping[str, Sequence[Any]]) -> None:

@@ -18,6 +18,7 @@ from pyro_nfvi.errors import MissingPackageError
 #: Groups whose variables begin with the dimensions chain and draw.
 SAMPLED = (
     "posterior",
+    "unconstrained_posterior",
     "posterior_predictive",
     "log_likelihood",
     "log_prior",

@@ -485,6 +485,44 @@ def test_groups_can_be_chosen():
         to_arviz(guide, args=(Y, SIGMA), groups=["likelihood"])
 
 
+def test_vectors_can_have_named_dimensions():
+    def model():
+        beta = pyro.sample("beta", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
+        pyro.sample("y", dist.Normal(beta.sum(), 1.0), obs=torch.tensor(1.0))
+
+    guide = AutoFlow(model).setup()
+    options = {"num_samples": 5, "dims": {"beta": ["unit", "covariate"]}}
+    idata = to_arviz(guide, **options, coords={"covariate": ["a", "b", "c"]})
+    for group in ("posterior", "prior"):
+        assert idata[group]["beta"].dims == ("chain", "draw", "unit", "covariate")
+    assert list(idata["posterior"]["beta"].coords["covariate"].values) == ["a", "b", "c"]
+    assert to_arviz(guide, num_samples=5, dims={"beta": "covariate"})["posterior"]["beta"].dims[
+        2:
+    ] == ("beta_dim_0", "covariate")
+    for wrong in ({"gamma": ["unit"]}, {"beta": ["a", "b", "c"]}, {"beta": ["a", "a"]}):
+        with pytest.raises(OptionError, match="dims"):
+            to_arviz(guide, num_samples=5, dims=wrong)
+
+
+def test_the_posterior_on_the_reals_where_it_is_asked_for():
+    def model():
+        pyro.sample("sd", dist.HalfNormal(torch.tensor(1.0)))
+        pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+        with pyro.plate("rows", 2):
+            x = pyro.sample("x", dist.Exponential(1.0))
+        pyro.sample("y", dist.Normal(x.sum(), 1.0), obs=torch.tensor(1.0))
+
+    guide = AutoFlow(model).setup()
+    groups = ["posterior", "unconstrained_posterior"]
+    idata = to_arviz([guide, guide], num_samples=5, groups=groups)
+    free, values = idata["unconstrained_posterior"], idata["posterior"]
+    np.testing.assert_allclose(np.exp(free["sd"].values), values["sd"].values, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(free["x"].values), values["x"].values, rtol=1e-5)
+    assert free["x"].dims == values["x"].dims
+    assert free["p"].shape == (2, 5, 2)
+    assert "unconstrained_posterior" not in to_arviz(guide, num_samples=5)
+
+
 # ArviZ warns of weights that an untrained guide deserves.
 @pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning", "ignore::RuntimeWarning"
