@@ -34,7 +34,7 @@ BESIDE = (
     "tests/test_readme.py", "benchmarks/accuracy.py", "release/dist.py",
 )  # fmt: skip
 #: Tests of the sdist that run from it: some seconds.
-OWN_TESTS = ("tests/test_math.py", "tests/test_validation.py", "tests/test_release.py")
+OWN_TESTS = ("tests/test_math.py", "tests/test_validation.py", "tests/flows/test_base.py")
 #: Blocks of code of the README, and links: to pictures, and others.
 _CODE = re.compile(r"^(```.*?^```)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
