@@ -417,7 +417,7 @@ def _integrated(
     counts = [len(ray.points) for ray in rays]
     rows = [torch.stack(ray.points) for ray in rays]
     spreads = [torch.stack(ray.spreads) for ray in rays]
-    held = index.repeat_interleave(torch.tensor(counts, device=index.device))
+    held = index.repeat_interleave(torch.tensor(counts, dtype=torch.long, device=index.device))
     parts = (
         zip(torch.cat(rows).split(each), torch.cat(spreads).split(each), held.split(each))
         if rays

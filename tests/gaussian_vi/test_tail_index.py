@@ -122,3 +122,10 @@ def test_where_the_density_fails_nothing_is_claimed():
     draws = torch.randn(500, 1, generator=stream(0, "fails"), dtype=DOUBLE)
     broken = lambda z: torch.where(z.abs() > 5, torch.nan, -z.abs().log1p()).sum(-1)  # noqa: E731
     assert found_for(broken, draws).isnan().all()
+
+
+def test_where_no_ray_can_be_followed_no_ratio_is_given():
+    draws = torch.randn(500, 2, generator=stream(0, "none"), dtype=DOUBLE)
+    broken = lambda z: torch.where(z.abs() > 0.5, torch.nan, -z.square()).sum(-1)  # noqa: E731
+    target = Target(broken, torch.zeros(1, dtype=DOUBLE))
+    assert tail_moments(target, draws, lambda z: z).isnan().all()
