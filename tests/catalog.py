@@ -299,6 +299,22 @@ FLOWS: dict[str, Case] = {
     ),
     "chain_part_context": Case(lambda d, c: Chain(Planar(d), LowerTriangular(d, c), Radial(d))),
     "inverse_of_chain": Case(lambda d, c: Inverse(Chain(Planar(d, c), Sylvester(d, c, rank=1)))),
+    "reversible": Case(
+        lambda d, c: Chain(
+            DiagonalAffine(d, c),
+            Chain(iaf(d, c, hidden_dim=8), LULinear(d)).inv,
+            Radial(d, c),
+            reversible=True,
+        ),
+        exempt={"extremes": "far out in float32 points do not come back, and a warning says so"},
+    ),
+    "reversible_couplings": Case(
+        lambda d, c: make_flow("nsf*2|affine", d, c, hidden_dim=8, bins=3, reversible=True),
+        min_dim=2,
+        dims=(2, 4),
+        slow=True,
+        slack={"score": (10.0, "as nsf*2")},
+    ),
     "planar*4": _formula("planar*4"),
     "radial*3": _formula("radial*3"),
     "sylvester*2": _formula("sylvester*2"),

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_nfvi._autocast import full_precision, in_full_precision
+from pyro_nfvi._compat import is_transformed, is_watched
+from pyro_nfvi._eval_mode import mode_free
 from pyro_nfvi._math import broadcast_shape
-from pyro_nfvi._typing import Contexts, Image, ImageAndScore, Points
+from pyro_nfvi._typing import Contexts, Image, ImageAndScore, Points, TensorPair
 from pyro_nfvi._validation import whole
 from pyro_nfvi._vjp import vjp
 from pyro_nfvi.errors import OptionError, ShapeError
@@ -40,6 +42,13 @@ def _first_parameter(module: nn.Module) -> Tensor | None:
         if found is not None:
             return found
     return None
+
+
+def _records() -> bool:
+    """Tell whether autograd records, and neither a transform, a compiler nor a mode looks on."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    return not (is_transformed(unknown=True) or is_watched(unknown=True))
 
 
 class Layer(NamedTuple):
@@ -311,9 +320,21 @@ class Chain(Flow):
 
     Args:
         *flows: At least one flow; all of one ``dim``, and of one ``context_dim`` or of 0.
+        reversible: Keep no activations for the backward pass: it rebuilds each layer's input from
+            its output by the exact inverse, so that memory does not grow with the depth. Gradients
+            are those of autograd but for rounding.
+
+    Cost:
+        That of the layers. Reversible: in a backward pass, one inverse and one forward pass of
+        each layer more. Second derivatives, and points that rounding keeps from coming back (a
+        warning says so), take the memory of an ordinary chain.
 
     Raises:
         OptionError: No flow, or sizes that do not agree.
+        OptionError: ``reversible`` with layers whose inverse is numeric, or that compute something
+            else in train mode.
+
+    Source: Gomez et al. 2017, arXiv:1707.04585, algorithm 1 (reversible).
 
     Example:
         >>> import torch
@@ -324,7 +345,7 @@ class Chain(Flow):
         (torch.Size([7, 3]), torch.Size([7]))
     """
 
-    def __init__(self, *flows: Flow) -> None:
+    def __init__(self, *flows: Flow, reversible: bool = False) -> None:
         if not flows:
             raise OptionError("Chain needs at least one flow; use DiagonalAffine for an identity.")
         wrong = [type(flow).__name__ for flow in flows if not isinstance(flow, Flow)]
@@ -347,6 +368,39 @@ class Chain(Flow):
         )
         self.periodic = all(flow.periodic for flow in flows)
         self.flows = nn.ModuleList(flows)
+        if reversible:
+            self._check_reversible()
+        self.reversible = bool(reversible)
+
+    #: Of chains that were pickled without it.
+    reversible = False
+
+    def _check_reversible(self) -> None:
+        """Raise unless each input can be rebuilt from the output."""
+        layers = [layer.flow for layer in self.layers()]
+        numeric = sorted({type(flow).__name__ for flow in layers if flow.inverse_kind == "numeric"})
+        if numeric:
+            raise OptionError(
+                f"A reversible chain needs exact inverses; that of {', '.join(numeric)} is "
+                "numeric, and its errors would add up. Take couplings, autoregressive or linear "
+                "layers, or leave reversible out."
+            )
+        moody = sorted({type(one).__name__ for one in self.modules() if not mode_free(one)})
+        if moody:
+            raise OptionError(
+                "A reversible chain computes its layers twice, and needs the same both times; "
+                f"{', '.join(moody)} may differ in train mode. Take a conditioner of layers such "
+                "as nn.Linear and nn.Tanh, or leave reversible out."
+            )
+
+    def _through(
+        self, layers: list[Layer], x: Tensor, context: Tensor | None, *, back: bool
+    ) -> TensorPair:
+        """Run layers in this order, keeping no activations; ``back`` is the other direction."""
+        from pyro_nfvi.flows._reversible import run_reversibly
+
+        steps = [(one.flow, one.inverted != back, one.flow.context_dim > 0) for one in layers]
+        return run_reversibly(steps, x, context)
 
     @property
     def _members(self) -> list[Flow]:
@@ -361,6 +415,8 @@ class Chain(Flow):
 
     def forward(self, x: Points, context: Contexts | None = None) -> Image:
         x, context = self.enter(x, context)
+        if self.reversible and _records():
+            return self._through(self.layers(), x, context, back=False)
         total = x.new_zeros(x.shape[:-1])
         for flow in self._members:
             x, ladj = flow(x, context if flow.context_dim else None)
@@ -369,6 +425,8 @@ class Chain(Flow):
 
     def inverse(self, y: Points, context: Contexts | None = None) -> Image:
         y, context = self.enter(y, context)
+        if self.reversible and _records():
+            return self._through(self.layers()[::-1], y, context, back=True)
         total = y.new_zeros(y.shape[:-1])
         for flow in reversed(self._members):
             y, ladj = flow.inverse(y, context if flow.context_dim else None)
@@ -379,6 +437,13 @@ class Chain(Flow):
         self, x: Points, score: Points, context: Contexts | None = None
     ) -> ImageAndScore:
         x, context = self.enter(x, context)
+        if self.reversible and _records():
+            with torch.no_grad():
+                pushed = self._push_score(x.detach(), score, context)[2]
+            return *self(x, context), pushed
+        return self._push_score(x, score, context)
+
+    def _push_score(self, x: Tensor, score: Tensor, context: Tensor | None) -> ImageAndScore:
         score = score.expand_as(x)
         total = x.new_zeros(x.shape[:-1])
         for flow in self._members:

@@ -266,7 +266,9 @@ def _same(old: object, new: object) -> bool:
     return where[0] == where[1]
 
 
-def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> Flow:
+def make_flow(
+    formula: str, dim: int, context_dim: int = 0, *, reversible: bool = False, **options: Any
+) -> Flow:
     """Build a flow from its name or formula.
 
     ``"name"`` takes the family's usual number of layers, ``"name*K"`` takes K with the right
@@ -277,6 +279,7 @@ def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> F
             moebius bnaf glow relu ffjord tail affine tril``, and those of :func:`register_flow`.
         dim: Event size D.
         context_dim: Size of the context; 0 for none.
+        reversible: Keep no activations for the backward pass, as :class:`Chain` says.
         **options: Passed to every family of the formula that knows them, such as
             ``hidden_dim`` or ``gate``; an option that none of them knows is an error.
 
@@ -301,7 +304,9 @@ def make_flow(formula: str, dim: int, context_dim: int = 0, **options: Any) -> F
         built = family.build(dim, context_dim, layers, **chosen)
         _check_built(name, built, dim, context_dim)
         flows += built
-    return flows[0] if len(flows) == 1 else Chain(*flows)
+    if len(flows) == 1 and not reversible:
+        return flows[0]
+    return Chain(*flows, reversible=reversible)
 
 
 def _check_built(name: str, built: list[Flow], dim: int, context_dim: int) -> None:
