@@ -203,6 +203,8 @@ def fit_mode_product(
     several = sum(block.num_modes > 1 for block in places.blocks)
     if several < 2 and (len(blocks) > 1 or not several):
         return None
+    if any(block.tops.numel() > BLOCK_MIXTURES.most_numbers for block in places.blocks):
+        return None
     aim = min(BLOCK_MIXTURES.block_gap, BLOCK_MIXTURES.gap / len(blocks))
     reference, made, num_points = places.reference, [], 0
     for index, block in zip(blocks, places.blocks, strict=True):

@@ -188,8 +188,8 @@ def _joined(
     first = LearntMixture(none, start.loc, start.factor, 0.0, 0)
     whole = replace(product, blocks=(_global_block(globals_, first, product), *blocks), given=given)
     density = _marginal(target, whole, generator)
-    aim = BLOCK_MIXTURES.block_gap
-    mixture = learn_mixture(density, none, start, aim, generator)
+    # What the mixtures of blocks do not follow is noise here, which no component takes away.
+    mixture = learn_mixture(density, none, start, BLOCK_MIXTURES.gap, generator)
     top = _global_block(globals_, mixture, product)
     count = product.num_points + mixture.num_points
     return replace(whole, blocks=(top, *blocks), num_points=count)

@@ -282,6 +282,8 @@ class BlockMixtureRecipe:
     many: int = 12
     #: Most modes of one block.
     most_modes: int = 400
+    #: Most modes times latents of one block: 256 modes of 8 latents would take many minutes.
+    most_numbers: int = 800
     #: Rounds of further starts, at most.
     rounds: int = 16
     #: Starts of each round.
