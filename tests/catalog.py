@@ -309,11 +309,11 @@ FLOWS: dict[str, Case] = {
         exempt={"extremes": "far out in float32 points do not come back, and a warning says so"},
     ),
     "reversible_couplings": Case(
-        lambda d, c: make_flow("nsf*2|affine", d, c, hidden_dim=8, bins=3, reversible=True),
+        lambda d, c: make_flow("realnvp*2", d, c, hidden_dim=8, reversible=True),
         min_dim=2,
         dims=(2, 4),
         slow=True,
-        slack={"score": (10.0, "as nsf*2")},
+        exempt={"extremes": "far out in float32 points do not come back, and a warning says so"},
     ),
     "planar*4": _formula("planar*4"),
     "radial*3": _formula("radial*3"),
