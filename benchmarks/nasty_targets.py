@@ -1,4 +1,4 @@
-"""Densities with odd shapes whose means and sds are known, for ``benchmarks/nasty.py`` and tests.
+"""Densities with odd shapes whose means and sds are known, for the tests.
 
 Bananas, ridges, arms, funnels, rings, crosses, kinks, tails: each a log density on R^D up to a
 constant, with moments in closed form, by quadrature on a grid, or from two million exact draws.

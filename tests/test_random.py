@@ -104,6 +104,7 @@ SET_UP = {
     "engine check": "parameters at which recorded and eager steps are compared",
     "random rounding": "rounding errors by which these may differ",
     "mixture": "places of a mixture's components before anything is fitted",
+    "tails": "noise by which the other latents are integrated at all places of a tail alike",
 }
 
 

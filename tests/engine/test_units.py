@@ -349,9 +349,14 @@ def begun_hanging(mark):
 
 
 def interrupted(doing, mark):
-    with background():
-        begun_hanging(mark)
-        doing()
+    # Jobs in the background of a shell ignore Ctrl-C, and the tests may be one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with background():
+            begun_hanging(mark)
+            doing()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @needs_compiler
