@@ -89,6 +89,10 @@ def installed(name: str) -> bool | None:
         if not hasattr(found, part):
             try:
                 importlib.import_module(".".join(parts[:k]))
+            except ModuleNotFoundError as error:
+                # A module that is there and needs a package that is not (torch.utils.tensorboard).
+                missing = str(error.name)
+                return False if missing.split(".")[0] == parts[0] else None
             except ImportError:
                 return False
         found = getattr(found, part)
