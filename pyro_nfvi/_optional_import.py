@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from torch.distributions import Distribution
 
 #: Beginnings of the environment variables that PyTorch's compiler sets on import.
 _COMPILER = ("TORCHINDUCTOR_", "TRITON_")
@@ -29,12 +28,16 @@ def process_kept() -> Iterator[None]:
         >>> warnings.filters == before
         True
     """
-    before, validation = set(os.environ), Distribution._validate_args
+    before = set(os.environ)
+    # The conversion to ArviZ also runs where PyTorch is not installed.
+    torch = sys.modules.get("torch.distributions")
+    validation = torch.Distribution._validate_args if torch else None
     with warnings.catch_warnings():
         try:
             yield
         finally:
-            Distribution.set_default_validate_args(validation)
+            if torch:
+                torch.Distribution.set_default_validate_args(validation)
             for name in set(os.environ) - before:
                 if name.startswith(_COMPILER):
                     del os.environ[name]
