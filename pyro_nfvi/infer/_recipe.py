@@ -430,7 +430,7 @@ class ImproperRecipe:
     shell: float = 2.0
     #: Draws from each of which a line has to lead outwards.
     centres: int = 4
-    #: Draws whose highest density a line has to rise above.
+    #: Draws whose median density a line has to rise above.
     level_draws: int = 16
     #: Runs of the model, together.
     runs: int = 4000

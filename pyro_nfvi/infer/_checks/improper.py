@@ -166,7 +166,7 @@ def _find(
     seed: int,
     budget: Budget,
 ) -> ImproperDirection | None:
-    level = _highest(log_joint, z.detach(), subsample, budget)
+    level = _usual(latent, log_joint, z.detach(), subsample, budget)
     z = _usable(latent, z.detach(), seed)
     centres = z[:: max(1, len(z) // IMPROPER.centres)][: IMPROPER.centres]
     lines = _lines(latent, log_joint, z, centres[0], subsample, budget)
@@ -189,12 +189,25 @@ def _find(
     return _described(latent, centres[0], lines.ways[place] * sign, rises=found[place, sign])
 
 
-def _highest(log_joint: LogJoint, z: Tensor, subsample: TensorDict, budget: Budget) -> float:
-    """Return the highest log density among some draws; minus infinity where none has one."""
+def _usual(
+    latent: LatentSpace, log_joint: LogJoint, z: Tensor, subsample: TensorDict, budget: Budget
+) -> float:
+    """Return the median log density of some draws; minus infinity where they say nothing.
+
+    Draws beyond what numbers hold do not count: they are those of a fit that runs away, and higher
+    than any end of a line.
+    """
     _ask(budget)
+    z = z[:: max(1, len(z) // IMPROPER.level_draws)]
+    z = z[torch.isfinite(z).all(1)]
+    z = z[(z[:, _bent(latent)].abs() <= IMPROPER.beyond).all(1)]
+    z = z[_held(latent, z, 1.0)] if len(z) else z
+    if not len(z):
+        return -math.inf
     with torch.no_grad():
-        log_p = log_joint(z[:: max(1, len(z) // IMPROPER.level_draws)], subsample)
-    return float(log_p[torch.isfinite(log_p)].amax()) if bool(log_p.isfinite().any()) else -math.inf
+        log_p = log_joint(z, subsample)
+    log_p = log_p[torch.isfinite(log_p)]
+    return float(log_p.median()) if len(log_p) else -math.inf
 
 
 def _usable(latent: LatentSpace, z: Tensor, seed: int) -> Tensor:
@@ -299,8 +312,8 @@ def _escapes(
 ) -> dict[tuple[int, int], bool]:
     """Find lines, and their ends, along which the density does not fall; True where it rises.
 
-    A rise that ends below ``level``, the highest density that is known, leads from a bad centre to
-    a lesser one.
+    A rise that ends below ``level``, the density of usual draws, leads from a bad centre to a
+    better one, and not beyond the posterior.
     """
     distances = torch.tensor(IMPROPER.distances).to(centre)
     ends = torch.stack([lines.ways, -lines.ways], 1)  # (L, 2, D)
