@@ -496,6 +496,7 @@ def _rowwise(op: str) -> Callable[..., tuple[Tensor, int]]:
     return rule
 
 
-if hasattr(torch.library, "register_vmap"):  # since PyTorch 2.5
+_register_vmap = getattr(torch.library, "register_vmap", None)  # since PyTorch 2.5
+if _register_vmap is not None:
     for _name in ("mixture_quantile", "normal_quantile"):
-        torch.library.register_vmap(f"pyro_nfvi::{_name}", _rowwise(_name), lib=_LIBRARY)
+        _register_vmap(f"pyro_nfvi::{_name}", _rowwise(_name), lib=_LIBRARY)
