@@ -346,9 +346,9 @@ def _escapes(
                 change = (log_p[place, end] - middle).abs()
                 sure = doubt <= (IMPROPER.rounding_share * change).clamp(min=IMPROPER.fall)
                 rises = _rises(log_p[place, end] - middle, held[place, end] & sure, rounding)
-            # Where a mixture of coordinates rises, the fit may just be far from the mode.
             if rises and not bool((log_p[place, end][held[place, end]] > level).any()):
                 continue
+            # Where a mixture of coordinates rises, the fit may just be far from the mode.
             if rises is not None and not (rises and bool(lines.mixed[place])):
                 found[place, sign] = rises
     return found
