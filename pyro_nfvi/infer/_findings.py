@@ -501,6 +501,8 @@ class SinglePrecision(Finding):
         return Level.DOUBT if self.names or self.spread > PRECISION.most else Level.REMARK
 
     def sentence(self) -> str:
+        if not self.draws:
+            return "the model takes no double precision, so that rounding was not looked at"
         if self.level is Level.REMARK:
             return ""
         words = [

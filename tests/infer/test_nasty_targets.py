@@ -75,6 +75,7 @@ def test_what_single_precision_does_to_a_density_is_told():
     found = find(fit.training.findings, SinglePrecision)
     assert found.draws == 2000
     assert (found.names, found.sentence()) == ((), "")
+    assert "not looked at" in SinglePrecision().sentence()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
-from pyro_nfvi.infer._checks.reaching_draws import ReachingDraws, weighted_moments
+from pyro_nfvi.infer._checks.reaching_draws import ReachingDraws, moved_columns
 from pyro_nfvi.infer._recipe import MOMENTS
 
 
@@ -53,21 +53,10 @@ def moved_moments(
     """
     names, x = _names(latent), _values(latent, draws.z)
     ok = torch.isfinite(x).all(-1)
-    x, weight, own = x[ok], draws.posterior[ok], draws.own[ok]
-    mean, sd, mean_terms, sd_terms = weighted_moments(x, weight / weight.sum())
-    ours, width, own_terms, width_terms = weighted_moments(x, own / own.sum())
-    shift, stretch = (ours - mean).abs() / sd, (width / sd).log()
-    shift_error = (mean_terms - own_terms).square().sum(0).sqrt() / sd
-    stretch_error = (sd_terms - width_terms).square().sum(0).sqrt()
-    far = shift > (MOMENTS.errors * shift_error).clamp_min(MOMENTS.mean)
-    wide = stretch.abs() > (MOMENTS.errors * stretch_error).clamp_min(math.log(factor))
-    off = (far | wide) & torch.isfinite(sd) & (sd > 0)
-    worst = torch.maximum(shift / MOMENTS.mean, stretch.abs() / math.log(factor))
-    places = off.nonzero().squeeze(-1)
-    order = worst[places].nan_to_num(torch.inf).argsort(descending=True)
+    shift, stretch, off = moved_columns(x[ok], draws.posterior[ok], draws.own[ok], factor)
     return tuple(
         Moved(names[i], float(shift[i]), math.exp(min(700.0, float(stretch[i]))))
-        for i in places[order].tolist()
+        for i in off
         if names[i] not in heavy
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_nfvi._pyro_model.log_joint import LogJoint
-from pyro_nfvi.infer._checks.reaching_draws import weighted_moments
+from pyro_nfvi.infer._checks.reaching_draws import moved_columns
 from pyro_nfvi.infer._checks.tails import seen
 from pyro_nfvi.infer._recipe import CALL_SIZES, MOMENTS, PRECISION
 from pyro_nfvi.infer._weighted_draws import WeighedDraws
@@ -73,23 +73,13 @@ def rounding(log_joint: LogJoint, draws: WeighedDraws) -> Rounding | None:
         return Rounding(int(ok.sum()), spread)
     weight = difference.softmax(0)
     x = seen(log_joint.latent, z[ok]).double()
-    mean, sd, mean_terms, sd_terms = weighted_moments(x, weight)
-    even = torch.full_like(weight, 1 / len(weight))
-    was, width, was_terms, width_terms = weighted_moments(x, even)
-    shift, stretch = (mean - was).abs() / sd, (width / sd).log()
-    shift_error = (mean_terms - was_terms).square().sum(0).sqrt() / sd
-    stretch_error = (sd_terms - width_terms).square().sum(0).sqrt()
-    far = shift > (MOMENTS.errors * shift_error).clamp_min(MOMENTS.mean)
-    wide = stretch.abs() > (MOMENTS.errors * stretch_error).clamp_min(math.log(MOMENTS.sd))
-    worst = torch.maximum(shift / MOMENTS.mean, stretch.abs() / math.log(MOMENTS.sd))
-    places = (far | wide).nonzero().squeeze(-1)
-    order = places[worst[places].argsort(descending=True)].tolist()
+    shift, stretch, off = moved_columns(x, weight, torch.ones_like(weight))
     return Rounding(
         int(ok.sum()),
         spread,
-        tuple(log_joint.latent.at(i) for i in order),
-        tuple(float(shift[i]) for i in order),
-        tuple(math.exp(float(stretch[i])) for i in order),
+        tuple(log_joint.latent.at(i) for i in off),
+        tuple(float(shift[i]) for i in off),
+        tuple(math.exp(float(stretch[i])) for i in off),
     )
 
 

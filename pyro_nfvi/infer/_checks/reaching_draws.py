@@ -140,3 +140,34 @@ def weighted_moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor,
     variance = (weight * apart.square()).sum(0)
     spread = weight * (apart.square() - variance) / (2 * variance).clamp_min(1e-300)
     return mean, variance.sqrt(), weight * apart, spread
+
+
+def moved_columns(
+    x: Tensor, weight: Tensor, own: Tensor, factor: float = MOMENTS.sd
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Compare means and sds of columns under two sets of weights of the same rows.
+
+    Most of their noise is common, so the standard error is that of the difference.
+
+    Args:
+        x: Numbers ``(N, D)``.
+        weight: Weights ``(N,)`` that are right.
+        own: Weights ``(N,)`` that are examined.
+        factor: Factor on an sd from which on it is off.
+
+    Returns:
+        Shifts of the means in sds, logarithms of the ratios of sds, each ``(D,)``, and the columns
+        that are off beyond noise, the worst first.
+    """
+    mean, sd, mean_terms, sd_terms = weighted_moments(x, weight / weight.sum())
+    ours, width, own_terms, width_terms = weighted_moments(x, own / own.sum())
+    shift, stretch = (ours - mean).abs() / sd, (width / sd).log()
+    shift_error = (mean_terms - own_terms).square().sum(0).sqrt() / sd
+    stretch_error = (sd_terms - width_terms).square().sum(0).sqrt()
+    far = shift > (MOMENTS.errors * shift_error).clamp_min(MOMENTS.mean)
+    wide = stretch.abs() > (MOMENTS.errors * stretch_error).clamp_min(math.log(factor))
+    off = (far | wide) & torch.isfinite(sd) & (sd > 0)
+    worst = torch.maximum(shift / MOMENTS.mean, stretch.abs() / math.log(factor))
+    places = off.nonzero().squeeze(-1)
+    order = worst[places].nan_to_num(torch.inf).argsort(descending=True)
+    return shift, stretch, places[order].tolist()
