@@ -8,6 +8,7 @@ from pyro_nfvi.vae._count_likelihoods import NegativeBinomial, Poisson, ZeroInfl
 from pyro_nfvi.vae._datasets import load_data
 from pyro_nfvi.vae._dense_networks import DenseDecoder, DenseEncoder
 from pyro_nfvi.vae._evaluation import evaluate
+from pyro_nfvi.vae._hierarchical import HierarchicalVAE
 from pyro_nfvi.vae._likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, LogitNormal
 from pyro_nfvi.vae._logistic_mixture import LogisticMixture
 from pyro_nfvi.vae._losses import ELBOLoss, IWAELoss, Loss, VAELoss
@@ -41,6 +42,7 @@ __all__ = [
     "ELBOLoss",
     "FlowVAE",
     "Gaussian",
+    "HierarchicalVAE",
     "IWAELoss",
     "Likelihood",
     "LogisticMixture",

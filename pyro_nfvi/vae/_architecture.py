@@ -14,6 +14,7 @@ from pyro_nfvi._random import seeded
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.vae._conv_networks import ConvDecoder, ConvEncoder
 from pyro_nfvi.vae._dense_networks import DenseDecoder, DenseEncoder
+from pyro_nfvi.vae._hierarchical import HierarchicalVAE
 from pyro_nfvi.vae._likelihood_names import likelihood_kind, make_likelihood
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._recipe import NETWORKS
@@ -183,7 +184,7 @@ def describe(vae: FlowVAE) -> dict[str, Any]:
     shipped = likelihood_kind(held["name"]) is type(vae.likelihood)
     found["likelihood"] = held if shipped else _own(vae.likelihood)
     for name in ("flow", "prior"):
-        if not isinstance(found[name], str):
+        if not isinstance(found[name], str | list):  # a list: formulas of several layers
             found[name] = _own(found[name])
     try:
         described: dict[str, Any] = json.loads(json.dumps(found))
@@ -228,8 +229,13 @@ def rebuilt(spec: Mapping[str, Any], given: Mapping[str, Any]) -> FlowVAE:
         options["likelihood"] = make_likelihood(held.pop("name"), **held)
     flow_options = options.pop("flow_options")
     options |= {name: given[name] for name in own}
+    kind = {one.__name__: one for one in (FlowVAE, HierarchicalVAE)}[
+        options.pop("class", "FlowVAE")
+    ]
+    if kind is HierarchicalVAE and options["prior"] == "none":
+        options["prior"] = None
     with seeded(0, "vae"):
-        return FlowVAE(**options, **flow_options)
+        return kind(**options, **flow_options)
 
 
 def _is_own(held: Any) -> bool:

@@ -149,7 +149,7 @@ class Bernoulli(Likelihood):
         # Two passes over the logits; the library's cross entropy takes four.
         rows = params.flatten(params.dim() - x.dim() + 1)
         pixels = x.flatten(1).to(rows)
-        inner: Tensor = (rows.unsqueeze(-2) @ pixels.unsqueeze(-1)).reshape(rows.shape[:-1])
+        inner: Tensor = (rows.unsqueeze(-2) @ pixels.unsqueeze(-1))[..., 0, 0]
         return inner - F.softplus(rows).sum(-1)
 
     def mean(self, params: Tensor) -> Tensor:

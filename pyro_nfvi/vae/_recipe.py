@@ -15,6 +15,8 @@ class NetworkRecipe:
     hidden: tuple[int, ...] = (300, 300)
     #: Hidden units of the convolutional nets between convolutions and heads.
     conv_width: int = 256
+    #: Hidden units of the nets between two layers of latents, and size of the lower one's context.
+    between_layers: int = 100
     #: Least standard deviation that an encoder gives.
     min_scale: float = 1e-4
     #: Bound of a log standard deviation that a decoder gives, in nats.
