@@ -87,6 +87,29 @@ def as_rows(plate: str, index: Any) -> Tensor:
     return found
 
 
+def check_rows(plate: str, index: Any, size: int) -> Tensor:
+    """Read what a caller gives as rows of a plate that has so many: ``(B,)``, on the CPU.
+
+    Raises:
+        OptionError: They are no different whole numbers from 0 to ``size - 1``.
+    """
+    index = as_rows(plate, index)
+    if index.dim() != 1 or index.is_floating_point() or index.dtype == torch.bool:
+        raise OptionError(
+            f"The rows of the plate {plate!r} need to be a vector of whole numbers; got "
+            f"{index.dtype} of shape {tuple(index.shape)}."
+        )
+    index = index.long().cpu()
+    if len(index.unique()) < len(index):
+        raise OptionError(f"A row of the plate {plate!r} is named twice: {index.tolist()[:20]}.")
+    outside = index[(index < 0) | (index >= size)]
+    if len(outside):
+        raise OptionError(
+            f"The plate {plate!r} has the rows 0 to {size - 1}; got {int(outside[0])}."
+        )
+    return index
+
+
 def whole_space(space: LatentSpace) -> LatentSpace:
     """Return the space of all rows from that of one mini-batch.
 
@@ -169,6 +192,8 @@ class PlateLayout:
         full_sizes: The number of all its rows.
         rows: The rows that the vector has, for plates of which it has not all.
         anew: Plates whose rows are of other data.
+        indexed: Plates whose rows are places in the data that come with them, rather than those
+            of which a mini-batch holds the data.
 
     Example:
         >>> import pyro, torch
@@ -192,6 +217,7 @@ class PlateLayout:
     full_sizes: Mapping[str, int]
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     anew: frozenset[str] = frozenset()
+    indexed: frozenset[str] = frozenset()
     _sized: dict[tuple[int, ...], PlateLayout] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -216,6 +242,7 @@ class PlateLayout:
         *,
         weighted: bool = True,
         anew: frozenset[str] = frozenset(),
+        indexed: frozenset[str] = frozenset(),
     ) -> PlateLayout:
         """Return the layout of the vector that holds only these rows of these plates.
 
@@ -223,6 +250,7 @@ class PlateLayout:
             rows: For each plate of which not all rows are taken, their numbers ``(B,)``.
             weighted: Let a row count N / B times, as a part of a mini-batch; else once.
             anew: Plates whose rows are of other data than these, and so are no rows of tables.
+            indexed: Plates whose rows are places in the data that come with them.
 
         Raises:
             OptionError: An unknown plate, or rows that are no numbers from 0 to N - 1.
@@ -265,6 +293,7 @@ class PlateLayout:
             blocks=blocks,
             rows=chosen,
             anew=anew,
+            indexed=indexed,
         )
 
     def index(self, rows: Mapping[str, Tensor]) -> Tensor:
@@ -296,23 +325,7 @@ class PlateLayout:
             raise OptionError(
                 f"There is no latent in a plate {plate!r}; the plates are {list(self.sizes)}."
             )
-        index = as_rows(plate, index)
-        if index.dim() != 1 or index.is_floating_point() or index.dtype == torch.bool:
-            raise OptionError(
-                f"The rows of the plate {plate!r} need to be a vector of whole numbers; got "
-                f"{index.dtype} of shape {tuple(index.shape)}."
-            )
-        size, index = self.sizes[plate], index.long().cpu()
-        if len(index.unique()) < len(index):
-            raise OptionError(
-                f"A row of the plate {plate!r} is named twice: {index.tolist()[:20]}."
-            )
-        outside = index[(index < 0) | (index >= size)]
-        if len(outside):
-            raise OptionError(
-                f"The plate {plate!r} has the rows 0 to {size - 1}; got {int(outside[0])}."
-            )
-        return index
+        return check_rows(plate, index, self.sizes[plate])
 
     def table_rows(self, block: PlateBlock, rows: Mapping[str, Tensor]) -> Tensor:
         """Number the rows of a block of this vector among all rows of its block: ``(*b, R)``.

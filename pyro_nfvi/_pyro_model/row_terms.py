@@ -79,13 +79,12 @@ def row_terms(
         own = 1.0
         for name, value, weight in parts:
             value = weight * value.double()
-            frame = next((f for f in log_joint.plates[name] if f.name == plate), None)
+            frame = _frame(log_joint, name, plate)
             if frame is None:
                 rest = rest + value.reshape(len(z), -1).sum(1)
                 continue
             own = _weight([frame])
-            moved = value.movedim(value.dim() + frame.dim, 1)
-            terms = terms + moved.reshape(len(z), size, -1).sum(-1) / own
+            terms = terms + _by_row(value, frame, size) / own
     gap = (own * terms.sum(-1) + rest - total).abs()
     scale = 1 + own * terms.abs().sum(-1) + rest.abs()
     tolerance = 1e-4 if z.dtype == torch.float32 else 1e-8
@@ -97,6 +96,48 @@ def row_terms(
             "share, is in no row. Give the scale to the data, or judge the fit by its globals."
         )
     return terms, rest
+
+
+def row_likelihoods(
+    log_joint: LogJoint, z: Tensor, subsample: Mapping[str, Tensor], plate: str
+) -> Tensor:
+    """Sum the log densities of what is observed in each row of a plate: ``(S, B)``, in nats.
+
+    Args:
+        log_joint: The model.
+        z: The vectors ``(S, D)``.
+        subsample: Rows of the plates that subsample.
+        plate: Name of the plate. Plates nested in it count with their own weights.
+
+    Raises:
+        ModelError: Nothing is observed there, or rows share a discrete site that is summed out.
+    """
+    with torch.no_grad():
+        found = log_joint.evaluate(z, subsample, log_likelihood=True, deterministic=False)
+    total = None
+    for name, value in found.log_likelihood.items():
+        frame = _frame(log_joint, name, plate)
+        if frame is None:
+            continue
+        inner = [f for f in log_joint.plates[name] if f.name != plate]
+        own = _weight(inner) * _by_row(value.double(), frame, int(frame.size))
+        total = own if total is None else total + own
+    if total is None:
+        raise ModelError(
+            f"Nothing is observed in the plate {plate!r}, so that its rows have no density. Name "
+            "the plate that the data stand in, or pass the data."
+        )
+    return total
+
+
+def _frame(log_joint: LogJoint, name: str, plate: str) -> CondIndepStackFrame | None:
+    return next((f for f in log_joint.plates[name] if f.name == plate), None)
+
+
+def _by_row(value: Tensor, frame: CondIndepStackFrame, size: int) -> Tensor:
+    """Sum ``(S, *batch)`` over all but the rows of a plate: ``(S, B)``."""
+    moved = value.movedim(value.dim() + frame.dim, 1)
+    return moved.reshape(len(value), size, -1).sum(-1)
 
 
 def _weight(stack: Iterable[CondIndepStackFrame]) -> float:

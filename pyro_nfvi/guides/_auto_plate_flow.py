@@ -30,7 +30,7 @@ from pyro_nfvi._pyro_model.partial_centering import (
     PriorRun,
     informed_sites,
 )
-from pyro_nfvi._pyro_model.plate_layout import PlateLayout, as_rows, whole_space
+from pyro_nfvi._pyro_model.plate_layout import PlateLayout, as_rows, check_rows, whole_space
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi._user_warning import warn
@@ -714,12 +714,7 @@ class AutoPlateFlow(VectorGuide):
         for name, size in self.layout.sizes.items():
             index, full = plates[name]._indices, int(plates[name].size)
             if full != size and name not in self.amortised_plates:
-                raise ModelError(
-                    f"The plate {name!r} has {full} rows, and {type(self).__name__} was built for "
-                    f"{size}: it has a table with a row for each. Build a guide for these data; or "
-                    f"give the plate an encoder (encoder={{{name!r}: net}}), which knows new rows "
-                    "by their data."
-                )
+                raise self._other_size(name, full)
             if full != size:
                 anew.add(name)
             if len(index) != size or not torch.equal(
@@ -727,6 +722,14 @@ class AutoPlateFlow(VectorGuide):
             ):
                 found[name] = index
         return self.layout.at(found, weighted=False, anew=frozenset(anew))
+
+    def _other_size(self, plate: str, size: int) -> ModelError:
+        return ModelError(
+            f"The plate {plate!r} has {size} rows, and {type(self).__name__} was built for "
+            f"{self.layout.sizes[plate]}: it has a table with a row for each. Build a guide for "
+            f"these data; or give the plate an encoder (encoder={{{plate!r}: net}}), which knows "
+            "new rows by their data."
+        )
 
     @full_precision
     def _drawn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TensorDict:
@@ -843,7 +846,8 @@ class AutoPlateFlow(VectorGuide):
         Args:
             num_samples: Number of draws, or a shape of them.
             *args: The model's arguments (for encoders and deterministic sites, or before set-up).
-            rows: For some plates the numbers of the rows to draw; of the others all are drawn.
+            rows: For some plates the numbers of the rows to draw; of the others all are drawn. With
+                data of other rows of an amortised plate these are numbers of the new rows.
             deterministic: Run the model at every draw and add its deterministic sites; only with
                 all rows.
             **kwargs: The model's keyword arguments.
@@ -884,14 +888,34 @@ class AutoPlateFlow(VectorGuide):
     def _layout_of(
         self, rows: RowsOf | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> PlateLayout:
-        """Return the layout of the rows that a caller names; of an amortised plate those given."""
-        chosen, anew = self._chosen(rows), set[str]()
-        for plate in self.amortised_plates if args or kwargs else ():
-            size = self._encoders().size(plate, args, kwargs)
-            if size is not None and size != self.layout.sizes[plate]:
+        """Return the layout of the rows that a caller names; of an amortised plate those given.
+
+        Raises:
+            OptionError: A row that the data, or the plate, does not have.
+            ModelError: A plate with a table has other rows with these arguments.
+        """
+        chosen, anew, indexed = self._chosen(rows), set[str](), set[str]()
+        for plate in self._encoders().widths if args or kwargs else ():
+            size, full = self._encoders().size(plate, args, kwargs), self.layout.sizes[plate]
+            index, new = chosen.get(plate), size != full and plate in self.amortised_plates
+            if size is None or (index is None and size == full):
+                continue
+            # A mini-batch has the data of the rows that are named, whatever their numbers.
+            if index is None or size == full or (new and size > int(index.max())):
+                indexed.add(plate)
+            if new:
                 anew.add(plate)
-                chosen.setdefault(plate, torch.arange(size))
-        return self.layout.at(chosen, weighted=False, anew=frozenset(anew))
+                chosen[plate] = torch.arange(size) if index is None else index
+                if plate in indexed:
+                    check_rows(plate, chosen[plate], size)
+        if (args or kwargs) and self._model is not None:
+            for plate, (_, full) in self._plates_of(args, kwargs).sizes.items():
+                named = plate in anew or plate in (rows or {})
+                if full != self.layout.sizes.get(plate, full) and not named:
+                    raise self._other_size(plate, full)
+        return self.layout.at(
+            chosen, weighted=False, anew=frozenset(anew), indexed=frozenset(indexed)
+        )
 
     @takes_turn
     @full_precision

@@ -85,7 +85,10 @@ def in_parts(layout: PlateLayout, whole: PlateLayout) -> Iterator[tuple[PlateLay
         plate = max(cells, key=lambda p: len(cells[p]), default=None)
         if plate is None or len(layout.index(cells)) <= most or len(cells[plate]) < 2:
             rows = {p: layout.rows[p][c] if p in layout.rows else c for p, c in cells.items()}
-            yield whole.at(rows, weighted=False, anew=layout.anew), cells
+            yield (
+                whole.at(rows, weighted=False, anew=layout.anew, indexed=layout.indexed),
+                cells,
+            )
             continue
         half = len(cells[plate]) // 2
         rest = {**cells, plate: cells[plate][half:]}

@@ -65,6 +65,7 @@ class RowData:
         rows: Tensor | None,
         count: int,
         *,
+        indexed: bool = False,
         trusted: bool = False,
     ) -> list[Tensor]:
         """Return the data of some rows.
@@ -74,6 +75,7 @@ class RowData:
             kwargs: Its keyword arguments.
             rows: Numbers of the rows; None for all.
             count: How many they are.
+            indexed: They are places in these data, also where the data have as many rows.
             trusted: They are rows of the data; their numbers are not looked at.
 
         Raises:
@@ -82,7 +84,7 @@ class RowData:
         found = list[Tensor]()
         for value in self._given(args, kwargs):
             size = len(value) if isinstance(value, Tensor) and value.dim() else None
-            if size == count:
+            if size == count and not indexed:
                 found.append(value)
             elif size is not None and rows is not None and (trusted or size > int(rows.max())):
                 found.append(value[rows.to(value.device)])

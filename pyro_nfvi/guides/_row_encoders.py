@@ -96,7 +96,10 @@ class RowEncoders(nn.Module):
         codes: TensorDict = {}
         for net, (plate, data) in zip(self.nets, self._data.items()):
             rows = layout.rows.get(plate)
-            given = data.take(args, kwargs, rows, layout.sizes[plate], trusted=trusted)
+            indexed = plate in layout.indexed
+            given = data.take(
+                args, kwargs, rows, layout.sizes[plate], indexed=indexed, trusted=trusted
+            )
             code = encode(net, plate, given, self.widths[plate], rows, trusted=trusted)
             codes[plate] = code.to(like)
         found: TensorDict = {}

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pyro_nfvi._eval_mode import scoring
 from pyro_nfvi._optim.stop_reason import StopReason
-from pyro_nfvi._pyro_model.batch_model import BatchModel
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.plate_layout import as_rows
@@ -29,12 +28,17 @@ from pyro_nfvi.diagnostics._khat import TailReading
 from pyro_nfvi.diagnostics._verdict import Verdict
 from pyro_nfvi.errors import ModelError, NotSetUpError, OptionError
 from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
-from pyro_nfvi.infer._checks.row_weights import RowGaps, inside, row_gaps
+from pyro_nfvi.infer._checks.row_weights import RowGaps, inside, row_gaps, top_plates
 from pyro_nfvi.infer._model_parameters import ModelParams
 from pyro_nfvi.infer._recipe import PLATES
 from pyro_nfvi.infer._summary import Summary
 from pyro_nfvi.infer._training import Training
 from pyro_nfvi.infer._weighted_draws import WeighedDraws
+
+if TYPE_CHECKING:
+    from pyro_nfvi._pyro_model.plate_layout import PlateLayout
+    from pyro_nfvi.infer._plate_predict import RowPlan
+    from pyro_nfvi.infer._row_densities import RowDensities
 
 #: Rows by plate: numbers, a slice, or one number.
 Rows = Mapping[str, "Tensor | Sequence[int] | slice | int"]
@@ -324,19 +328,25 @@ class PlateFit:
         num_samples: int = 1000,
         rows: Rows | None = None,
         sites: Sequence[str] | None = None,
+        new_rows: Sequence[str] | None = None,
+        from_prior: Sequence[str] | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> TensorDict:
         """Predict: run the model forward at draws of globals and rows, batch by batch.
 
         Latents are held, under the trained parameters of the model; observed sites are drawn anew,
-        and deterministic ones computed. Rows are those of the fit, at other data of as many rows.
+        and deterministic ones computed. With data of as many rows the rows are those of the fit.
+        With data of another number they are new ones: known by these data, where the plate has an
+        encoder; else drawn from their prior given the other latents, if ``from_prior`` says so.
 
         Args:
             *args: The model's positional arguments; those of the fit if there are none at all.
             num_samples: Number of draws.
-            rows: For some plates the rows; of the others all.
+            rows: For some plates the rows, of the new ones where there are such; of the others all.
             sites: Sites to return; by default all that were not held.
+            new_rows: Plates whose rows are new ones although they are as many as those of the fit.
+            from_prior: Latent sites that are drawn from their prior given the other latents.
             seed: Makes predictions repeatable.
             **kwargs: The model's keyword arguments.
 
@@ -345,40 +355,126 @@ class PlateFit:
 
         Raises:
             NotSetUpError: The fit was loaded without its model.
-            ModelError: The arguments ask for rows that the fit has not, or a site cannot be drawn.
+            ModelError: The arguments are of rows that the fit does not know, or a site cannot be
+                drawn.
             OptionError: An unknown plate, row or site.
+
+        Example:
+            >>> import pyro, torch
+            >>> import pyro.distributions as dist
+            >>> from pyro_nfvi import NFVI
+            >>> def model(y):
+            ...     mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+            ...     with pyro.plate("groups", len(y), subsample_size=8) as rows:
+            ...         place = pyro.sample("place", dist.Normal(mean, 1.0))
+            ...         pyro.sample("y", dist.Normal(place, 1.0), obs=y[rows])
+            >>> fit = NFVI(model, max_steps=50, seed=0, progress=False).run(torch.randn(40) + 2)
+            >>> new = fit.predict(torch.zeros(9), from_prior=["place"], num_samples=5, seed=0)
+            >>> sorted(new), new["y"].shape
+            (['place', 'y'], torch.Size([5, 9]))
         """
-        from pyro_nfvi.infer._plate_predict import check_sizes, predict_rows
+        from pyro_nfvi.infer._plate_predict import plan_rows, predict_rows
 
         log_joint, num_samples = self.require_model(), whole("num_samples", num_samples)
         seed = seed_number(seed)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
-        if (args or kwargs) and isinstance(log_joint.model, BatchModel):
-            raise OptionError(
-                "This fit has its data from a loader: predict without the model's arguments, "
-                "predict(rows=...), at the rows of that. For new rows of an amortised plate draw "
-                "fit.guide.sample_posterior(num, batch), and run the model at these."
-            )
-        if not (args or kwargs):
-            args, kwargs = log_joint.args, dict(log_joint.kwargs)
-        else:
-            with self.model_scope():
-                check_sizes(log_joint.model, args, kwargs, self.plates, self.guide)
-        chosen = self._rows(rows or {}, others=True)
-        keep = {
-            plate: self._rows({plate: index})[plate]
-            for plate, index in (rows or {}).items()
-            if plate not in log_joint.subsampled
-        }
-        chosen |= self._rows({plate: slice(None) for plate in keep})
-        subsampled = [plate for plate in log_joint.subsampled if plate in chosen]
-        cut = max(subsampled, key=lambda plate: len(chosen[plate]), default=self._cut(chosen))
-        _, size = log_joint.subsampled.get(cut, (0, self.plates[cut]))
-        parts = self._parts(num_samples, chosen, seed, cut=cut, size=size)
+        with self.model_scope():
+            plan = plan_rows(log_joint, self.guide, args, kwargs, new_rows, from_prior)
+        chosen = self._rows(rows or {}, others=True, sizes=plan.sizes)
+        keep = {plate: chosen[plate] for plate in rows or {} if plate not in plan.counts}
+        chosen |= {plate: torch.arange(plan.sizes[plate]) for plate in keep}
+        subsampled = [plate for plate in plan.counts if plate in chosen]
+        cut = max(subsampled or chosen, key=lambda plate: len(chosen[plate]))
+        size = plan.counts.get(cut, plan.sizes[cut])
+        parts = self._parts(num_samples, chosen, seed, cut=cut, size=size, plan=plan)
         with self.model_scope(), seeded(seed, "predict"):
-            return predict_rows(
-                log_joint, parts, cut, num_samples, args, kwargs, sites, keep, self.plates
+            return predict_rows(log_joint, parts, cut, num_samples, plan, sites, keep)
+
+    @takes_turn
+    def log_predictive(
+        self,
+        *args: Any,
+        plate: str | None = None,
+        rows: Any = None,
+        num_samples: int = 1000,
+        new_rows: Sequence[str] | None = None,
+        from_prior: Sequence[str] | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> RowDensities:
+        r"""Score data row by row: the log predictive density of what is observed in each row.
+
+        .. math::
+            \log p(\tilde y_r \mid y) = \log \frac1S \sum_s p(\tilde y_r \mid z_{r,s}, g_s),
+            \qquad
+            \log p(\tilde y_r \mid y) = \log \frac1S \sum_s
+            \frac{p(\tilde y_r, z_{r,s} \mid g_s)}{q(z_{r,s} \mid g_s, \tilde y_r)}
+
+        the first at rows of the fit (their latents drawn from it) and at rows that are drawn from
+        their prior, the second at new rows of a plate with an encoder, whose latents are
+        integrated out by importance sampling. Data that the fit has not seen are held-out data;
+        those that it was fitted to flatter it.
+
+        Args:
+            *args: The model's positional arguments, as of :meth:`predict`.
+            plate: The plate; by default the one that encloses all others.
+            rows: The rows; by default all.
+            num_samples: Number S of draws.
+            new_rows: As of :meth:`predict`.
+            from_prior: As of :meth:`predict`.
+            seed: Makes the draws repeatable.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            Log densities ``(R,)`` in nats, with their standard errors and effective draws.
+
+        Warns:
+            DataWarning: Densities of some rows rest on few draws.
+
+        Raises:
+            NotSetUpError: The fit was loaded without its model.
+            ModelError: The arguments are of rows that the fit does not know; nothing is observed in
+                the plate; or a row's density is no sum.
+            OptionError: An unknown plate, row or site.
+
+        Source: Gelman, Hwang and Vehtari 2014, Statistics and Computing 24, arXiv:1307.5928.
+
+        Example:
+            >>> import pyro, torch
+            >>> import pyro.distributions as dist
+            >>> from pyro_nfvi import NFVI
+            >>> def model(y):
+            ...     mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+            ...     with pyro.plate("groups", len(y), subsample_size=8) as rows:
+            ...         place = pyro.sample("place", dist.Normal(mean, 1.0))
+            ...         pyro.sample("y", dist.Normal(place, 1.0), obs=y[rows])
+            >>> fit = NFVI(model, max_steps=50, seed=0, progress=False).run(torch.zeros(40))
+            >>> new = fit.log_predictive(torch.zeros(9), from_prior=["place"], seed=0)
+            >>> new.log_density.shape, abs(float(new.log_density[0]) + 1.27) < 0.1
+            (torch.Size([9]), True)
+        """
+        from pyro_nfvi.infer._plate_predict import plan_rows
+        from pyro_nfvi.infer._row_densities import row_densities
+
+        num_samples = whole("num_samples", num_samples, 1)
+        seed = seed_number(seed)
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        with self.model_scope():
+            plan = plan_rows(self.require_model(), self.guide, args, kwargs, new_rows, from_prior)
+            plate = self._top_plate() if plate is None else plate
+            chosen = self._rows({plate: slice(None) if rows is None else rows}, sizes=plan.sizes)
+            return row_densities(
+                self.guide, self.require_model(), plan, plate, chosen[plate], num_samples, seed
             )
+
+    def _top_plate(self) -> str:
+        tops = top_plates(self.guide.layout)
+        if len(tops) > 1:
+            raise OptionError(
+                f"Rows of {', '.join(map(repr, tops))} enclose no others: name the plate whose "
+                f"rows are scored, plate={tops[0]!r}."
+            )
+        return tops[0]
 
     def _parts(
         self,
@@ -389,14 +485,22 @@ class PlateFit:
         *,
         cut: str | None = None,
         size: int | None = None,
+        plan: RowPlan | None = None,
     ) -> Iterator[tuple[TensorDict, TensorDict]]:
         """Draw the rows part by part: the rows of each part, and draws of all its sites.
 
-        Globals are the same in all parts.
+        Globals are the same in all parts. With a plan these are its rows, and the sites those that
+        it holds.
         """
-        plate = self._cut(chosen) if cut is None else cut
+        guide, plate = self.guide, self._cut(chosen) if cut is None else cut
         rows = chosen.get(plate, torch.arange(self.plates[plate]))
-        layout = self.guide.layout.at({**chosen, plate: rows[:1]}, weighted=False)
+
+        def at(rows: TensorDict) -> PlateLayout:
+            if plan is not None:
+                return plan.layout(guide, rows)
+            return guide.layout.at(rows, weighted=False)
+
+        layout = at({**chosen, plate: rows[:1]})
         wide = max(1, layout.dim * num_samples)
         size = max(1, numbers // wide) if size is None else size
         outer = ~inside(layout, plate)
@@ -407,7 +511,7 @@ class PlateFit:
         )
         for start in range(0, len(rows), size):
             part = {**chosen, plate: rows[start : start + size]}
-            layout = self.guide.layout.at(part, weighted=False)
+            layout = at(part)
             inner = inside(layout, plate)
             eps = like.new_empty(num_samples, layout.dim)
             eps[:, ~inner] = eps_out
@@ -419,12 +523,17 @@ class PlateFit:
                 device=like.device,
                 generator=noise,
             )
-            with torch.no_grad(), scoring(self.guide):
-                z, _ = self.guide._bind(layout).by_rows(eps)
-                yield part, layout.space.constrain(z)[0]
+            with torch.no_grad(), scoring(guide):
+                bound = guide._bind(layout) if plan is None else plan.bound(guide, layout)
+                draws = layout.space.constrain(bound.by_rows(eps)[0])[0]
+                yield part, draws if plan is None else plan.held(guide, draws)
 
-    def _rows(self, rows: Rows, *, others: bool = False) -> TensorDict:
+    def _rows(
+        self, rows: Rows, *, others: bool = False, sizes: Mapping[str, int] | None = None
+    ) -> TensorDict:
         """Read the rows that a caller asks for; with ``others`` all of plates that are not named.
+
+        ``sizes`` are the numbers of rows of plates, those of the fit by default.
 
         Raises:
             OptionError: An unknown plate, or a row that it does not have.
@@ -442,7 +551,7 @@ class PlateFit:
                 raise OptionError(
                     f"There is no latent in a plate {plate!r}; the plates are {list(self.plates)}."
                 )
-            size = self.plates[plate]
+            size = (self.plates if sizes is None else sizes)[plate]
             if isinstance(index, slice):
                 index = torch.arange(size)[index]
             taken = torch.as_tensor(index) if isinstance(index, bool) else as_rows(plate, index)

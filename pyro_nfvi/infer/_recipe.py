@@ -724,6 +724,9 @@ class PlateRecipe:
     moment_draws: int = 16_384
     #: Effective draws below which the weights do not say where to.
     least_effective: float = 8.0
+    #: Effective draws of a row's predictive density below which a warning says so: its error is
+    #: 0.14 nats there, and that error itself is not known well.
+    predictive_draws: float = 50.0
     #: Nats of gap from which on a row is not to be trusted.
     row_gap: float = 0.5
     #: k-hat from which on a row is not to be trusted: the limit for means of any weights.

@@ -292,6 +292,30 @@ def test_new_rows_of_an_amortised_plate_are_known_by_their_data():
     assert found["z"].shape == (4, 7)
 
 
+@pytest.mark.parametrize("semi", [False, True])
+def test_rows_of_data_come_in_the_order_that_is_asked_for(semi):
+    """Also where all of them are asked for, so that their number does not tell a mini-batch."""
+    guide = trained(amortised, encoder={"groups": Net()}, semi_amortised=semi)
+    order = torch.randperm(12)
+    for ask in (
+        lambda **rows: guide.quantiles([0.3], Y, **rows)["z"][0],
+        lambda **rows: guide.mean(Y, **rows)["z"],
+    ):
+        torch.testing.assert_close(ask(rows={"groups": order}), ask()[order])
+    new = torch.linspace(-1, 3, 7)
+    rows = [6, 0, 3]
+    if semi:
+        with pytest.raises(ModelError, match="'groups' has 7 rows.*table"):
+            guide.mean(new)
+        return
+    torch.testing.assert_close(
+        guide.mean(new, rows={"groups": rows})["z"], guide.mean(new)["z"][rows]
+    )
+    for bad, says in (([0, 7], "needs the data of its rows"), ([-1], "got -1"), ([2, 2], "twice")):
+        with pytest.raises(OptionError, match=says):
+            guide.sample_posterior(3, new, rows={"groups": bad})
+
+
 def test_batches_of_an_amortised_plate_count_for_all_of_it():
     # The same loss in expectation: batches that cover the data, with the last one ragged.
     guide = trained(amortised, encoder={"groups": Net()})
@@ -389,6 +413,9 @@ def test_bad_rows_and_sizes_are_named():
                 call(rows)
     with pytest.raises(ModelError, match="'groups' has 20 rows.*built for 12.*encoder"):
         guide(torch.zeros(20))
+    for call in (guide.sample_posterior, guide.mean):
+        with pytest.raises(ModelError, match="'groups' has 20 rows.*built for 12.*encoder"):
+            call(*([3] if call == guide.sample_posterior else []), torch.zeros(20))
     pyro.clear_param_store()
     with pytest.warns(ModelWarning, match="drawn at random, 4 of 12.*data of 4 rows"):
         AutoPlateFlow(amortised).setup(Y[:4], size=12, batch=4)

@@ -69,7 +69,7 @@ def test_predicts_at_its_rows_and_comes_back_from_a_file(tmp_path):
     loader = DataLoader(TensorDataset(Y), batch_size=BATCH)
     fit = NFVI(model, **OPTIONS).run(loader, num_data=ROWS)
     assert fit.predict(num_samples=3, rows={"groups": [49, 3]}, seed=0)["y"].shape == (3, 2)
-    with pytest.raises(OptionError, match="data from a loader"):
+    with pytest.raises(ModelError, match="data from a loader"):
         fit.predict(Y)
     fit.save(tmp_path / "fit.nfvi")
     kwargs = {"num_data": ROWS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -147,7 +147,7 @@ class _Scan:
             bound = self.guide._bind(layout, bare=self._bare)
             for part in flat.split(most):
                 z, ladjs = bound.by_rows(part)
-                parts.append((z, _log_q(layout, part, ladjs, self.plate)))
+                parts.append((z, row_log_q(layout, part, ladjs, self.plate)))
                 scored.append(row_terms(self.log_joint, z, rows, self.plate))
         z = torch.cat([one for one, _ in parts])
         log_q = torch.cat([one.rows for _, one in parts])
@@ -207,7 +207,9 @@ def latin_normal(draws: int, width: int, generator: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _RowLogQ:
+class RowLogQ:
+    """Log densities of a guide: of the rows of a plate ``(S, B)``, and of all else ``(S,)``."""
+
     rows: Tensor
     rest: Tensor
 
@@ -221,7 +223,7 @@ def inside(layout: PlateLayout, plate: str) -> Tensor:
     return found
 
 
-def _log_q(layout: PlateLayout, eps: Tensor, ladjs: list[Tensor], plate: str) -> _RowLogQ:
+def row_log_q(layout: PlateLayout, eps: Tensor, ladjs: list[Tensor], plate: str) -> RowLogQ:
     """Sum log densities of a guide to rows of a plate ``(S, B)``, and the rest ``(S,)``."""
     size = layout.sizes[plate]
     rows = eps.new_zeros(len(eps), size).double()
@@ -232,7 +234,7 @@ def _log_q(layout: PlateLayout, eps: Tensor, ladjs: list[Tensor], plate: str) ->
             rows.index_add_(1, layout.cells(block)[plate].to(eps.device), own)
         else:
             rest = rest + own.sum(-1)
-    return _RowLogQ(rows, rest)
+    return RowLogQ(rows, rest)
 
 
 def top_plates(layout: PlateLayout) -> list[str]:
@@ -283,7 +285,8 @@ def row_gaps(
     gaps: list[Tensor] = []
     khats: list[Tensor] = []
     done: list[Tensor] = []
-    for number, (batch, own) in enumerate(_batches(log_joint, plate, rows, total, seed)):
+    batches = batches_of(log_joint.subsampled, plate, rows, total, seed)
+    for number, (batch, own) in enumerate(batches):
         if gaps and budget.over():
             break
         eps = _outer_noise(guide, batch, plate, count, seed)
@@ -308,8 +311,8 @@ def _khats(log_w: Tensor) -> Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
-def _batches(
-    log_joint: LogJoint, plate: str, rows: Tensor, total: int, seed: int
+def batches_of(
+    subsampled: Mapping[str, tuple[int, int]], plate: str, rows: Tensor, total: int, seed: int
 ) -> list[tuple[TensorDict, Tensor]]:
     """Lay some rows out in batches of the model's own size, and say which of each are asked for.
 
@@ -317,12 +320,12 @@ def _batches(
     """
     others = {
         name: torch.randperm(size, generator=stream(seed, "other rows", name))[:count]
-        for name, (size, count) in log_joint.subsampled.items()
+        for name, (size, count) in subsampled.items()
         if name != plate
     }
-    if plate not in log_joint.subsampled:
+    if plate not in subsampled:
         return [(others, rows)]
-    _, count = log_joint.subsampled[plate]
+    _, count = subsampled[plate]
     found = []
     for part in rows.split(count):
         batch = part
@@ -401,7 +404,8 @@ def judge_globals(
     log_share = torch.full((draws,), -math.log(draws), dtype=torch.float64)
     if bare and _one_wide(guide.layout, plate):
         nodes, log_share = hermite_nodes(draws)
-    for number, (batch, own) in enumerate(_batches(log_joint, plate, rows, total, seed)):
+    batches = batches_of(log_joint.subsampled, plate, rows, total, seed)
+    for number, (batch, own) in enumerate(batches):
         if done and budget.over():
             break
         eps = _outer_noise(guide, batch, plate, count, seed)
