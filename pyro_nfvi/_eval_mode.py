@@ -18,7 +18,7 @@ _TRAINS: ContextVar[bool] = ContextVar("_TRAINS", default=False)
 _MODE_FREE = (
     nn.Linear, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict,
     nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Flatten, nn.Unflatten,
-    nn.Identity, nn.Tanh, nn.ReLU, nn.ELU, nn.SiLU, nn.Softplus, nn.Sigmoid,
+    nn.Identity, nn.Embedding, nn.Tanh, nn.ReLU, nn.ELU, nn.SiLU, nn.Softplus, nn.Sigmoid,
 )  # fmt: skip
 
 #: Modules that are being evaluated: how often, and the mode to go back to. Threads that evaluate

@@ -22,6 +22,7 @@ from pyro_nfvi.vae._pictures import (
 )
 from pyro_nfvi.vae._pixels import binarize, choose_preparation
 from pyro_nfvi.vae._priors import MixturePrior, Prior, VampPrior
+from pyro_nfvi.vae._resnet_networks import ResNetDecoder, ResNetEncoder
 from pyro_nfvi.vae._student_t import StudentT
 from pyro_nfvi.vae.train._callbacks import Callback, CSVLogger, TensorBoardLogger
 from pyro_nfvi.vae.train._fit import fit
@@ -53,6 +54,8 @@ __all__ = [
     "NegativeBinomial",
     "Poisson",
     "Prior",
+    "ResNetDecoder",
+    "ResNetEncoder",
     "StudentT",
     "TensorBoardLogger",
     "VAELoss",

@@ -18,9 +18,16 @@ from pyro_nfvi.vae._hierarchical import HierarchicalVAE
 from pyro_nfvi.vae._likelihood_names import likelihood_kind, make_likelihood
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._recipe import NETWORKS
+from pyro_nfvi.vae._resnet_networks import ResNetDecoder, ResNetEncoder
 
 #: Names of the shipped encoders and decoders.
-ARCHITECTURES = ("gated", "mlp", "conv")
+ARCHITECTURES = ("gated", "mlp", "conv", "resnet")
+
+#: Encoder and decoder of each name that are made of convolutions.
+_CONVOLUTIONS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
+    "conv": (ConvEncoder, ConvDecoder),
+    "resnet": (ResNetEncoder, ResNetDecoder),
+}
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,9 @@ class Architecture:
         latent_dim: D.
         flow: Formula of the flow, or ``"none"``.
         flow_options: Options of the flow.
-        nets: ``"gated"`` (gated dense), ``"mlp"`` (ReLU) or ``"conv"`` (gated convolutions);
-            ``"module:function"`` for nets of a user's own, which are handed to ``build``.
+        nets: ``"gated"`` (gated dense), ``"mlp"`` (ReLU), ``"conv"`` (gated convolutions) or
+            ``"resnet"`` (residual ones); ``"module:function"`` for nets of a user's own, which are
+            handed to ``build``.
         hidden: Widths of the dense nets.
         context_dim: Size of the flow's context; None for the width of the encoder's last layer,
             as in the papers; 0 for one flow for all images.
@@ -76,7 +84,7 @@ class Architecture:
             return 0
         if self.context_dim is not None:
             return self.context_dim
-        return NETWORKS.conv_width if self.nets == "conv" else self.hidden[-1]
+        return NETWORKS.conv_width if self.nets in _CONVOLUTIONS else self.hidden[-1]
 
     def build(
         self, *, seed: int, nets: tuple[nn.Module, nn.Module] | Callable[..., Any] | None = None
@@ -115,10 +123,11 @@ class Architecture:
             return own
         # The head is drawn apart from its context, so that it is the same with and without one.
         ends: dict[str, Any] = {"condition_dim": self.condition_dim}
-        if self.nets == "conv":
+        if self.nets in _CONVOLUTIONS:
+            encoder, decoder = _CONVOLUTIONS[self.nets]
             return (
-                ConvEncoder(self.shape, self.latent_dim, context_dim=self.context_size, **ends),
-                ConvDecoder(self.latent_dim, self.shape, num_params=num_params, **ends),
+                encoder(self.shape, self.latent_dim, context_dim=self.context_size, **ends),
+                decoder(self.latent_dim, self.shape, num_params=num_params, **ends),
             )
         widths: Sequence[int] = self.hidden
         dense = {**ends, "gated": self.nets == "gated"}
@@ -160,7 +169,12 @@ def _made(
     )
 
 
-_NETS = {one.__name__: one for one in (ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder)}
+_NETS: dict[str, Callable[..., nn.Module]] = {
+    one.__name__: one
+    for one in (
+        ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder, ResNetDecoder, ResNetEncoder,
+    )
+}  # fmt: skip
 
 
 def describe(vae: FlowVAE) -> dict[str, Any]:

@@ -82,9 +82,13 @@ def call_net(what: str, net: Callable[..., Any], *given: Tensor) -> Any:
     except (RuntimeError, ValueError) as error:
         came = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in given)
         words = (str(error).splitlines() or [""])[0]
+        looked_up = "" if given[0].is_floating_point() else (
+            " Categories come as integers, to be looked up: DenseEncoder(..., levels=L), or "
+            "nn.Embedding in an encoder of your own."
+        )  # fmt: skip
         raise ShapeError(
             f"The {what} failed on an input of shape {came}: {words}. Check the sizes and the "
-            "number type that it was built for."
+            f"number type that it was built for.{looked_up}"
         ) from error
 
 

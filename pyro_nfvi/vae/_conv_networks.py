@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_nfvi.errors import OptionError
 from pyro_nfvi.vae._dense_networks import Head
+from pyro_nfvi.vae._image_axes import ImageAxes
 from pyro_nfvi.vae._recipe import NETWORKS
 
 #: (channels, stride) of the encoder's 5x5 layers; the decoder mirrors them.
@@ -28,29 +28,20 @@ class _Gated(nn.Module):
         return F.glu(self.conv(x), 1)
 
 
-def _quarter(shape: Sequence[int]) -> tuple[int, int]:
-    if len(shape) != 2 or shape[0] % 4 or shape[1] % 4:
-        raise OptionError(
-            "The convolutional nets take grey images (H, W) with sides that are multiples of 4; "
-            f"got {tuple(shape)}. Take the dense nets."
-        )
-    return shape[0] // 4, shape[1] // 4
-
-
 class ConvEncoder(nn.Module):
-    """Grey images to ``(loc, scale, context)`` through gated convolutions.
+    """Images, grey or in colour, to ``(loc, scale, context)`` through gated convolutions.
 
     Five 5x5 layers (32, 32 with stride 2, 64, 64 with stride 2, 64 channels), then one layer over
     the whole quarter-size map to 256 numbers.
 
     Args:
-        shape: ``(H, W)``, multiples of 4.
+        shape: ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)``, sides that are multiples of 4.
         latent_dim: D.
         context_dim: Size of the flow's context; 256 hands the last layer on as it is; 0: none.
         condition_dim: Size of labels, which enter beside the 256 numbers.
 
     Shape:
-        ``x (B, H, W)``, ``c (B, condition_dim)`` -> ``(B, D)``, ``(B, D)``, ``(B, C)`` or None.
+        ``x (B, *shape)``, ``c (B, condition_dim)`` -> ``(B, D)``, ``(B, D)``, ``(B, C)`` or None.
 
     Source: van den Berg et al. 2018, arXiv:1803.05649, appendix; sizes as in the authors' code.
 
@@ -74,13 +65,13 @@ class ConvEncoder(nn.Module):
             "kind": "ConvEncoder", "shape": list(shape), "latent_dim": latent_dim,
             "context_dim": context_dim, "condition_dim": condition_dim,
         }  # fmt: skip
-        quarter = _quarter(shape)
+        self.axes = ImageAxes.of(shape, 4)
         parts: list[nn.Module] = []
-        inputs = 1
+        inputs = self.axes.channels
         for channels, stride in _DOWN:
             parts.append(_Gated(nn.Conv2d(inputs, 2 * channels, 5, stride, 2)))
             inputs = channels
-        parts.append(_Gated(nn.Conv2d(inputs, 2 * NETWORKS.conv_width, quarter)))
+        parts.append(_Gated(nn.Conv2d(inputs, 2 * NETWORKS.conv_width, self.axes.quarter())))
         self.body = nn.Sequential(*parts)
         self.join = (
             nn.Linear(NETWORKS.conv_width + condition_dim, NETWORKS.conv_width)
@@ -91,7 +82,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return ``(loc, scale, context)``."""
-        h = self.body(x.unsqueeze(1)).flatten(1)
+        h = self.body(self.axes.to_maps(x)).flatten(1)
         if self.join is not None and c is not None:
             h = torch.tanh(self.join(torch.cat([h, c], -1)))
         found: tuple[Tensor, Tensor, Tensor | None] = self.head(h)
@@ -103,12 +94,12 @@ class ConvDecoder(nn.Module):
 
     Args:
         latent_dim: D.
-        shape: ``(H, W)``, multiples of 4.
-        num_params: Numbers per pixel; above 1 they stand on a last axis.
+        shape: ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)``, sides that are multiples of 4.
+        num_params: Numbers per pixel and channel; above 1 they stand on a last axis.
         condition_dim: Size of labels that come beside the latent point.
 
     Shape:
-        ``z (N, D)``, ``c (N, condition_dim)`` -> ``(N, H, W)`` or ``(N, H, W, num_params)``.
+        ``z (N, D)``, ``c (N, condition_dim)`` -> ``(N, *shape)`` or ``(N, *shape, num_params)``.
 
     Source: as :class:`ConvEncoder`.
 
@@ -132,19 +123,19 @@ class ConvDecoder(nn.Module):
             "kind": "ConvDecoder", "latent_dim": latent_dim, "shape": list(shape),
             "num_params": num_params, "condition_dim": condition_dim,
         }  # fmt: skip
-        quarter = _quarter(shape)
+        self.axes, self.num_params = ImageAxes.of(shape, 4), num_params
         inputs, (first, _) = latent_dim + condition_dim, _UP[0]
-        parts: list[nn.Module] = [_Gated(nn.ConvTranspose2d(inputs, 2 * first, quarter))]
+        whole = nn.ConvTranspose2d(inputs, 2 * first, self.axes.quarter())
+        parts: list[nn.Module] = [_Gated(whole)]
         inputs = first
         for channels, stride in _UP[1:]:
             conv = nn.ConvTranspose2d(inputs, 2 * channels, 5, stride, 2, stride - 1)
             parts.append(_Gated(conv))
             inputs = channels
         self.body = nn.Sequential(*parts)
-        self.last = nn.Conv2d(inputs, num_params, 1)
+        self.last = nn.Conv2d(inputs, self.axes.channels * num_params, 1)
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """Return the likelihood's parameters."""
         rows = z if c is None else torch.cat([z, c], -1)
-        out: Tensor = self.last(self.body(rows[..., None, None]))
-        return out.squeeze(1) if out.shape[1] == 1 else out.movedim(1, -1)
+        return self.axes.from_maps(self.last(self.body(rows[..., None, None])), self.num_params)

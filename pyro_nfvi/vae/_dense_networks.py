@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,9 @@ class DenseEncoder(nn.Module):
         context_dim: Size of the flow's context; 0 for none.
         condition_dim: Size of labels that come beside the image.
         gated: Gated layers instead of ReLU.
+        levels: Number of categories of ``Categorical(levels, ordered=False)``: pixels are integers,
+            which the encoder looks up in a table of vectors that all pixels share; 0 for numbers.
+        embedding: Size of these vectors.
 
     Shape:
         ``x (B, *shape)``, ``c (B, condition_dim)`` -> ``(B, D)``, ``(B, D)``, ``(B, C)`` or None.
@@ -99,19 +103,27 @@ class DenseEncoder(nn.Module):
         context_dim: int = 0,
         condition_dim: int = 0,
         gated: bool = True,
+        levels: int = 0,
+        embedding: int = NETWORKS.embedding,
     ) -> None:
         super().__init__()
-        self.made_of = {
+        self.made_of: dict[str, Any] = {
             "kind": "DenseEncoder", "shape": list(shape), "latent_dim": latent_dim,
             "hidden": list(hidden), "context_dim": context_dim, "condition_dim": condition_dim,
             "gated": gated,
         }  # fmt: skip
-        self.body = dense_layers(math.prod(shape) + condition_dim, hidden, gated=gated)
+        size = math.prod(shape)
+        self.table = None
+        if levels:
+            self.made_of |= {"levels": levels, "embedding": embedding}
+            self.table = nn.Embedding(levels, embedding)
+            size *= embedding
+        self.body = dense_layers(size + condition_dim, hidden, gated=gated)
         self.head = Head(hidden[-1], latent_dim, context_dim)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return ``(loc, scale, context)``."""
-        rows = x.flatten(1)
+        rows = (x if self.table is None else self.table(x)).flatten(1)
         found: tuple[Tensor, Tensor, Tensor | None] = self.head(
             self.body(rows if c is None else torch.cat([rows, c], -1))
         )

@@ -175,6 +175,9 @@ class Categorical(Likelihood):
 
     Args:
         levels: Number of levels L: pixels are 0 .. L-1.
+        ordered: Levels are grey levels, which the encoder sees scaled to -1 .. 1. False: categories
+            without an order, such as answers or letters; the encoder sees the integers and embeds
+            them (``DenseEncoder(..., levels=L)``), and the most probable one stands for the mean.
 
     Source: van den Oord et al. 2016, arXiv:1601.06759, section 3.4 (256 ways).
 
@@ -187,6 +190,7 @@ class Categorical(Likelihood):
     """
 
     levels: int = 256
+    ordered: bool = True
     name: ClassVar[str] = "categorical"
 
     def __post_init__(self) -> None:
@@ -207,11 +211,19 @@ class Categorical(Likelihood):
         return picked.flatten(params.dim() - x.dim()).sum(-1)
 
     def mean(self, params: Tensor) -> Tensor:
+        if not self.ordered:
+            return params.argmax(-1).to(params)
         values = torch.arange(self.levels, dtype=params.dtype, device=params.device)
         return torch.softmax(params, -1) @ values
 
     def encoder_input(self, x: Tensor) -> Tensor:
+        if not self.ordered:
+            return x.long()
         return x.to(torch.get_default_dtype()) / (self.levels - 1) * 2 - 1
+
+    def spec(self) -> dict[str, Any]:
+        # Files of ordered levels, the usual ones, say nothing of the order.
+        return super().spec() if not self.ordered else {"name": self.name, "levels": self.levels}
 
     def check(self, x: Tensor) -> None:
         whole = not x.is_floating_point() or bool((x == x.round()).all())

@@ -40,6 +40,11 @@ class Masked(Likelihood):
     def __post_init__(self) -> None:
         if not isinstance(self.inner, Likelihood):
             raise OptionError(f"Masked needs a Likelihood; got {type(self.inner).__name__}.")
+        if not getattr(self.inner, "ordered", True):
+            raise OptionError(
+                "Categories have no number that stands for a missing one: count 'missing' as a "
+                "category of its own."
+            )
         if getattr(self.inner, "library", None) is not None:
             raise OptionError("A sum of counts is not known where some are missing: library=None.")
 

@@ -195,7 +195,9 @@ class FlowVAE(PyroModule):
             c: Labels as rows, of a conditional VAE.
         """
         like = next(self.encoder.parameters(), None)
-        given = given if like is None else given.to(like.dtype)
+        # Categories stay integers, which the encoder looks up.
+        if like is not None and getattr(self.likelihood, "ordered", True):
+            given = given.to(like.dtype)
         with scoring(self):
             found = call_net("encoder", self.encoder, given, *(() if c is None else (c,)))
             loc, scale, context = encoder_output(

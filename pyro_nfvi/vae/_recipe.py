@@ -13,8 +13,14 @@ class NetworkRecipe:
     latent_dim: int = 40
     #: Widths of the dense nets: those of Tomczak and Welling 2018, arXiv:1705.07120.
     hidden: tuple[int, ...] = (300, 300)
-    #: Hidden units of the convolutional nets between convolutions and heads.
+    #: Hidden units of the convolutional nets, residual ones too, between convolutions and heads.
     conv_width: int = 256
+    #: Numbers that stand for a category where an encoder looks them up.
+    embedding: int = 8
+    #: Channels of the residual nets at full size, at half and at a quarter.
+    resnet_channels: tuple[int, int, int] = (16, 32, 32)
+    #: Residual blocks at each of these.
+    resnet_blocks: int = 2
     #: Hidden units of the nets between two layers of latents, and size of the lower one's context.
     between_layers: int = 100
     #: Least standard deviation that an encoder gives.

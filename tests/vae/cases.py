@@ -34,7 +34,10 @@ def make(flow="iaf*2", *, context_dim=4, dim=DIM, seed=0, dtype=None, **options)
     condition = options.get("condition_dim", 0)
     likelihood = options.get("likelihood", "bernoulli")
     num_params = 1 if likelihood == "bernoulli" else likelihood.num_params
-    encoder = DenseEncoder(SHAPE, dim, (8,), context_dim=context_dim, condition_dim=condition)
+    levels = 0 if getattr(likelihood, "ordered", True) else likelihood.levels
+    encoder = DenseEncoder(
+        SHAPE, dim, (8,), context_dim=context_dim, condition_dim=condition, levels=levels
+    )
     decoder = DenseDecoder(dim, SHAPE, (8,), num_params=num_params, condition_dim=condition)
     vae = FlowVAE(encoder, decoder, dim, context_dim, flow, **options)
     return vae if dtype is None else vae.to(dtype)

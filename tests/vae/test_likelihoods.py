@@ -26,7 +26,8 @@ from pyro_nfvi.vae._likelihood_names import make_likelihood
 
 COUNTS = (Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial)
 ALL = [
-    Bernoulli(), Categorical(5), Gaussian(), Gaussian(0.3), LogitNormal(), LogitNormal(0.8),
+    Bernoulli(), Categorical(5), Categorical(5, ordered=False), Gaussian(), Gaussian(0.3),
+    LogitNormal(), LogitNormal(0.8),
     StudentT(), StudentT(None), LogisticMixture(7, 2), *(kind() for kind in COUNTS),
     Masked(), Masked(LogitNormal()), Masked(NegativeBinomial()), Masked(LogisticMixture(5, 1)),
 ]  # fmt: skip
