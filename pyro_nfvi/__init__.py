@@ -12,6 +12,7 @@ from pyro_nfvi._lazy import lazy
 from pyro_nfvi._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from pyro_nfvi import amortised as amortised
     from pyro_nfvi import arviz as arviz
     from pyro_nfvi import calibration as calibration
     from pyro_nfvi import diagnostics as diagnostics
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pyro_nfvi._map_fits.map_fits import map_fits
     from pyro_nfvi._map_fits.spec import FitSpec
     from pyro_nfvi._show_versions import show_versions
+    from pyro_nfvi.amortised._amortise import amortise
     from pyro_nfvi.arviz._to_arviz import to_arviz
     from pyro_nfvi.calibration._vsbc import vsbc
     from pyro_nfvi.distributions._flow_density import FlowDensity
@@ -62,6 +64,7 @@ __all__ = [
     "FitSpec",
     "FlowDensity",
     "Target",
+    "amortise",
     "clear_cache",
     "load",
     "map_fits",
@@ -88,6 +91,7 @@ if not TYPE_CHECKING:  # which knows the names, and reports others
             "FlowDensity": "distributions._flow_density",
             "NFVI": "infer._nfvi",
             "Target": "infer._target",
+            "amortise": "amortised._amortise",
             "clear_cache": "_engine.cache",
             "load": "infer._loading",
             "map_fits": "_map_fits.map_fits",
@@ -96,6 +100,7 @@ if not TYPE_CHECKING:  # which knows the names, and reports others
             "vsbc": "calibration._vsbc",
         },
         folders={
+            "amortised",
             "arviz",
             "calibration",
             "diagnostics",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.arviz._recipe import RECIPE
+from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.guides._vector_guide import VectorGuide
 
@@ -64,6 +65,8 @@ def read(
         draws = _from_mcmc(source)
     elif isinstance(getattr(source, "guide", None), VectorGuide):
         draws = _from_fit(source, num_samples, args, kwargs)
+    elif isinstance(getattr(source, "density", None), FlowDensity) and hasattr(source, "latent"):
+        draws = _from_density(source, num_samples)
     else:
         raise OptionError(
             "to_arviz takes a fit, a guide, a Pyro MCMC run, a dict of draws, or a list of these; "
@@ -172,6 +175,16 @@ def _divergences(mcmc: Any, chains: int, draws: int) -> TensorDict:
         where = [int(index) for index in found["divergences"]]
         diverging[chain, [index for index in where if 0 <= index < draws]] = True
     return {"diverging": diverging}
+
+
+def _from_density(fit: Any, num_samples: int) -> Draws:
+    """Draw from an amortised posterior of a model without a density."""
+    with torch.no_grad():
+        z, log_q = fit.density.rsample_and_log_prob((num_samples,))
+        values, ladj = fit.latent.constrain(z)
+    attrs = {"source": "amortised", "verdict": str(fit.verdict)}
+    chains = {name: value[None] for name, value in values.items()}
+    return Draws(chains, (log_q - ladj)[None], attrs=attrs)
 
 
 def _from_fit(

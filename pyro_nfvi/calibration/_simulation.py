@@ -15,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_nfvi._error_text import describe_error
+from pyro_nfvi._option_names import meant
 from pyro_nfvi._pyro_model.forward_model import DrawAnew, is_factor
 from pyro_nfvi._pyro_model.latent_space import is_discrete, is_point_mass
 from pyro_nfvi._pyro_model.model_run import is_deterministic
@@ -184,8 +185,8 @@ class Simulator:
         unknown = [name for name in self.names if name not in sites]
         if unknown:
             raise OptionError(
-                f"observed names {unknown}, which the model does not have; its sites are "
-                f"{list(sites)}."
+                f"observed names {unknown}, which the model does not have."
+                f"{meant(unknown[0], list(sites))} Its sites are {list(sites)}."
             )
         params = [name for name, site in trace.nodes.items() if site["type"] == "param"]
         if params:
