@@ -4,6 +4,7 @@ r"""The one rule by which a k-hat is read: verdict, model selection, reports and
 k-hat                  what it says of S weights
 =====================  ===========================================================================
 without meaning        the largest weight is within 5 % of the mean: there is no tail
+of no account          the gap is below 0.05 nats and 90 % of the draws are effective, all the same
 below 0.5              the weights have a variance: the approximation itself is close
 below the threshold    :math:`\min(1 - 1/\log_{10} S, 0.7)`: reweighted draws can be relied on
 below 1                the weights have a mean, but S of them are too few to find it
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi.diagnostics._psis import khat_threshold, psis
-from pyro_nfvi.diagnostics._recipe import KHAT
+from pyro_nfvi.diagnostics._recipe import KHAT, VERDICT
 from pyro_nfvi.diagnostics._weights import checked
 
 
@@ -38,16 +39,28 @@ class TailReading:
         khat: Shape of the tail.
         num_draws: Number S of the weights.
         excess: How far the largest weight is above the mean, as a share of it.
+        effective: Share of the draws that is effective, where it is known.
+        gap: Gap between evidence and ELBO in nats, where it is known.
     """
 
     khat: float
     num_draws: int
     excess: float = math.inf
+    effective: float = math.nan
+    gap: float = math.inf
 
     @property
     def means_nothing(self) -> bool:
         """True if the weights are so even that their tail is without consequence."""
         return self.excess <= KHAT.even
+
+    @property
+    def nearly_even(self) -> bool:
+        """True if so little is between the weights that their tail, whatever its shape, can wait.
+
+        A shape is that of the largest fifth of the weights beyond the rest, on whatever scale.
+        """
+        return self.gap < VERDICT.small_gap and self.effective > VERDICT.even
 
     @property
     def close(self) -> bool:
@@ -69,15 +82,25 @@ class TailReading:
             return "k-hat unknown"
         if self.means_nothing:
             return f"k-hat without meaning (weights even to {max(self.excess, 1e-16):.0e})"
+        if self.nearly_even and not self.close:
+            return f"k-hat {self.khat:.2f}, of no account in weights that are nearly even"
         return f"k-hat {self.khat:.2f}"
 
 
-def read_tail(log_w: Tensor, khat: float | None = None) -> TailReading:
+def read_tail(
+    log_w: Tensor,
+    khat: float | None = None,
+    *,
+    effective: float = math.nan,
+    gap: float = math.inf,
+) -> TailReading:
     """Read the tail of importance weights.
 
     Args:
         log_w: Log weights (S,) in nats, raw.
         khat: Their k-hat, where :func:`psis` gave it before.
+        effective: Share of the draws that is effective, where it is known.
+        gap: Gap between evidence and ELBO in nats, where it is known.
 
     Cost:
         One sort of S numbers.
@@ -99,4 +122,5 @@ def read_tail(log_w: Tensor, khat: float | None = None) -> TailReading:
     checked_w = checked(log_w)
     mean = torch.logsumexp(checked_w, 0) - math.log(len(checked_w))
     excess = float(torch.expm1(checked_w.max() - mean))
-    return TailReading(psis(log_w).khat if khat is None else khat, len(checked_w), max(excess, 0.0))
+    khat = psis(log_w).khat if khat is None else khat
+    return TailReading(khat, len(checked_w), max(excess, 0.0), effective, gap)

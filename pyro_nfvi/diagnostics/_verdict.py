@@ -131,7 +131,8 @@ def judge_weights(
     except WeightError as error:
         nothing = f"the weights of the draws say nothing: {error}"
         return Verdict(BAD, [nothing], _NEXT_FIT, Cause.WEIGHTS)
-    tail, count = read_tail(log_w, smoothed.khat), ess(smoothed.log_weights)
+    count = ess(smoothed.log_weights)
+    tail = read_tail(log_w, smoothed.khat, effective=count / len(z), gap=gap)
     numbers = (
         f"{tail}, gap between evidence and ELBO {gap:.3g} nats, {count:.0f} of "
         f"{len(z)} draws effective"
@@ -140,8 +141,7 @@ def judge_weights(
         share = f"{100 * unscored:.1f} % of the draws have no density under the model"
         return Verdict(BAD, [share, numbers], _NEXT_FIT, Cause.WEIGHTS)
     moved = _moved(z, smoothed.log_weights, count, name)
-    nearly_exact = gap < VERDICT.small_gap and count > VERDICT.even * len(z)
-    if ((tail.close and gap < VERDICT.gap) or nearly_exact) and not moved:
+    if ((tail.close and gap < VERDICT.gap) or tail.nearly_even) and not moved:
         # Only where weights are good can they say anything of tails.
         heavy = _heavy(
             z, log_w, VERDICT.surely_no_variance if tail.close else VERDICT.no_variance, mode

@@ -11,6 +11,7 @@ from pyro_nfvi.diagnostics._verdict import BAD, GOOD, USABLE, Cause, Verdict, ju
 from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
 from pyro_nfvi.infer._checks.row_weights import RowGaps
 from pyro_nfvi.infer._findings import Level, RowsUnseen
+from pyro_nfvi.infer._recipe import PLATES
 from pyro_nfvi.infer._training import Training
 from pyro_nfvi.infer._weighted_draws import WeighedDraws
 
@@ -114,6 +115,23 @@ def verdict(fit: FittedRows) -> Verdict:
     return Verdict(said, reasons, next_step, cause)
 
 
+def _tails(rows: RowGaps) -> str:
+    """Say in how many rows k-hat is too large, and in how many of them it counts."""
+    long = rows.long_tails()
+    if not bool(long.any()):
+        middle, most = float(rows.khat.median()), float(rows.khat.max())
+        return f"k-hat {middle:.2f} in the median, {most:.2f} at most"
+    even = int((long & rows.nearly_even()).sum())
+    told = f"k-hat above {PLATES.row_khat} in {int(long.sum())}"
+    if not even:
+        return told
+    all_of = "all" if even == int(long.sum()) else str(even)
+    return (
+        f"{told}, {all_of} of them with weights nearly even (gap below {PLATES.row_even} nats), "
+        "where it is of no account"
+    )
+
+
 def report(fit: FittedRows) -> str:
     """Describe the guide, its training, and its quality, a line each."""
     training, layout = fit.training, fit.guide.layout
@@ -136,14 +154,14 @@ def report(fit: FittedRows) -> str:
         f"ELBO {fit.elbo:.3f} ± {fit.elbo_se:.3f} nats",
     ]
     for one in fit.rows:
-        gap, khat = one.gap, one.khat
         lines.append(
-            f"{len(one.rows)} of {one.total} rows of {one.plate!r}: gap {float(gap.mean()):.4f} "
-            f"nats in the mean, {float(gap.max()):.3f} at most; k-hat {float(khat.median()):.2f} "
-            f"in the median, {int(one.bad().sum())} not to be trusted"
+            f"{len(one.rows)} of {one.total} rows of {one.plate!r}: gap "
+            f"{float(one.gap.mean()):.4f} nats in the mean, {float(one.gap.max()):.3f} at most; "
+            f"{_tails(one)}; {int(one.bad().sum())} not to be trusted"
         )
-    if fit.draws.exact:
-        lines.append(f"globals: {fit.tail}")
+    if fit.draws.exact and fit.draws.z.shape[-1]:
+        effective = fit.draws.quality()[1]
+        lines.append(f"globals: {fit.tail}, {effective:.0f} of {len(fit.draws.z)} draws effective")
     word = fit.verdict
     lines.append(f"verdict: {word} ({'; '.join(word.reasons)}). {word.next_step}")
     return "\n".join([*lines, *training.notes])

@@ -729,6 +729,9 @@ class PlateRecipe:
     predictive_draws: float = 50.0
     #: Nats of gap from which on a row is not to be trusted.
     row_gap: float = 0.5
+    #: Nats of gap up to which the weights of a row are so even that k-hat is of no account: as
+    #: ``small_gap`` of the verdict.
+    row_even: float = 0.05
     #: k-hat from which on a row is not to be trusted: the limit for means of any weights.
     row_khat: float = 0.7
     #: Share of such rows from which on the verdict is not good.

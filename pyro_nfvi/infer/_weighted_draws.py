@@ -16,7 +16,7 @@ from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.model_run import Evaluation
 from pyro_nfvi._pyro_model.subsampling import cover
 from pyro_nfvi._typing import TensorDict, TensorPair
-from pyro_nfvi.diagnostics._importance import ess
+from pyro_nfvi.diagnostics._importance import ess, iw_gap
 from pyro_nfvi.diagnostics._khat import TailReading, read_tail
 from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.distributions._flow_density import FlowDensity
@@ -88,7 +88,9 @@ class WeighedDraws:
         smoothed = self.smoothed()
         if smoothed is None:
             return TailReading(math.nan, len(self.z))
-        return read_tail(self.log_w, smoothed.khat)
+        share, scored = ess(smoothed.log_weights) / len(self.z), self.log_w
+        gap = iw_gap(scored[torch.isfinite(scored)])
+        return read_tail(scored, smoothed.khat, effective=share, gap=gap)
 
 
 def push_chunks(

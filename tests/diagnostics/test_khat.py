@@ -47,6 +47,25 @@ def test_weights_that_are_even_have_no_tail_whatever_its_shape(size):
     assert not re.search(r"k-hat \d", " ".join(verdict.reasons))
 
 
+def test_a_long_tail_of_little_is_said_to_be_of_no_account():
+    """The words follow the rule: nowhere does a large k-hat stand beside "good" without a word."""
+    few = pareto(1.3, 1e-5)
+    z = torch.linspace(-1, 1, len(few))[:, None]
+    verdict = judge_weights(z, few)
+    assert verdict == "good"
+    assert re.search(
+        r"k-hat 1\.\d+, of no account in weights that are nearly even", verdict.reasons[0]
+    )
+    assert re.search(r"\d of 2000 draws effective", verdict.reasons[0])
+    many = judge_weights(z, pareto(1.3, 1e-2))
+    assert many == "do not trust"
+    assert "no account" not in many.reasons[0]
+    near = TailReading(2.24, 256, 0.1, effective=0.99, gap=0.001)
+    assert near.nearly_even
+    assert not any((near.close, near.reliable, near.has_mean))  # which read the tail alone
+    assert "no account" not in str(TailReading(0.3, 256, 0.1, effective=0.99, gap=0.001))
+
+
 def test_fewer_draws_need_a_lighter_tail():
     assert TailReading(0.6, 2000, 1.0).reliable
     assert not TailReading(0.6, 100, 1.0).reliable

@@ -53,7 +53,15 @@ class RowGaps:
     def bad(self) -> Tensor:
         """Tell which rows are not to be trusted ``(M,)``."""
         wide = ~(self.gap <= PLATES.row_gap)  # one that is no number included
-        return wide | (self.khat > PLATES.row_khat) & (self.gap > 0.1 * PLATES.row_gap)
+        return wide | self.long_tails() & ~self.nearly_even()
+
+    def nearly_even(self) -> Tensor:
+        """Tell which rows have weights so even that k-hat is of no account ``(M,)``."""
+        return self.gap <= PLATES.row_even
+
+    def long_tails(self) -> Tensor:
+        """Tell which rows have a k-hat from which on no mean of their weights is known ``(M,)``."""
+        return self.khat > PLATES.row_khat
 
     def worst(self, count: int) -> list[int]:
         """Return the numbers of the rows with the largest gaps, the worst first."""
