@@ -170,6 +170,7 @@ def catalogue(folder: Path) -> Iterator[tuple[str, Callable[[], object], frozens
     )
     yield "Fit.to_arviz, reweighted", lambda: fit.to_arviz(num_samples=20, reweighted=True), none
     yield "loo_approximate", lambda: arviz.loo_approximate(made["data"]), none
+    yield "loo_moment_match", lambda: arviz.loo_moment_match(fit, num_samples=200), none
     yield "save_netcdf", lambda: arviz.save_netcdf(made["data"], folder / "fit.nc"), none
     yield "to_arviz of a guide", lambda: pyro_nfvi.to_arviz(fit.guide, num_samples=5), none
     yield "plot_loss", lambda: fit.plot_loss(), figure

@@ -34,7 +34,7 @@ _ONE_DENSITY = "a Target is one density, without terms of data and prior"
 _LOO = {
     False: (
         "az.loo, az.waic and az.compare take these draws for exact ones. Corrected: "
-        "pyro_nfvi.arviz.loo_approximate(data), its .to_arviz() for az.compare, or "
+        "pyro_nfvi.arviz.loo_approximate(data), which az.compare takes, or "
         "to_arviz(reweighted=True)"
     ),
     True: "corrected by resampling; az.loo and az.compare may be used as they are",

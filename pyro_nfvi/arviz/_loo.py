@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pyro_nfvi.diagnostics._psis import khat_threshold, psis
+from pyro_nfvi.arviz._elpd import Observations, elpd_data
+from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.errors import OptionError
 
 
-class LOO(NamedTuple):
-    """Expected log predictive density of new observations, in nats."""
-
-    #: The sum over the observations.
-    elpd: float
-    #: Its standard error.
-    se: float
-    #: Effective number of parameters: log density of the observations less ``elpd``.
-    p_loo: float
-    #: The terms of the sum, one per observation (N,).
-    pointwise: np.ndarray
-    #: Shape of the tail of each observation's weights (N,), to be read against
-    #: ``khat_threshold``.
-    pareto_k: np.ndarray
-    #: Number of draws.
-    num_draws: int = 10_000
-
-    def to_arviz(self) -> Any:
-        """Return the same as ArviZ's own ``ELPDData``, which ``az.compare`` takes.
-
-        Raises:
-            MissingPackageError: ArviZ is not installed.
-        """
-        from pyro_nfvi.arviz._tree import elpd_data
-
-        return elpd_data(
-            self.elpd, self.se, self.p_loo, self.pointwise, self.pareto_k, self.num_draws
-        )
-
-    def __str__(self) -> str:
-        limit = khat_threshold(self.num_draws)
-        bad = int((self.pareto_k >= limit).sum())
-        return (
-            f"elpd {self.elpd:.2f} ± {self.se:.2f} nats, p_loo {self.p_loo:.2f}; "
-            f"{bad} of {len(self.pareto_k)} observations with k-hat above {limit:.2g}"
-        )
-
-
-def loo_approximate(data: Any, *, var_name: str | None = None) -> LOO:
+def loo_approximate(data: Any, *, var_name: str | None = None) -> Any:
     r"""Leave-one-out predictive density from approximate draws, by importance sampling.
 
     .. math::
@@ -66,6 +30,12 @@ def loo_approximate(data: Any, *, var_name: str | None = None) -> LOO:
         data: What :func:`pyro_nfvi.to_arviz` returned, with ``log_likelihood``, ``log_p`` and
             ``log_q``.
         var_name: The observed site, if there are several.
+
+    Returns:
+        ArviZ's ``ELPDData``, which ``az.compare`` and ``az.plot_khat`` take, with ``elpd``, ``se``,
+        ``p`` (the effective number of parameters), and in the dimensions of the observations
+        ``elpd_i`` and ``pareto_k``. Under ArviZ 0.2x, whose names are ``elpd_loo``, ``p_loo`` and
+        ``loo_i``, it has both.
 
     Units:
         Nats.
@@ -91,8 +61,8 @@ def loo_approximate(data: Any, *, var_name: str | None = None) -> LOO:
         >>> y = torch.tensor([1.0, 2.0, 3.0, 2.5])
         >>> fit = NFVI(model, "affine", max_steps=100, seed=0, progress=False).run(y)
         >>> loo = loo_approximate(fit.to_arviz(num_samples=500))
-        >>> loo.pareto_k.shape, bool(loo.elpd < 0)
-        ((4,), True)
+        >>> loo.pareto_k.dims, loo.pareto_k.shape, bool(loo.elpd < 0)
+        (('data',), (4,), True)
     """
     likelihood, stats = _group(data, "log_likelihood"), _group(data, "sample_stats")
     names = list(likelihood.data_vars)
@@ -112,24 +82,46 @@ def loo_approximate(data: Any, *, var_name: str | None = None) -> LOO:
             f"The log likelihood is of one mini-batch ({likelihood.attrs['mini_batch']}), whose "
             "weights are noise. Convert with the whole plate: to_arviz(fit, model=whole_model)."
         )
-    draws = likelihood[name].values
+    draws = likelihood[name]
     count = draws.shape[0] * draws.shape[1]
-    each = torch.as_tensor(draws.reshape(count, -1), dtype=torch.float64)
+    each = torch.as_tensor(draws.values.reshape(count, -1), dtype=torch.float64)
     log_w = torch.as_tensor((stats["log_p"] - stats["log_q"]).values.reshape(count))
     log_w = log_w.double()
     log_w = torch.where(log_w < math.inf, log_w, -math.inf)
     scale = float(likelihood.attrs.get(f"scale_of_{name}", 1.0))
+    terms, khats = leave_each_out(log_w, each, scale)
+    whole = psis(log_w).log_weights
+    density = torch.logsumexp(whole[:, None] + each, 0).numpy()
+    shape, dims = draws.shape[2:], [str(dim) for dim in draws.dims[2:]]
+    found = Observations(
+        terms.reshape(shape),
+        density.reshape(shape),
+        khats.reshape(shape),
+        dims,
+        {dim: draws.coords[dim].values for dim in dims if dim in draws.coords},
+    )
+    return elpd_data(found, count)
+
+
+def leave_each_out(
+    log_w: Tensor, log_likelihood: Tensor, scale: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Estimate the predictive density of each observation given the others, and its k-hat.
+
+    Args:
+        log_w: Log importance weights of the draws for the posterior of all data ``(S,)``.
+        log_likelihood: Log density of each observation ``(S, N)``.
+        scale: Power with which an observation counts in the posterior.
+
+    Returns:
+        Log predictive densities ``(N,)`` and shapes of the tails ``(N,)``.
+    """
     terms, khats = [], []
-    for row in each.T:
+    for row in log_likelihood.T:
         smoothed = psis(log_w - scale * row)
         terms.append(float(torch.logsumexp(smoothed.log_weights + row, 0)))
         khats.append(smoothed.khat)
-    pointwise = np.array(terms)
-    whole = psis(log_w).log_weights
-    density = float(torch.logsumexp(whole[:, None] + each, 0).sum())
-    elpd = float(pointwise.sum())
-    se = math.sqrt(len(terms)) * float(pointwise.std(ddof=1)) if len(terms) > 1 else math.nan
-    return LOO(elpd, se, density - elpd, pointwise, np.array(khats), count)
+    return np.array(terms), np.array(khats)
 
 
 def _group(data: Any, name: str) -> Any:

@@ -24,6 +24,14 @@ class ConversionRecipe:
     store_bytes: int = 1_000_000_000
     #: Bytes for each number of such a part, noise and what flows hold included.
     bytes_of_number: int = 500
+    #: Most maps in a row of moment matching, of three that are tried each time: 30 runs of the
+    #: model, as Paananen et al. 2021 have it.
+    matching_rounds: int = 10
+    #: k-hat above which moment matching moves draws. The paper has the threshold of good estimates,
+    #: 0.7; terms of outliers a little below it are off by several tenths of a nat, or by nats.
+    matched_khat: float = 0.5
+    #: Draws for each latent that an estimate of a covariance needs, as there.
+    draws_per_latent: int = 10
 
 
 RECIPE = ConversionRecipe()

@@ -90,46 +90,6 @@ def build_tree(groups: Groups) -> Any:
     return xarray.DataTree.from_dict(datasets)
 
 
-def elpd_data(
-    elpd: float,
-    se: float,
-    p_loo: float,
-    pointwise: np.ndarray,
-    pareto_k: np.ndarray,
-    num_draws: int,
-) -> Any:
-    """Make an ``ELPDData`` as ``az.loo`` returns it, of whichever ArviZ is installed."""
-    arviz, xarray = require_arviz()
-    rows, khats = (
-        xarray.DataArray(values, dims=["observation"], name=name)
-        for values, name in ((pointwise, "loo_i"), (pareto_k, "pareto_k"))
-    )
-    good_k = min(1 - 1 / np.log10(num_draws), 0.7) if num_draws > 1 else 0.7
-    bad, count = bool((pareto_k > good_k).any()), len(pointwise)
-    if int(arviz.__version__.split(".")[0]) < 1:
-        return arviz.stats.stats_utils.ELPDData(
-            data=[elpd, se, p_loo, num_draws, count, bad, rows, khats, "log", good_k],
-            index=[
-                "elpd_loo",
-                "se",
-                "p_loo",
-                "n_samples",
-                "n_data_points",
-                "warning",
-                "loo_i",
-                "pareto_k",
-                "scale",
-                "good_k",
-            ],
-        )
-    from arviz_stats import utils
-
-    made = (elpd, se, p_loo, num_draws, count, "log", bad, good_k, rows, khats)
-    if hasattr(utils, "ELPDDataLOO"):
-        return utils.ELPDDataLOO(*made, approx_posterior=True)
-    return utils.ELPDData("loo", *made, approx_posterior=True)  # before 1.1
-
-
 def _plain(name: str) -> str:
     """Name without the slash, which DataTree and netCDF keep for groups."""
     return name.replace("/", "|")
