@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from dataclasses import dataclass
 
 import torch
@@ -164,14 +165,23 @@ class GroupRates:
         # Pyro's ClippedAdam lowers its rate by itself, once in each step.
         decays = [float(one.get("lrd", 1.0)) for one in groups]
         self._decays = torch.tensor(decays, dtype=torch.float64)
+        self._decayed = any(one != 1 for one in decays)
 
     def __len__(self) -> int:
         return len(self._rates)
 
-    def block(self, factors: list[float], step: int) -> Tensor:
-        """Return the rates ``(n, groups)`` of n steps from ``step`` on, float64."""
-        rates = torch.tensor(factors, dtype=torch.float64).unsqueeze(-1) * self._rates
-        if bool((self._decays != 1).any()):
+    def block(self, factors: list[float], scale: float, step: int) -> Tensor:
+        """Return the rates ``(n, groups)`` of n steps from ``step`` on, float64.
+
+        Args:
+            factors: Factors of the schedule, one for each step.
+            scale: One that all have besides.
+            step: Number of the first.
+        """
+        # torch.tensor looks at each number of a list.
+        given = torch.frombuffer(array("d", factors), dtype=torch.float64)
+        rates = (scale * given).unsqueeze(-1) * self._rates
+        if self._decayed:
             taken = torch.arange(step, step + len(factors), dtype=torch.float64)
             rates = rates * self._decays ** taken.unsqueeze(-1)
         return rates

@@ -123,7 +123,7 @@ def _best_or_fallen(
         settled: The objective no longer changes.
     """
     best_block = state.best_block
-    recent = [x for x in state.history.losses[-count:] if math.isfinite(x)]
+    recent = list(filter(math.isfinite, state.history.losses[-count:]))
     if 2 * len(recent) < count:
         return False, None
     if best_block.improve(recent):

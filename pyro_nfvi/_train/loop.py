@@ -170,7 +170,7 @@ class Loop:
         if engine.comparison_due(self.options.convergence.block, often=often):
             engine.compare(eps[0], _at(streams, 0), len(self._rates))
         factors = state.schedule.block(step, len(eps), history.seconds)
-        rates = self._rates.block([state.recovery.rate * one for one in factors], step)
+        rates = self._rates.block(factors, state.recovery.rate, step)
         start = self._budget.clock()
         result = engine.run(eps, streams, rates)
         count = len(result.bounds)

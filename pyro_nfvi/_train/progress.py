@@ -87,6 +87,7 @@ class Bar:
 
     def __init__(self, total: int, done: int, *, show: bool, what: str = "training") -> None:
         self._recent: deque[float] = deque(maxlen=TRAINING.shown_steps)
+        self._show = show
         self._bar = progress_bar(f"NFVI: {what}", total, unit="step", show=show, done=done)
 
     def __enter__(self) -> Bar:
@@ -102,7 +103,9 @@ class Bar:
 
     def update(self, step: int, losses: Sequence[float], schedule: Schedule) -> None:
         """Count the steps of these losses, of which the last is number ``step``."""
-        self._recent.extend(loss for loss in losses if math.isfinite(loss))
+        if self._show:
+            last = losses[-TRAINING.shown_steps :]
+            self._recent.extend(loss for loss in last if math.isfinite(loss))
         if (step % 10 == 0 or len(losses) > 1) and self._recent:
             phase = "settling" if schedule.decay else "searching"
             self._bar.total = schedule.last

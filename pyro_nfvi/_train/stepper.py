@@ -45,8 +45,14 @@ class Stepper:
     def __init__(
         self, engine: Chosen, params: Sequence[Tensor], optimizer: torch.optim.Optimizer
     ) -> None:
-        self.engine, self._params, self._optimizer = engine, params, optimizer
+        self._params, self._optimizer = params, optimizer
         self._live = True  # the live parameters are those of the runner
+        self._set(engine)
+
+    def _set(self, engine: Chosen) -> None:
+        self.engine, runner = engine, engine.runner
+        # A question to a protocol takes as long as ten steps of a small flow: it is asked once.
+        self._copies = runner if isinstance(runner, SnapshotRunner) else None
 
     def push(self) -> None:
         """Take the live parameters and the optimiser's state."""
@@ -75,9 +81,8 @@ class Stepper:
 
     def take(self, step: int) -> State:
         """Copy the present state, in the runner's own form if it has one."""
-        runner = self.engine.runner
-        if isinstance(runner, SnapshotRunner):
-            return RunnerState(step, runner.snapshot())
+        if self._copies is not None:
+            return RunnerState(step, self._copies.snapshot())
         self.pull()
         return Snapshot.take(step, self._params, self._optimizer)
 
@@ -88,8 +93,8 @@ class Stepper:
             state.put(self._params, self._optimizer)
             runner.push()
         else:
-            assert isinstance(runner, SnapshotRunner)
-            runner.restore(state.state)
+            assert self._copies is not None
+            self._copies.restore(state.state)
             runner.pull()
         self._live = True
 
@@ -138,5 +143,5 @@ class Stepper:
         assert self.engine.watch is not None
         reason = f"{self.engine.backend} until step {step}, then {problem}"
         runner = EagerRunner(self.engine.watch.step)
-        self.engine = Chosen("eager", reason, runner)
+        self._set(Chosen("eager", reason, runner))
         self.push()

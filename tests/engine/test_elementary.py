@@ -1,4 +1,4 @@
-"""exp, log and what is made of them in generated code: to the last place, and at the edges."""
+"""exp, log, tanh and what is made of them in generated code: to the last place, at the edges."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ FUNCTIONS = {
     "exp": (torch.exp, 2),
     "log": (torch.log, 2),
     "log1p": (torch.log1p, 2),
+    "tanh": (torch.tanh, 3),
     "sigmoid": (torch.sigmoid, 4),
     "softplus": (softplus, 4),
     "logsigmoid": (logsigmoid, 4),

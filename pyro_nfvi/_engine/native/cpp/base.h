@@ -16,7 +16,7 @@
 extern "C" {
 NFVI_DECLARE(exp) NFVI_DECLARE(log) NFVI_DECLARE(sin) NFVI_DECLARE(cos) NFVI_DECLARE(tan)
 NFVI_DECLARE(exp2) NFVI_DECLARE(log2) NFVI_DECLARE(log10) NFVI_DECLARE(expm1) NFVI_DECLARE(log1p)
-NFVI_DECLARE(sinh) NFVI_DECLARE(cosh) NFVI_DECLARE(tanh) NFVI_DECLARE(asin) NFVI_DECLARE(acos)
+NFVI_DECLARE(sinh) NFVI_DECLARE(cosh) NFVI_DECLARE(asin) NFVI_DECLARE(acos)
 NFVI_DECLARE(atan) NFVI_DECLARE(asinh) NFVI_DECLARE(acosh) NFVI_DECLARE(atanh) NFVI_DECLARE(erf)
 NFVI_DECLARE(erfc)
 NFVI_SCALAR(sqrt) NFVI_SCALAR(fabs) NFVI_SCALAR(floor) NFVI_SCALAR(ceil) NFVI_SCALAR(trunc)
@@ -38,7 +38,7 @@ float fmodf(float, float) noexcept;
   static inline float m_##name(float x) { return ::name##f(x); }
 NFVI_UNARY(sin) NFVI_UNARY(cos) NFVI_UNARY(tan)
 NFVI_UNARY(exp2) NFVI_UNARY(log2) NFVI_UNARY(log10) NFVI_UNARY(expm1)
-NFVI_UNARY(sinh) NFVI_UNARY(cosh) NFVI_UNARY(tanh) NFVI_UNARY(asin) NFVI_UNARY(acos)
+NFVI_UNARY(sinh) NFVI_UNARY(cosh) NFVI_UNARY(asin) NFVI_UNARY(acos)
 NFVI_UNARY(atan) NFVI_UNARY(asinh) NFVI_UNARY(acosh) NFVI_UNARY(atanh) NFVI_UNARY(erf)
 NFVI_UNARY(erfc) NFVI_UNARY(sqrt)
 
