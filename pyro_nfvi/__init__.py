@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pyro_nfvi._show_versions import show_versions
     from pyro_nfvi.amortised._amortise import amortise
     from pyro_nfvi.arviz._to_arviz import to_arviz
+    from pyro_nfvi.calibration._posterior_sbc import posterior_sbc
     from pyro_nfvi.calibration._vsbc import vsbc
     from pyro_nfvi.distributions._flow_density import FlowDensity
     from pyro_nfvi.guides._auto_flow import AutoFlow
@@ -68,6 +69,7 @@ __all__ = [
     "clear_cache",
     "load",
     "map_fits",
+    "posterior_sbc",
     "show_versions",
     "to_arviz",
     "vsbc",
@@ -95,6 +97,7 @@ if not TYPE_CHECKING:  # which knows the names, and reports others
             "clear_cache": "_engine.cache",
             "load": "infer._loading",
             "map_fits": "_map_fits.map_fits",
+            "posterior_sbc": "calibration._posterior_sbc",
             "show_versions": "_show_versions",
             "to_arviz": "arviz._to_arviz",
             "vsbc": "calibration._vsbc",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from typing import Any
@@ -13,9 +13,12 @@ from typing import Any
 import torch
 
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.calibration._recalibration import label, recalibrated
 from pyro_nfvi.calibration._recipe import CALIBRATION
 from pyro_nfvi.calibration._uniformity_tests import bias_test, width_test
 from pyro_nfvi.diagnostics._verdict import Verdict
+from pyro_nfvi.errors import OptionError
+from pyro_nfvi.infer._fit import Fit
 
 _HEAD = ("mean p", "bias p-value", "width p-value")
 
@@ -123,6 +126,8 @@ class VSBC:
         seed: Seed of all.
         seconds: Time of all.
         note: Why the fits ran in one process, if they did against the request.
+        scores: Distances of the truths from the fits' medians, in half widths, by site; see
+            :meth:`intervals`.
     """
 
     p: TensorDict
@@ -136,6 +141,7 @@ class VSBC:
     seed: int
     seconds: float
     note: str = ""
+    scores: TensorDict = field(default_factory=dict)
 
     @property
     def failed(self) -> tuple[SimulatedFit, ...]:
@@ -165,7 +171,7 @@ class VSBC:
                     words.append("too narrow" if sense[index] > 0 else "too wide")
                 rows.append(
                     CalibrationRow(
-                        f"{name}[{', '.join(map(str, index))}]" if index else name,
+                        label(name, index),
                         float(mean[index]),
                         float(bias[index]),
                         float(width[index]),
@@ -202,6 +208,40 @@ class VSBC:
         """Return the table: mean of p, p-values, and what is wrong, for each number."""
         return CalibrationTable(self.rows, "\n".join(self._notes()))
 
+    def intervals(self, fit: Fit, *, level: float = 0.9, everywhere: bool = False) -> TensorDict:
+        r"""Return central intervals of a fit, recalibrated where a test rejects.
+
+        A number of which no test rejects keeps the fit's own interval, between its quantiles. For
+        the others, and for all with ``everywhere``, the ends are as many half widths away from the
+        median as the truths of the simulations were: with the order statistics :math:`s_{(r)}` of
+        ``scores``, :math:`r = \lfloor (N+1)\alpha/2 \rfloor`,
+
+        .. math:: \bigl[m + s_{(r)}\, w,\; m + s_{(N+1-r)}\, w\bigr]
+
+        where w is the half width on that side. Such an interval covers a truth that is exchangeable
+        with the simulated ones with a probability of ``level`` or more, however wrong the fit is,
+        as long as it is wrong in the same way.
+
+        Args:
+            fit: A fit of the same model, made with the same options.
+            level: Coverage.
+            everywhere: Recalibrate every number.
+
+        Returns:
+            Lower and upper ends by site, ``(2, *shape)``.
+
+        Raises:
+            OptionError: The fit has other sites, too few simulations were done for the level
+                (2 / (1 - level) - 1 are needed), or the level is not between 0 and 1.
+
+        Source: Vovk, Gammerman & Shafer 2005, section 2.2 (coverage); the aim is that of Cai,
+        Greengard, Goodrich & Gelman 2026, arXiv:2603.20068.
+        """
+        if isinstance(level, bool) or not isinstance(level, float) or not 0 < level < 1:
+            raise OptionError(f"level is a number between 0 and 1; got {level!r}.")
+        off = {row.name for row in self.rows if row.word or everywhere}
+        return recalibrated(fit, self.scores, off, level, reweighted=self.reweighted)
+
     def plot(self, **options: Any) -> Any:
         """Plot the histograms of p; see :func:`pyro_nfvi.plots.plot_calibration`."""
         from pyro_nfvi.plots._calibration import plot_calibration
@@ -209,7 +249,7 @@ class VSBC:
         return plot_calibration(self, **options)
 
     def __repr__(self) -> str:
-        return f"VSBC({str(self.verdict)!r}, {self._counts()})"
+        return f"{type(self).__name__}({str(self.verdict)!r}, {self._counts()})"
 
     # -------------------------------------------------------------------------- in words
 
@@ -241,6 +281,15 @@ class VSBC:
     def _errors(self) -> list[str]:
         kinds = Counter(fit.error for fit in self.failed)
         return [f"{count} failed: {error}" for error, count in kinds.most_common(5)]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PosteriorSBC(VSBC):
+    """Result of :func:`pyro_nfvi.posterior_sbc`: as :class:`VSBC`, at the data of one fit.
+
+    ``truth`` holds draws of the fit to the observed data, and ``p`` where they lie among the draws
+    of fits to observed and replicated data together.
+    """
 
 
 _NEXT_WRONG = (

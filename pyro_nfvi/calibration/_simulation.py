@@ -39,7 +39,7 @@ class Simulation:
     data: TensorDict
 
 
-class _SetObserved(Messenger):
+class SetObserved(Messenger):
     """Sets the values of observed sites, also where the model has others there."""
 
     def __init__(self, data: Mapping[str, Tensor]) -> None:
@@ -72,7 +72,7 @@ class ConditionedModel:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = {argument: self.data[site] for site, argument in self.arguments.items()}
-        with _SetObserved(self.data):
+        with SetObserved(self.data):
             return self.model(*args, **{**kwargs, **given})
 
 
@@ -99,11 +99,11 @@ class Simulator:
     ) -> None:
         self.model, self.args, self.kwargs = model, args, dict(kwargs)
         self.arguments = dict(observed) if isinstance(observed, Mapping) else {}
-        names = self._names(observed)
+        names = names_of(observed)
         if names is None:
             fixed = self._trace((), seed=0)
             names = tuple(
-                name for name, site in _sites(fixed) if _is_data(site) and not is_factor(site)
+                name for name, site in sites_of(fixed) if is_data(site) and not is_factor(site)
             )
             if not names:
                 raise ModelError(
@@ -116,19 +116,6 @@ class Simulator:
         self.latents = self._check(trace)
         self._check_other_uses(trace)
 
-    @staticmethod
-    def _names(observed: Any) -> tuple[str, ...] | None:
-        if observed is None:
-            return None
-        names = (observed,) if isinstance(observed, str) else tuple(observed)
-        texts = [*names, *(observed.values() if isinstance(observed, Mapping) else ())]
-        if not names or not all(isinstance(text, str) for text in texts):
-            raise OptionError(
-                "observed is a site's name, several, or a dict {site: keyword argument}; got "
-                f"{observed!r}."
-            )
-        return names
-
     # ------------------------------------------------------------------------------- drawing
 
     def draw(self, seed: int) -> Simulation:
@@ -136,10 +123,10 @@ class Simulator:
         trace = self._trace(self.names, seed=seed)
         truth: TensorDict = {}
         data: TensorDict = {}
-        for name, site in _sites(trace):
+        for name, site in sites_of(trace):
             if name in self.names:
                 data[name] = site["value"]
-            elif name in self.latents or _is_function(site):
+            elif name in self.latents or is_function(site):
                 truth[name] = site["value"]
         return Simulation(truth, data)
 
@@ -149,39 +136,13 @@ class Simulator:
 
     def _trace(self, names: tuple[str, ...], *, seed: int) -> Trace:
         kwargs = {**self.kwargs, **dict.fromkeys(self.arguments.values())}
-        return self._run(DrawAnew(names)(self.model), self.args, kwargs, seed)
-
-    def _run(
-        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], seed: int
-    ) -> Trace:
-        store = pyro.get_param_store()
-        try:
-            with (
-                own_random_state(seed, "simulate"),
-                store.scope(store.get_state()),
-                torch.no_grad(),
-            ):
-                with poutine.block():
-                    return poutine.trace(model).get_trace(*args, **kwargs)
-        except NFVIError:
-            raise
-        except NotImplementedError as error:
-            raise ModelError(
-                "A prior of the model cannot be drawn from; it is improper, or has no sampler "
-                f"({describe_error(error)}). Simulations need proper priors: give the site one."
-            ) from error
-        except Exception as error:
-            raise ModelError(
-                f"The model could not be simulated: {describe_error(error)}. It is called "
-                "with the args and kwargs given, and draws the observed sites by itself; with "
-                "observed={site: argument} the argument is None."
-            ) from error
+        return run_model(DrawAnew(names)(self.model), self.args, kwargs, seed)
 
     # -------------------------------------------------------------------------------- checks
 
     def _check(self, trace: Trace) -> tuple[str, ...]:
         """Refuse what makes draws no draws of the posterior's own model; name the latents."""
-        sites = dict(_sites(trace))
+        sites = dict(sites_of(trace))
         unknown = [name for name in self.names if name not in sites]
         if unknown:
             raise OptionError(
@@ -211,7 +172,7 @@ class Simulator:
                 )
             if name in self.names and not is_factor(site):
                 continue
-            if _is_data(site):
+            if is_data(site):
                 kind = "is a pyro.factor" if is_factor(site) else "still has its obs fixed"
                 raise ModelError(
                     f"The site {name!r} {kind}: what it says of the parameters is in every fit, "
@@ -223,9 +184,9 @@ class Simulator:
                         "give it no obs where it depends on no latent."
                     )
                 )
-            if not _is_function(site):
+            if not is_function(site):
                 latents.append(name)
-        continuous = tuple(name for name in latents if not _is_discrete(sites[name]))
+        continuous = tuple(name for name in latents if not is_discrete_site(sites[name]))
         if not continuous:
             raise ModelError("The model has no continuous latent site to calibrate.")
         return continuous
@@ -239,7 +200,7 @@ class Simulator:
         """
         if self.arguments:
             return
-        fixed = self._run(self.model, self.args, self.kwargs, 0)
+        fixed = run_model(self.model, self.args, self.kwargs, 0)
         addresses = {
             _storage_address(site["value"]): trace.nodes[name]["value"]
             for name, site in fixed.nodes.items()
@@ -262,10 +223,10 @@ class Simulator:
         args = tuple(other_values(value) for value in self.args)
         kwargs = {name: other_values(value) for name, value in self.kwargs.items()}
         try:
-            other = self._run(DrawAnew(self.names)(self.model), args, kwargs, 0)
+            other = run_model(DrawAnew(self.names)(self.model), args, kwargs, 0)
         except ModelError:
             return  # data of mixed kinds, which cannot be exchanged like this
-        for name, site in _sites(trace):
+        for name, site in sites_of(trace):
             again = other.nodes.get(name)
             if again is None or not _equal(site["value"], again["value"]):
                 raise ModelError(
@@ -276,7 +237,58 @@ class Simulator:
                 )
 
 
-def _sites(trace: Trace) -> list[tuple[str, Site]]:
+def names_of(observed: Any) -> tuple[str, ...] | None:
+    """Return the names of the sites that are data; None where all observed ones are.
+
+    Raises:
+        OptionError: ``observed`` is of the wrong kind.
+    """
+    if observed is None:
+        return None
+    names = (observed,) if isinstance(observed, str) else tuple(observed)
+    texts = [*names, *(observed.values() if isinstance(observed, Mapping) else ())]
+    if not names or not all(isinstance(text, str) for text in texts):
+        raise OptionError(
+            "observed is a site's name, several, or a dict {site: keyword argument}; got "
+            f"{observed!r}."
+        )
+    return names
+
+
+def run_model(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int
+) -> Trace:
+    """Run a model under a seed, in a parameter store of its own, and return its trace.
+
+    Raises:
+        ModelError: The model cannot be run, or a prior cannot be drawn from.
+    """
+    store = pyro.get_param_store()
+    try:
+        with (
+            own_random_state(seed, "simulate"),
+            store.scope(store.get_state()),
+            torch.no_grad(),
+        ):
+            with poutine.block():
+                return poutine.trace(model).get_trace(*args, **kwargs)
+    except NFVIError:
+        raise
+    except NotImplementedError as error:
+        raise ModelError(
+            "A prior of the model cannot be drawn from; it is improper, or has no sampler "
+            f"({describe_error(error)}). Simulations need proper priors: give the site one."
+        ) from error
+    except Exception as error:
+        raise ModelError(
+            f"The model could not be simulated: {describe_error(error)}. It is called "
+            "with the args and kwargs given, and draws the observed sites by itself; with "
+            "observed={site: argument} the argument is None."
+        ) from error
+
+
+def sites_of(trace: Trace) -> list[tuple[str, Site]]:
+    """Return the sample sites of a trace, those of subsampling left out."""
     return [
         (name, site)
         for name, site in trace.nodes.items()
@@ -284,16 +296,18 @@ def _sites(trace: Trace) -> list[tuple[str, Site]]:
     ]
 
 
-def _is_data(site: Site) -> bool:
+def is_data(site: Site) -> bool:
+    """Tell whether a site is observed, deterministic ones left out."""
     return bool(site["is_observed"]) and not is_deterministic(site)
 
 
-def _is_function(site: Mapping[str, Any]) -> bool:
+def is_function(site: Mapping[str, Any]) -> bool:
     """Tell whether a site of a run from the prior is a function of others."""
     return bool(site["infer"].get("_deterministic")) or is_point_mass(site)
 
 
-def _is_discrete(site: Site) -> bool:
+def is_discrete_site(site: Site) -> bool:
+    """Tell whether a site has a discrete support."""
     if getattr(site["fn"], "has_enumerate_support", False):
         return True
     return is_discrete(site["fn"])

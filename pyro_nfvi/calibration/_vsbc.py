@@ -5,34 +5,23 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
-from functools import partial
 from typing import Any
 
-import torch
-
-from pyro_nfvi._map_fits.job import Job, JobResult
 from pyro_nfvi._map_fits.results_folder import ResultsFolder
-from pyro_nfvi._map_fits.run_jobs import run_jobs
-from pyro_nfvi._map_fits.spec import FitSpec, check_options
-from pyro_nfvi._processes.loky_workers import cores
+from pyro_nfvi._map_fits.spec import check_options
 from pyro_nfvi._processes.tasks import Executor, check_executor, refuse_inside
-from pyro_nfvi._random import fold_in, fresh_seed, stream
-from pyro_nfvi._typing import TensorDict
-from pyro_nfvi._validation import seed_number, whole
-from pyro_nfvi.calibration._result import VSBC, SimulatedFit, stacked
-from pyro_nfvi.calibration._simulation import Simulation, Simulator
-from pyro_nfvi.errors import ModelError, OptionError
-from pyro_nfvi.infer._fit import Fit
+from pyro_nfvi._random import fold_in, fresh_seed
+from pyro_nfvi.calibration._result import VSBC
+from pyro_nfvi.calibration._simulated_fits import (
+    Task,
+    check_finite,
+    check_numbers,
+    chosen_sites,
+    fit_all,
+)
+from pyro_nfvi.calibration._simulation import Simulator
+from pyro_nfvi.errors import OptionError
 from pyro_nfvi.infer._nfvi import NFVI
-
-
-class _Stream(IntEnum):
-    """Streams of random numbers apart from the one that draws parameters and data."""
-
-    FIT = 1
-    PLACES = 2
 
 
 def vsbc(
@@ -128,7 +117,11 @@ def vsbc(
     """
     refuse_inside("vsbc")
     begin = time.monotonic()
-    _check(args, num_simulations, level, num_workers, seed)
+    if not isinstance(args, tuple):
+        raise OptionError(
+            f"args is a tuple of the model's arguments, as in (y,); got {type(args).__name__}."
+        )
+    check_numbers(num_simulations, level, num_workers, seed)
     check_options(options)
     check_executor(executor)
     home = None if folder is None else ResultsFolder.open(folder)
@@ -137,151 +130,44 @@ def vsbc(
     simulator = Simulator(model, args, {} if kwargs is None else kwargs, observed)
     seeds = [fold_in(base, index) for index in range(num_simulations)]
     drawn = [simulator.draw(one) for one in seeds]
-    names = _names(simulator, drawn[0], sites)
-    _check_finite(drawn)
+    names = chosen_sites(simulator.latents, drawn[0], sites)
+    check_finite(
+        drawn,
+        "The prior reaches parameters at which the model overflows; make it tighter, or the model "
+        "safe there.",
+    )
     tasks = [
-        _Task(index, one, {name: simulation.truth[name] for name in names}, simulation.data)
+        Task(
+            index,
+            one,
+            {name: simulation.truth[name] for name in names},
+            simulator.condition(simulation.data),
+        )
         for index, (one, simulation) in enumerate(zip(seeds, drawn))
     ]
-    if num_workers is None and executor is None:
-        num_workers = cores()
-    done = run_jobs(
-        [_job(simulator, task, options, reweighted=reweighted) for task in tasks],
-        executor,
-        home,
-        num_workers,
-        keyed=home is not None,
-        title="VSBC",
-        progress=progress,
-    )
-    results, interrupted = done.results, done.interrupted
-    fits = tuple(_simulated(tasks[index], results[index]) for index in sorted(results))
-    if fits and all(fit.error for fit in fits) and not interrupted:
-        raise ModelError(f"All {len(fits)} fits failed. The first: {fits[0].error}")
-    good = [index for index in sorted(results) if not results[index].error]
-    return VSBC(
-        stacked([results[index].measured for index in good]),
-        stacked([tasks[index].truth for index in good]),
-        fits,
-        num_simulations,
-        level,
-        reweighted,
-        interrupted,
-        done.num_workers,
-        base,
-        time.monotonic() - begin,
-        done.note,
-    )
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One data set with its truth."""
-
-    index: int
-    seed: int
-    truth: TensorDict
-    data: TensorDict
-
-
-def _job(simulator: Simulator, task: _Task, options: Mapping[str, Any], *, reweighted: bool) -> Job:
-    """Describe the fit to one data set, of which the probabilities come back."""
-    spec = FitSpec(
-        simulator.condition(task.data),
+    found = fit_all(
+        tasks,
         simulator.args,
         simulator.kwargs,
         options,
-        fold_in(task.seed, _Stream.FIT),
+        reweighted=reweighted,
+        executor=executor,
+        home=home,
+        num_workers=num_workers,
+        title="VSBC",
+        progress=progress,
     )
-    measure = partial(_probabilities, task=task, reweighted=reweighted)
-    return Job(spec, measure, keep_fit=False)
-
-
-def _simulated(task: _Task, result: JobResult) -> SimulatedFit:
-    record = result.record
-    if result.error:
-        return SimulatedFit(
-            task.index, task.seed, error=result.error, seconds=record.seconds,
-            warnings=record.warnings,
-        )  # fmt: skip
-    return SimulatedFit(
-        task.index,
-        task.seed,
-        record.verdict,
-        record.khat,
-        record.elbo,
-        record.steps,
-        record.why_stopped,
-        record.seconds,
-        warnings=record.warnings,
+    return VSBC(
+        found.p,
+        found.truth,
+        found.fits,
+        num_simulations,
+        level,
+        reweighted,
+        found.interrupted,
+        found.num_workers,
+        base,
+        time.monotonic() - begin,
+        found.note,
+        found.scores,
     )
-
-
-def _probabilities(fit: Fit, task: _Task, *, reweighted: bool) -> TensorDict:
-    """Pr(theta < truth) under the fit, between the ranks of its draws at random."""
-    sites = fit._sites(fit.draws.z, fit.draws.deterministic)
-    log_weights = torch.zeros(len(fit.draws.z), dtype=torch.float64)
-    if reweighted:
-        smoothed = fit.draws.smoothed()
-        if smoothed is None:
-            raise ModelError("no weight of the draws is finite, so they cannot be reweighted")
-        log_weights = smoothed.log_weights.cpu().double()
-    weights_of_draws = log_weights.softmax(0)
-    places = stream(task.seed, _Stream.PLACES)
-    found = {}
-    for name, truth in task.truth.items():
-        value = sites[name].detach().cpu().double()
-        truth = truth.detach().cpu().double().reshape(value.shape[1:])
-        if not bool(torch.isfinite(value).all()):
-            raise ModelError(f"draws of {name!r} are not finite")
-        count = len(value)
-        weights = weights_of_draws.reshape(-1, *[1] * truth.ndim)
-        less = (weights * (value < truth)).sum(0) * count
-        same = (weights * (value == truth)).sum(0) * count
-        # The rank of the truth among draws of its own distribution is uniform over count + 1
-        # places; with a point drawn within the place, p is uniform and has no ties.
-        place = torch.rand(truth.shape, generator=places, dtype=torch.float64)
-        found[name] = ((less + place * (same + 1)) / (count + 1)).clamp(0, 1)
-    return found
-
-
-def _names(simulator: Simulator, drawn: Simulation, sites: Sequence[str] | None) -> tuple[str, ...]:
-    if sites is None:
-        return simulator.latents
-    names = (sites,) if isinstance(sites, str) else tuple(sites)
-    unknown = [name for name in names if name not in drawn.truth]
-    if unknown or not names:
-        raise OptionError(
-            f"sites names {unknown or 'nothing'}; those that can be judged are {list(drawn.truth)}."
-        )
-    return names
-
-
-def _check_finite(drawn: Sequence[Simulation]) -> None:
-    """Refuse simulations with NaN or infinite values, before any fit.
-
-    Leaving them out would be another prior than the model's.
-    """
-    for kind in ("truth", "data"):
-        for name in getattr(drawn[0], kind):
-            values = [getattr(simulation, kind)[name] for simulation in drawn]
-            wrong = [i for i, value in enumerate(values) if not bool(torch.isfinite(value).all())]
-            if wrong:
-                raise ModelError(
-                    f"{len(wrong)} of {len(drawn)} simulations gave values of {name!r} that are "
-                    f"not finite (the first: number {wrong[0]}). The prior reaches parameters at "
-                    "which the model overflows; make it tighter, or the model safe there."
-                )
-
-
-def _check(args: Any, num_simulations: Any, level: Any, num_workers: Any, seed: Any) -> None:
-    if not isinstance(args, tuple):
-        raise OptionError(
-            f"args is a tuple of the model's arguments, as in (y,); got {type(args).__name__}."
-        )
-    for name, value in (("num_simulations", num_simulations), ("num_workers", num_workers)):
-        if value is not None or name == "num_simulations":
-            whole(name, value)
-    if isinstance(level, bool) or not isinstance(level, float) or not 0 < level < 1:
-        raise OptionError(f"level is a number between 0 and 1; got {level!r}.")
-    seed_number(seed)

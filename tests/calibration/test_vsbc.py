@@ -20,11 +20,12 @@ import pyro_nfvi as nfvi
 from pyro_nfvi import AutoFlow
 from pyro_nfvi._map_fits import run_jobs
 from pyro_nfvi._processes.tasks import TaskRun
+from pyro_nfvi._random import fold_in
 from pyro_nfvi.calibration._simulation import Simulator
 from pyro_nfvi.errors import ModelError, OptionError
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULE = sys.modules["pyro_nfvi.calibration._vsbc"]
+MODULE = sys.modules["pyro_nfvi.calibration._simulated_fits"]
 FAST = {
     "guide": "affine", "max_steps": 10, "engine": "eager", "stop": False, "explore": "off",
 }  # fmt: skip
@@ -454,20 +455,20 @@ def test_all_failed(monkeypatch):
     def wrong(*_, **__):
         raise ArithmeticError("no luck\nmore")
 
-    monkeypatch.setattr(MODULE, "_probabilities", wrong)
+    monkeypatch.setattr(MODULE, "_places", wrong)
     with pytest.raises(ModelError, match="All 2 fits failed. The first: ArithmeticError: no luck$"):
         run(num_simulations=2)
 
 
 def test_some_failed(monkeypatch):
-    probabilities = MODULE._probabilities
+    places, odd = MODULE._places, {fold_in(0, 1), fold_in(0, 3)}
 
-    def sometimes(fit, task, **options):
-        if task.index % 2:
+    def sometimes(fit, seed, **options):
+        if seed in odd:
             raise ArithmeticError("no luck")
-        return probabilities(fit, task, **options)
+        return places(fit, seed=seed, **options)
 
-    monkeypatch.setattr(MODULE, "_probabilities", sometimes)
+    monkeypatch.setattr(MODULE, "_places", sometimes)
     found = run(num_simulations=4)
     assert [bool(fit.error) for fit in found.fits] == [False, True, False, True]
     assert len(found.p["mu"]) == len(found.truth["mu"]) == 2
