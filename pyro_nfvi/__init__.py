@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         AutoSpline,
         AutoSylvester,
     )
+    from pyro_nfvi.infer._comparison import compare
     from pyro_nfvi.infer._fit import Fit
     from pyro_nfvi.infer._loading import load
     from pyro_nfvi.infer._nfvi import NFVI
@@ -67,6 +68,7 @@ __all__ = [
     "Target",
     "amortise",
     "clear_cache",
+    "compare",
     "load",
     "map_fits",
     "posterior_sbc",
@@ -95,6 +97,7 @@ if not TYPE_CHECKING:  # which knows the names, and reports others
             "Target": "infer._target",
             "amortise": "amortised._amortise",
             "clear_cache": "_engine.cache",
+            "compare": "infer._comparison",
             "load": "infer._loading",
             "map_fits": "_map_fits.map_fits",
             "posterior_sbc": "calibration._posterior_sbc",

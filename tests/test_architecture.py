@@ -79,6 +79,7 @@ OPTIONAL = {
     "h5py": {"arviz"},
     "loky": {"_processes"},
     "matplotlib": {"plots", "vae"},
+    "pandas": {"infer"},
     "platformdirs": {"_engine"},
     "sklearn": {"vae"},
     "torchdiffeq": {"flows"},
@@ -360,7 +361,7 @@ def test_public_names_stay_few():
     faces = [
         importlib.import_module(f"pyro_nfvi.{name}".removesuffix(".__init__")) for name in FACES
     ]
-    assert sum(len(getattr(face, "__all__", ())) for face in faces) <= 162
+    assert sum(len(getattr(face, "__all__", ())) for face in faces) <= 163
 
 
 #: Packages whose names users type.

@@ -6,6 +6,41 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class BaselineRecipe:
+    """Laplace's approximation, Pathfinder and DADVI, which people compare fits with."""
+
+    #: Most iterations of L-BFGS; Pathfinder's authors take 1000, and models end far below.
+    ascent_steps: int = 1000
+    #: Pairs of moves and slopes that L-BFGS remembers (the authors of Pathfinder take 6).
+    history: int = 6
+    #: Rise of the log density, relative to its size, below which an ascent has ended: a little
+    #: above rounding in float64.
+    rise: float = 1e-12
+    #: Newton steps after it: two are enough where the ascent has come near.
+    newton_steps: int = 6
+    #: Smallest curvature, relative to the largest, at which a top is one in that direction.
+    flat: float = 1e-12
+    #: Rows for which second derivatives are taken in one call.
+    hessian_rows: int = 4096
+    #: Paths of ``"pathfinder"``: the authors of Stan's version take 4.
+    paths: int = 4
+    #: Starts of paths are uniform between minus and plus this, in the unconstrained space.
+    start_radius: float = 2.0
+    #: Starts that are tried for each path, where the density is not finite at some.
+    start_tries: int = 20
+    #: Draws on which each Gaussian of a path is judged (5 in the paper).
+    path_draws: int = 10
+    #: Least product of move and slope, relative to the slope's square, that is learnt from.
+    curvature: float = 1e-12
+    #: Fixed draws of DADVI (30 in the paper).
+    fixed_draws: int = 30
+    #: Logarithm of the standard deviations at which its ascent begins.
+    first_log_scale: float = -1.0
+    #: Most latents: the covariance is a full matrix, of 32 MB then.
+    most_latents: int = 2000
+
+
+@dataclass(frozen=True)
 class TargetRecipe:
     """Evaluation of a density that may fail at some points."""
 
@@ -545,3 +580,4 @@ PROPOSALS = ProposalRecipe()
 NESTED_MASS = NestedMassRecipe()
 RANDOM_SEARCH = RandomSearchRecipe()
 TAILS = TailRecipe()
+BASELINES = BaselineRecipe()

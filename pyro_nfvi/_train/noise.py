@@ -8,6 +8,7 @@ from torch import Tensor
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._train.recipe import TRAINING
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.distributions._density import NoiseDensity
 from pyro_nfvi.distributions._flow_density import FlowDensity
 
 
@@ -26,7 +27,7 @@ class Noise:
 
     def __init__(
         self,
-        density: FlowDensity,
+        density: FlowDensity | NoiseDensity,
         log_joint: LogJoint,
         num_particles: int,
         generator: torch.Generator | None,

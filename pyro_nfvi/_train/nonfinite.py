@@ -11,8 +11,10 @@ from torch import Tensor
 from pyro_nfvi._chain_rule import score
 from pyro_nfvi._pyro_model.gradient_fault import find_gradient_fault
 from pyro_nfvi._pyro_model.log_joint import LogJoint
+from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.flows._base import Layer
 from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.guides._pyro_guide import PyroGuide
 
 
 def _name_of(layer: Layer) -> str:
@@ -22,7 +24,7 @@ def _name_of(layer: Layer) -> str:
 
 
 def locate_nonfinite(
-    guide: AutoFlow, log_joint: LogJoint, eps: Tensor, subsample: Mapping[str, Tensor]
+    guide: AutoFlow | PyroGuide, log_joint: LogJoint, eps: Tensor, subsample: Mapping[str, Tensor]
 ) -> str:
     """Name, as a clause, the first place at which the pass of ``eps (S, D)`` is not finite."""
     bad = [
@@ -33,11 +35,16 @@ def locate_nonfinite(
     if bad:
         return f"the guide's parameter {bad[0]!r} is not finite"
     with torch.no_grad():
-        x = eps
-        for layer in guide.density_at(subsample).flow.layers():
-            x, ladj = layer.map(x)
-            if not (bool(torch.isfinite(x).all()) and bool(torch.isfinite(ladj).all())):
-                return f"the flow's layer {_name_of(layer)} gives values that are not finite"
+        density, x = guide.density_at(subsample), eps
+        if not isinstance(density, FlowDensity):
+            x, log_q = density.push(eps)
+            if not (bool(torch.isfinite(x).all()) and bool(torch.isfinite(log_q).all())):
+                return "the guide gives draws that are not finite"
+        else:
+            for layer in density.flow.layers():
+                x, ladj = layer.map(x)
+                if not (bool(torch.isfinite(x).all()) and bool(torch.isfinite(ladj).all())):
+                    return f"the flow's layer {_name_of(layer)} gives values that are not finite"
         log_p = log_joint(x, subsample)
         rows = (~torch.isfinite(log_p)).nonzero().reshape(-1)
     if len(rows):
@@ -57,7 +64,7 @@ def _sites(log_joint: LogJoint, z: Tensor, subsample: Mapping[str, Tensor]) -> s
 
 
 def _gradient(
-    guide: AutoFlow,
+    guide: AutoFlow | PyroGuide,
     log_joint: LogJoint,
     eps: Tensor,
     x: Tensor,
@@ -74,13 +81,13 @@ def _gradient(
 
 
 def _in_the_guide(
-    guide: AutoFlow, log_joint: LogJoint, eps: Tensor, subsample: Mapping[str, Tensor]
+    guide: AutoFlow | PyroGuide, log_joint: LogJoint, eps: Tensor, subsample: Mapping[str, Tensor]
 ) -> str:
     """Neither values nor the model's gradient: the way back through the flow, or a parameter."""
     named = [(name, param) for name, param in guide.named_parameters() if param.requires_grad]
     with torch.enable_grad():
-        x, ladj = guide.density_at(subsample).flow(eps)
-        bound = (log_joint(x, subsample) + ladj).mean()
+        x, log_q = guide.density_at(subsample).push(eps)
+        bound = (log_joint(x, subsample) - log_q).mean()
         grads = torch.autograd.grad(bound, [param for _, param in named], allow_unused=True)
     largest, where = 0.0, ""
     for (name, _), grad in zip(named, grads):

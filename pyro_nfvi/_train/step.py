@@ -14,6 +14,7 @@ from pyro_nfvi._optim.gradient_clipping import clip_gradient
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._train.recipe import TRAINING
 from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.guides._pyro_guide import PyroGuide
 from pyro_nfvi.objectives._objective import Objective
 
 
@@ -34,7 +35,7 @@ class EagerStep:
 
     def __init__(
         self,
-        guide: AutoFlow,
+        guide: AutoFlow | PyroGuide,
         log_joint: LogJoint,
         objective: Objective,
         params: Sequence[Tensor],

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.guides._pyro_guide import PyroGuide
 from pyro_nfvi.objectives._objective import Objective
 
 
@@ -27,7 +28,7 @@ class Task:
         generator: Source of the noise; None draws from torch's own (forked) state.
     """
 
-    guide: AutoFlow
+    guide: AutoFlow | PyroGuide
     log_joint: LogJoint
     objective: Objective
     params: Sequence[Tensor]

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._eval_mode import scoring
-from pyro_nfvi._typing import Contexts, Image, ImageAndScore, PerComponent, Points, Rows, TensorPair
+from pyro_nfvi._typing import Contexts, Image, PerComponent, Points, Rows
+from pyro_nfvi.distributions._density import NoiseDensity
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import OptionError, ShapeError
 
 
 @final
-class MixtureDensity(nn.Module):
+class MixtureDensity(NoiseDensity):
     r"""The distribution of a draw from one of K densities, chosen at random.
 
     .. math:: \log q(z) = \log \sum_k w_k\, q_k(z), \qquad w = \mathrm{softmax}(\text{logits})
@@ -50,10 +51,6 @@ class MixtureDensity(nn.Module):
         >>> 0.7 < float((z > 0).double().mean()) < 0.9
         True
     """
-
-    #: Noise is standard normal, and comes from a generator where one is given.
-    base: None = None
-    takes_generator = True
 
     def __init__(self, parts: Sequence[FlowDensity], logits: Tensor) -> None:
         super().__init__()
@@ -121,21 +118,6 @@ class MixtureDensity(nn.Module):
         return _taken(pushed, self.choose(eps))
 
     @full_precision
-    def push_with_score(self, eps: Tensor, context: Contexts | None = None) -> ImageAndScore:
-        r"""Map noise to ``(z, log_q, score)``, the score :math:`\nabla_z \log q(z)` detached."""
-        z, log_q = self.push(eps, context)
-        with torch.enable_grad():
-            point = z.detach().requires_grad_()
-            (score,) = torch.autograd.grad(self.log_prob(point).sum(), point)
-        return z, log_q, score
-
-    def rsample_and_log_prob(
-        self, shape: int | Sequence[int] = (), *, generator: torch.Generator | None = None
-    ) -> TensorPair:
-        """Draw ``(z, log_q)`` in one pass."""
-        return self.push(self.sample_base(shape, generator=generator))
-
-    @full_precision
     def components(self, z: Points) -> PerComponent:
         """Log density of each component, without its weight: ``(*b, D) -> (*b, K)``, in nats.
 
@@ -148,9 +130,6 @@ class MixtureDensity(nn.Module):
     def log_prob(self, z: Points, context: Contexts | None = None) -> Rows:
         """Score any point: ``(*b, D) -> (*b,)``, differentiable in point and parameters."""
         return torch.logsumexp(self.components(z) + self.log_weights, -1)
-
-    # So that functional_call can score with other parameters.
-    forward = log_prob
 
     @full_precision
     def responsibilities(self, z: Points) -> PerComponent:

@@ -9,12 +9,9 @@ import pyro
 import torch
 from pyro.infer.autoguide import init_to_median
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
-from pyro_nfvi._autocast import full_precision
 from pyro_nfvi._pyro_model.model_checks import check_model
 from pyro_nfvi._random import stream
-from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi._validation import number, whole
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.distributions._mixture import MixtureDensity
@@ -23,15 +20,13 @@ from pyro_nfvi.flows._base import Chain, Flow
 from pyro_nfvi.flows._whitened_affine import WhitenedAffine
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._build import FlowSpec, Recipe
-from pyro_nfvi.guides._guide_draws import chunk_rows
 from pyro_nfvi.guides._mixture_posterior import MixturePosterior
 from pyro_nfvi.guides._param_store import check_store, stored_names, sync_module, sync_parameter
-from pyro_nfvi.guides._quantiles import base_points, column_quantiles
+from pyro_nfvi.guides._points_guide import PointsGuide
 from pyro_nfvi.guides._recipe import GUIDES
-from pyro_nfvi.guides._vector_guide import VectorGuide
 
 
-class AutoMixture(VectorGuide):
+class AutoMixture(PointsGuide):
     r"""A mixture over the model's continuous latents, for posteriors with several modes.
 
     .. math:: q(z) = \sum_k w_k\, q_k(z)
@@ -256,32 +251,12 @@ class AutoMixture(VectorGuide):
         self._sync()
         return MixtureDensity([FlowDensity(part) for part in self._members()], self._logits())
 
-    def get_base_dist(self) -> Distribution:
-        self.transport()
-        raise AssertionError  # transport has raised
-
     def get_posterior(self, *args: Any, **kwargs: Any) -> MixturePosterior:
         """Return the distribution of the unconstrained vector, for one call."""
         return MixturePosterior(self.density())
 
-    def _points(self) -> Tensor:
-        """The fixed base points through the guide: ``(4097, D)``."""
-        density = self.density()
-        noise = base_points(self._like().new_zeros(self.latent_dim + 1))
-        rows = chunk_rows(self.latent_dim)
-        return torch.cat([density.draw(part) for part in noise.split(rows)])
-
-    def _levels(self, levels: Tensor) -> TensorPair:
-        points = self._points()
-        return torch.zeros_like(points[0]), column_quantiles(points, levels)
-
-    @full_precision
-    @torch.no_grad()
-    def mean(self, *args: Any, **kwargs: Any) -> TensorDict:
-        """Return the posterior mean of each constrained site, over the fixed base points."""
-        self._summary_setup(args, kwargs)
-        values = self.latent.constrain(self._points())[0]
-        return {name: value.mean(0) for name, value in values.items()}
+    def _noise_dim(self) -> int:
+        return self.latent_dim + 1
 
 
 def _joined(flow: Flow | None, outer: Flow | None) -> Flow:

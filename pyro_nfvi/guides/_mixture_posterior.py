@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
-from torch.distributions import constraints
 
-from pyro_nfvi._math import broadcast_shape
-from pyro_nfvi._typing import Points, Rows
 from pyro_nfvi.distributions._mixture import MixtureDensity
+from pyro_nfvi.guides._density_posterior import DensityPosterior
 
 
-class MixturePosterior(dist.TorchDistribution):
+class MixturePosterior(DensityPosterior):
     r"""A mixture density of the unconstrained vector, for one call.
 
     A draw is a differentiable function of the parameters of its component, not of the weights:
@@ -25,25 +22,7 @@ class MixturePosterior(dist.TorchDistribution):
     the other particles), so that a constant in the log joint adds no noise.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
-    support = constraints.real_vector
-    has_rsample = True
-
-    def __init__(self, density: MixtureDensity, batch_shape: torch.Size | None = None) -> None:
-        self.density = density
-        size = torch.Size([density.dim])
-        super().__init__(batch_shape or torch.Size(), size, validate_args=False)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> MixturePosterior:
-        return MixturePosterior(self.density, torch.Size(batch_shape))
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        eps = self.density.sample_base((*sample_shape, *self.batch_shape))
-        return self.density.push(eps)[0]
-
-    def log_prob(self, value: Points) -> Rows:
-        found = self.density.log_prob(value)
-        return found.expand(broadcast_shape(found.shape, self.batch_shape))
+    density: MixtureDensity
 
     def score_parts(self, value: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
         each = self.density.components(value) + self.density.log_weights

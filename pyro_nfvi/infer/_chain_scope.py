@@ -13,6 +13,7 @@ from pyro_nfvi._train.density_selection import choose_density
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.guides._auto_mixture import AutoMixture
+from pyro_nfvi.guides._pyro_guide import PyroGuide
 from pyro_nfvi.infer._fitted import FittedPosterior
 from pyro_nfvi.infer._scopes import own_random_state
 
@@ -37,6 +38,11 @@ def require_chainable(fit: FittedPosterior) -> LogJoint:
             f"{fit.guide.num_components} modes: a chain would stay in the mode where it starts, "
             "and chains would not tell the modes' masses. Use fit.resample(n); or fit one mode "
             "with guide='iaf*2' and run chains from that."
+        )
+    if isinstance(fit.guide, PyroGuide):
+        raise ModelError(
+            f"Chains run through a flow, and this fit is of {fit.guide.name}. Fit with "
+            "guide='gaussian', or a flow, and run chains from that."
         )
     return log_joint
 

@@ -15,8 +15,8 @@ from pyro_nfvi._compat import DispatchMode
 from pyro_nfvi._files.archives import Malformed
 from pyro_nfvi._optional_import import process_kept
 from pyro_nfvi._pyro_model.latent_space import LatentSpace
+from pyro_nfvi.distributions._density import NoiseDensity
 from pyro_nfvi.distributions._flow_density import FlowDensity
-from pyro_nfvi.distributions._mixture import MixtureDensity
 from pyro_nfvi.infer._recipe import FILES
 from pyro_nfvi.infer._weighted_draws import WeighedDraws
 
@@ -183,7 +183,7 @@ def _without_numbers(tensor: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------- the tie
 
 
-def tie(density: FlowDensity | MixtureDensity, draws: WeighedDraws) -> dict[str, Any]:
+def tie(density: FlowDensity | NoiseDensity, draws: WeighedDraws) -> dict[str, Any]:
     """Score some of a fit's draws once more, by the inverse, for the file.
 
     The pass back differs from the pass forth by rounding alone, but in a map of badly conditioned
@@ -206,7 +206,7 @@ def tie(density: FlowDensity | MixtureDensity, draws: WeighedDraws) -> dict[str,
 
 
 def check_tie(
-    density: FlowDensity | MixtureDensity, draws: WeighedDraws, recorded: Mapping[str, Any] | None
+    density: FlowDensity | NoiseDensity, draws: WeighedDraws, recorded: Mapping[str, Any] | None
 ) -> None:
     """Compare a guide with the draws beside it, by one pass of some of them through its inverse.
 

@@ -28,6 +28,7 @@ from pyro_nfvi.diagnostics._verdict import Verdict
 from pyro_nfvi.errors import ConversionWarning, ModelError, NotSetUpError
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
+from pyro_nfvi.guides._pyro_guide import PyroGuide
 from pyro_nfvi.infer._findings import Finding, ModeSearch, find, with_finding
 from pyro_nfvi.infer._model_parameters import ModelParams
 from pyro_nfvi.infer._predict import Predictions, predict_from
@@ -56,7 +57,7 @@ class Fit:
         log_joint: The model's log joint; None for a fit that was loaded without the model.
     """
 
-    guide: AutoFlow | AutoMixture
+    guide: AutoFlow | AutoMixture | PyroGuide
     draws: WeighedDraws
     training: Training
     params: TensorDict = field(default_factory=dict)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyro_nfvi._train.optimizer import OptimSpec
 from pyro_nfvi._train.progress import Progress, StepInfo
-from pyro_nfvi.infer._guide_spec import GuideSpec
+from pyro_nfvi.infer._guide_spec import GuideSpec, baseline
 from pyro_nfvi.infer._recipe import GAUSSIAN_START
 from pyro_nfvi.objectives._objective import Objective
 
@@ -39,6 +39,11 @@ class Options:
     def automatic(self) -> bool:
         """True where the flow is selected among candidates that grow from a Gaussian."""
         return self.guide == "auto" and self.precondition and self.stop
+
+    @property
+    def baseline(self) -> tuple[str, int | None] | None:
+        """Name of an approximation that is computed, with its number of paths; None for others."""
+        return baseline(self.guide)
 
     @property
     def outer(self) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_nfvi.diagnostics._verdict import Cause, Verdict, judge_weights
 from pyro_nfvi.distributions._mixture import MixtureDensity
-from pyro_nfvi.guides._auto_mixture import AutoMixture
+from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.infer._checks.tails import seen
 from pyro_nfvi.infer._findings import HeavyTails, LeftOut, Level, MovedMoments, ShortTails
 from pyro_nfvi.infer._fitted import FittedPosterior
@@ -70,7 +70,7 @@ def chains_would_help(fit: FittedPosterior, word: Verdict) -> bool:
         word: Its verdict by weights and findings.
     """
     log_joint = fit.log_joint
-    if log_joint is None or log_joint.subsampled or isinstance(fit.guide, AutoMixture):
+    if log_joint is None or log_joint.subsampled or not isinstance(fit.guide, AutoFlow):
         return False
     if fit.why_stopped == "diverged" or not fit.draws.exact:
         return False

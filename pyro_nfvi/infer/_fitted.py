@@ -14,6 +14,7 @@ from pyro_nfvi.diagnostics._khat import TailReading
 from pyro_nfvi.diagnostics._verdict import Verdict
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
+from pyro_nfvi.guides._pyro_guide import PyroGuide
 from pyro_nfvi.infer._training import Training
 from pyro_nfvi.infer._weighted_draws import WeighedDraws
 
@@ -25,7 +26,7 @@ class FittedPosterior(Protocol):
     """
 
     @property
-    def guide(self) -> AutoFlow | AutoMixture:
+    def guide(self) -> AutoFlow | AutoMixture | PyroGuide:
         """The trained guide."""
 
     @property

@@ -3,47 +3,54 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import nn
 
+from pyro_nfvi._pyro_model.latent_space import is_discrete, is_point_mass
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
 from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
-from pyro_nfvi.infer._guide_spec import GAUSSIAN, GuideSpec
+from pyro_nfvi.guides._pyro_guide import PyroGuide
+from pyro_nfvi.guides._vector_guide import VectorGuide
+from pyro_nfvi.infer._guide_spec import GAUSSIAN, GuideSpec, baseline
 from pyro_nfvi.infer._plate_structure import PlateStructure
 
 #: Flow that ``guide="auto"`` begins with.
 AUTO = "iaf*2"
 
 
-def make_guide(guide: GuideSpec | None, model: Callable[..., Any], outer: str) -> AutoFlow:
+def make_guide(
+    guide: GuideSpec | None, model: Callable[..., Any], outer: str
+) -> AutoFlow | PyroGuide:
     """Make the guide for a model, a Gaussian for None; ``outer`` is for those that bring none.
 
-    Raises:
-        OptionError: A callable returned something else.
+    Args:
+        guide: Name or formula, flow or guide: what :func:`made_guide` returns.
+        model: The model, with discrete sites marked.
+        outer: Kind of the affine map outside of a flow.
     """
     if guide is None or guide == GAUSSIAN:
         return AutoFlow(model, None, outer=outer)
-    if isinstance(guide, AutoFlow):
+    if baseline(guide) is not None:
+        return AutoFlow(model, None, outer="full")  # of any number of latents
+    if isinstance(guide, AutoFlow | PyroGuide):
         return guide
     if isinstance(guide, str):
         return AutoFlow(model, AUTO if guide == "auto" else guide, outer=outer)
-    if isinstance(guide, Flow):
-        # A copy, so that each run starts from the flow that was passed.
-        return AutoFlow(model, copy.deepcopy(guide), outer=outer)
-    made = guide(model)
-    if not isinstance(made, AutoFlow):
-        raise OptionError(
-            f"guide returned {type(made).__name__}; a callable guide takes the model and "
-            "returns an AutoFlow, such as lambda model: AutoPlanar(model, num_flows=16). "
-            "Other guides of Pyro train with pyro.infer.SVI."
-        )
-    return made
+    assert isinstance(guide, Flow)
+    # A copy, so that each run starts from the flow that was passed.
+    return AutoFlow(model, copy.deepcopy(guide), outer=outer)
 
 
 @dataclass(frozen=True)
@@ -73,16 +80,91 @@ def make_plate_guide(
     return PlateGuide(guide) if isinstance(guide, AutoPlateFlow) else None
 
 
-def made_guide(guide: GuideSpec, model: Callable[..., Any]) -> GuideSpec:
-    """Call what makes a guide of a model; all else stays as it is."""
+def made_guide(
+    guide: GuideSpec,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> str | AutoFlow | AutoPlateFlow | PyroGuide | Flow:
+    """Call what makes a guide of a model, and take guides of Pyro's in; all else stays as it is.
+
+    Args:
+        guide: What the user passed.
+        model: The model, with discrete sites marked.
+        args: Its positional arguments, which a guide written by hand is called with.
+        kwargs: Its keyword arguments.
+
+    Raises:
+        OptionError: A callable is no guide and makes none.
+    """
     if isinstance(guide, (str, AutoFlow, AutoPlateFlow, Flow)):
         return guide
+    made = guide if isinstance(guide, nn.Module) else _called(guide, model, args, kwargs)
+    if isinstance(made, (AutoFlow, AutoPlateFlow, Flow)):
+        return made
+    if isinstance(made, AutoLaplaceApproximation):
+        return "laplace"
+    return PyroGuide(model, made)
+
+
+def _called(
+    guide: Callable[..., Any],
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """Return a guide written by hand as it is, and what another callable makes of the model."""
+    if isinstance(guide, type):
+        return guide(model if issubclass(guide, VectorGuide) else _continuous(model, args, kwargs))
+    if _takes(guide, args, kwargs) and (
+        not _takes(guide, (model,), {}) or _draws(guide, args, kwargs)
+    ):
+        return guide
     made = guide(model)
-    return made if isinstance(made, AutoPlateFlow) else lambda _: made
+    if not isinstance(made, (AutoGuide, Flow)):
+        raise OptionError(
+            f"guide returned {type(made).__name__}; a callable guide draws the model's latent "
+            "sites by name, with the model's arguments, or takes the model and returns a guide, "
+            "such as lambda model: AutoPlanar(model, num_flows=16)."
+        )
+    return made
 
 
-def flow_name(guide: AutoFlow | AutoMixture) -> str:
-    """Return the name of the guide's flow, for reports."""
+def _takes(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _draws(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether a callable draws sites when it is called as the model is."""
+    with pyro.get_param_store().scope({"params": {}, "constraints": {}}):
+        try:
+            trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        except Exception:  # it takes the model, and gets data
+            return False
+    return any(site["type"] == "sample" for site in trace.nodes.values())
+
+
+def _continuous(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """Hide discrete sites, which are summed out, from a guide that would draw them."""
+    sites = poutine.trace(model).get_trace(*args, **kwargs).nodes
+    hidden = [
+        name for name, site in sites.items()
+        if site["type"] == "sample" and not site["is_observed"]
+        and (is_point_mass(site) or (is_discrete(site["fn"]) and not site_is_subsample(site)))
+    ]  # fmt: skip
+    return poutine.block(model, hide=hidden) if hidden else model
+
+
+def flow_name(guide: AutoFlow | AutoMixture | PyroGuide) -> str:
+    """Return the name of the guide's flow, or of the guide that was taken in, for reports."""
+    if isinstance(guide, PyroGuide):
+        return guide.name
     if isinstance(guide, AutoMixture):
         return " + ".join(str(recipe.flow or "Gaussian") for recipe in guide._recipes)
     flow = None if guide._recipe is None else guide._recipe.flow

@@ -55,9 +55,14 @@ class NFVI:
             no flow, a start for :meth:`Fit.mcmc`. Or a flow's name or formula
             (:func:`pyro_nfvi.flows.make_flow`), a :class:`Flow`, a callable from the model to an
             :class:`AutoFlow` (such as ``AutoPlanar``), or an ``AutoFlow``, which is trained in
-            place. Where latents stand in a plate that subsamples, or most of more than 1000 in
-            plates with data, ``"auto"`` is an :class:`AutoPlateFlow`, and the report says why; one
-            of your own, or a callable that returns one, is trained in its place.
+            place. Guides to compare with: ``"laplace"``, ``"pathfinder"`` (of several paths;
+            ``"pathfinder*1"`` of one) and ``"dadvi"``, which are computed and take no steps; an
+            ``AutoContinuous`` guide of Pyro's, ``AutoNormal``, an ``AutoGuideList`` of such, or
+            their classes; a function, or module, that draws the latents by name. These train
+            from where they start; all get the same checks. Where latents stand in a plate that
+            subsamples, or most of more than 1000 in plates with data, ``"auto"`` is an
+            :class:`AutoPlateFlow`, and the report says why; one of your own, or a callable that
+            returns one, is trained in its place.
         objective: ``"path"`` (the ELBO with its path gradient), ``"total"``, ``"dreg"``, ``"iw"``,
             ``"renyi"``, ``"tempered"``, or an :class:`~pyro_nfvi.objectives.Objective`.
             ``fit.losses`` holds its bound; ``fit.elbo`` is the ELBO whatever the objective.

@@ -57,10 +57,10 @@ def _unnamed_parts(
     """Return the flow and the base of a guide as this process makes it."""
     if isinstance(guide, Flow):
         return {"flow": copy.deepcopy(guide)}
-    rows = made_guide(guide, model)
-    if isinstance(rows, AutoPlateFlow):
-        return {"encoder": rows.encoder_nets(), "select": rows._select}
-    made = guide if isinstance(guide, AutoFlow) else make_guide(guide, model, "whitened")
+    whole = made_guide(guide, model, args, kwargs)
+    if isinstance(whole, AutoPlateFlow):
+        return {"encoder": whole.encoder_nets(), "select": whole._select}
+    made = make_guide(whole, model, "whitened")
     if not made.is_set_up:
         made.setup(*args, **kwargs)
     parts: dict[str, Any] = {}

@@ -540,6 +540,21 @@ class RescoringRecipe:
 
 
 @dataclass(frozen=True)
+class ComparisonRecipe:
+    """Fits side by side."""
+
+    #: Draws of a fit that another fit's model scores, to see that it is the same.
+    rows: int = 20
+    #: Difference of log joints, relative to their size, that is rounding: single precision has 6e-8
+    #: for each of many terms.
+    rounding: float = 1e-3
+    #: Directions of a sliced distance: it is known to some 3 % then.
+    directions: int = 200
+    #: Most draws on each side.
+    draws: int = 2000
+
+
+@dataclass(frozen=True)
 class FileRecipe:
     """Limits of what is made of a fit's file."""
 
@@ -789,6 +804,7 @@ IMPROPER = ImproperRecipe()
 PYRO_CHECK = PyroCheckRecipe()
 LABEL_SWITCHING = LabelSwitchingRecipe()
 RESCORING = RescoringRecipe()
+COMPARISON = ComparisonRecipe()
 FILES = FileRecipe()
 CHAINS = ChainRecipe()
 WORDS = WordsRecipe()

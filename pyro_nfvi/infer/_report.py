@@ -18,7 +18,9 @@ def report(fit: FittedPosterior) -> str:
     lines = [
         f"{latent.dim} latents ({sites if len(sites) < 60 else f'{len(latent.sites)} sites'}); "
         f"guide {type(fit.guide).__name__}({settings.flow}), {count} parameters",
-        f"objective {settings.objective}, {settings.num_particles} particles, seed {settings.seed}",
+        f"objective {settings.objective}, {settings.num_particles} particles, seed {settings.seed}"
+        if settings.objective
+        else f"no steps of training, seed {settings.seed}",
         f"particles by {settings.particles_by} ({settings.particles_why})",
         f"engine {training.engine}: {training.engine_reason}",
         f"stopped: {training.why_stopped}. {training.why_stopped.detail}",

@@ -20,6 +20,7 @@ from pyro_nfvi._train.engine_selection import check_engine
 from pyro_nfvi._train.progress import SILENT
 from pyro_nfvi.errors import DivergedError, ModelError, NFVIError
 from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.guides._pyro_guide import PyroGuide
 from pyro_nfvi.infer._batches import by_batches, enumerated, is_loader_call
 from pyro_nfvi.infer._distributed_fit import distributed_fit, explaining_lost_processes
 from pyro_nfvi.infer._fit import Fit
@@ -29,6 +30,7 @@ from pyro_nfvi.infer._plate_fit import PlateFit
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._received_fit import received
 from pyro_nfvi.infer._scopes import own_params, own_random_state
+from pyro_nfvi.infer._stages.baseline import fit_baseline
 from pyro_nfvi.infer._stages.examination import examine
 from pyro_nfvi.infer._stages.model_selection import select_model
 from pyro_nfvi.infer._stages.parameter_settling import settle_parameters
@@ -96,7 +98,7 @@ def _fitted(
                 trace = any_trace(model, args, kwargs)
                 model = _enumerated(model, trace)
             check_engine(options.engine)
-            options = replace(options, guide=made_guide(options.guide, model))
+            options = replace(options, guide=made_guide(options.guide, model, args, kwargs))
             rows = make_plate_guide(options.guide, model, trace)
             call = (model, args, kwargs, names, seed)
             stages: Callable[[Problem], Fit | PlateFit]
@@ -117,7 +119,12 @@ def _fitted(
 
 
 def _fit_whole(
-    problem: Problem, options: Options, time: TimePlan, guide: AutoFlow, *, fresh: bool
+    problem: Problem,
+    options: Options,
+    time: TimePlan,
+    guide: AutoFlow | PyroGuide,
+    *,
+    fresh: bool,
 ) -> Fit:
     """Run the stages of a fit of all latents as one vector, one after the other.
 
@@ -132,8 +139,10 @@ def _fit_whole(
         start = WarmStart(notes=problem.notes)
         if fresh:
             start = warm_start(problem, options, time, guide)
-        if options.automatic:
+        if options.automatic and isinstance(guide, AutoFlow):
             fit = select_model(problem, options, time, guide, start)
+        elif options.baseline is not None and isinstance(guide, AutoFlow):
+            fit = fit_baseline(problem, options, time, guide, start)
         else:
             plan = TrainingPlan.after(start, options.max_steps)
             fit = train(problem, options, time, guide, plan)

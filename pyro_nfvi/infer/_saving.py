@@ -15,8 +15,10 @@ from pyro_nfvi._processes.process_group import writes_files
 from pyro_nfvi._processes.tasks import inside_task
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
 from pyro_nfvi.distributions import _bases as bases
+from pyro_nfvi.errors import OptionError
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
+from pyro_nfvi.guides._pyro_guide import PyroGuide
 from pyro_nfvi.infer._file_checks import (
     tie,
 )
@@ -68,8 +70,14 @@ def write(fit: FittedPosterior, path: str | os.PathLike[str]) -> None:
     write_file(path, KIND, spec, _plain(tensors))
 
 
-def _guide_spec(guide: AutoFlow | AutoMixture) -> dict[str, Any]:
+def _guide_spec(guide: AutoFlow | AutoMixture | PyroGuide) -> dict[str, Any]:
     """Describe how the guide was built, as far as JSON can."""
+    if isinstance(guide, PyroGuide):
+        raise OptionError(
+            f"No file describes a guide of another library or of your own ({guide.name}). Keep "
+            "the fit's draws, fit.to_arviz().to_netcdf(path), or the guide's numbers, "
+            "torch.save(fit.guide.state_dict(), path)."
+        )
     if isinstance(guide, AutoMixture):
         flows = [recipe.flow for recipe in guide._recipes]  # names: NFVI makes no others
         return {"class": type(guide).__name__, "flows": flows}

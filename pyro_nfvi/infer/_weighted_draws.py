@@ -19,8 +19,8 @@ from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi.diagnostics._importance import ess, iw_gap
 from pyro_nfvi.diagnostics._khat import TailReading, read_tail
 from pyro_nfvi.diagnostics._psis import psis
+from pyro_nfvi.distributions._density import NoiseDensity
 from pyro_nfvi.distributions._flow_density import FlowDensity
-from pyro_nfvi.distributions._mixture import MixtureDensity
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.infer._recipe import CALL_SIZES, WEIGHTED_DRAWS
 
@@ -94,7 +94,7 @@ class WeighedDraws:
 
 
 def push_chunks(
-    density: FlowDensity | MixtureDensity, num: int, draw: Callable[[int], Tensor]
+    density: FlowDensity | NoiseDensity, num: int, draw: Callable[[int], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Draw ``num`` points with their log density, in chunks: ``(S, D)`` and ``(S,)``."""
     parts = []
@@ -105,7 +105,7 @@ def push_chunks(
 
 
 def weigh(
-    density: FlowDensity | MixtureDensity,
+    density: FlowDensity | NoiseDensity,
     log_joint: LogJoint,
     num: int,
     generator: torch.Generator | None,

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from pyro_nfvi._chain_rule import score
 from pyro_nfvi._typing import Noise, Particles, PerParticle, Scalar, TensorDict
+from pyro_nfvi.distributions._density import NoiseDensity
 from pyro_nfvi.distributions._flow_density import FlowDensity
-from pyro_nfvi.distributions._mixture import MixtureDensity
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.objectives._schedules import Schedule
 
 #: The approximation q.
-Approximation: TypeAlias = FlowDensity | MixtureDensity
+Approximation: TypeAlias = FlowDensity | NoiseDensity
 #: ``z (S, D) -> log p(z) (S,)`` in nats, up to a constant.
 LogDensity: TypeAlias = Callable[[Tensor], Tensor]
 #: Name of the stream of weights among the inputs of a step.

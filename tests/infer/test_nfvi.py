@@ -100,7 +100,7 @@ def test_a_flow_is_copied_so_that_each_run_starts_alike():
     [
         ({"guide": "ifa*2"}, "Did you mean 'iaf'"),
         ({"guide": 3}, "got int"),
-        ({"guide": pyro.infer.autoguide.AutoNormal(conjugate)}, "AutoNormal trains with"),
+        ({"guide": pyro.infer.autoguide.AutoDelta(conjugate)}, "AutoDelta is a point"),
         ({"num_particles": 0}, "num_particles needs to be a whole number of at least 1; got 0"),
         ({"num_particles": 2.5}, "num_particles"),
         ({"max_steps": 0}, "max_steps is at least 1; got 0"),

@@ -23,6 +23,7 @@ from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.work_count import work_of_rows
 from pyro_nfvi._random import stream
+from pyro_nfvi.distributions._density import NoiseDensity
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.distributions._mixture import MixtureDensity
 from pyro_nfvi.infer._checks.label_switching import Scored
@@ -46,7 +47,7 @@ class Narrow:
 
 
 def narrow_modes(
-    density: FlowDensity | MixtureDensity,
+    density: FlowDensity | NoiseDensity,
     log_joint: LogJoint,
     draws: WeighedDraws,
     seed: int,
@@ -132,7 +133,7 @@ def _mass_outside(
 
 
 def _possible(
-    density: FlowDensity | MixtureDensity, log_joint: LogJoint, draws: WeighedDraws
+    density: FlowDensity | NoiseDensity, log_joint: LogJoint, draws: WeighedDraws
 ) -> bool:
     if log_joint.in_parts or not draws.exact:
         return False
@@ -140,14 +141,14 @@ def _possible(
     return drawn and bool(torch.isfinite(draws.log_w).sum() > 1)
 
 
-def _parts(density: FlowDensity | MixtureDensity) -> list[FlowDensity]:
-    if isinstance(density, FlowDensity):
+def _parts(density: FlowDensity | NoiseDensity) -> list[FlowDensity | NoiseDensity]:
+    if not isinstance(density, MixtureDensity):
         return [density]
     return [part for part in density.parts if isinstance(part, FlowDensity)]
 
 
 def _best_draws(
-    density: FlowDensity | MixtureDensity,
+    density: FlowDensity | NoiseDensity,
     log_joint: LogJoint,
     target: Target,
     effort: float,
@@ -197,7 +198,7 @@ def _best_draws(
 
 
 def _work(
-    part: FlowDensity, log_joint: LogJoint, rows: int, noise: torch.Generator
+    part: FlowDensity | NoiseDensity, log_joint: LogJoint, rows: int, noise: torch.Generator
 ) -> float | None:
     """Work of a point, of draws and their neighbours; None where the model cannot be run."""
     eps = part.sample_base(rows, generator=noise)

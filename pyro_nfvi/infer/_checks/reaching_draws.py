@@ -17,8 +17,8 @@ from pyro_nfvi._budget import UNLIMITED, Budget
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._random import stream
 from pyro_nfvi.diagnostics._psis import psis
+from pyro_nfvi.distributions._density import NoiseDensity
 from pyro_nfvi.distributions._flow_density import FlowDensity
-from pyro_nfvi.distributions._mixture import MixtureDensity
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.infer._recipe import CALL_SIZES, MOMENTS
 from pyro_nfvi.infer._weighted_draws import WeighedDraws, push_chunks, score
@@ -50,7 +50,7 @@ class ReachingDraws:
 
 
 def reaching_draws(
-    density: FlowDensity | MixtureDensity,
+    density: FlowDensity | NoiseDensity,
     log_joint: LogJoint,
     draws: WeighedDraws,
     seed: int,
@@ -78,7 +78,7 @@ def reaching_draws(
     if not draws.exact or alone or rows < MOMENTS.fewest_effective:
         return None
     noise = stream(seed, "moments", device=draws.z.device)
-    if isinstance(density, MixtureDensity):
+    if not isinstance(density, FlowDensity):  # of which the noise is no map of the draws
         z, log_q = push_chunks(density, rows, lambda n: density.sample_base(n, generator=noise))
         log_width = torch.zeros(rows, dtype=torch.float64, device=z.device)
     else:

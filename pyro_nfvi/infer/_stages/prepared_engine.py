@@ -45,6 +45,7 @@ def prepare_engine(problem: Problem, options: Options, time: TimePlan) -> None:
     native = getattr(log_joint.compiled, "native", None)
     unfit = (
         not isinstance(formula, str)
+        or options.baseline is not None
         or options.engine == "eager"
         or steps < ENGINE.compile_steps
         or steps * options.num_particles * log_joint.size > ENGINE.fused_numbers

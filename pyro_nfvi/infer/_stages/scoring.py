@@ -7,6 +7,7 @@ import torch
 from pyro_nfvi._train.density_selection import present
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
+from pyro_nfvi.guides._pyro_guide import PyroGuide
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._make_guide import flow_name
@@ -23,7 +24,7 @@ def score_guide(
     problem: Problem,
     options: Options,
     time: TimePlan,
-    guide: AutoFlow | AutoMixture,
+    guide: AutoFlow | AutoMixture | PyroGuide,
     training: Training,
 ) -> Fit:
     """Score draws of a guide by itself and by the model.
@@ -53,7 +54,9 @@ def score_guide(
     return Fit(guide, draws, training, params.constrained(), log_joint, params)
 
 
-def settings_of(problem: Problem, options: Options, guide: AutoFlow | AutoMixture) -> Settings:
+def settings_of(
+    problem: Problem, options: Options, guide: AutoFlow | AutoMixture | PyroGuide
+) -> Settings:
     """Return the options of a fit, for its report and file."""
     density = present(problem.density, problem.log_joint)
     return Settings(

@@ -8,6 +8,7 @@ from typing import Any
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._train.density_selection import DensityEngine, choose_density
 from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.guides._pyro_guide import PyroGuide
 from pyro_nfvi.infer._checks.pyro_density import check_by_pyro
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
@@ -21,7 +22,7 @@ def set_up(
     kwargs: dict[str, Any],
     param_names: frozenset[str],
     seed: int,
-    guide: AutoFlow,
+    guide: AutoFlow | PyroGuide,
     options: Options,
     time: TimePlan,
 ) -> Problem:

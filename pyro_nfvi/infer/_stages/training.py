@@ -21,6 +21,7 @@ from pyro_nfvi._train.step import EagerStep
 from pyro_nfvi._train.task import Task
 from pyro_nfvi.errors import DivergedError
 from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.guides._pyro_guide import PyroGuide
 from pyro_nfvi.infer._checks.improper import IMPROPER_ROWS, explain_divergence, with_fit
 from pyro_nfvi.infer._findings import Level
 from pyro_nfvi.infer._fit import Fit
@@ -79,7 +80,11 @@ class TrainingPlan:
 
 
 def train(
-    problem: Problem, options: Options, time: TimePlan, guide: AutoFlow, plan: TrainingPlan
+    problem: Problem,
+    options: Options,
+    time: TimePlan,
+    guide: AutoFlow | PyroGuide,
+    plan: TrainingPlan,
 ) -> Fit:
     """Train a guide, keep the better of its last and its best state, and score that.
 
@@ -120,7 +125,11 @@ def train(
 
 
 def _loop(
-    problem: Problem, options: Options, time: TimePlan, guide: AutoFlow, plan: TrainingPlan
+    problem: Problem,
+    options: Options,
+    time: TimePlan,
+    guide: AutoFlow | PyroGuide,
+    plan: TrainingPlan,
 ) -> Loop:
     log_joint = problem.log_joint
     stop = options.stop and not log_joint.subsampled  # noise hides that a bound rises
@@ -182,7 +191,7 @@ def _loop(
 
 
 def _checkpoint(
-    problem: Problem, options: Options, guide: AutoFlow, number: int
+    problem: Problem, options: Options, guide: AutoFlow | PyroGuide, number: int
 ) -> Checkpoint | None:
     if options.checkpoint is None:
         return None

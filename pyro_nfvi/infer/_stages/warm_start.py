@@ -11,6 +11,7 @@ from pyro_nfvi._gaussian_vi.multistart import GaussianFit
 from pyro_nfvi.diagnostics._recipe import VERDICT
 from pyro_nfvi.errors import WeightError
 from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.guides._pyro_guide import PyroGuide
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import GAUSSIAN_START, PARAMETERS, TIME
@@ -42,8 +43,12 @@ class WarmStart:
     interrupted: bool = False
 
 
-def warm_start(problem: Problem, options: Options, time: TimePlan, guide: AutoFlow) -> WarmStart:
+def warm_start(
+    problem: Problem, options: Options, time: TimePlan, guide: AutoFlow | PyroGuide
+) -> WarmStart:
     """Move a guide that was just built to the best Gaussian, unless the options say otherwise.
+
+    A guide of Pyro's and a baseline stay where they are; modes are searched for all the same.
 
     Args:
         problem: The posterior. Its parameters are moved to the highest evidence, as far as a
@@ -52,7 +57,8 @@ def warm_start(problem: Problem, options: Options, time: TimePlan, guide: AutoFl
         time: Clock of the call.
         guide: The guide; its affine map is moved.
     """
-    if not options.precondition or guide._outer_kind == "flow" or guide._base is not None:
+    own = isinstance(guide, AutoFlow) and (guide._outer_kind == "flow" or guide._base is not None)
+    if not options.precondition or own:
         return WarmStart(notes=problem.notes)
     if time.training.over():
         time.leave_out("a Gaussian to start from")
@@ -92,6 +98,8 @@ def warm_start(problem: Problem, options: Options, time: TimePlan, guide: AutoFl
             noise = problem.stream("best mode")
             better = best_of(problem.log_joint, init_loc, found, modes, noise)
     notes += search.notes
+    if isinstance(guide, PyroGuide) or options.baseline is not None:
+        return WarmStart(None, params, search, notes, search.interrupted)
     if better is not found:
         notes += ("a mode of more mass than the first one was found",)
     found = better
