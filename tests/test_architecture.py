@@ -76,6 +76,7 @@ OPTIONAL = {
     "arviz_stats": {"arviz"},  # ArviZ 1 has its tables of LOO there
     "cloudpickle": {"_processes"},
     "h5netcdf": {"arviz"},
+    "zarr": {"arviz"},
     "h5py": {"arviz"},
     "loky": {"_processes"},
     "matplotlib": {"plots", "vae"},

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and drafts that a kill left behind."""
+"""Files and folders that appear whole or not at all, and drafts that a kill left behind."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -59,6 +60,55 @@ def whole_file(path: str | os.PathLike[str], kind: str = "file") -> Iterator[Pat
         ) from error
 
 
+@contextmanager
+def whole_folder(path: str | os.PathLike[str], kind: str = "folder") -> Iterator[Path]:
+    """Yield the path of a folder to make and fill; at the end it becomes ``path``.
+
+    A folder cannot take the place of another in one step: where there is one already, nothing is
+    written. Drafts of the same target that a kill left behind are removed.
+
+    Args:
+        path: The target.
+        kind: What is written, for messages.
+
+    Raises:
+        FileError: There is something of this name, the folder around it is missing or read-only, or
+            the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> target = Path(tempfile.mkdtemp()) / "notes"
+        >>> with whole_folder(target) as draft:
+        ...     draft.mkdir()
+        ...     _ = (draft / "first.txt").write_text("all of it")
+        >>> [path.name for path in target.iterdir()]
+        ['first.txt']
+    """
+    named = Path(path)
+    target = Path(os.path.realpath(named))
+    try:
+        remove_drafts(target)
+        if os.path.lexists(target):
+            raise FileError(
+                f"There is a {kind} {named} already, or something else of that name: nothing was "
+                "written. Remove it, or give another name."
+            )
+        with _draft(target) as draft:
+            yield draft
+            for folder, _, names in os.walk(draft):
+                for name in names:
+                    with open(os.path.join(folder, name), "rb") as written:
+                        os.fsync(written.fileno())
+            os.rename(draft, target)
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(
+            f"The {kind} could not be written to {named}: {error.strerror or error}. {_cure(named)}"
+        ) from error
+
+
 def remove_drafts(target: Path) -> None:
     """Remove drafts of a target that nobody works at any more, and nothing else."""
     begin = re.escape(f".{target.name}.")
@@ -83,8 +133,7 @@ def _draft(target: Path) -> Iterator[Path]:
         try:
             yield folder / target.name
         finally:
-            with contextlib.suppress(OSError):
-                os.unlink(folder / target.name)
+            _remove(folder / target.name)
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
             if lock >= 0:
@@ -103,12 +152,20 @@ def _remove_folder(folder: Path, name: str) -> None:
             return
         try:
             if set(os.listdir(folder)) <= {name}:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(folder / name)
+                _remove(folder / name)
                 os.rmdir(folder)
         finally:
             if lock >= 0:
                 os.close(lock)
+
+
+def _remove(draft: Path) -> None:
+    """Remove a draft, a file or a folder, if it is there."""
+    if draft.is_dir() and not draft.is_symlink():
+        shutil.rmtree(draft, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
 
 
 def _remove_old(path: Path) -> None:

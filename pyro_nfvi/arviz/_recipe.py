@@ -32,6 +32,8 @@ class ConversionRecipe:
     matched_khat: float = 0.5
     #: Draws for each latent that an estimate of a covariance needs, as there.
     draws_per_latent: int = 10
+    #: Bytes of a chunk of an array that grows, at most: some hundred files for 1 GB.
+    chunk_bytes: int = 16_000_000
 
 
 RECIPE = ConversionRecipe()

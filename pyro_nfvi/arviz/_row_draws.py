@@ -1,22 +1,20 @@
-"""Draws of globals and of rows of plates for ArviZ, in memory or part by part into a file."""
+"""Draws of globals and of rows of plates for ArviZ, in memory or part by part into a store."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from pyro_nfvi._files.atomic_files import whole_file
 from pyro_nfvi._pyro_model.latent_space import LatentSite, LatentSpace
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.arviz._recipe import RECIPE
+from pyro_nfvi.arviz._row_stores import RowStore, open_store, read_store
 from pyro_nfvi.arviz._tree import Groups, build_tree, require_arviz
-from pyro_nfvi.errors import MissingPackageError, OptionError
+from pyro_nfvi.errors import OptionError
 
 
 class RowDraws(Protocol):
@@ -62,7 +60,8 @@ def rows_to_arviz(
         num_samples: Number of draws.
         rows: For some plates the rows; of the others all.
         coords: Labels of the rows of a plate, one for each of all its rows; by default numbers.
-        store: A netCDF file (``.nc``), which is written part by part, whole or not at all.
+        store: A netCDF file (``.nc``) or a Zarr folder (``.zarr``), which is written part by part,
+            whole or not at all. A file of the name is replaced, a folder is not.
         seed: Of the draws. The same seed gives the same; torch's own random state is left alone.
         memory: Bytes that the draws of one part may take, with ``store``.
 
@@ -75,11 +74,11 @@ def rows_to_arviz(
     Raises:
         OptionError: An unknown plate or row, labels of the wrong number, or a store of another
             kind.
-        FileError: The folder is missing or read-only, or the disk is full; an earlier file of the
-            name is as it was.
-        MissingPackageError: ArviZ is not installed.
+        FileError: The folder is missing or read-only, there is a Zarr folder of this name, or the
+            disk is full; an earlier file of the name is as it was.
+        MissingPackageError: ArviZ is not installed, or what writes the store.
     """
-    arviz, _ = require_arviz()
+    require_arviz()
     labels = {plate: np.asarray(found) for plate, found in (coords or {}).items()}
     for plate, found in labels.items():
         if plate not in fit.plates or len(found) != fit.plates[plate]:
@@ -92,20 +91,9 @@ def rows_to_arviz(
     parts = fit.draw_parts(num_samples, rows, seed, numbers)
     if store is None:
         return build_tree(_gathered(fit, list(parts), labels))
-    if Path(store).suffix != ".nc":
-        raise OptionError(
-            f"store is a netCDF file, such as 'draws.nc'; got {os.fspath(store)!r}. For Zarr "
-            "convert that: xarray.open_dataset(path, group='posterior', chunks={}).to_zarr(folder)."
-        )
-    with whole_file(store, "netCDF file") as draft:
-        try:
-            _write(draft, fit, parts, labels, num_samples)
-        except RuntimeError as error:  # what HDF5 makes of a disk that is full
-            number = re.search(r"errno = (\d+)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-    return arviz.from_netcdf(os.fspath(store))
+    with open_store(store) as kept:
+        _write(kept, fit, parts, labels, num_samples)
+    return read_store(store)
 
 
 def _labels(plate: str, index: Tensor, labels: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -137,68 +125,50 @@ def _gathered(
 
 
 def _write(
-    path: str | os.PathLike[str],
+    store: RowStore,
     fit: RowDraws,
     parts: Iterator[tuple[str, TensorDict, TensorDict]],
     labels: Mapping[str, np.ndarray],
     num_samples: int,
 ) -> None:
     """Write the parts one after the other."""
-    try:
-        import h5netcdf
-    except ImportError as error:
-        raise MissingPackageError(
-            "store=... needs h5netcdf, which is not installed: pip install 'pyro-nfvi[arviz]'"
-        ) from error
-    with h5netcdf.File(os.fspath(path), "w") as file:
-        group = file.create_group("posterior")
-        start: dict[str, int] = {}
-        for number, (cut, rows, draws) in enumerate(parts):
-            if not number:
-                _declare(group, fit, cut, draws, labels, num_samples)
-            length = len(rows[cut])
-            begin = start.get(cut, 0)
-            group.resize_dimension(cut, begin + length)
-            for site in fit.latent.records:
-                dims = _dims(site)
-                if number and cut not in dims:
-                    continue
-                place: list[Any] = [0, slice(None)]
-                place += [slice(begin, begin + length) if d == cut else slice(None) for d in dims]
-                group.variables[site.name][tuple(place)] = draws[site.name].cpu().numpy()
-            group.variables[cut][begin : begin + length] = _labels(cut, rows[cut], labels)
-            for plate, index in rows.items():
-                if not number and plate != cut:
-                    group.variables[plate][:] = _labels(plate, index, labels)
-            start[cut] = begin + length
+    begin = 0
+    for number, (cut, rows, draws) in enumerate(parts):
+        if not number:
+            _declare(store, fit, cut, draws, labels, num_samples)
+        stop = begin + len(rows[cut])
+        store.resize(cut, stop)
+        for site in fit.latent.records:
+            dims = _dims(site)
+            if number and cut not in dims:
+                continue
+            place = (slice(begin, stop) if dim == cut else slice(None) for dim in dims)
+            store.put(site.name, (0, slice(None), *place), draws[site.name].cpu().numpy())
+        store.put(cut, (slice(begin, stop),), _labels(cut, rows[cut], labels))
+        for plate, index in rows.items():
+            if not number and plate != cut:
+                store.put(plate, (slice(None),), _labels(plate, index, labels))
+        begin = stop
 
 
 def _declare(
-    group: Any,
+    store: RowStore,
     fit: RowDraws,
     cut: str,
     draws: TensorDict,
     labels: Mapping[str, np.ndarray],
     num_samples: int,
 ) -> None:
-    """Make the dimensions and variables of a file; the plate that is cut grows."""
-    import h5py
-
-    group.dimensions = {"chain": 1, "draw": num_samples}
-    group.create_variable("chain", ("chain",), np.int64)[:] = [0]
-    group.create_variable("draw", ("draw",), np.int64)[:] = np.arange(num_samples)
-    sizes = {}
+    """Make the dimensions and variables of a store; the plate that is cut grows."""
+    sizes = {"chain": 1, "draw": num_samples}
     for site in fit.latent.records:
         for dim, size in zip(_dims(site), draws[site.name].shape[1:]):
             sizes[dim] = int(size)
     for dim, size in sizes.items():
-        group.dimensions[dim] = None if dim == cut else size
-        words = dim in labels and labels[dim].dtype.kind in "UO"
-        group.create_variable(dim, (dim,), h5py.string_dtype() if words else np.int64)
+        store.dimension(dim, size, grows=dim == cut)
+        store.variable(dim, (dim,), labels[dim].dtype if dim in labels else np.dtype(np.int64))
         if dim not in fit.plates:
-            group.variables[dim][:] = np.arange(size)
+            store.put(dim, (slice(None),), np.arange(size))
     for site in fit.latent.records:
-        dims = ("chain", "draw", *_dims(site))
         value = draws[site.name].cpu().numpy()
-        group.create_variable(site.name, dims, value.dtype)
-    group.attrs["inference_library"] = "pyro_nfvi"
+        store.variable(site.name, ("chain", "draw", *_dims(site)), value.dtype)

@@ -314,7 +314,7 @@ class PlateFit:
         """Convert for ArviZ, with rows along the dimensions of their plates.
 
         ``num_samples``, ``rows``, ``coords`` (labels of a plate's rows), ``seed``; and
-        ``store="draws.nc"``, which writes the draws of all rows into a netCDF file part by part,
+        ``store="draws.nc"`` or ``"draws.zarr"``, which writes the draws of all rows part by part,
         within ``memory`` bytes (1 GB), and opens that.
         """
         from pyro_nfvi.arviz._row_draws import rows_to_arviz
