@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import torch
 from _cli import check, options
 from _compare import compare, tell
-from _figure import FIT, GREY, INK, REFERENCE, STYLE
+from _figure import FIT, GREY, INK, REFERENCE, STYLE, WIDTH
 
 from pyro_nfvi import NFVI
 
@@ -79,19 +79,21 @@ def share_of_the_first(draws):
 
 def picture(draws, exact, y, path):
     with plt.rc_context(STYLE):
-        figure, (series, left, right) = plt.subplots(
-            1, 3, figsize=(11, 3.2), layout="constrained", width_ratios=(1.5, 1, 1)
-        )
+        figure = plt.figure(figsize=(WIDTH, 5.8), layout="constrained")
+        above, below = figure.subfigures(2, 1)
+        series = above.subplots()
+        left, right = below.subplots(1, 2, sharey=True)
         series.plot(y, "o", color=INK, ms=3)
         series.set_ylim(float(y.min()) - 0.4, float(y.max()) + 1.6)
         twin = series.twinx()
         heights = torch.bincount(exact["change"], minlength=len(y)) / len(exact["change"])
         twin.bar(torch.arange(len(y)) + 0.5, heights, color=REFERENCE, width=0.9,
-                 label="Pr(change after), exact")  # fmt: skip
+                 label="probability that the change comes here, exact")  # fmt: skip
         twin.set_ylim(0, 2.2 * float(heights.max()))
         twin.set_yticks([])
         twin.legend(loc="upper left")
-        series.set_title("data", loc="left")
+        series.set_xlabel("time")
+        series.set_ylabel("y")
         series.set_zorder(1)
         series.patch.set_visible(False)
         ends = [[float(exact[name].quantile(q)) for q in (0.0005, 0.9995)] for name in NAMES[:2]]

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from _cli import check, options
 from _compare import compare, tell
-from _figure import FIT, GREY, INK, REFERENCE, STYLE
+from _figure import FIT, GREY, INK, REFERENCE, STYLE, WIDTH
 
 from pyro_nfvi import NFVI
 
@@ -79,9 +79,9 @@ def predict(draws, x, y, places):
 def picture(draws, exact, x, y, path):
     places = torch.linspace(-0.5, 8.0, 150)
     with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            1, 4, figsize=(12, 2.9), layout="constrained", width_ratios=(2.2, 1, 1, 1)
-        )
+        figure = plt.figure(figsize=(WIDTH, 5.4), layout="constrained")
+        above, below = figure.subfigures(2, 1, height_ratios=(1.2, 1))
+        grid = [above.subplots(), *below.subplots(1, 3)]
         mean, sd = predict(draws, x, y, places)
         other, other_sd = predict(exact, x, y, places)
         grid[0].fill_between(places, mean - 2 * sd, mean + 2 * sd, color=FIT, alpha=0.2, lw=0)
@@ -92,6 +92,8 @@ def picture(draws, exact, x, y, path):
         grid[0].plot(x, y, "o", color=INK, ms=3)
         grid[0].legend(loc="upper left", ncols=2)
         grid[0].set_ylim(-3.6, 3.9)
+        grid[0].set_xlabel("x")
+        grid[0].set_ylabel("y")
         for axes, name in zip(grid[1:], NAMES):
             top = float(exact[name].quantile(0.995))
             bins = torch.linspace(0, top, 45).numpy()
@@ -99,7 +101,7 @@ def picture(draws, exact, x, y, path):
             axes.hist(draws[name], bins, density=True, histtype="step", color=FIT, label="fit")
             axes.set_title(name, loc="left")
             axes.set_yticks([])
-        grid[1].legend(loc="upper right")
+        grid[-1].legend(loc="upper right")
         figure.suptitle("Gaussian process with hyper-parameters inferred", x=0.01, ha="left")
         figure.savefig(path)
 

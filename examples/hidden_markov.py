@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from _cli import check, options
 from _compare import compare, tell
-from _figure import FIT, GREY, INK, REFERENCE, STYLE
+from _figure import FIT, GREY, INK, REFERENCE, STYLE, WIDTH
 from pyro.infer import MCMC, NUTS
 
 from pyro_nfvi import NFVI
@@ -93,29 +93,29 @@ def picture(draws, exact, y, states, path):
     time = torch.arange(len(y))
     shown = {"stay (calm)": ("stay", 0), "stay (wild)": ("stay", 1), "wilder": ("wilder", None)}
     with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            1, 4, figsize=(12, 2.9), layout="constrained", width_ratios=(2.4, 1, 1, 1)
-        )
-        axes = grid[0]
+        figure = plt.figure(figsize=(WIDTH, 6.6), layout="constrained")
+        series, marginals = figure.subfigures(2, 1, height_ratios=(1.5, 1))
+        axes, twin = series.subplots(2, 1, sharex=True)
+        grid = marginals.subplots(1, 3)
         axes.plot(time, y, "o-", color=INK, ms=2.5, lw=0.6)
         axes.set_ylabel("y")
-        axes.set_ylim(float(y.min()) - 0.3, float(y.max()) + 2.4)
-        twin = axes.twinx()
         twin.fill_between(time, 0, states, step="mid", color=REFERENCE, alpha=0.5, lw=0,
                           label="wild in truth")  # fmt: skip
         twin.plot(time, probability_of_wild(draws, y), color=FIT, label="Pr(wild), fit")
         twin.plot(time, probability_of_wild(exact, y), color=GREY, ls="--", lw=1, label="by NUTS")
         twin.set_ylim(0, 1.35)
         twin.set_yticks([0, 0.5, 1])
-        twin.legend(loc="upper right", ncols=3)
-        for axes, (title, (site, i)) in zip(grid[1:], shown.items()):
+        twin.set_ylabel("probability of wild")
+        twin.set_xlabel("time")
+        twin.legend(loc="upper left", ncols=3)
+        for axes, (title, (site, i)) in zip(grid, shown.items()):
             pair = [each[site] if i is None else each[site][:, i] for each in (exact, draws)]
             bins = torch.linspace(*(float(pair[0].quantile(q)) for q in (0.002, 0.998)), 30).numpy()
             axes.hist(pair[0], bins, density=True, color=REFERENCE, label="NUTS")
             axes.hist(pair[1], bins, density=True, histtype="step", color=FIT, label="fit")
             axes.set_title(title, loc="left")
             axes.set_yticks([])
-        grid[1].legend(loc="upper left")
+        grid[0].legend(loc="upper left")
         figure.suptitle("Hidden Markov model, states summed out", x=0.01, ha="left")
         figure.savefig(path)
 

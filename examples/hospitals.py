@@ -15,7 +15,7 @@ import pyro.distributions as dist
 import torch
 from _cli import check, options
 from _compare import compare, tell
-from _figure import FIT, INK, REFERENCE, STYLE
+from _figure import FIT, INK, REFERENCE, STYLE, WIDTH
 
 from pyro_nfvi import NFVI
 
@@ -109,7 +109,7 @@ def draw_figure(out, deaths, patients, shown, draws, reference):
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
+        figure, (left, right) = plt.subplots(2, 1, figsize=(WIDTH, 7), layout="constrained")
         raw = deaths[shown] / patients[shown]
         rates = draws["level"].sigmoid()
         small = patients[shown] <= 20
@@ -125,7 +125,6 @@ def draw_figure(out, deaths, patients, shown, draws, reference):
         right.axline((0, 0), slope=1, color=INK, lw=0.8)
         right.set(title="Log-odds of 200 hospitals", xlabel="exact", ylabel="fit")
         right.legend()
-        figure.tight_layout()
         path = out / "hospitals.png"
         figure.savefig(path)
         plt.close(figure)

@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import torch
 from _cli import check, options
 from _compare import tell
-from _figure import FIT, GREY, INK, STYLE
+from _figure import FIT, GREY, INK, STYLE, WIDTH
 from pyro.infer import MCMC, NUTS
 
 from pyro_nfvi import NFVI
@@ -52,12 +52,12 @@ def functions(draws):
 
 def picture(fitted, exact, x, y, path):
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(9, 3.4), layout="constrained", sharey=True
+        figure, (above, below) = plt.subplots(
+            2, 1, figsize=(WIDTH, 5.4), layout="constrained", sharex=True, sharey=True
         )
         for axes, values, colour, label in (
-            (left, fitted, FIT, "fit"),
-            (right, exact, GREY, "NUTS"),
+            (above, fitted, FIT, "fit"),
+            (below, exact, GREY, "NUTS"),
         ):
             low, middle, high = values.quantile(torch.tensor([0.05, 0.5, 0.95]), 0)
             axes.fill_between(PLACES, low, high, color=colour, alpha=0.22, lw=0, label="90 %")
@@ -67,9 +67,10 @@ def picture(fitted, exact, x, y, path):
             axes.plot(PLACES, middle, color=colour, lw=1.8, label="median")
             axes.plot(x, y, "o", color=INK, ms=2.5)
             axes.set_title(label, loc="left")
-            axes.set_xlabel("x")
-        left.legend(loc="upper right")
-        left.set_ylim(-3, 3)
+            axes.set_ylabel("y")
+        above.legend(loc="upper right")
+        above.set_ylim(-3, 3)
+        below.set_xlabel("x")
         figure.suptitle("Bayesian neural network: functions", x=0.01, ha="left")
         figure.savefig(path)
 

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from _cli import check, options
 from _compare import compare, tell
-from _figure import FIT, GREY, INK, STYLE
+from _figure import FIT, GREY, INK, STYLE, WIDTH
 
 from pyro_nfvi import NFVI
 
@@ -52,30 +52,36 @@ def picture(draws, exact, data, path):
     downstairs = floor == 0
     raw = [log_radon[(county == c) & downstairs].mean() for c in order]
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(10, 3.4), layout="constrained", width_ratios=(2.6, 1)
+        figure, (top, below) = plt.subplots(
+            2, 1, figsize=(WIDTH, 6.6), layout="constrained", height_ratios=(1.2, 1)
         )
         for source, colour, shift, label in (
             (draws, FIT, -0.15, "fit, 90 %"),
             (exact, GREY, 0.15, "NUTS, 90 %"),
         ):
             low, middle, high = source["level"].quantile(torch.tensor([0.05, 0.5, 0.95]), 0)
-            left.vlines(place + shift, low[order], high[order], color=colour, lw=1.6)
-            left.plot(place + shift, middle[order], "o", color=colour, ms=3, label=label)
-        left.plot(place, raw, "x", color=INK, ms=4, label="mean of its ground floors")
-        left.axhline(float(draws["base"].mean()), color=GREY, lw=0.8, ls=":")
-        left.set_xticks(place[::3], [str(int(size[c])) for c in order[::3]])
-        left.set_xlabel("counties by number of houses")
-        left.set_ylabel("log radon, ground floor")
-        left.legend(loc="upper right", ncols=3)
-        left.set_ylim(left.get_ylim()[0], left.get_ylim()[1] + 0.5)
-        right.scatter(draws["level"][:1500, order[0]], draws["between"][:1500].log(), s=4,
+            top.vlines(place + shift, low[order], high[order], color=colour, lw=1.6)
+            top.plot(place + shift, middle[order], "o", color=colour, ms=3, label=label)
+        top.plot(place, raw, "x", color=INK, ms=4, label="mean of its ground floors")
+        top.axhline(float(draws["base"].mean()), color=GREY, lw=0.8, ls=":",
+                     label="base, mean over counties")  # fmt: skip
+        # The number of houses, where it changes: counties with as many stand side by side.
+        houses, first = size[order], [0]
+        for i in range(1, COUNTIES):
+            if houses[i] != houses[i - 1] and i - first[-1] > 1:  # labels need room
+                first.append(i)
+        top.set_xticks(first, [str(int(houses[i])) for i in first])
+        top.set_xlabel("number of houses, by which the counties are ordered")
+        top.set_ylabel("log radon, ground floor")
+        top.legend(loc="upper right", ncols=2)
+        top.set_ylim(top.get_ylim()[0], top.get_ylim()[1] + 0.8)
+        below.scatter(draws["level"][:1500, order[0]], draws["between"][:1500].log(), s=4,
                       color=FIT, alpha=0.4, lw=0, label="fit")  # fmt: skip
-        right.scatter(exact["level"][:1500, order[0]], exact["between"][:1500].log(), s=4,
+        below.scatter(exact["level"][:1500, order[0]], exact["between"][:1500].log(), s=4,
                       color=GREY, alpha=0.5, lw=0, label="NUTS")  # fmt: skip
-        right.set_xlabel("level of the smallest county")
-        right.set_ylabel("log between")
-        right.legend(loc="lower right", markerscale=3)
+        below.set_xlabel("level of the smallest county")
+        below.set_ylabel("log of the spread between counties")
+        below.legend(loc="lower right", markerscale=3)
         figure.suptitle("Radon by county (simulated)", x=0.01, ha="left")
         figure.savefig(path)
 

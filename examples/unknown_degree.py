@@ -18,7 +18,7 @@ import pyro.distributions as dist
 import torch
 from _cli import check, options
 from _compare import tell
-from _figure import FIT, INK, REFERENCE, STYLE
+from _figure import FIT, INK, REFERENCE, STYLE, WIDTH
 from pyro import poutine
 
 from pyro_nfvi import NFVI
@@ -104,7 +104,7 @@ def draw_figure(out, x, y, at, draws, weights, exact):
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), width_ratios=(3, 2))
+        figure, (left, right) = plt.subplots(2, 1, figsize=(WIDTH, 6), layout="constrained")
         low, mid, high = draws.quantile(torch.tensor([0.05, 0.5, 0.95]), dim=0)
         left.fill_between(at, low, high, color=FIT, alpha=0.2, lw=0, label="90 % of predictions")
         left.plot(at, mid, color=FIT, label="median")
@@ -117,7 +117,6 @@ def draw_figure(out, x, y, at, draws, weights, exact):
         right.set(title="Posterior of the degree", xlabel="degree", ylabel="probability")
         right.set_xticks(degrees)
         right.legend()
-        figure.tight_layout()
         path = out / "unknown_degree.png"
         figure.savefig(path)
         plt.close(figure)

@@ -129,7 +129,6 @@ def catalogue(folder: Path) -> Iterator[tuple[str, Callable[[], object], frozens
     from pyro_nfvi.vae.train._command import main
 
     none: frozenset[str] = frozenset()
-    figure = frozenset({"figures"})
     y = torch.tensor([0.3, 1.2, -0.4, 2.0, 0.7])
     short = {"max_steps": 20, "seed": 0, "explore": "off"}
     made: dict[str, object] = {}
@@ -173,13 +172,13 @@ def catalogue(folder: Path) -> Iterator[tuple[str, Callable[[], object], frozens
     yield "loo_moment_match", lambda: arviz.loo_moment_match(fit, num_samples=200), none
     yield "save_netcdf", lambda: arviz.save_netcdf(made["data"], folder / "fit.nc"), none
     yield "to_arviz of a guide", lambda: pyro_nfvi.to_arviz(fit.guide, num_samples=5), none
-    yield "plot_loss", lambda: fit.plot_loss(), figure
-    yield "plot_marginals", lambda: fit.plot_marginals(), figure
-    yield "plot_pair", lambda: plots.plot_pair(fit, "mu", "sd"), figure
+    yield "plot_loss", lambda: fit.plot_loss(), none
+    yield "plot_marginals", lambda: fit.plot_marginals(), none
+    yield "plot_pair", lambda: plots.plot_pair(fit, "mu", "sd"), none
     yield (
         "plot_density_2d",
         lambda: plots.plot_density_2d(lambda z: -z.square().sum(-1), points=11),
-        figure,
+        none,
     )
     target = Target(lambda z: -0.5 * z.square().sum(-1), 2)
     yield "NFVI.run of a Target", lambda: NFVI(target, "affine", **quiet).run(), none
@@ -189,7 +188,7 @@ def catalogue(folder: Path) -> Iterator[tuple[str, Callable[[], object], frozens
         simulated, observed="y", num_simulations=3, seed=0, num_workers=1,
         guide="affine", max_steps=10,
     )), none  # fmt: skip
-    yield "plot_calibration", lambda: plots.plot_calibration(made["vsbc"]), figure
+    yield "plot_calibration", lambda: plots.plot_calibration(made["vsbc"]), none
     yield "FlowDensity.log_prob", lambda: density.log_prob(x), none
     path = distributions.PathSampler(
         lambda z: -z.square().sum(-1), [flows.make_flow("iaf", 2), distributions.Metropolis()]
@@ -221,10 +220,10 @@ def catalogue(folder: Path) -> Iterator[tuple[str, Callable[[], object], frozens
     images = vae.binarize(made["digits"].test[:5], levels=17).float()
     model = made["vae"]
     yield "evaluate", lambda: vae.evaluate(model, images, nll_samples=8), none
-    yield "plot_reconstructions", lambda: vae.plot_reconstructions(model, images), figure
-    yield "plot_samples", lambda: vae.plot_samples(model), figure
-    yield "plot_interpolation", lambda: vae.plot_interpolation(model, images), figure
-    yield "plot_posterior", lambda: vae.plot_posterior(model, images, points=10, panels=1), figure
+    yield "plot_reconstructions", lambda: vae.plot_reconstructions(model, images), none
+    yield "plot_samples", lambda: vae.plot_samples(model), none
+    yield "plot_interpolation", lambda: vae.plot_interpolation(model, images), none
+    yield "plot_posterior", lambda: vae.plot_posterior(model, images, points=10, panels=1), none
     yield "binarize", lambda: vae.binarize(made["digits"].test[:5], levels=17), none
     yield (
         "objectives",

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.plots._draws_to_plot import column, elements
 from pyro_nfvi.plots._recipe import RECIPE
-from pyro_nfvi.plots._style import FIT, GREY, REFERENCE, STYLE, pyplot
+from pyro_nfvi.plots._style import FIT, GREY, REFERENCE, drawing
 
 
 def plot_calibration(
@@ -46,23 +47,21 @@ def plot_calibration(
         >>> [axes.get_title(loc="left") for axes in figure.axes]
         ['mu', 'tau']
     """
-    plt = pyplot()
     p = getattr(found, "p", found)
     if not p:
         raise OptionError("plot_calibration was given no probabilities: no fit was done.")
     panels = [label for name in (names or p) for label in elements(p, name)]
     shown = panels if names else panels[: RECIPE.max_panels]
     words = {row.name: row.word for row in getattr(found, "rows", ())}
-    rows, columns = math.ceil(len(shown) / columns), min(columns, len(shown))
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            rows,
-            columns,
-            figsize=(2.3 * columns + 0.4, 1.75 * rows + 0.6),
-            squeeze=False,
-            sharex=True,
-            layout="constrained",
-        )
+    columns = min(whole("columns", columns), len(shown))
+    rows = math.ceil(len(shown) / columns)
+    with drawing(
+        rows,
+        columns,
+        figsize=(2.3 * columns + 0.4, 1.75 * rows + 0.6),
+        squeeze=False,
+        sharex=True,
+    ) as (figure, grid):
         for axes, label in zip(grid.flat, shown):
             values = column(p, label)
             bars = bins or min(20, max(5, len(values) // 10))

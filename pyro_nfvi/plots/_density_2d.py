@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_nfvi.plots._style import INK, STYLE, array, levels_holding, pyplot
+from pyro_nfvi.plots._style import INK, array, drawing, levels_holding
 
 
 def plot_density_2d(
@@ -43,7 +43,6 @@ def plot_density_2d(
         >>> figure.axes[0].get_title(loc="left")
         'normal'
     """
-    plt = pyplot()
     several: Mapping[str, Any] = log_prob if isinstance(log_prob, Mapping) else {"": log_prob}
     left, right, bottom, top = bounds
     one, two = np.linspace(left, right, points), np.linspace(bottom, top, points)
@@ -52,16 +51,14 @@ def plot_density_2d(
     densities = {name: found.reshape(points, points) for name, found in densities.items()}
     columns = columns or len(several)
     rows = math.ceil(len(several) / columns)
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            rows,
-            columns,
-            figsize=(2.7 * columns, 2.75 * rows + 0.3),
-            squeeze=False,
-            sharex=True,
-            sharey=True,
-            layout="constrained",
-        )
+    with drawing(
+        rows,
+        columns,
+        figsize=(2.7 * columns, 2.75 * rows + 0.3),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+    ) as (figure, grid):
         values = list(densities.values())
         for index, (axes, (name, density)) in enumerate(zip(grid.flat, densities.items())):
             row = index // columns

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from torch.distributions import constraints
 
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.plots._recipe import RECIPE
@@ -48,6 +50,32 @@ def column(draws: Mapping[str, Any], label: str) -> np.ndarray:
         )
     values = values.astype(float)
     return np.log(values) if logged else values
+
+
+def bounds_of(source: Any, label: str) -> tuple[float, float]:
+    """Ends of the support of the number that a label names; infinite where none is known.
+
+    Args:
+        source: A fit, which knows the supports of its sites, or draws, which do not.
+        label: The number, as for :func:`column`.
+    """
+    sites = getattr(getattr(source, "latent", None), "sites", {})
+    found = _LABEL.match(label)
+    logged, name = (None, label) if label in sites else found.groups()[:2] if found else (None, "")
+    if logged or name not in sites:
+        return -math.inf, math.inf
+    support = sites[name].support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if support is constraints.simplex:
+        return 0.0, 1.0
+    if support is constraints.corr_cholesky:
+        return -1.0, 1.0
+    low, high = (getattr(support, end, None) for end in ("lower_bound", "upper_bound"))
+    return (
+        -math.inf if low is None else float(array(low).min()),
+        math.inf if high is None else float(array(high).max()),
+    )
 
 
 def elements(draws: Mapping[str, Any], name: str) -> list[str]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pyro_nfvi.plots._draws_to_plot import column, draws_of, elements, has
+from pyro_nfvi._validation import whole
+from pyro_nfvi.plots._draws_to_plot import bounds_of, column, draws_of, elements, has
 from pyro_nfvi.plots._recipe import RECIPE
-from pyro_nfvi.plots._style import FIT, GREY, REFERENCE, STYLE, limits, pyplot
+from pyro_nfvi.plots._style import FIT, GREY, REFERENCE, drawing, limits
 
 
 def plot_marginals(
@@ -24,7 +25,8 @@ def plot_marginals(
 ) -> Any:
     """Plot the marginal of every number, beside a reference if there is one.
 
-    Ticks under each panel mark the 5, 50 and 95 % quantiles.
+    Ticks under each panel mark the 5, 50 and 95 % quantiles. The axis of a site of a fit ends where
+    its support does.
 
     Args:
         source: A fit, or draws ``{site: (S, *shape)}``.
@@ -47,23 +49,21 @@ def plot_marginals(
         >>> [axes.get_title(loc="left") for axes in figure.axes]
         ['mu', 'theta[0]', 'theta[1]', 'theta[2]']
     """
-    plt = pyplot()
     draws = draws_of(source)
     panels = [label for name in (names or draws) for label in elements(draws, name)]
     shown = panels if names else panels[: RECIPE.max_panels]
-    rows, columns = math.ceil(len(shown) / columns), min(columns, len(shown))
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            rows,
-            columns,
-            figsize=(2.1 * columns + 0.4, 1.75 * rows + 0.5),
-            squeeze=False,
-            layout="constrained",
-        )
+    columns = min(whole("columns", columns), len(shown))
+    rows = math.ceil(len(shown) / columns)
+    with drawing(
+        rows,
+        columns,
+        figsize=(2.1 * columns + 0.4, 1.75 * rows + 0.5),
+        squeeze=False,
+    ) as (figure, grid):
         for axes, label in zip(grid.flat, shown):
             known = has(reference, label)
             other = column(reference, label) if reference is not None and known else None
-            _marginal(axes, column(draws, label), other, labels)
+            _marginal(axes, column(draws, label), other, labels, bounds_of(source, label))
             axes.set_title(label, loc="left")
         for axes in grid.flat[len(shown) :]:
             axes.remove()
@@ -75,10 +75,16 @@ def plot_marginals(
 
 
 def _marginal(
-    axes: Any, values: np.ndarray, other: np.ndarray | None, labels: tuple[str, str]
+    axes: Any,
+    values: np.ndarray,
+    other: np.ndarray | None,
+    labels: tuple[str, str],
+    bounds: tuple[float, float],
 ) -> None:
     parts = [values] if other is None else [values, other]
     low, high = limits(parts, 0.005)
+    # A bar beyond the end of the support would show mass where there is none.
+    low, high = max(low, bounds[0]), min(high, bounds[1])
     bins = np.linspace(low, high, 41)
     if other is not None:
         axes.hist(other, bins, density=True, color=REFERENCE, alpha=0.75, label=labels[1])

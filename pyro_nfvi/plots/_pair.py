@@ -9,7 +9,7 @@ import numpy as np
 
 from pyro_nfvi.plots._draws_to_plot import column, draws_of
 from pyro_nfvi.plots._recipe import RECIPE
-from pyro_nfvi.plots._style import FIT, GREY, INK, STYLE, limits, pyplot
+from pyro_nfvi.plots._style import FIT, GREY, INK, drawing, limits
 
 
 def plot_pair(
@@ -45,7 +45,6 @@ def plot_pair(
         >>> len(plot_pair(draws, "theta[0]", "log tau").axes)
         1
     """
-    plt = pyplot()
     draws = draws_of(source)
     clouds = [(labels[0], FIT, column(draws, x), column(draws, y))]
     if reference is not None:
@@ -55,16 +54,14 @@ def plot_pair(
         limits([one for _, _, one, _ in clouds], 0.002),
         limits([two for _, _, _, two in clouds], 0.002),
     ]
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            1,
-            len(clouds),
-            figsize=(4.1 * len(clouds), 3.9),
-            sharex=True,
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
-        )
+    with drawing(
+        1,
+        len(clouds),
+        figsize=(4.1 * len(clouds), 3.9),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    ) as (figure, grid):
         for axes, (label, colour, one, two) in zip(grid.flat, clouds):
             size = min(len(one), len(clouds[-1][2]), 4000)
             axes.scatter(one[:size], two[:size], s=5, color=colour, alpha=0.35, linewidths=0)

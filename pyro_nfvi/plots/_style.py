@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,47 @@ def pyplot() -> Any:
             "pip install matplotlib"
         ) from error
     return plt
+
+
+@contextmanager
+def drawing(
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    style: Mapping[str, Any] = MappingProxyType({}),
+    **options: Any,
+) -> Iterator[tuple[Any, Any]]:
+    """Open a figure in the style of all pictures, and take it from pyplot's list at the end.
+
+    A figure that stays there is shown a second time by a notebook, and kept in memory. Where
+    pyplot has windows it stays, so that ``plt.show()`` finds it; a picture that fails never does.
+
+    Args:
+        rows: Rows of panels.
+        columns: Columns of panels.
+        style: Settings beside those of all pictures.
+        options: Options of ``plt.subplots``.
+
+    Yields:
+        The figure and its axes.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> with drawing(1, 2) as (figure, axes):
+        ...     line = axes[0].plot([1, 2])
+        >>> figure.number in plt.get_fignums()
+        False
+    """
+    plt = pyplot()
+    with plt.rc_context({**STYLE, **style}):
+        figure, axes = plt.subplots(rows, columns, layout="constrained", **options)
+        try:
+            yield figure, axes
+        except BaseException:
+            plt.close(figure)
+            raise
+        if type(figure.canvas).__name__ == "FigureCanvasAgg":  # neither a window nor a widget
+            plt.close(figure)
 
 
 def array(value: Any) -> np.ndarray:

@@ -16,7 +16,7 @@ from pyro_nfvi._files.atomic_files import whole_file
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import FileError, OptionError
-from pyro_nfvi.plots._style import FIT, GREY, INK, REFERENCE, STYLE, pyplot
+from pyro_nfvi.plots._style import FIT, GREY, INK, REFERENCE, drawing, pyplot
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._posterior_picture import plot_posterior
 from pyro_nfvi.vae._recipe import FIGURES
@@ -101,13 +101,9 @@ def _mosaic(images: Tensor, columns: int) -> Any:
 
 
 def _show(images: Tensor, columns: int, title: str) -> Any:
-    plt = pyplot()
     grid = _mosaic(images, columns)
-    with plt.rc_context(STYLE):
-        height = max(FIGURES.least_height, FIGURES.width / grid.shape[1] * grid.shape[0])
-        figure, axes = plt.subplots(
-            figsize=(FIGURES.width, height + FIGURES.title), layout="constrained"
-        )
+    height = max(FIGURES.least_height, FIGURES.width / grid.shape[1] * grid.shape[0])
+    with drawing(figsize=(FIGURES.width, height + FIGURES.title)) as (figure, axes):
         axes.imshow(grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(title, loc="left", color=INK)
@@ -232,14 +228,17 @@ def _between(
     return vae.likelihood.mean(vae.decode(way, c)).flatten(0, 1)
 
 
-def plot_curves(lines: Sequence[dict[str, Any]]) -> Any:
+def plot_curves(lines: Sequence[dict[str, Any]], title: str = "") -> Any:
     """Negative ELBO of training and validation images, and KL divergence, against epochs.
 
-    The weight of the KL divergence in the loss is the dashed line, with an axis of its own. Numbers
-    that are not finite are left out.
+    The weight of the KL divergence in the loss is the dashed line, with an axis of its own; a
+    dotted line stands at the epoch of the best validation bound. Numbers that are not finite are
+    left out. Where the first epochs would hide the rest, they are above the axis, and the picture
+    says so.
 
     Args:
         lines: Lines of ``log.jsonl``.
+        title: Title, such as the flow of the VAE.
 
     Example:
         >>> from pyro_nfvi.vae._pictures import plot_curves
@@ -249,9 +248,7 @@ def plot_curves(lines: Sequence[dict[str, Any]]) -> Any:
     """
     if not lines:
         raise OptionError("There is no line in the log to draw.")
-    plt = pyplot()
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=FIGURES.curves, layout="constrained")
+    with drawing(2, 1, figsize=FIGURES.curves, sharex=True) as (figure, (left, right)):
         for part, colour in (("train", REFERENCE), ("valid", FIT)):
             _curve(left, lines, part, "elbo", -1.0, colour)
             _curve(right, lines, part, "kl", 1.0, colour)
@@ -259,9 +256,22 @@ def plot_curves(lines: Sequence[dict[str, Any]]) -> Any:
         if low < high:
             room = FIGURES.curve_nats
             left.set_ylim(low - FIGURES.curve_room * (high - low) - room, high + room)
-        for axes, name in ((left, "negative ELBO, nats"), (right, "KL divergence, nats")):
-            axes.set_xlabel("epoch")
-            axes.set_ylabel(name)
+            above = [line["epoch"] for line in lines if -line["valid"]["elbo"] > high + room]
+            if above:
+                span = (
+                    f"epoch {above[0]}" if len(above) == 1 else f"epochs {above[0]} to {above[-1]}"
+                )
+                left.set_title(f"{span} above the axis", loc="right", color=GREY, fontsize=8)
+        left.set_ylabel("negative ELBO, nats")
+        right.set_ylabel("KL divergence, nats")
+        right.set_xlabel("epoch")
+        if title:
+            left.set_title(title, loc="left")
+        best = _best_epoch(lines)
+        if best is not None:
+            left.axvline(
+                best, color=GREY, linewidth=0.8, linestyle=":", label=f"best: epoch {best}"
+            )
         left.legend(loc="upper right")
         weighed = [line for line in lines if "kl_weight" in line]
         if weighed:  # logs of earlier versions have none
@@ -269,8 +279,10 @@ def plot_curves(lines: Sequence[dict[str, Any]]) -> Any:
             beside.plot(
                 [line["epoch"] for line in weighed], [line["kl_weight"] for line in weighed],
                 color=GREY, linestyle="--", marker="." if len(weighed) == 1 else None,
+                label="weight of the KL divergence",
             )  # fmt: skip
-            beside.set_ylabel("weight of the KL divergence")
+            beside.legend(loc="lower right")
+            beside.set_ylabel("weight")
             most = max(1.0, *(line["kl_weight"] for line in weighed))
             beside.set_ylim(0, (1 + FIGURES.curve_room) * most)
     return figure
@@ -284,6 +296,14 @@ def _curve(
     # A line through a single point is not to be seen.
     mark = "o" if len(kept) == 1 else None
     axes.plot([line["epoch"] for line in kept], heights, color=colour, label=part, marker=mark)
+
+
+def _best_epoch(lines: Sequence[dict[str, Any]]) -> int | None:
+    """Epoch with the highest validation bound; None for a single epoch, or without a number."""
+    known = [line for line in lines if math.isfinite(line["valid"]["elbo"])]
+    if len(known) < 2:
+        return None
+    return int(max(known, key=lambda line: line["valid"]["elbo"])["epoch"])
 
 
 def _heights(lines: Sequence[dict[str, Any]]) -> tuple[float, float]:

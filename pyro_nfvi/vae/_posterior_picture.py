@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pyro_nfvi._eval_mode import evaluation
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.plots._style import FIT, GREY, REFERENCE, STYLE, levels_holding, pyplot
+from pyro_nfvi.plots._style import FIT, GREY, REFERENCE, drawing, levels_holding
 from pyro_nfvi.vae._memory_tiles import numbers_per_row, rows_at_once
 from pyro_nfvi.vae._model import FlowVAE
 from pyro_nfvi.vae._recipe import FIGURES
@@ -253,16 +253,17 @@ def _draw(
     points: int,
     title: str,
 ) -> Any:
-    plt = pyplot()
     columns = min(len(shown), FIGURES.panel_columns)
     rows = math.ceil(len(shown) / columns)
     (width, height), (beside, above) = FIGURES.panel, FIGURES.panel_room
     ticks, small, large = FIGURES.letters
-    with plt.rc_context({**STYLE, "xtick.labelsize": ticks, "ytick.labelsize": ticks}):
-        figure, all_axes = plt.subplots(
-            rows, columns, figsize=(width * columns + beside, height * rows + above),
-            squeeze=False, layout="constrained",
-        )  # fmt: skip
+    with drawing(
+        rows,
+        columns,
+        style={"xtick.labelsize": ticks, "ytick.labelsize": ticks},
+        figsize=(width * columns + beside, height * rows + above),
+        squeeze=False,
+    ) as (figure, all_axes):
         for axes, i in zip(all_axes.flat, shown, strict=False):
             true = _finer(scene.exact(windows[i], side, i), points)
             _panel(axes, windows[i], true, scene.approximate(windows[i], points, i))

@@ -178,7 +178,7 @@ class FigureRecipe:
     #: Least range of pixel values that is stretched to all greys: below it, an image of one value.
     least_range: float = 1e-9
     #: Width and height of the two curves of a training.
-    curves: tuple[float, float] = (7.4, 3.0)
+    curves: tuple[float, float] = (5.6, 5.0)
     #: Room around a curve, as a share of its heights.
     curve_room: float = 0.05
     #: The same in nats, where all heights are alike.

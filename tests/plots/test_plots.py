@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import builtins
+import io
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.distributions import constraints
 
 from pyro_nfvi import plots
 from pyro_nfvi.errors import MissingPackageError, OptionError
@@ -51,6 +54,70 @@ def test_loss_keeps_a_steep_start_out_of_the_picture():
     low, high = plots.plot_loss(losses).axes[0].get_ylim()
     assert 9 < low < 10
     assert high < 100
+
+
+class Trained:
+    """What a picture of the loss reads of a fit."""
+
+    def __init__(self, losses, *tried):
+        self.losses = torch.tensor(losses)
+        self.training = SimpleNamespace(
+            settings=SimpleNamespace(
+                tried=[SimpleNamespace(flow=f, steps=s, kept=k) for f, s, k in tried]
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("tried", "names"),
+    [
+        ((("", 30, True), ("iaf*2", 60, True), ("maf", 5, False), ("nsf", 40, True)), [0, 60]),
+        ((("", 60, True), ("iaf*2", 40, True)), [0, 60]),
+        ((("", 30, True), ("iaf*2", 100, True)), []),
+        ((), []),
+    ],
+)
+def test_loss_marks_where_each_flow_begins(tried, names):
+    axes = plots.plot_loss(Trained([1.0] * 100, *tried)).axes[0]
+    assert [text.xy[0] for text in axes.texts] == names
+    marks = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+    assert [line.get_xdata()[0] for line in marks] == names[1:]
+    if names and tried[1][0]:
+        assert axes.texts[-1].get_text() in ("nsf", "iaf*2")
+
+
+def test_marginals_end_where_the_support_does():
+    latent = SimpleNamespace(
+        sites={
+            "tau": SimpleNamespace(support=constraints.positive),
+            "p": SimpleNamespace(support=constraints.simplex),
+            "box": SimpleNamespace(support=constraints.independent(constraints.interval(2, 3), 1)),
+            "mu": SimpleNamespace(support=constraints.real),
+        }
+    )
+    uniform = torch.rand(500, 2, generator=torch.Generator().manual_seed(0))
+    found = {"tau": uniform[:, 0], "p": uniform, "box": uniform + 2, "mu": uniform[:, 0]}
+    fit = SimpleNamespace(latent=latent, guide=None, sample=lambda count, seed: found)
+    axes = plots.plot_marginals(fit, names=["tau", "p", "box", "mu", "log tau"]).axes
+    assert [one.get_xlim()[0] for one in axes[:5:2]] == [0, 0, 2]
+    assert [one.get_xlim()[1] for one in axes[1:5]] == [1, 1, 3, 3]
+    assert axes[5].get_xlim()[0] < 0
+    assert axes[6].get_xlim()[0] < 0
+
+
+def test_pictures_leave_no_figure_open_whether_they_succeed_or_fail():
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+    plots.plot_marginals(draws())
+    plots.plot_density_2d(lambda z: -z.square().sum(-1), points=5)
+    with pytest.raises(OptionError, match="does not fit 'theta'"):
+        plots.plot_marginals(draws(), {"theta": torch.zeros(9)})
+    with pytest.raises(OptionError, match="columns"):
+        plots.plot_marginals(draws(), columns=0)
+    figure = plots.plot_loss([1.0, 2.0])
+    assert plt.get_fignums() == []
+    figure.savefig(io.BytesIO())
 
 
 @pytest.mark.parametrize("losses", [[3.0], [1.0, np.nan, 2.0], [5.0] * 30, [np.nan] * 40])

@@ -312,13 +312,18 @@ def _report(
             negative_elbo=nll.bound.cpu().numpy(),
         )  # fmt: skip
     if options.pictures:
-        _draw(vae, x, y, folder, say)
+        _draw(vae, x, y, folder, say, f"VAE, flow {options.flow}")
     say(f"Everything is in {folder.path}.")
     return result
 
 
 def _draw(
-    vae: FlowVAE, x: torch.Tensor, y: torch.Tensor | None, folder: RunFolder, say: Any
+    vae: FlowVAE,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    folder: RunFolder,
+    say: Any,
+    title: str,
 ) -> None:
     from pyro_nfvi.vae import _pictures as pictures
 
@@ -334,7 +339,7 @@ def _draw(
 
     made: dict[str, Callable[[], Any]] = {
         # First what depends on no image: it is there whatever images look like.
-        "curves": lambda: pictures.plot_curves(folder.lines()),
+        "curves": lambda: pictures.plot_curves(folder.lines(), title),
         "reconstructions": lambda: pictures.plot_reconstructions(
             vae, *some(FIGURES.reconstructions)
         ),
