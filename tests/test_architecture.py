@@ -55,8 +55,17 @@ STOREYS = {
     3: {"_gaussian_vi", "_mcmc", "diagnostics", "distributions", "objectives", "testing"},
     4: {"_engine", "_pyro_model", "_train", "guides"},
     5: {"infer"},
-    6: {"_map_fits", "_show_versions", "amortised", "arviz", "calibration", "plots", "vae"},
-    7: {"__init__"},
+    6: {
+        "_command",
+        "_map_fits",
+        "_show_versions",
+        "amortised",
+        "arviz",
+        "calibration",
+        "plots",
+        "vae",
+    },
+    7: {"__init__", "__main__"},
 }
 STOREY_OF = {name: storey for storey, names in STOREYS.items() for name in names}
 PYRO_FROM = 4

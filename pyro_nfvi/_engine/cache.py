@@ -189,6 +189,26 @@ class Cache:
         for name in _lost(folder):
             _discard(folder, name)
 
+    def usage(self) -> tuple[int, int]:
+        """Return how many entries there are and their bytes; nothing is made or changed.
+
+        Raises:
+            FileError: The folder cannot be read.
+        """
+        try:
+            folder = os.open(self.folder, _FOLDER)
+        except FileNotFoundError:
+            return 0, 0
+        except OSError as error:
+            raise FileError(
+                f"{self.folder} is not a folder of compiled steps: {error.strerror or error}."
+            ) from error
+        try:
+            sizes = [size for _, size, _ in _entries(folder)]
+            return len(sizes), sum(sizes)
+        finally:
+            os.close(folder)
+
     def clear(self) -> int:
         """Remove every entry; return how many there were.
 
