@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks._report import DOCS, ROOT, environment, in_words, table, write
-from benchmarks.plate_rivals.cases import CASES
+from benchmarks.plate_rivals.cases import CASES, compared_rows
 
 FOLDER = ROOT / "benchmarks" / "plate_rivals"
 TITLES = {
@@ -90,6 +90,7 @@ def scores(case, size, data, draws, elbo):
     found = {"bound_per_row": elbo / size}
     if set(case.sites) <= set(draws):
         found["held_out"] = case.held_out(data, draws)
+    found |= coverage(case, data, draws)
     if case.truth is None:
         return found
     truth = case.truth(data)
@@ -119,6 +120,25 @@ def scores(case, size, data, draws, elbo):
     return found
 
 
+def coverage(case, data, draws):
+    """Shares of the compared rows whose interval has what the data were made with."""
+    rows = compared_rows(len(data["y"]))
+    inside = {50: [], 90: []}
+    for site in case.sites:
+        if f"true_{site}" not in data or site not in draws:
+            continue
+        true = torch.from_numpy(data[f"true_{site}"][rows])
+        for level, found in inside.items():
+            tail = (1 - level / 100) / 2
+            low, high = draws[site].quantile(torch.tensor([tail, 1 - tail]).double(), dim=0)
+            found.append(((true >= low) & (true <= high)).double().reshape(-1))
+    return {
+        f"covered_{level}": float(torch.cat(found).mean())
+        for level, found in inside.items()
+        if found
+    }
+
+
 def page(results):
     """Write the page from the results."""
     parts = []
@@ -137,7 +157,8 @@ def page(results):
                     lines.append([f"{size:,}", title, *line(mine)])
         head = [
             "rows", "guide", "bound a row", "gap a row", "mean error, rows", "sd error, rows",
-            "mean error, globals", "sd error, globals", "held out", "s", "CPU s", "GB",
+            "mean error, globals", "sd error, globals", "in 50 %", "in 90 %", "held out",
+            "s", "CPU s", "GB",
         ]  # fmt: skip
         parts.append(f"## {case.title}\n\n{WORDS[name]}\n\n{table(head, lines)}")
     body = (
@@ -151,7 +172,7 @@ def line(rows):
     """One line of a table: medians over seeds, or what went wrong."""
     fine = [row for row in rows if "error" not in row]
     if not fine:
-        return [rows[0]["error"].replace("|", "/")[:80], *[""] * 9]
+        return [rows[0]["error"].replace("|", "/")[:80], *[""] * 11]
 
     def middle(key, form):
         values = [row[key] for row in fine if key in row and math.isfinite(row[key])]
@@ -164,6 +185,8 @@ def line(rows):
         middle("row_sd_error", "{:.1%}"),
         middle("global_mean_error", "{:.2f}"),
         middle("global_sd_error", "{:+.0%}"),
+        middle("covered_50", "{:.0%}"),
+        middle("covered_90", "{:.0%}"),
         middle("held_out", "{:.4f}"),
         middle("seconds", "{:.1f}"),
         middle("cpu", "{:.1f}"),
@@ -174,9 +197,10 @@ def line(rows):
 INTRODUCTION = """Every fit is a process of its own, {threads} thread(s), on the same data. The
 *bound* is the ELBO of all rows over their number, in nats, on draws that no step has seen; the
 *gap* is what it is below the evidence, by quadrature. Errors of means are in sds of the truth;
-those of rows are averages over 500 rows, those of globals the worst. *Held out* is the mean log
-predictive density of an observation that no fit has seen, in nats, of these rows. Times are those
-of the fit, with compiling and, for ours, with all checks. Rivals take {steps} steps; from
+those of rows are averages over 500 rows, those of globals the worst. *In 50 %* and *in 90 %* are
+the shares of these rows whose central interval has what the data were made with. *Held out* is the
+mean log predictive density of an observation that no fit has seen, in nats, of these rows. Times
+are those of the fit, with compiling and, for ours, with all checks. Rivals take {steps} steps; from
 {batch_from} rows on, mini-batches of {batch}. Medians over seeds {seeds}."""
 HIERARCHY = (
     "$\\theta_r \\sim N(\\mu, \\tau)$, $y_r \\sim N(\\theta_r, \\sigma_r)$, with $\\mu$ and "

@@ -1,7 +1,8 @@
 """Data, truths and held-out scores of the models of ``benchmarks/plates.py``.
 
-A case makes data of a size as NumPy arrays, which every process reads; the models themselves stand
-in ``models.py`` for Pyro and in ``numpyro_models.py``.
+Data have what they were made with, ``true_<site>``, by which intervals are judged. A case makes
+data of a size as NumPy arrays, which every process reads; the models themselves stand in
+``models.py`` for Pyro and in ``numpyro_models.py``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def hierarchy(count: int, seed: int, *, funnel: bool) -> dict[str, np.ndarray]:
     sigma = rng.uniform(low, high, count)
     theta = 1 + tau * rng.standard_normal(count)
     y, later = (theta + sigma * rng.standard_normal(count) for _ in range(2))
-    return {"y": y, "sigma": sigma, "later": later}
+    return {"y": y, "sigma": sigma, "later": later, "true_theta": theta}
 
 
 def hierarchy_truth(data: dict[str, np.ndarray]) -> Truth:
@@ -118,7 +119,8 @@ def rows_apart(count: int, seed: int, *, kind: str) -> dict[str, np.ndarray]:
     else:  # a scale of its own for each row
         x = np.exp(1.5 * z / 2) * rng.standard_normal(count)
         y, later = (x + 0.3 * rng.standard_normal(count) for _ in range(2))
-    return {"y": y, "later": later}
+        return {"y": y, "later": later, "true_z": z, "true_x": x}
+    return {"y": y, "later": later, "true_z": z}
 
 
 def _log_likelihood(kind: str, y: Tensor, z: Tensor) -> Tensor:
@@ -173,7 +175,8 @@ def irt(count: int, seed: int) -> dict[str, np.ndarray]:
     steep = np.exp(0.5 * rng.standard_normal(30))
     chance = 1 / (1 + np.exp(-steep * (theta[:, None] - hard)))
     y = (rng.random((count, 30)) < chance).astype(float)
-    return {"y": y, "seen": (rng.random((count, 30)) > 0.1).astype(float)}
+    seen = (rng.random((count, 30)) > 0.1).astype(float)
+    return {"y": y, "seen": seen, "true_theta": theta}
 
 
 def irt_held_out(data: dict[str, np.ndarray], draws: dict[str, Tensor]) -> float:
@@ -196,7 +199,8 @@ def radon(count: int, seed: int) -> dict[str, np.ndarray]:
     county = 1.3 + 0.4 * rng.standard_normal(count)
     floor = county[:, None] - 0.5 * np.arange(3) + 0.3 * rng.standard_normal((count, 3))
     y = floor[..., None] + 0.6 * rng.standard_normal((count, 3, 4))
-    return {"y": y[..., :3].copy(), "later": y[..., 3].copy()}
+    seen, later = y[..., :3].copy(), y[..., 3].copy()
+    return {"y": seen, "later": later, "true_county": county, "true_floor": floor}
 
 
 def radon_held_out(data: dict[str, np.ndarray], draws: dict[str, Tensor]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
@@ -108,6 +108,35 @@ def check_rows(plate: str, index: Any, size: int) -> Tensor:
             f"The plate {plate!r} has the rows 0 to {size - 1}; got {int(outside[0])}."
         )
     return index
+
+
+def joined_space(space: LatentSpace, plates: Sequence[str]) -> LatentSpace:
+    """Return a space in which the rows of some plates are within what encloses them.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> from pyro_nfvi._pyro_model.latent_space import LatentSpace
+        >>> def model():
+        ...     with pyro.plate("items", 3):
+        ...         pyro.sample("hard", dist.Normal(torch.zeros(()), 1.0))
+        >>> space = LatentSpace.from_trace(pyro.poutine.trace(model).get_trace())
+        >>> PlateLayout.from_space(joined_space(space, ["items"])).blocks[0].positions
+        tensor([[0, 1, 2]])
+    """
+    if not plates:
+        return space
+    records = tuple(
+        replace(
+            site,
+            cond_indep_stack=tuple(
+                frame._replace(dim=None) if frame.name in plates else frame
+                for frame in site.cond_indep_stack
+            ),
+        )
+        for site in space.records
+    )
+    return LatentSpace(records, space.init_loc)
 
 
 def whole_space(space: LatentSpace) -> LatentSpace:

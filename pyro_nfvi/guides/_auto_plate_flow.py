@@ -30,7 +30,13 @@ from pyro_nfvi._pyro_model.partial_centering import (
     PriorRun,
     informed_sites,
 )
-from pyro_nfvi._pyro_model.plate_layout import PlateLayout, as_rows, check_rows, whole_space
+from pyro_nfvi._pyro_model.plate_layout import (
+    PlateLayout,
+    as_rows,
+    check_rows,
+    joined_space,
+    whole_space,
+)
 from pyro_nfvi._pyro_model.pyro_state import takes_turn
 from pyro_nfvi._typing import TensorDict, TensorPair
 from pyro_nfvi._user_warning import warn
@@ -103,6 +109,11 @@ class AutoPlateFlow(VectorGuide):
             other latents. Initial location and scale are the same at the initial point. The model
             is run as far as its last such site, in each call, with its arguments: those of set-up
             where none are given.
+        joint: Plates whose latents belong to the globals (with the rows of other plates that they
+            stand in, to these), in one flow of all of their rows. Rows of two plates that cross,
+            persons and items, are independent given the globals in this guide, and not in the
+            posterior, so that their spread would come out too small: name the smaller one, which
+            may not subsample.
         code_dim: Size of the free code of a row.
         init_loc_fn: Pyro's per-site initialisation.
         init_scale: Initial standard deviation of each unconstrained coordinate.
@@ -164,6 +175,7 @@ class AutoPlateFlow(VectorGuide):
         select: Mapping[str, Select] | None = None,
         semi_amortised: bool = False,
         model_informed: bool = False,
+        joint: Sequence[str] = (),
         code_dim: int = GUIDES.code_dim,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
@@ -205,6 +217,9 @@ class AutoPlateFlow(VectorGuide):
         self._semi_amortised = bool(semi_amortised)
         self._model_informed = bool(model_informed)
         self._prior: PriorRun | None = None
+        if isinstance(joint, str):
+            raise OptionError(f"{name}: joint is a list of plates: joint=[{joint!r}].")
+        self.joint = tuple(joint)
         self._code_dim = whole(f"{name}: code_dim", code_dim, 0)
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._given_plates: frozenset[str] = frozenset()
@@ -213,18 +228,33 @@ class AutoPlateFlow(VectorGuide):
     # ------------------------------------------------------------------------------- set-up
 
     def _space_of(self, trace: Trace) -> LatentSpace:
-        return LatentSpace.from_trace(trace, subsampled=True)
+        return joined_space(LatentSpace.from_trace(trace, subsampled=True), self.joint)
 
     def _make(
         self, init_loc_fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self._arguments = (args, kwargs)
         plates = model_plates(self.model, args, kwargs)
+        self._check_joint(plates)
         self._plates_by_form = {signature((args, kwargs)): plates}
         self._given_plates = plates.given
         super()._make(init_loc_fn, args, kwargs)
         if not self._encoders().widths and self._prior is None:
             self._arguments = None  # only encoders and priors ask for data again
+
+    def _check_joint(self, plates: ModelPlates) -> None:
+        for plate in self.joint:
+            if plate not in plates.sizes:
+                raise OptionError(
+                    f"{type(self).__name__}: joint names the plate {plate!r}, which the model does "
+                    f"not have; it has {list(plates.sizes)}."
+                )
+            if plate in plates.subsampled:
+                raise OptionError(
+                    f"{type(self).__name__}: joint names the plate {plate!r}, which subsamples: "
+                    "what has all of its rows in one flow is drawn whole. Let it not subsample, or "
+                    "name another plate."
+                )
 
     def _build(self) -> None:
         batch = {f.name: int(f.size) for s in self.latent.records for f in s.cond_indep_stack}

@@ -647,6 +647,31 @@ class RowsUnseen(Finding):
         return f"the rows of the plate {self.plate!r} were not examined: {self.why}"
 
 
+@dataclass(frozen=True)
+class CrossedPlates(Finding):
+    """Plates whose rows are tied by data, and drawn independently given the globals.
+
+    Attributes:
+        small: The plate of fewer rows.
+        large: The other.
+    """
+
+    small: str
+    large: str
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT
+
+    def sentence(self) -> str:
+        return (
+            f"the plates {self.large!r} and {self.small!r} cross: their rows are drawn "
+            "independently given the globals, and data tie them, so that their spread, and that of "
+            f"globals, is too small. Take AutoPlateFlow(model, joint=[{self.small!r}]), which has "
+            "these rows with the globals; they may not subsample"
+        )
+
+
 def find(findings: Iterable[Finding], kind: type[_F]) -> _F | None:
     """Return the finding of a kind, or None.
 

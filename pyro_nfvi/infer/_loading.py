@@ -205,6 +205,7 @@ def _rows(
             local_options=how["local_options"],
             code_dim=how["code_dim"],
             model_informed=bool(how.get("model_informed", False)),
+            joint=tuple(map(str, how.get("joint", ()))),
             encoder=encoder,
             select=select,
             semi_amortised=bool(how.get("semi_amortised", False)),

@@ -75,8 +75,14 @@ def make_plate_guide(
         None where the guide is another one.
     """
     if isinstance(guide, str):
-        reason = PlateStructure.of(trace).reason if guide == "auto" else ""
-        return PlateGuide(AutoPlateFlow(model), reason) if reason else None
+        found = PlateStructure.of(trace) if guide == "auto" else None
+        if found is None or not found.reason:
+            return None
+        joint, reason = found.joint, found.reason
+        if joint:
+            names = ", ".join(map(repr, joint))
+            reason = f"{reason}; rows of {names}, which others cross, are with the globals"
+        return PlateGuide(AutoPlateFlow(model, joint=joint), reason)
     return PlateGuide(guide) if isinstance(guide, AutoPlateFlow) else None
 
 

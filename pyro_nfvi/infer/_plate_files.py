@@ -83,6 +83,7 @@ def save_rows(fit: SavedRows, path: str | os.PathLike[str]) -> None:
             "local_options": guide._local_options,
             "code_dim": guide._code_dim,
             "model_informed": guide._model_informed,
+            "joint": list(guide.joint),
             "encoders": sorted(guide._encoders().widths),
             "selects": sorted(guide._select),
             "semi_amortised": guide._semi_amortised,

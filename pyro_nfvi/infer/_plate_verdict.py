@@ -10,7 +10,7 @@ from pyro_nfvi.diagnostics._khat import TailReading
 from pyro_nfvi.diagnostics._verdict import BAD, GOOD, USABLE, Cause, Verdict, judge_weights
 from pyro_nfvi.guides._auto_plate_flow import AutoPlateFlow
 from pyro_nfvi.infer._checks.row_weights import RowGaps
-from pyro_nfvi.infer._findings import Level, RowsUnseen
+from pyro_nfvi.infer._findings import CrossedPlates, Level, RowsUnseen, find
 from pyro_nfvi.infer._recipe import PLATES
 from pyro_nfvi.infer._training import Training
 from pyro_nfvi.infer._weighted_draws import WeighedDraws
@@ -105,7 +105,12 @@ def verdict(fit: FittedRows) -> Verdict:
             if one.level is Level.DOUBT and one.sentence()
         )
         said, reasons, cause = USABLE if unweighed else BAD, [*doubts], Cause.DOUBT
+        crossed = find(fit.training.findings, CrossedPlates)
         next_step = _NEXT_UNWEIGHED if unweighed else "Train for more steps, max_steps=..."
+        if crossed is not None:
+            next_step = (
+                f"Put the rows of {crossed.small!r} with the globals, joint=[{crossed.small!r}]."
+            )
     else:
         said, cause = GOOD, Cause.NONE
         reasons = ["the rows that were examined are close to their posterior"]

@@ -696,6 +696,9 @@ class PlateRecipe:
     least_share: float = 0.5
     #: Rows of a plate that make it one of local latents, at least.
     least_rows: int = 32
+    #: Numbers in the rows of a plate that crosses a larger one up to which these go to the globals:
+    #: the nets of a flow of so many still take a few milliseconds.
+    most_joint: int = 256
     #: Nats a row by which the bound of a Gaussian of all rows may be below the evidence, for it to
     #: be judged before anything is trained: a quarter of the gap a row that fits aim at.
     start_gap: float = 0.005

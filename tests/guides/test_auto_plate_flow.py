@@ -400,6 +400,47 @@ def test_bad_encoders_are_named():
         guide.sample_posterior(3, data)
 
 
+def test_rows_of_a_plate_can_be_with_the_globals():
+    """And start all the same as Pyro's normal guide, with the same noise."""
+
+    def joined(model):
+        return AutoPlateFlow(model, joint=["floors"])
+
+    reference, guide = (set_up(b, nested) for b in (normal, joined))
+    assert [(b.name, tuple(b.positions.shape)) for b in guide.layout.blocks] == [
+        ("", (1, 3)), ("counties", (6, 3))
+    ]  # fmt: skip
+    with torch.no_grad():
+        for block, table in zip(guide.layout.blocks, guide.tables.loc):
+            locs = coordinates(reference, guide.latent, lambda g, n: getattr(g.locs, n))
+            table.copy_(locs[block.positions])
+    losses = []
+    for one in (reference, guide):
+        pyro.set_rng_seed(2)
+        losses.append(Trace_ELBO().loss(nested, one, Y))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    trained = guide
+    disturb(trained)
+    draws = trained.sample_posterior(4, rows={"counties": [5, 1]})
+    assert {n: tuple(x.shape) for n, x in draws.items()} == {
+        "sd": (4,), "level": (4, 2, 1), "a": (4, 2), "b": (4, 2, 2)
+    }  # fmt: skip
+    density = trained.density()
+    z, log_q = density.push(density.sample_base(3))
+    torch.testing.assert_close(density.log_prob(z), log_q, rtol=1e-7, atol=1e-7)
+    pyro.set_rng_seed(3)
+    trace = poutine.trace(trained).get_trace(Y)
+    assert set(trace.nodes["b"]["value"].shape) == {2, 3}
+    for joint, says in (
+        (["counties"], "'counties', which subsamples"),
+        (["cells"], "'cells', which the model does not have"),
+        ("floors", r"joint=\['floors'\]"),
+    ):
+        pyro.clear_param_store()
+        with pytest.raises(OptionError, match=says):
+            AutoPlateFlow(nested, joint=joint).setup(Y)
+
+
 def test_bad_rows_and_sizes_are_named():
     guide = trained(groups)
     for rows, says in (

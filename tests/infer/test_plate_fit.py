@@ -15,7 +15,7 @@ from pyro_nfvi.diagnostics._verdict import Cause
 from pyro_nfvi.errors import FileError, ModelError, OptionError
 from pyro_nfvi.infer import _plate_verdict
 from pyro_nfvi.infer._checks import row_weights
-from pyro_nfvi.infer._findings import PoorRows, RowsUnseen, find
+from pyro_nfvi.infer._findings import CrossedPlates, PoorRows, RowsUnseen, find
 from pyro_nfvi.infer._plate_fit import PlateFit
 from pyro_nfvi.infer._plate_structure import PlateStructure
 from pyro_nfvi.infer._problem import Problem
@@ -317,6 +317,72 @@ def test_structure_says_why():
 
     # Rows that meet in one observation are no rows of their own.
     assert PlateStructure.of(pyro.poutine.trace(features).get_trace()).reason == ""
+
+
+PERSONS, ITEMS = 30, 12
+
+
+def crossed(y, persons=None, items=None):
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(()), 3.0))
+    rows = pyro.plate("persons", PERSONS, subsample_size=persons, dim=-2)
+    columns = pyro.plate("items", ITEMS, subsample_size=items, dim=-1)
+    with rows as i:
+        a = pyro.sample("a", dist.Normal(torch.zeros(()), 0.8))
+    with columns as j:
+        b = pyro.sample("b", dist.Normal(torch.zeros(()), 0.6))
+    with rows, columns:
+        pyro.sample("y", dist.Normal(mu + a + b, 0.5), obs=y[i][:, j])
+
+
+def crossed_data():
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(shape, generator=generator) for shape in ((PERSONS, 1), (ITEMS,))]
+    noise = torch.randn(PERSONS, ITEMS, generator=generator)
+    return 1 + 0.8 * parts[0] + 0.6 * parts[1] + 0.5 * noise
+
+
+def test_crossed_plates_are_those_of_the_closed_form(tmp_path):
+    """Rows of the smaller plate are with the globals, so that persons may depend on items."""
+    y = crossed_data()
+    fit = fitted(
+        crossed, y, max_steps=60, guide=lambda m: AutoPlateFlow(m, joint=["items"], local=None)
+    )
+    assert fit.plates == {"persons": PERSONS}
+    assert sorted(fit.globals) == ["b", "mu"]
+    index = torch.arange(PERSONS * ITEMS)
+    design = torch.zeros(len(index), 1 + PERSONS + ITEMS).double()
+    design[:, 0] = 1
+    design[index, 1 + index // ITEMS] = design[index, 1 + PERSONS + index % ITEMS] = 1
+    prior = torch.cat([torch.tensor([3.0]), torch.full((PERSONS,), 0.8), torch.full((ITEMS,), 0.6)])
+    precision = design.T @ design / 0.25 + prior.double().pow(-2).diag()
+    covariance = precision.inverse()
+    mean = covariance @ (design.T @ y.double().reshape(-1)) / 0.25
+    draws = fit.sample(4000, seed=1)
+    found = torch.cat([draws[n].reshape(4000, -1) for n in ("mu", "a", "b")], 1).double()
+    sd = covariance.diagonal().sqrt()
+    assert float(((found.mean(0) - mean) / sd).abs().max()) < 0.12
+    assert float((found.std(0) / sd - 1).abs().max()) < 0.08  # 4000 draws: 1.1 %
+    assert fit.verdict == "good", fit.report
+    fit.save(tmp_path / "fit.nfvi")
+    again = load(tmp_path / "fit.nfvi", model=crossed, args=(y,))
+    assert torch.equal(again.sample(5, seed=2)["b"], fit.sample(5, seed=2)["b"])
+    assert list(fit.summary())[:2] == ["mu", "b[0]"]
+    assert fit.predict(num_samples=3, seed=0)["y"].shape == (3, PERSONS, ITEMS)
+
+
+def test_crossed_plates_that_both_subsample_are_not_trusted():
+    fit = fitted(crossed, crossed_data(), 10, 6, max_steps=20, precondition=False)
+    found = find(fit.training.findings, CrossedPlates)
+    assert found == CrossedPlates("items", "persons")
+    assert fit.verdict == "do not trust"
+    assert any("joint=['items']" in reason for reason in fit.verdict.reasons)
+    trace = pyro.poutine.trace(crossed).get_trace(crossed_data(), 10)
+    assert PlateStructure.of(trace).joint == ("items",)
+    net = NFVI(crossed, seed=0, progress=False, max_steps=1, precondition=False)
+    assert (
+        "rows of 'items', which others cross, are with the globals"
+        in net.run(crossed_data(), 10).report
+    )
 
 
 def test_a_file_brings_the_fit_back_with_its_model(fit, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pyro_nfvi._eval_mode import scoring
+from pyro_nfvi._pyro_model.plate_layout import PlateLayout
 from pyro_nfvi._random import fold_in
 from pyro_nfvi._train.density_selection import choose_density, drop_if_changed
 from pyro_nfvi.diagnostics._recipe import VERDICT
@@ -24,10 +25,11 @@ from pyro_nfvi.infer._checks.row_weights import (
     separable,
     top_plates,
 )
-from pyro_nfvi.infer._findings import Finding, PoorRows, RowsUnseen, TimeOver
+from pyro_nfvi.infer._findings import CrossedPlates, Finding, PoorRows, RowsUnseen, TimeOver
 from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._model_parameters import ModelParams
 from pyro_nfvi.infer._plate_fit import PlateFit
+from pyro_nfvi.infer._plate_structure import crossing
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import PLATES, ROW_START, WORDS
 from pyro_nfvi.infer._rows_log_joint import rows_log_joint
@@ -241,7 +243,13 @@ def judge_rows(
             why = f"only {100 * weights.share:.2g} % of the rows could be looked at"
             findings.append(RowsUnseen("", why))
     else:
-        if len(gaps) == len(tops) and any(not block.plates for block in layout.blocks):
+        crossed = crossing(
+            [frozenset(block.plates) for block in layout.blocks],
+            [frozenset(frame.name for frame in stack) for stack in log_joint.plates.values()],
+        )
+        if crossed is not None:
+            findings.append(_crossed(*crossed, layout))
+        elif len(gaps) == len(tops) and any(not block.plates for block in layout.blocks):
             why = "several plates have latents, so that no rows can be integrated out one by one"
             findings.append(RowsUnseen("", why))
         bound, error_of = _plain_bound(problem, guide)
@@ -261,6 +269,14 @@ def judge_rows(
         seed,
         params,
     )
+
+
+def _crossed(one: frozenset[str], other: frozenset[str], layout: PlateLayout) -> CrossedPlates:
+    """Make the finding of plates that cross: of each the one that the other has not."""
+    names = [min(a - b, key=lambda plate: layout.sizes.get(plate, 0)) for a, b in
+             ((one, other), (other, one))]  # fmt: skip
+    small, large = sorted(names, key=lambda plate: layout.sizes.get(plate, 0))
+    return CrossedPlates(small, large)
 
 
 def poor_rows(found: RowGaps) -> PoorRows:
