@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pyro_nfvi._processes.exchange import Exchange, span, talking
 from pyro_nfvi._typing import TensorPair
 
 #: Rows ``(N, D)`` and indices by name to numbers ``(N,)`` and ``(N, D)``, rows independent.
@@ -20,26 +21,10 @@ RowFunction: TypeAlias = Callable[[Tensor, Mapping[str, Tensor]], TensorPair]
 _DTYPES = (torch.float32, torch.float64)
 
 
-class ProcessLost(BaseException):
-    """One of the processes is gone. No exception of a model, for which there are other ways."""
-
-
 class _Order(IntEnum):
     ROWS = 1
     END = 2
-
-
-@contextmanager
-def talking() -> Iterator[None]:
-    """Tell an operation between processes that fails as the loss of one of them.
-
-    Raises:
-        ProcessLost: It failed.
-    """
-    try:
-        yield
-    except RuntimeError as error:  # of gloo and its store
-        raise ProcessLost(str(error).splitlines()[0]) from error
+    CALL = 3
 
 
 class RowService:
@@ -53,9 +38,8 @@ class RowService:
         function: The function, the same in every process.
         names: Names of the indices, the same in every process.
         dim: D.
-        rank: Number of this process.
-        size: Number of processes.
-        group: The processes, joined by gloo.
+        exchange: The processes.
+        follow: What the other processes do with what :meth:`call` tells them.
     """
 
     def __init__(
@@ -63,12 +47,12 @@ class RowService:
         function: RowFunction,
         names: Sequence[str],
         dim: int,
-        rank: int,
-        size: int,
-        group: Any = None,
+        exchange: Exchange,
+        follow: Callable[[Any], object] = lambda _: None,
     ) -> None:
         self._function, self._names, self._dim = function, tuple(names), dim
-        self._rank, self._size, self._group = rank, size, group
+        self.exchange, self._follow = exchange, follow
+        self._rank, self._size, self._group = exchange.rank, exchange.size, exchange.group
 
     def evaluate(self, rows: Tensor, indices: Mapping[str, Tensor]) -> TensorPair:
         """Evaluate rows over all processes; in the first one alone where another could not.
@@ -90,7 +74,7 @@ class RowService:
                 dist.gather(part, parts, 0, group=self._group)
         if any(float(one[-1, 0]) for one in parts):
             return self._function(rows, indices)
-        counts = [_span(len(held), rank, self._size) for rank in range(self._size)]
+        counts = [span(len(held), rank, self._size) for rank in range(self._size)]
         found = torch.cat([one[: stop - start] for one, (start, stop) in zip(parts, counts)])
         found = found.to(rows.device)
         return found[:, 0].contiguous(), found[:, 1:].contiguous()
@@ -106,12 +90,20 @@ class RowService:
                 (order, count, dtype, *lengths), numbers = self._hear()
                 if order == _Order.END:
                     return
+                if order == _Order.CALL:
+                    self._follow(self.exchange.from_first(None))
+                    continue
                 flat, *parts = numbers.split([count * self._dim, *lengths])
                 rows = flat.reshape(count, self._dim).to(_DTYPES[dtype])
                 indices = {name: one.long() for name, one in zip(self._names, parts)}
                 part = self._part(rows, rows, indices)
                 with talking():
                     dist.gather(part, None, 0, group=self._group)
+
+    def call(self, told: Any) -> None:
+        """Let the others do something other than rows: what they do with it, they know."""
+        self._say([_Order.CALL, 0, 0, *[0] * len(self._names)], [])
+        self.exchange.from_first(told)
 
     def end(self) -> None:
         """Let the others return from :meth:`serve`."""
@@ -153,7 +145,7 @@ class RowService:
 
     def _part(self, held: Tensor, rows: Tensor, indices: Mapping[str, Tensor]) -> Tensor:
         """Evaluate this process's rows: ``(most + 1, 1 + D)``, the last row telling a failure."""
-        start, stop = _span(len(held), self._rank, self._size)
+        start, stop = span(len(held), self._rank, self._size)
         most = -(-len(held) // self._size)
         part = held.new_zeros(most + 1, 1 + self._dim)
         try:
@@ -166,23 +158,25 @@ class RowService:
         return part
 
 
-def _span(count: int, rank: int, size: int) -> tuple[int, int]:
-    """Return the rows of one process: neighbouring ones, sizes differing by one at most."""
-    return count * rank // size, count * (rank + 1) // size
+@contextmanager
+def interrupts_noted() -> Iterator[list[bool]]:
+    """Note Ctrl-C in a list, in place of what it does else."""
+    came: list[bool] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
 def _interrupts_wait() -> Iterator[None]:
     """Let Ctrl-C come after an exchange, which it would leave half done."""
-    if threading.current_thread() is not threading.main_thread():
+    with interrupts_noted() as came:
         yield
-        return
-    came = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
     if came:
         raise KeyboardInterrupt
 

@@ -51,9 +51,15 @@ class DistributedDensity:
         service: RowService,
         size: int,
     ) -> None:
-        self._log_joint, self._service, self.size = log_joint, service, size
+        self._log_joint, self.service, self.size = log_joint, service, size
         self.alone = compiled
         self._names = tuple(log_joint.subsampled)
+
+    def own(self) -> LogJoint:
+        """Return the log joint as this process evaluates it alone."""
+        found = copy.copy(self._log_joint)
+        found.use(self.alone)
+        return found
 
     def takes(self, z: Tensor, subsample: Mapping[str, Tensor]) -> bool:
         """Tell whether the rows are to be split."""
@@ -63,7 +69,7 @@ class DistributedDensity:
 
     def value_and_grad(self, z: Tensor, subsample: Mapping[str, Tensor]) -> TensorPair:
         """Evaluate rows ``(N, D)``: log density ``(N,)`` and gradient ``(N, D)``."""
-        return self._service.evaluate(z, {name: subsample[name] for name in self._names})
+        return self.service.evaluate(z, {name: subsample[name] for name in self._names})
 
     def difference(self) -> str | None:
         """Say how this process's compiled code differs from the model as it is now, or None."""

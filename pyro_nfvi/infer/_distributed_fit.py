@@ -1,4 +1,4 @@
-"""A fit by several processes of torchrun: the first one fits, the others evaluate particles."""
+"""A fit by several processes of torchrun: the first one decides, all evaluate particles."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ import torch.distributed as dist
 
 from pyro_nfvi._error_text import first_line
 from pyro_nfvi._files.fingerprint import fingerprint
+from pyro_nfvi._processes.exchange import Exchange, ProcessLost
 from pyro_nfvi._processes.process_group import join_processes
-from pyro_nfvi._processes.row_service import ProcessLost, RowService, talking
+from pyro_nfvi._processes.recipe import WAITS
+from pyro_nfvi._processes.row_service import RowService
 from pyro_nfvi._processes.tasks import inside_task
 from pyro_nfvi._train.distributed_density import DistributedDensity, own_rows
 from pyro_nfvi.errors import FileError, ModelError, NFVIError, OptionError
@@ -25,36 +26,19 @@ from pyro_nfvi.infer._problem import Problem
 
 
 @dataclass(frozen=True)
-class WaitTimes:
-    """Longest waits of processes for each other."""
-
-    #: For all to come to the same call of ``run``.
-    meeting: timedelta = timedelta(minutes=10)
-    #: For the first process between two evaluations: a compile, checks, a user's callback.
-    idle: timedelta = timedelta(days=7)
-
-
-TIMES = WaitTimes()
-
-
-@dataclass(frozen=True)
 class DistributedFit:
     """The processes of a fit, and which of them this one is.
 
     Attributes:
-        rank: Number of this process; the first one fits.
-        size: Number of processes.
-        group: The processes, joined by gloo.
+        exchange: The processes, joined by gloo; the first one fits.
     """
 
-    rank: int
-    size: int
-    group: Any = None
+    exchange: Exchange
 
     @property
     def leads(self) -> bool:
         """Tell whether this process fits, prints and writes."""
-        return self.rank == 0
+        return self.exchange.leads
 
     def agree(self, seed: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """See that all processes came for the same fit.
@@ -63,19 +47,19 @@ class DistributedFit:
             OptionError: One did not come, or has other data or another seed.
         """
         try:
-            dist.monitored_barrier(self.group, TIMES.meeting, wait_all_ranks=True)
+            dist.monitored_barrier(self.exchange.group, WAITS.meeting, wait_all_ranks=True)
         except RuntimeError as error:
             raise OptionError(
-                f"Not all of the {self.size} processes called run(): "
+                f"Not all of the {self.exchange.size} processes called run(): "
                 f"{str(error).splitlines()[0]} Call it in every process, or unset WORLD_SIZE in "
                 "one that fits alone."
             ) from error
         mine = (seed, fingerprint(args, dict(kwargs))["arguments"])
-        for rank, (other, data) in enumerate(self._all(mine)):
+        for rank, (other, data) in enumerate(self.exchange.all(mine)):
             what = "data" if data != mine[1] else "another seed" if other != seed else ""
             if what:
                 raise OptionError(
-                    f"Process {rank} fits with {what} other than process {self.rank}'s: "
+                    f"Process {rank} fits with {what} other than process {self.exchange.rank}'s: "
                     "processes of torchrun share one fit, and each takes a part of its particles. "
                     "Give all of them the same data and seed; for several fits use map_fits."
                 )
@@ -92,7 +76,7 @@ class DistributedFit:
             yield
         except Exception as error:
             mine = error
-        texts = self._all("" if mine is None else first_line(mine))
+        texts = self.exchange.all("" if mine is None else first_line(mine))
         if mine is not None:
             raise mine
         for rank, text in enumerate(texts):
@@ -100,13 +84,17 @@ class DistributedFit:
                 raise ModelError(f"Process {rank} could not set up the fit: {text}")
 
     def fit(
-        self, problem: Problem, stages: Callable[[Problem], Fit | PlateFit]
+        self,
+        problem: Problem,
+        stages: Callable[[Problem], Fit | PlateFit],
+        follow: Callable[[Any], object] | None = None,
     ) -> Fit | PlateFit | bytes:
         """Run the stages in the first process, with the particles of all.
 
         Args:
             problem: The posterior, set up in every process.
             stages: Makes the fit of a posterior.
+            follow: What the other processes do when the stages call on them for more than rows.
 
         Returns:
             The fit; in the other processes the bytes of its file.
@@ -118,7 +106,7 @@ class DistributedFit:
         """
         log_joint, alone = problem.log_joint, problem.log_joint.compiled
         sites = repr(problem.latent.spec()["sites"])
-        if any(other != sites for other in self._all(sites)):
+        if any(other != sites for other in self.exchange.all(sites)):
             raise ModelError(
                 "The model has other latent sites in some of the processes. Run the same script in "
                 "all of them, without a branch by RANK before the fit."
@@ -127,21 +115,20 @@ class DistributedFit:
             own_rows(log_joint, alone),
             tuple(log_joint.subsampled),
             problem.latent.dim,
-            self.rank,
-            self.size,
-            self.group,
+            self.exchange,
+            _nothing if follow is None else follow,
         )
         if not self.leads:
             service.serve()
-            answer = self._from_first(None)
+            answer = self.exchange.from_first(None)
             if isinstance(answer, str):
                 raise NFVIError(f"There is no fit of the first process: {answer}")
             return bytes(answer)
-        log_joint.use(DistributedDensity(log_joint, alone, service, self.size))
+        log_joint.use(DistributedDensity(log_joint, alone, service, self.exchange.size))
         told: str | bytes = "it was ended"
         try:
-            note = f"particles were split over {self.size} processes"
-            if log_joint.named_parameters():
+            note = f"particles were split over {self.exchange.size} processes"
+            if log_joint.named_parameters() and follow is None:
                 note = (
                     "the first process evaluated all particles, since the model's parameters train"
                 )
@@ -161,19 +148,7 @@ class DistributedFit:
 
     def _finish(self, service: RowService, told: str | bytes) -> None:
         service.end()
-        self._from_first(told)
-
-    def _all(self, mine: Any) -> list[Any]:
-        found: list[Any] = [None] * self.size
-        with talking():
-            dist.all_gather_object(found, mine, group=self.group)
-        return found
-
-    def _from_first(self, told: Any) -> Any:
-        held = [told]
-        with talking():
-            dist.broadcast_object_list(held, 0, group=self.group)
-        return held[0]
+        self.exchange.from_first(told)
 
 
 @contextmanager
@@ -199,8 +174,15 @@ def distributed_fit() -> DistributedFit | None:
     """
     if inside_task():
         return None
-    joined = join_processes(TIMES.idle)
-    return None if joined is None else DistributedFit(joined[0].rank, joined[0].size, joined[1])
+    joined = join_processes(WAITS.idle)
+    if joined is None:
+        return None
+    place, group = joined
+    return DistributedFit(Exchange(place.rank, place.size, group))
+
+
+def _nothing(_: object) -> None:
+    """Do nothing: rows are all that a fit of one vector asks of other processes."""
 
 
 def _bytes(fit: Fit | PlateFit) -> bytes | str:

@@ -35,6 +35,7 @@ from pyro_nfvi.infer._stages.examination import examine
 from pyro_nfvi.infer._stages.model_selection import select_model
 from pyro_nfvi.infer._stages.parameter_settling import settle_parameters
 from pyro_nfvi.infer._stages.plate_stages import fit_plates, set_up_rows
+from pyro_nfvi.infer._stages.plate_training import follow_rows
 from pyro_nfvi.infer._stages.set_up import set_up
 from pyro_nfvi.infer._stages.training import TrainingPlan, train
 from pyro_nfvi.infer._stages.warm_start import WarmStart, warm_start
@@ -102,9 +103,12 @@ def _fitted(
             rows = make_plate_guide(options.guide, model, trace)
             call = (model, args, kwargs, names, seed)
             stages: Callable[[Problem], Fit | PlateFit]
+            follow: Callable[[Any], object] | None = None
             if rows is not None:
                 fresh = not rows.guide.is_set_up
                 problem = set_up_rows(*call, rows.guide, options, time)
+                if team is not None:
+                    follow = follow_rows(problem, options, rows.guide, team.exchange)
                 stages = partial(
                     fit_plates, options=options, time=time, guide=rows.guide, fresh=fresh,
                     reason=rows.reason,
@@ -115,7 +119,7 @@ def _fitted(
                 fresh = not guide.is_set_up
                 problem = set_up(*call, guide, options, time)
                 stages = partial(_fit_whole, options=options, time=time, guide=guide, fresh=fresh)
-        return stages(problem) if team is None else team.fit(problem, stages)
+        return stages(problem) if team is None else team.fit(problem, stages, follow)
 
 
 def _fit_whole(

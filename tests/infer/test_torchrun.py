@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from pyro_nfvi._processes.exchange import Exchange, ProcessLost, span
 from pyro_nfvi._processes.process_group import join_processes, writes_files
-from pyro_nfvi._processes.row_service import ProcessLost, RowService, _span
+from pyro_nfvi._processes.row_service import RowService
 from pyro_nfvi.infer._distributed_fit import DistributedFit, distributed_fit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ def function(rows, indices):
 
 def serve(rank, size, path, answers):
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=size)
-    service = RowService(function, ("i",), 3, rank, size)
+    service = RowService(function, ("i",), 3, Exchange(rank, size))
     if rank:
         service.serve()
         dist.destroy_process_group()
@@ -68,7 +69,7 @@ def test_rows_over_processes_are_those_of_one(size, tmp_path):
 
 @pytest.mark.parametrize(("count", "size"), [(0, 2), (1, 4), (7, 3), (64, 4)])
 def test_parts_cover_all_rows_once(count, size):
-    spans = [_span(count, rank, size) for rank in range(size)]
+    spans = [span(count, rank, size) for rank in range(size)]
     assert [row for start, stop in spans for row in range(start, stop)] == list(range(count))
     assert max(stop - start for start, stop in spans) <= -(-count // size)
 
@@ -99,18 +100,18 @@ def test_processes_with_other_data_or_seeds_are_refused(monkeypatch):
     y = torch.ones(3)
     mine = module.fingerprint((y,), {})["arguments"]
     for other, says in (((0, "other"), "data other"), ((1, mine), "another seed other")):
-        monkeypatch.setattr(DistributedFit, "_all", lambda *_, other=other: [(0, mine), other])
+        monkeypatch.setattr(Exchange, "all", lambda *_, other=other: [(0, mine), other])
         with pytest.raises(OptionError, match=f"Process 1 fits with {says}"):
-            DistributedFit(0, 2).agree(0, (y,), {})
-    monkeypatch.setattr(DistributedFit, "_all", lambda *_: [(0, mine)] * 2)
-    DistributedFit(0, 2).agree(0, (y,), {})
+            DistributedFit(Exchange(0, 2)).agree(0, (y,), {})
+    monkeypatch.setattr(Exchange, "all", lambda *_: [(0, mine)] * 2)
+    DistributedFit(Exchange(0, 2)).agree(0, (y,), {})
 
     def missing(*_, **__):
         raise RuntimeError("Ranks 1 failed to pass monitoredBarrier in 600000 ms")
 
     monkeypatch.setattr(module.dist, "monitored_barrier", missing)
     with pytest.raises(OptionError, match=r"Not all of the 2 processes called run\(\): Ranks 1"):
-        DistributedFit(0, 2).agree(0, (y,), {})
+        DistributedFit(Exchange(0, 2)).agree(0, (y,), {})
     with pytest.raises(NFVIError, match=r"process of the fit is gone \(closed\)"):
         with module.explaining_lost_processes():
             raise ProcessLost("closed")
@@ -119,11 +120,11 @@ def test_processes_with_other_data_or_seeds_are_refused(monkeypatch):
 def test_an_error_in_one_process_ends_the_set_up_of_all(monkeypatch):
     from pyro_nfvi.errors import ModelError
 
-    monkeypatch.setattr(DistributedFit, "_all", lambda self, mine: [mine, "ValueError: no"])
+    monkeypatch.setattr(Exchange, "all", lambda self, mine: [mine, "ValueError: no"])
     with pytest.raises(ModelError, match="Process 1 could not set up the fit: ValueError: no"):
-        with DistributedFit(0, 2).together():
+        with DistributedFit(Exchange(0, 2)).together():
             pass
-    with pytest.raises(ArithmeticError, match="mine"), DistributedFit(0, 2).together():
+    with pytest.raises(ArithmeticError, match="mine"), DistributedFit(Exchange(0, 2)).together():
         raise ArithmeticError("mine")
 
 
@@ -259,3 +260,98 @@ def test_the_variables_of_torchrun_are_all_needed(monkeypatch):
     from datetime import timedelta
 
     assert join_processes(timedelta(seconds=1)) is None
+
+
+# ---------------------------------------------------------------------------- rows of plates
+
+ROWS = """
+import os, sys
+import pyro, pyro.distributions as dist, torch
+import pyro_nfvi as nfvi
+
+folder, bits, what, how = sys.argv[1:5]
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64 if bits == "64" else torch.float32)
+y = 2 + 1.5 * torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+rank = os.environ.get("RANK", "0")
+
+def table(y):
+    mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+    sd = pyro.sample("sd", dist.HalfNormal(2.0))
+    with pyro.plate("groups", len(y), subsample_size=10) as rows:
+        place = pyro.sample("place", dist.Normal(mean, sd))
+        pyro.sample("y", dist.Normal(place, 1.0), obs=y[rows, 0])
+
+def nested(y):
+    mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+    with pyro.plate("groups", len(y), subsample_size=10, dim=-2) as rows:
+        place = pyro.sample("place", dist.Normal(mean, 1.0))
+        with pyro.plate("items", 2, dim=-1):
+            z = pyro.sample("z", dist.Normal(place, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y[rows])
+
+more = {}
+if what in ("amortised", "semi-amortised"):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    more = {"encoder": {"groups": net}, "semi_amortised": what != "amortised"}
+guide = nfvi.AutoPlateFlow(nested if what == "nested" else table, **more)
+kept = {}
+if how.startswith(("dies", "resumes")):
+    kept = {"checkpoint": os.path.join(folder, "..", how.partition("=")[2]), "resume": True,
+            "checkpoint_every": 50}
+if how.startswith("dies"):
+    kept["callbacks"] = [lambda info: os._exit(9) if info.step == 120 else None]
+fit = nfvi.NFVI(guide.model, guide=guide, max_steps=200, stop=False, seed=0, engine="eager",
+                progress=False, **kept).run(y)
+params = [p.detach() for p in fit.guide.parameters()]
+held = {"losses": fit.losses, "params": params, "elbo": torch.tensor(fit.elbo),
+        "report": fit.report, "place": fit.sample(3, rows={"groups": [0, 59]}, seed=0)["place"]}
+torch.save(held, os.path.join(folder, "rank" + rank))
+"""
+
+
+def assert_alike(found, one, tolerance):
+    for each in found:
+        off = [each[name] - one[name] for name in ("losses", "elbo", "place")]
+        off += [mine - theirs for mine, theirs in zip(each["params"], one["params"])]
+        scale = 1 + float(one["losses"].abs().max())
+        assert max(float(value.abs().max()) for value in off) < tolerance * scale
+
+
+def run_rows(folder, bits, what, how="quick", *, processes):
+    process = launch(folder, bits, what, how, processes=processes, script=ROWS)
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    return [torch.load(folder / f"rank{rank}") for rank in range(processes)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "bits", "others"),
+    [
+        ("table", "64", (2, 4)),
+        ("table", "32", (2,)),
+        ("nested", "64", (3,)),  # parts of unequal size
+        ("amortised", "64", (2,)),
+        ("semi-amortised", "64", (2,)),
+    ],
+)
+def test_rows_of_plates_have_the_numbers_of_one_process(tmp_path, what, bits, others):
+    (one,) = run_rows(tmp_path / "one", bits, what, processes=1)
+    for count in others:
+        found = run_rows(tmp_path / f"many{count}", bits, what, processes=count)
+        assert f"{count} processes take each step together" in found[0]["report"]
+        assert_alike(found, one, 1e-9 if bits == "64" else 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 2), (2, 4)])
+def test_another_number_of_processes_resumes_a_fit_of_rows(tmp_path, before, after):
+    died = launch(tmp_path / "died", "64", "table", "dies=kept", processes=before, script=ROWS)
+    died.communicate(timeout=900)
+    assert died.returncode != 0
+    assert (tmp_path / "kept").exists()
+    (one,) = run_rows(tmp_path / "one", "64", "table", processes=1)
+    resumed = run_rows(tmp_path / "resumed", "64", "table", "resumes=kept", processes=after)
+    assert_alike(resumed, one, 1e-9)

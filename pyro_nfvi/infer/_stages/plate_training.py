@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +18,18 @@ from pyro_nfvi._optim.recipe import CONVERGENCE
 from pyro_nfvi._optim.rowwise_adam import RowwiseAdam
 from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._optim.stop_reason import StopReason
+from pyro_nfvi._processes.exchange import Exchange, ProcessLost
 from pyro_nfvi._pyro_model.batch_model import BatchModel
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._train.checkpoint import Checkpoint
-from pyro_nfvi._train.engine_selection import choose
+from pyro_nfvi._train.distributed_density import DistributedDensity
+from pyro_nfvi._train.engine_selection import Chosen, choose
 from pyro_nfvi._train.loop import Loop, LoopOptions
 from pyro_nfvi._train.minibatch_convergence import PairedPlateau
 from pyro_nfvi._train.optimizer import make_optimizer
 from pyro_nfvi._train.recipe import PAIRED, TRAINING
+from pyro_nfvi._train.sharded_runner import ShardedFollower, ShardedRunner, live_tensors
+from pyro_nfvi._train.sharded_steps import ShardedSteps
 from pyro_nfvi._train.step import EagerRunner, EagerStep
 from pyro_nfvi._train.task import Task
 from pyro_nfvi.errors import DivergedError, OptionError
@@ -107,7 +114,7 @@ def train_rows(
     loop.state.history.notes += notes
     failed: DivergedError | None = None
     try:
-        with time.watch.part("training"):
+        with time.watch.part("training"), _ended(loop):
             why = loop.run()
     except DivergedError as error:
         failed = error
@@ -121,30 +128,26 @@ def _loop(
     log_joint = problem.log_joint
     count = num_particles(options, log_joint.latent.dim)
     schedule = Schedule(num_steps(options, log_joint), early=options.stop)
-    tables = {id(p) for p in guide.tables.tables()}
-    own = [p for p in guide.parameters() if p.requires_grad]
-    inner = [p for p in own if id(p) not in tables]
-    rows = [p for p in own if id(p) in tables]
-    models = log_joint.parameters()
-    params = [*inner, *rows, *models]
-    optimizer = _optimizer(options, guide, log_joint, inner, rows, models)
+    step = _step(options, guide, log_joint)
+    params, optimizer = step.params, step.optimizer
     if not isinstance(log_joint.model, BatchModel):
         guide.check_encoders()
-    # What compiled steps are compared with is the model itself.
-    step = EagerStep(guide, log_joint.eager, options.objective, params, len(models), optimizer)
-    chosen = choose(
-        options.engine,
-        step,
-        count,
-        schedule.max_steps,
-        density=log_joint.compiled,
-        budget=time.training,
-        watch=time.watch,
-    )
-    if chosen.backend == "eager" and log_joint.compiled is not None:
-        by_code = EagerStep(guide, log_joint, options.objective, params, len(models), optimizer)
-        reason = f"{chosen.reason}; the model is compiled"
-        chosen = replace(chosen, runner=EagerRunner(by_code), reason=reason)
+    chosen = _shared(options, step, count, schedule.max_steps, log_joint)
+    if chosen is None:
+        chosen = choose(
+            options.engine,
+            step,
+            count,
+            schedule.max_steps,
+            density=log_joint.compiled,
+            budget=time.training,
+            watch=time.watch,
+        )
+        if chosen.backend == "eager" and log_joint.compiled is not None:
+            by_code = copy.copy(step)
+            by_code.log_joint = log_joint
+            reason = f"{chosen.reason}; the model is compiled"
+            chosen = replace(chosen, runner=EagerRunner(by_code), reason=reason)
     generator = problem.stream("training", 1)
     task = Task(guide, log_joint, options.objective, params, optimizer, count, generator)
     total = sum(guide.layout.sizes.values())
@@ -174,6 +177,103 @@ def _loop(
         budget=time.training,
     )
     return loop, measure
+
+
+def _step(options: Options, guide: AutoPlateFlow, log_joint: LogJoint) -> EagerStep:
+    """Make the step by the model itself, with the optimiser: the same in all processes."""
+    tables = {id(p) for p in guide.tables.tables()}
+    own = [p for p in guide.parameters() if p.requires_grad]
+    inner = [p for p in own if id(p) not in tables]
+    rows = [p for p in own if id(p) in tables]
+    models = log_joint.parameters()
+    optimizer = _optimizer(options, guide, log_joint, inner, rows, models)
+    params = [*inner, *rows, *models]
+    # What compiled steps are compared with is the model itself.
+    return EagerStep(guide, log_joint.eager, options.objective, params, len(models), optimizer)
+
+
+# ------------------------------------------------------------------------- several processes
+
+
+def _shared(
+    options: Options, step: EagerStep, count: int, max_steps: int, log_joint: LogJoint
+) -> Chosen | None:
+    """Let all processes take the steps together; None in one process, and where they cannot.
+
+    Raises:
+        OptionError: A compiled step was asked for and cannot be captured.
+    """
+    density = log_joint.compiled
+    if not isinstance(density, DistributedDensity):
+        return None
+    # A random trace is drawn for all particles of a call.
+    if any(getattr(type(part), "mode_dependent", False) for part in step.guide.modules()):
+        return None
+    service, own = density.service, copy.copy(step)
+    own.log_joint = density.own()
+
+    def make(_: Any) -> ShardedSteps:
+        return _sharded(options, own, count, max_steps, service.exchange)
+
+    begin = (step.guide.state_dict(), count, max_steps)
+    live = live_tensors(step.params, step.optimizer)
+    runner = ShardedRunner(make, begin, service, live)
+    captured = runner.steps.captured
+    if options.engine == "compiled" and not captured:
+        runner.end()
+        raise OptionError(
+            f"engine='compiled' cannot run this fit: {runner.steps.reason}. engine='auto' takes "
+            "what can."
+        )
+    reason = f"{density.size} processes take each step together; {runner.steps.reason}"
+    return Chosen("graph" if captured else "eager", reason, runner, asked=True)
+
+
+def follow_rows(
+    problem: Problem, options: Options, guide: AutoPlateFlow, exchange: Exchange
+) -> ShardedFollower:
+    """Return the part in a training of a process that does not lead.
+
+    Args:
+        problem: The posterior, as it is set up here.
+        options: Options of the fit.
+        guide: The guide, set up.
+        exchange: The processes.
+    """
+
+    def make(begin: Any) -> ShardedSteps:
+        state, count, max_steps = begin
+        guide.load_state_dict(state)
+        step = _step(options, guide, problem.log_joint)
+        step.log_joint = problem.log_joint
+        return _sharded(options, step, count, max_steps, exchange)
+
+    return ShardedFollower(make, exchange)
+
+
+def _sharded(
+    options: Options, step: EagerStep, count: int, max_steps: int, exchange: Exchange
+) -> ShardedSteps:
+    return ShardedSteps(step, count, exchange, engine=options.engine, max_steps=max_steps)
+
+
+@contextmanager
+def _ended(loop: Loop) -> Iterator[None]:
+    """Let other processes forget a training when it is over."""
+    try:
+        yield
+    except ProcessLost:
+        raise
+    except BaseException:
+        _end(loop)
+        raise
+    _end(loop)
+
+
+def _end(loop: Loop) -> None:
+    runner = loop.engine.runner
+    if isinstance(runner, ShardedRunner):
+        runner.end()
 
 
 def _optimizer(

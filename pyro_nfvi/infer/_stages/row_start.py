@@ -15,6 +15,7 @@ from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.plate_layout import PlateLayout
 from pyro_nfvi._pyro_model.subsampling import cover
+from pyro_nfvi._train.distributed_density import DistributedDensity
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import ModelError, OptionError
 from pyro_nfvi.flows._block_arrow import ArrowBlock, ArrowFactor, BlockArrow
@@ -141,7 +142,10 @@ class AllRows:
         """
         if len(log_joint.subsampled) != 1 or not log_joint.subsampled.keys() <= layout.sizes.keys():
             return None
-        if log_joint.compiled is None:
+        compiled = log_joint.compiled
+        if isinstance(compiled, DistributedDensity):
+            compiled = compiled.alone
+        if compiled is None:
             return None
         ((plate, (size, count)),) = log_joint.subsampled.items()
         index, weights = cover(size, count)
