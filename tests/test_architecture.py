@@ -91,7 +91,7 @@ OPTIONAL = {
     "matplotlib": {"plots", "vae"},
     "pandas": {"infer"},
     "platformdirs": {"_engine"},
-    "sklearn": {"vae"},
+    "sklearn": {"distributions", "vae"},
     "torchdiffeq": {"flows"},
     "xarray": {"arviz"},
 }
@@ -371,7 +371,7 @@ def test_public_names_stay_few():
     faces = [
         importlib.import_module(f"pyro_nfvi.{name}".removesuffix(".__init__")) for name in FACES
     ]
-    assert sum(len(getattr(face, "__all__", ())) for face in faces) <= 163
+    assert sum(len(getattr(face, "__all__", ())) for face in faces) <= 164
 
 
 #: Packages whose names users type.

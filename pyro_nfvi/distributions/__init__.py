@@ -19,6 +19,7 @@ from pyro_nfvi.distributions._mixture import MixtureDensity
 from pyro_nfvi.distributions._stochastic_flow import Langevin, Metropolis, PathSampler
 
 if TYPE_CHECKING:
+    from pyro_nfvi.distributions._estimator import FlowEstimator
     from pyro_nfvi.distributions._uniform_angles import UniformAngles
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "DiagonalNormal",
     "FlowDensity",
     "FlowDequantize",
+    "FlowEstimator",
     "FullRankNormal",
     "GaussianMixture",
     "Langevin",
@@ -38,5 +40,7 @@ __all__ = [
     "UniformDequantize",
 ]
 
-# Imported when it is used: no fit needs it.
-__getattr__, __dir__ = lazy(__name__, {"UniformAngles": "_uniform_angles"})
+# Imported when they are used: no fit needs them.
+__getattr__, __dir__ = lazy(
+    __name__, {"FlowEstimator": "_estimator", "UniformAngles": "_uniform_angles"}
+)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_nfvi._user_warning import warn
 from pyro_nfvi.distributions._recipe import DATA
+from pyro_nfvi.distributions._tables import rows_of
 from pyro_nfvi.errors import DataError, DataWarning, OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._normalization import ActNorm, BatchNorm
@@ -45,7 +47,7 @@ def split_rows(
     """
     rows = _check(x, context, flow, like, whole=whole)
     held: Rows | None
-    if isinstance(valid, (Tensor, tuple)):
+    if isinstance(valid, (Tensor, tuple)) or hasattr(valid, "__array__"):
         if isinstance(valid, tuple) and len(valid) != 2:
             raise OptionError(f"valid is rows, or a pair (rows, context); got {len(valid)} parts.")
         held_x, seen = valid if isinstance(valid, tuple) else (valid, None)
@@ -53,8 +55,9 @@ def split_rows(
     elif isinstance(valid, bool) or not isinstance(valid, numbers.Real) or not 0 <= valid < 1:
         raise OptionError(f"valid is a share from 0 up to 1, or the rows held out; got {valid!r}.")
     else:
-        count = 0 if valid == 0 else max(1, round(float(valid) * len(x)))
-        order = torch.randperm(len(x), generator=generator, device=like.device)
+        num = len(rows[0])
+        count = 0 if valid == 0 else max(1, round(float(valid) * num))
+        order = torch.randperm(num, generator=generator, device=like.device)
         train, held = _take(rows, order[count:]), _take(rows, order[:count]) if count else None
     if len(train[0]) < 2:
         raise DataError(
@@ -73,16 +76,9 @@ def _take(rows: Rows, index: Tensor) -> Rows:
     return x[index], None if context is None else context[index]
 
 
-def _as_tensor(name: str, value: object) -> str:
-    """Describe a value that is no tensor, and how to make a tensor of it."""
-    frame = ".to_numpy()" if hasattr(value, "to_numpy") else ""  # pandas and the like
-    return f"{type(value).__name__}: torch.as_tensor({name}{frame})"
-
-
-def _check(x: Tensor, context: Tensor | None, flow: Flow, like: Tensor, *, whole: bool) -> Rows:
+def _check(x: Any, context: Any, flow: Flow, like: Tensor, *, whole: bool) -> Rows:
     dim, context_dim = flow.dim, flow.context_dim
-    if not isinstance(x, Tensor):
-        raise DataError(f"fit needs a tensor (n, {dim}); got {_as_tensor('x', x)}.")
+    x = rows_of(x)
     if x.dim() != 2 or x.shape[-1] != dim:
         raise DataError(f"fit needs data of shape (n, {dim}); got {tuple(x.shape)}.")
     if len(x) == 0:
@@ -107,11 +103,7 @@ def _check(x: Tensor, context: Tensor | None, flow: Flow, like: Tensor, *, whole
         came = "None" if context is None else f"one of shape {shape}"
         raise ShapeError(f"The flow has context_dim={context_dim}; got the context {came}.")
     if context is not None:
-        if not isinstance(context, Tensor):
-            raise ShapeError(
-                f"fit needs a context of shape ({len(x)}, {context_dim}), a tensor; got "
-                f"{_as_tensor('context', context)}."
-            )
+        context = rows_of(context, "the context")
         if context.shape != (len(x), context_dim):
             raise ShapeError(
                 f"fit needs a context of shape ({len(x)}, {context_dim}), a row for each row of "

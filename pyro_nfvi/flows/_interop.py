@@ -12,6 +12,7 @@ from torch.distributions import Transform, constraints
 from pyro_nfvi._typing import Contexts, Image, Points
 from pyro_nfvi.errors import OptionError, ShapeError
 from pyro_nfvi.flows._base import Flow, check_dim
+from pyro_nfvi.flows._pair_flow import check_pair, is_pair, pair_flow
 
 #: Transforms known to be wrong or without inverse, and what to take instead.
 _REFUSED = {
@@ -106,13 +107,14 @@ class Adapted(Flow):
 
 
 def adapt(source: Any, dim: int, context_dim: int = 0) -> Flow:
-    """Take a transform of Pyro, torch or Zuko as a flow.
+    """Take a transform of Pyro, torch, Zuko, nflows or normflows as a flow.
 
     Args:
         source: A ``torch.distributions`` transform over vectors (Pyro's ``TransformModule``
             too), a Pyro ``ConditionalTransform``, a Zuko lazy transform (a module whose call
-            returns a transform), or a whole Zuko flow. A Zuko flow's transform runs from data to
-            base; it is turned round, and its base is left out.
+            returns a transform), a transform of nflows, a layer of normflows, or a whole flow of
+            Zuko, nflows or normflows. Those of Zuko and nflows run from data to base and are turned
+            round; bases are left out.
         dim: Event size D.
         context_dim: Size of the context that a conditional transform takes.
 
@@ -142,6 +144,10 @@ def adapt(source: Any, dim: int, context_dim: int = 0) -> Flow:
                 raise _refusal(source, _REFUSED_ZUKO[kind.__name__])
     if _is_zuko(source) and isinstance(getattr(source, "transform", None), nn.Module):
         return adapt(source.transform, dim, context_dim).inv
+    if is_pair(source):
+        made = pair_flow(source, dim, context_dim)
+        check_pair(made)
+        return made
     for part in _parts(source):
         name = type(part).__name__.removeprefix("Conditional")
         reason = _REFUSED.get(name)
@@ -153,8 +159,8 @@ def adapt(source: Any, dim: int, context_dim: int = 0) -> Flow:
     conditional = hasattr(source, "condition")
     if not (is_transform or conditional or _is_lazy(source)):
         raise OptionError(
-            "adapt takes a torch.distributions transform, a Pyro ConditionalTransform or a Zuko "
-            f"lazy transform; got {type(source).__name__}."
+            "adapt takes a torch.distributions transform, a Pyro ConditionalTransform, a Zuko lazy "
+            f"transform, or a flow of nflows or normflows; got {type(source).__name__}."
         )
     if conditional and not is_transform and context_dim == 0:
         raise ShapeError(f"{type(source).__name__} is conditional: pass adapt(..., context_dim=C).")

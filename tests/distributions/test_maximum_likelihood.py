@@ -208,7 +208,7 @@ def rows_with(value):
         (normal_rows(20).bfloat16(), "float32 or float64"),
         (normal_rows(0), "no row"),
         (normal_rows(2), "at least 2 rows"),
-        (normal_rows(20).tolist(), "as_tensor"),
+        ([["a", "b"]] * 20, "no numbers"),
     ],
 )
 def test_bad_data_are_named(x, words):
@@ -240,19 +240,17 @@ def test_data_that_are_a_result_of_training_are_taken_as_numbers():
         density.log_prob(x.detach().numpy())
 
 
-def test_what_is_no_tensor_is_told_how_to_become_one():
+def test_tables_of_numbers_are_taken_and_shares_are_checked():
     class Frame:
         def to_numpy(self):
             return normal_rows(20).numpy()
 
+    context = normal_rows(20)[:, :1]
     density = FlowDensity(make_flow("affine", 2, context_dim=1))
-    with pytest.raises(DataError, match=r"got Frame: torch.as_tensor\(x.to_numpy\(\)\)"):
-        density.fit(Frame(), torch.zeros(20, 1), **QUICK)
-    with pytest.raises(ShapeError, match=r"got ndarray: torch.as_tensor\(context\)"):
-        density.fit(normal_rows(20), torch.zeros(20, 1).numpy(), **QUICK)
+    assert density.fit(Frame(), context.numpy(), **QUICK).steps > 0
     for valid in ("0.1", None, [0.1], (normal_rows(5),)):
         with pytest.raises(OptionError, match="valid is"):
-            density.fit(normal_rows(20), torch.zeros(20, 1), valid=valid, **QUICK)
+            density.fit(normal_rows(20), context, valid=valid, **QUICK)
 
 
 def test_bad_context_values_are_named():
