@@ -24,8 +24,8 @@ class _Counts(Likelihood):
     Attributes:
         library: None: the decoder gives the logarithm of each mean. A number: the decoder's numbers
             are turned into shares by a softmax over an image (a cell), and the mean is the share
-            times the sum of the image's own counts, or times ``library`` for expected and drawn
-            images.
+            times the sum of the image's own counts, or times ``library`` for images that are drawn
+            from the model.
     """
 
     library: float | None = None
@@ -61,6 +61,11 @@ class _Counts(Likelihood):
         sums = x.to(params).sum(-1)
         # An image without counts has no shares; any size gives it a finite score.
         return self._distribution(params, sums.clamp_min(1.0).log().unsqueeze(-1)), x.to(params)
+
+    def reconstruction(self, params: Tensor, x: Tensor) -> Tensor:
+        counts, _ = self.observe(params, x)
+        mean: Tensor = counts.mean
+        return mean
 
     def distribution(self, params: Tensor) -> Any:
         return self._distribution(params, None)
@@ -115,8 +120,8 @@ class NegativeBinomial(_Counts):
 
     Args:
         library: None, or a typical sum of an image's counts (a cell's library size): means are
-            then shares, by a softmax over the image, times the sum of the image's own counts;
-            expected and drawn images take ``library`` for it.
+            then shares, by a softmax over the image, times the sum of the image's own counts, in
+            reconstructions too; images that are drawn from the model take ``library`` for it.
 
     Source: Lopez et al. 2018, Nature Methods 15:1053 (scVI).
 

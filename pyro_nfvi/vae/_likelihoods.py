@@ -19,7 +19,9 @@ from pyro_nfvi.errors import DataError, OptionError, ShapeError
 from pyro_nfvi.vae._recipe import NETWORKS
 
 #: Methods that compute in full precision.
-_SCORED = ("distribution", "observe", "pixel_log_prob", "log_prob", "mean", "sample")
+_SCORED = (
+    "distribution", "observe", "pixel_log_prob", "log_prob", "mean", "reconstruction", "sample",
+)  # fmt: skip
 
 
 class Likelihood(ABC):
@@ -78,6 +80,13 @@ class Likelihood(ABC):
         """Return the expected image, to look at: ``(*b, *shape)``."""
         mean: Tensor = self.distribution(params).mean
         return mean
+
+    def reconstruction(self, params: Tensor, x: Tensor) -> Tensor:
+        """Return the expected image where these images were observed: ``mean(params)``.
+
+        Another one where :meth:`observe` depends on the images: counts have the sums of their own.
+        """
+        return self.mean(params)
 
     def sample(self, params: Tensor) -> Tensor:
         """Draw images."""

@@ -71,6 +71,9 @@ class Masked(Likelihood):
     def mean(self, params: Tensor) -> Tensor:
         return self.inner.mean(params)
 
+    def reconstruction(self, params: Tensor, x: Tensor) -> Tensor:
+        return self.inner.reconstruction(params, self._filled(x))
+
     def encoder_input(self, x: Tensor) -> Tensor:
         given = self.inner.encoder_input(self._filled(x))
         return torch.where(x.isnan(), torch.zeros_like(given), given)

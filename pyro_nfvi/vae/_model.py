@@ -469,4 +469,4 @@ class FlowVAE(PyroModule):
         """Return the expected image at one draw of each image's posterior ``(B, *shape)``."""
         with evaluation(self):
             z = self.encode(x, y).draw(1, generator=generator).z[0]
-            return self.likelihood.mean(self.decode(z, self.condition(y, x)))
+            return self.likelihood.reconstruction(self.decode(z, self.condition(y, x)), x)

@@ -82,6 +82,31 @@ def test_both_doors_take_every_prior(name, tmp_path):
     assert torch.equal(found.prior_log_prob(X[:, 0]), run.vae.prior_log_prob(X[:, 0]))
 
 
+def test_a_conditional_flow_prior_is_a_density_for_each_label(tmp_path):
+    """Normalised for each label, other for each, and the same by elbo, model and files."""
+    from pyro import poutine
+
+    vae = spread(make("planar*2", dim=2, prior="maf*1", condition_dim=3), 0.4)
+    axis = torch.linspace(-12, 12, 241)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 1, 2)
+    labels = torch.eye(3)
+    with torch.no_grad():
+        p = vae.prior_log_prob(grid.expand(-1, 3, -1), labels)
+    torch.testing.assert_close((p.exp() * 0.01).sum(0), torch.ones(3), atol=2e-3, rtol=0)
+    assert float((p[:, 0] - p[:, 1]).abs().max()) > 0.1
+    y = torch.arange(12) % 3
+    trace = poutine.trace(vae.model).get_trace(X, y)
+    z = trace.nodes["z"]["value"]
+    theirs = trace.nodes["z"]["fn"].log_prob(z)
+    torch.testing.assert_close(theirs, vae.prior_log_prob(z, labels[y]))
+    run = fit(vae, (X, y), out=tmp_path, epochs=1, progress=False)
+    found = load(tmp_path)
+    assert torch.equal(found.prior_log_prob(z, labels[y]), run.vae.prior_log_prob(z, labels[y]))
+    drawn = found.sample(3, y[:3], generator=torch.Generator().manual_seed(0))
+    other = found.sample(3, y[1:4], generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(drawn, other)
+
+
 def test_a_vamp_prior_is_the_mean_of_posteriors():
     vae = vae_of("vamp")
     z = torch.randn(7, 2)
