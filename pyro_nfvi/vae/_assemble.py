@@ -124,7 +124,8 @@ def encoder_output(
             f"{scale.dtype}."
         )
     # NaN passes: whoever trains finds it, and says where it came from.
-    if scale.device.type == "cpu" and bool((scale <= 0).any()):
+    read = scale.device.type == "cpu" and not torch.compiler.is_compiling()
+    if read and bool((scale <= 0).any()):
         raise DataError(
             "The encoder's scale has to be positive; its smallest is "
             f"{float(scale.detach().min()):g}. Apply softplus or exp to its last layer."

@@ -155,25 +155,27 @@ class Bernoulli(Likelihood):
         return dist.Bernoulli(logits=params, validate_args=False)
 
     def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        # Two passes over the logits; the library's cross entropy takes four.
+        # Two passes over the logits; the library's cross entropy takes four. (A matrix product for
+        # the first costs twice as much with its gradient.)
         rows = params.flatten(params.dim() - x.dim() + 1)
-        pixels = x.flatten(1).to(rows)
-        inner: Tensor = (rows.unsqueeze(-2) @ pixels.unsqueeze(-1))[..., 0, 0]
+        inner: Tensor = (rows * x.flatten(1).to(rows)).sum(-1)
         return inner - F.softplus(rows).sum(-1)
 
     def mean(self, params: Tensor) -> Tensor:
         return torch.sigmoid(params)
 
     def check(self, x: Tensor) -> None:
+        # Every step of a training comes here: one pass where all is well.
+        if x.is_floating_point() and bool(((x == 0) | (x == 1)).all()):
+            return
         check_real(
             self.name, x, "Convert 0/1 pixels with x.float(); binarise grey ones (vae.binarize)."
         )
-        if not bool(((x == 0) | (x == 1)).all()):
-            raise DataError(
-                f"The bernoulli likelihood needs pixels that are 0 or 1; got values {_span(x)}. "
-                "Binarise them with pyro_nfvi.vae.binarize(x, levels, seed), or take the "
-                "likelihood 'categorical', 'gaussian' or 'logit-normal' for grey levels."
-            )
+        raise DataError(
+            f"The bernoulli likelihood needs pixels that are 0 or 1; got values {_span(x)}. "
+            "Binarise them with pyro_nfvi.vae.binarize(x, levels, seed), or take the "
+            "likelihood 'categorical', 'gaussian' or 'logit-normal' for grey levels."
+        )
 
 
 @dataclass(frozen=True)

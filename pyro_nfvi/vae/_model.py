@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_nfvi._autocast import full_dtype, lift
 from pyro_nfvi._eval_mode import evaluation, recorded, scoring
 from pyro_nfvi._math import standard_normal_log_prob
-from pyro_nfvi._random import seeded
+from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._validation import whole
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import DataError, OptionError, ShapeError
@@ -243,11 +243,12 @@ class FlowVAE(PyroModule):
         return self.prior.log_prob(z, c if self.prior.flow.context_dim else None)
 
     def check(self, x: Tensor) -> None:
-        """Refuse images that cannot be encoded or scored."""
+        """Refuse images that cannot be encoded or scored; values are not read in compiled code."""
         if not isinstance(x, Tensor) or x.dim() < 2 or len(x) == 0:
             came = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise DataError(f"A VAE needs a batch of images, a tensor (B, *shape); got {came}.")
-        self.likelihood.check(x)
+        if not torch.compiler.is_compiling():  # what Python decides by a value breaks the graph
+            self.likelihood.check(x)
 
     def condition(self, y: Tensor | None, x: Tensor) -> Tensor | None:
         """Turn labels into rows ``(B, condition_dim)``; None for a VAE without labels."""
@@ -261,7 +262,8 @@ class FlowVAE(PyroModule):
         like = next(self.parameters(), torch.empty(()))
         y = torch.as_tensor(y, device=like.device)
         if y.dim() == 1 and not y.is_floating_point():
-            if len(y) != len(x) or bool(((y < 0) | (y >= size)).any()):
+            unread = torch.compiler.is_compiling()
+            if len(y) != len(x) or not (unread or bool(((y >= 0) & (y < size)).all())):
                 raise ShapeError(
                     f"Labels need to be {len(x)} integers from 0 to {size - 1}; got {len(y)} from "
                     f"{int(y.min())} to {int(y.max())}."
@@ -461,6 +463,47 @@ class FlowVAE(PyroModule):
                 z, _ = self.prior.push(z, c if self.prior.flow.context_dim else None)
             params = self.decode(z, c)
         return self.likelihood.mean(params) if mean else self.likelihood.sample(params)
+
+    @torch.no_grad()
+    def get_latent(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        num_samples: int = EVALUATION.latent_draws,
+        seed: int = 0,
+    ) -> Tensor:
+        """Return the posterior mean of each image's latent point ``(B, D)``, in eval mode.
+
+        To plot, to cluster, or as features. A flow moves the mean away from ``encode(x).loc``, so
+        that it is a mean over draws; without a flow it is that location.
+
+        Args:
+            x: Images ``(B, *shape)``, as many as the data set has.
+            y: Labels of a conditional VAE.
+            num_samples: Draws of each image.
+            seed: Of the draws.
+
+        Example:
+            >>> import torch
+            >>> from pyro_nfvi.vae._architecture import Architecture
+            >>> vae = Architecture((4, 4), latent_dim=2, flow="planar*2", hidden=(8,)).build(seed=0)
+            >>> vae.get_latent(torch.ones(5, 4, 4)).shape
+            torch.Size([5, 2])
+        """
+        num_samples = whole("get_latent: num_samples", num_samples)
+        self.check(x)
+        found: list[Tensor] = []
+        with evaluation(self), seeded(seed, "vae nets"):
+            for number, start in enumerate(range(0, len(x), EVALUATION.rows)):
+                rows = slice(start, start + EVALUATION.rows)
+                posterior = self.encode(x[rows], None if y is None else y[rows])
+                if self.flow is None:
+                    found.append(posterior.loc)
+                    continue
+                generator = stream(seed, EVALUATION.latent_stream, number, device=x.device)
+                found.append(posterior.draw(num_samples, generator=generator).z.mean(0))
+        return torch.cat(found)
 
     @torch.no_grad()
     def reconstruct(

@@ -67,6 +67,8 @@ class EvaluationRecipe:
     active_variance: float = 0.01
     #: Draws of each image by which active coordinates are found.
     active_draws: int = 32
+    #: Draws of each image by which its posterior mean is found, to a tenth of its deviation.
+    latent_draws: int = 100
     #: Share of active coordinates below which a posterior has collapsed.
     collapsed_share: float = 0.1
     #: Nats of KL divergence below which a posterior has collapsed.
@@ -94,6 +96,8 @@ class EvaluationRecipe:
     units_stream: int = 102
     #: Label of that of a subset.
     subset_stream: int = 103
+    #: Label of that of posterior means.
+    latent_stream: int = 104
 
 
 @dataclass(frozen=True)

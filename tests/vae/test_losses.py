@@ -137,3 +137,15 @@ def test_schedules_round_trip_and_refuse_nonsense():
                      lambda: ELBOLoss(num_samples=0), lambda: ELBOLoss(free_bits=-1)):  # fmt: skip
         with pytest.raises(OptionError):
             make_bad()
+
+
+@pytest.mark.parametrize("flow", [None, "planar*2", "iaf*1", "sylvester*1"])
+@pytest.mark.parametrize("loss", [ELBOLoss(), IWAELoss(3)], ids=["elbo", "iwae"])
+def test_a_loss_is_one_graph_for_a_compiler(flow, loss):
+    vae, x = spread(make(flow, context_dim=0 if flow is None else 4)), images()
+    eps = torch.randn(loss.num_samples, len(x), vae.latent_dim)
+    compiled = torch.compile(
+        lambda x, eps: loss(vae, x, eps=eps).surrogate.mean(), backend="eager", fullgraph=True
+    )
+    torch.testing.assert_close(compiled(x, eps), loss(vae, x, eps=eps).surrogate.mean())
+    torch.compiler.reset()

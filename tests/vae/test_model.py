@@ -393,3 +393,18 @@ def test_nets_that_do_not_fit_are_named():
     assert labelled.elbo(images(), [0, 1, 2, 0, 1]).bound.shape == (5,)
     rows = nn.functional.one_hot(torch.tensor([0, 1, 2, 0, 1]), 3)
     assert labelled.elbo(images(), rows).bound.shape == (5,)
+
+
+def test_get_latent_is_the_posterior_mean():
+    """That of a flow is not the location it starts from; labels and batches of rows go along."""
+    vae, x = spread(make("planar*4", condition_dim=2)), images(6)
+    y = torch.arange(6) % 2
+    found = vae.get_latent(x, y, num_samples=4000)
+    draws = vae.encode(x, y).draw(4000).z
+    # Six standard errors of two means: false alarm 1e-8.
+    error = 6 * (2 / 4000) ** 0.5 * draws.std(0)
+    assert bool(((found - draws.mean(0)).abs() < error).all())
+    assert not bool(((found - vae.encode(x, y).loc).abs() < error).all())
+    assert torch.equal(found, vae.get_latent(x, y, num_samples=4000))
+    plain = spread(make(None, context_dim=0))
+    assert torch.equal(plain.get_latent(x), plain.encode(x).loc)
