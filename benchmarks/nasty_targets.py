@@ -26,20 +26,29 @@ class Nasty:
         log_density: ``(N, D) -> (N,)``, up to a constant.
         dim: D.
         moments: Returns mean and sd, each ``(D,)``; some take a second.
+        draw: Draws exactly, of a function that returns a new vector of normal noise at each call;
+            None where no such way is written down.
     """
 
     log_density: Callable[[Tensor], Tensor]
     dim: int
     moments: Callable[[], tuple[Tensor, Tensor]]
+    draw: Callable[[Callable[[], Tensor]], Tensor] | None = None
+
+    def exact(self, count: int, seed: int) -> Tensor:
+        """Return exact draws ``(count, D)``."""
+        noise = torch.Generator().manual_seed(seed)
+        assert self.draw is not None
+        return self.draw(lambda: torch.randn(count, generator=noise, dtype=DOUBLE))
 
 
 NASTY: dict[str, Nasty] = {}
 
 
-def known(name, log_density, mean, sd):
+def known(name, log_density, mean, sd, draw=None):
     """Add a target whose moments are known."""
     mean, sd = torch.tensor(mean, dtype=DOUBLE), torch.tensor(sd, dtype=DOUBLE)
-    NASTY[name] = Nasty(log_density, len(sd), lambda: (mean, sd))
+    NASTY[name] = Nasty(log_density, len(sd), lambda: (mean, sd), draw)
 
 
 def on_grid(name, log_density, low, high, points=1601):
@@ -61,11 +70,10 @@ def drawn(name, log_density, dim, draw):
 
     @functools.cache
     def moments():
-        noise = torch.Generator().manual_seed(1)
-        z = draw(lambda: torch.randn(DRAWS, generator=noise, dtype=DOUBLE))
+        z = NASTY[name].exact(DRAWS, 1)
         return z.mean(0), z.std(0)
 
-    NASTY[name] = Nasty(log_density, dim, moments)
+    NASTY[name] = Nasty(log_density, dim, moments, draw)
 
 
 def normal(x, loc, scale):
@@ -95,6 +103,15 @@ banana("haario", 0.03, 1.0, 10.0)
 banana("rosen_a3", 3.0, 0.5)
 banana("rosen_a.5_.3", 0.5, 0.3)
 banana("rosen_2_.2_1.5", 1.0, 0.3, 1.5)
+
+
+def blurred(z):
+    """The classic one with noise of a Student t, which no Gaussian has."""
+    away = (z[:, 1] - z[:, 0] ** 2) / 0.05
+    return normal(z[:, 0], 1.0, 1 / math.sqrt(2)) - 3 * torch.log1p(away**2 / 5)
+
+
+known("rosen_t5", blurred, [1.0, 1.5], [math.sqrt(0.5), math.sqrt(2.5 + 0.0025 * 5 / 3)])
 
 
 def five_bananas(z):
@@ -156,13 +173,19 @@ def funnel(name, scale, dim):
         width = (z[:, :1] / 2).exp()
         return normal(z[:, 0], 0.0, scale) + normal(z[:, 1:], 0.0, width).sum(-1)
 
-    known(name, log_density, [0.0] * (dim + 1), [scale] + [math.exp(scale**2 / 4)] * dim)
+    def draw(randn):
+        v = scale * randn()
+        return torch.stack([v, *((v / 2).exp() * randn() for _ in range(dim))], -1)
+
+    sds = [scale] + [math.exp(scale**2 / 4)] * dim
+    known(name, log_density, [0.0] * (dim + 1), sds, draw)
 
 
 funnel("funnel2_1", 1.0, 1)
 funnel("funnel2_2", 2.0, 1)
 funnel("funnel5_1.5", 1.5, 4)
 funnel("neal10", 3.0, 9)
+funnel("neal100", 3.0, 99)
 
 # Rings.
 
@@ -315,7 +338,34 @@ def draw_funnel_banana(randn):
     return torch.stack([x, y, 0.2 * y**2 + 0.5 * randn()], -1)
 
 
-drawn("funnel_banana", funnel_banana, 3, draw_funnel_banana)
+LAST = 0.12 * math.exp(5.12) + 0.25 - (0.2 * math.exp(1.28)) ** 2
+known(
+    "funnel_banana",
+    funnel_banana,
+    [0.0, 0.0, 0.2 * math.exp(1.28)],
+    [1.0, math.exp(0.64), math.sqrt(LAST)],
+    draw_funnel_banana,
+)
+
+
+def bent(name, dim):
+    """Each number around a function of the one before, and as wide as that says."""
+
+    def log_density(z):
+        before, here = z[:, :-1], z[:, 1:]
+        first = normal(z[:, 0], 0.0, 1.0)
+        return first + normal(here, 0.3 * before**2, (0.2 * before).exp()).sum(-1)
+
+    def draw(randn):
+        z = [randn()]
+        for _ in range(dim - 1):
+            z.append(0.3 * z[-1] ** 2 + (0.2 * z[-1]).exp() * randn())
+        return torch.stack(z, -1)
+
+    drawn(name, log_density, dim, draw)
+
+
+bent("bent_chain4", 4)
 
 # A Gaussian whose precision single precision cannot hold: condition number 1e8.
 

@@ -409,6 +409,80 @@ class GlobalsRecipe:
 
 
 @dataclass(frozen=True)
+class ConditionalRecipe:
+    """Latents whose location and scale follow others."""
+
+    #: Most latents: curvatures are matrices, found by two gradients for each latent and point.
+    most_dim: int = 256
+    #: Rounds of stages and of a Gaussian in the coordinates that they make, at most.
+    rounds: int = 3
+    #: Gain of the bound in nats below which there is no further round.
+    least_gain: float = 0.05
+    #: Gap of the Gaussian in nats below which there is none either.
+    exact: float = 0.01
+    #: Most levels, each of which follows the ones before it.
+    levels: int = 8
+    #: Draws at which third derivatives are looked at.
+    points: int = 8
+    #: Draws from which sds of the latents are taken.
+    moment_draws: int = 1024
+    #: Step of the first differences of scores, in sds given the others, ...
+    first_step: float = 0.1
+    #: ... and of those that count: far enough for single precision.
+    step: float = 0.3
+    #: Change of a latent's precision by a conditional sd of another, relative to it, below which
+    #: it counts as Gaussian given the rest.
+    gaussian: float = 0.2
+    #: The same for all latents that follow nothing together, where the fit may be exact, ...
+    exact_change: float = 0.04
+    #: ... and in draws of a later Gaussian, where splines have errors of their own.
+    nearly_exact_change: float = 0.3
+    #: Factor on the steps of the first Gaussian, where the fit may be exact: few are then enough.
+    first_effort: float = 0.3
+    #: Largest relative change that is told apart from larger ones.
+    most_change: float = 10.0
+    #: Most latents that are given.
+    most_given: int = 24
+    #: Relative change of the precision, or bend of the mean in sds, over the spread of a given
+    #: latent, from which on another follows some, ...
+    follows: float = 0.3
+    #: ... and from which on it follows this one too.
+    linked: float = 0.03
+    #: Most latents that one follows: the features grow with the cube of their number.
+    most_followed: int = 4
+    #: Most sets of latents that others follow together: each is a step of the map.
+    most_sets: int = 12
+    #: Values of the given latents at which moments of the others are found, ...
+    values: int = 320
+    #: ... the fewest of these, ...
+    fewest_values: int = 48
+    #: ... and gradients that this may take.
+    rows: int = 60_000
+    #: Width of these values, relative to the draws' own.
+    width: float = 1.7
+    #: Newton steps to the middle of the others; one is exact where they are Gaussian.
+    newton_steps: int = 2
+    #: Knots of the splines for each given latent, where polynomials do not do.
+    knots: int = 40
+    #: Most given latents of one that follows by splines.
+    most_splines: int = 2
+    #: Features for each value, at most.
+    feature_share: float = 0.4
+    #: Root mean square error of a mean, in sds, that is exact enough, ...
+    mean_error: float = 0.01
+    #: ... and of the logarithm of an sd.
+    scale_error: float = 0.01
+    #: Factor on the error by which more features have to be better.
+    better: float = 0.8
+    #: Ridge of the regressions, relative to the features' mean square.
+    ridge: float = 1e-9
+    #: Widths of the Gaussians from which the one in the new coordinates starts.
+    starts: tuple[float, ...] = (1.0, 0.3)
+    #: Latents that others follow that the report names.
+    named: int = 6
+
+
+@dataclass(frozen=True)
 class ProposalRecipe:
     """Mixtures of proposals."""
 
@@ -576,6 +650,7 @@ MODE_SEARCH = ModeSearchRecipe()
 INDEPENDENCE = IndependenceRecipe()
 BLOCK_MIXTURES = BlockMixtureRecipe()
 GLOBALS = GlobalsRecipe()
+CONDITIONAL = ConditionalRecipe()
 PROPOSALS = ProposalRecipe()
 NESTED_MASS = NestedMassRecipe()
 RANDOM_SEARCH = RandomSearchRecipe()

@@ -168,6 +168,31 @@ class Target:
         other.log_density = lambda u: plain(scale * u) + shift
         return other
 
+    def through(self, forward: Callable[[Tensor], TensorPair]) -> Target:
+        """Return the density of ``u`` where ``z, ladj = forward(u)``, as a target of such ``u``.
+
+        Args:
+            forward: A differentiable map of rows, with its log-determinants.
+        """
+        other, inner, plain = copy.copy(self), self._value_and_grad, self.log_density
+
+        def value_and_grad(rows: Tensor) -> TensorPair:
+            with torch.enable_grad():
+                u = rows.detach().double().requires_grad_()
+                z, ladj = forward(u)
+                log_p, gradient = inner(z.detach().to(rows.dtype))
+                total = (z * gradient.detach().double()).sum() + ladj.sum()
+            (pulled,) = torch.autograd.grad(total, u)
+            return log_p.double() + ladj.detach(), pulled
+
+        def log_density(u: Tensor) -> Tensor:
+            z, ladj = forward(u.double())
+            return plain(z.to(u.dtype)) + ladj
+
+        other._value_and_grad = value_and_grad
+        other.log_density = log_density
+        return other
+
     def holding(self, index: Tensor, values: Tensor) -> Target:
         """Return the density of the other coordinates, in order, with those at ``index`` held."""
         other, inner, plain = copy.copy(self), self._value_and_grad, self.log_density

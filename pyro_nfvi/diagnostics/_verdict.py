@@ -80,6 +80,7 @@ def judge_weights(
     doubts: Sequence[str] = (),
     values: Tensor | None = None,
     mode: Tensor | None = None,
+    finite_variance: bool = False,
 ) -> Verdict:
     r"""Judge an approximation by the importance weights of its draws.
 
@@ -104,6 +105,9 @@ def judge_weights(
             a scale whose logarithm is z. Their tails are looked at too.
         mode: Number of the mode that each draw belongs to (S,), where there are several: tails are
             those of each mode about its own median. A light mode far away is no tail.
+        finite_variance: Every number is known to have a variance, such as by the tails of the
+            density. Where the weights are even, draws alone then keep no verdict from being good;
+            a reason names numbers whose sds rest on rare draws.
 
     Cost:
         O(S D), and one sort of the weights.
@@ -153,6 +157,12 @@ def judge_weights(
                 return Verdict(USABLE, [numbers, *doubts], _NEXT_DOUBT, Cause.DOUBT)
             return Verdict(GOOD, [numbers], "Use the draws as they are.")
         names = [name(i) for i in heavy[: VERDICT.named]] + ["..."] * (len(heavy) > VERDICT.named)
+        if finite_variance and tail.nearly_even and not doubts:
+            rare = (
+                f"the sds of {', '.join(names)} rest on rare draws far out: quantiles are known "
+                "better than means and sds of so many draws"
+            )
+            return Verdict(GOOD, [numbers, rare], "Use the draws as they are.")
         told = (
             f"the tails of {', '.join(names)} are so heavy that there may be no variance: "
             "quantiles say more than means and sds"

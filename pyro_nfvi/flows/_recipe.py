@@ -106,5 +106,15 @@ class MixtureQuantiles:
     log_slope: float = 30.0
 
 
+@dataclass(frozen=True)
+class ConditionalAffineRecipe:
+    """Coordinates relative to others."""
+
+    #: Largest logarithm of a scale, and smallest with a minus: beyond it a number of single
+    #: precision has no digit left beside one of ordinary size.
+    log_scale: float = 30.0
+
+
 BOUNDS, SPLINE, TAIL, SIZES = Bounds(), Spline(), Tail(), Sizes()
 MIXTURE_MAP = MixtureQuantiles()
+CONDITIONAL_AFFINE = ConditionalAffineRecipe()

@@ -14,11 +14,14 @@ from pyro_nfvi.flows._affine import Affine, DiagonalAffine, LowerTriangular
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.flows._block_arrow import ArrowFactor
 from pyro_nfvi.flows._block_arrow_affine import BlockArrowAffine
+from pyro_nfvi.flows._conditional_affine import ConditionalAffine, ConditionalStage
 from pyro_nfvi.flows._low_rank_affine import LowRankAffine
 from pyro_nfvi.flows._mixture_map import MixtureBlocks, MixtureMap
 
 #: What holds the given numbers.
-FixedMap: TypeAlias = Affine | LowRankAffine | BlockArrowAffine | MixtureMap
+FixedMap: TypeAlias = Affine | LowRankAffine | BlockArrowAffine | MixtureMap | ConditionalAffine
+#: Those of another form than an affine map has.
+_OTHERS = (BlockArrowAffine, MixtureMap, ConditionalAffine)
 
 
 @final
@@ -32,7 +35,9 @@ class WhitenedAffine(Flow):
     diagonal and L diagonal with a few directions (:class:`LowRankAffine`), or a block arrow
     (:class:`~pyro_nfvi.flows._block_arrow_affine.BlockArrowAffine`) once :meth:`set_arrow` was
     called, and after the state of such a map was loaded. After :meth:`set_mixture` the fixed map is
-    that of a product of Gaussian mixtures (:class:`~pyro_nfvi.flows._mixture_map.MixtureMap`).
+    that of a product of Gaussian mixtures (:class:`~pyro_nfvi.flows._mixture_map.MixtureMap`);
+    after :meth:`set_conditional`, one whose scales follow other coordinates
+    (:class:`~pyro_nfvi.flows._conditional_affine.ConditionalAffine`).
 
     Args:
         loc: m, ``(D,)``.
@@ -83,13 +88,18 @@ class WhitenedAffine(Flow):
     def fixed(self) -> FixedMap:
         """The outer map, whose numbers are buffers."""
         found = self.flows[1]
-        assert isinstance(found, Affine | LowRankAffine | BlockArrowAffine | MixtureMap)
+        assert isinstance(found, (Affine, LowRankAffine, *_OTHERS))
         return found
 
     @property
     def holds_mixture(self) -> bool:
         """True where the fixed map is that of mixtures."""
         return isinstance(self.fixed, MixtureMap)
+
+    @property
+    def holds_conditional(self) -> bool:
+        """True where the fixed map is that of coordinates relative to others."""
+        return isinstance(self.fixed, ConditionalAffine)
 
     @torch.no_grad()
     def set_fixed(self, loc: Tensor, factor: Tensor) -> None:
@@ -100,7 +110,7 @@ class WhitenedAffine(Flow):
             factor: L ``(D, D)``, or its diagonal ``(D,)`` for a map with directions.
         """
         self._reset()
-        if isinstance(self.fixed, BlockArrowAffine | MixtureMap):
+        if isinstance(self.fixed, _OTHERS):
             self._hold_affine()
         fixed = self.fixed
         if isinstance(fixed, LowRankAffine):
@@ -160,6 +170,29 @@ class WhitenedAffine(Flow):
         self.flows[1] = made
 
     @torch.no_grad()
+    def set_conditional(
+        self, loc: Tensor, factor: Tensor, stages: Sequence[ConditionalStage]
+    ) -> None:
+        """Set a fixed map with coordinates relative to others, as :class:`ConditionalAffine` has.
+
+        The trained map goes back to the identity.
+
+        Args:
+            loc: m, ``(D,)``.
+            factor: L ``(D, D)``, or its diagonal ``(D,)``.
+            stages: Coordinates that follow others.
+
+        Raises:
+            ShapeError: A coordinate stands in two stages, or follows a later one.
+        """
+        like = self.fixed.loc
+        made = ConditionalAffine(
+            loc.to(like), factor.to(like), [stage.to(like) for stage in stages]
+        )
+        self._reset()
+        self.flows[1] = made
+
+    @torch.no_grad()
     def set_directions(
         self, loc: Tensor, scale: Tensor, directions: Tensor, stretch: Tensor
     ) -> None:
@@ -187,10 +220,12 @@ class WhitenedAffine(Flow):
             for name, value in state_dict.items()
             if name.startswith(head)
         }
-        if "positions_0" in state:
+        if "log_scales_0" in state:
+            self.flows[1] = ConditionalAffine.from_state(state, self.fixed.loc)
+        elif "positions_0" in state:
             made = MixtureMap if "logits_0" in state else BlockArrowAffine
             self.flows[1] = made.from_state(state, self.fixed.loc)
-        elif isinstance(self.fixed, BlockArrowAffine | MixtureMap):
+        elif isinstance(self.fixed, _OTHERS):
             self._hold_affine()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

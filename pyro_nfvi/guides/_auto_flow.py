@@ -21,6 +21,7 @@ from pyro_nfvi.errors import OptionError
 from pyro_nfvi.flows._affine import Affine
 from pyro_nfvi.flows._base import Chain, Flow
 from pyro_nfvi.flows._block_arrow import ArrowFactor
+from pyro_nfvi.flows._conditional_affine import ConditionalStage
 from pyro_nfvi.flows._mixture_map import MixtureBlocks
 from pyro_nfvi.flows._whitened_affine import WhitenedAffine
 from pyro_nfvi.guides._build import BaseSpec, FlowSpec, Recipe
@@ -269,11 +270,38 @@ class AutoFlow(VectorGuide):
             )
         outer.set_mixture(blocks)
 
+    def start_at_conditional(
+        self, loc: Location, factor: Factor, stages: Sequence[ConditionalStage]
+    ) -> None:
+        """Move the guide, with its flow as it is, to a Gaussian of coordinates relative to others.
+
+        Args:
+            loc: Its mean ``(D,)``.
+            factor: L: lower triangular ``(D, D)``, or the diagonal alone ``(D,)``.
+            stages: Coordinates whose location and scale follow others.
+
+        Raises:
+            OptionError: The outer map is not ``"whitened"``.
+        """
+        self._require_setup()
+        outer = self._part("outer")
+        if not isinstance(outer, WhitenedAffine):
+            raise OptionError(
+                f"start_at_conditional needs outer='whitened'; got outer={self._outer_kind!r}."
+            )
+        outer.set_conditional(loc, factor, stages)
+
     @property
     def holds_mixture(self) -> bool:
         """True where the guide stands on a product of Gaussian mixtures."""
         outer = self._part("outer")
         return isinstance(outer, WhitenedAffine) and outer.holds_mixture
+
+    @property
+    def holds_conditional(self) -> bool:
+        """True where the guide stands on a Gaussian of coordinates relative to others."""
+        outer = self._part("outer")
+        return isinstance(outer, WhitenedAffine) and outer.holds_conditional
 
     def start_along(self, found: LowRankGaussian) -> None:
         """Move the guide, with its flow as it is, to a Gaussian with a few directions.

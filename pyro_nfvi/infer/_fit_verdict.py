@@ -37,6 +37,7 @@ def verdict(fit: FittedPosterior) -> Verdict:
         doubts=sentences[Level.DOUBT],
         values=seen(fit.latent, fit.draws.z),
         mode=_modes(fit),
+        finite_variance=_finite_variance(fit),
     )
     remarks = []
     if why in ("max_steps", "max_seconds") and why.unfinished:
@@ -79,6 +80,14 @@ def chains_would_help(fit: FittedPosterior, word: Verdict) -> bool:
         return False
     shape = any(isinstance(found, (MovedMoments, ShortTails)) for found in grave)
     return word.cause is Cause.WEIGHTS or (word.cause is Cause.DOUBT and shape)
+
+
+def _finite_variance(fit: FittedPosterior) -> bool:
+    """Tell whether the density's tails were followed in all numbers, and all have a variance."""
+    tails = [found for found in fit.training.findings if isinstance(found, HeavyTails)]
+    return bool(tails) and all(
+        found.looked and not found.unknown and not found.without_variance for found in tails
+    )
 
 
 def _modes(fit: FittedPosterior) -> Tensor | None:

@@ -107,6 +107,17 @@ def test_tails_without_a_variance_are_not_good_where_the_weights_are_all_one():
     assert judge_weights(z, torch.zeros(S)) == "good"
 
 
+def test_even_weights_are_good_where_the_density_is_known_to_have_a_variance():
+    torch.manual_seed(0)
+    z = torch.distributions.LogNormal(0.0, 3.0).sample((S, 1)).double()
+    assert judge_weights(z, torch.zeros(S)) == "usable with reweighting"
+    verdict = judge_weights(z, torch.zeros(S), name=lambda i: "theta", finite_variance=True)
+    assert verdict == "good"
+    assert "theta rest on rare draws" in verdict.reasons[1]
+    doubted = judge_weights(z, torch.zeros(S), doubts=["tails"], finite_variance=True)
+    assert doubted == "usable with reweighting"
+
+
 def test_a_number_that_does_not_vary_has_no_tail():
     z, log_w = weighed(1.0)
     z[:, 0] = 3.0

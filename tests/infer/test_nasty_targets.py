@@ -26,23 +26,62 @@ SHIFT, SHARE = 0.1, 0.11
 RIGHT = 40
 
 
-def fitted(name, **options):
+def right_draws(target, z):
+    """Tell whether draws have the right moments; quantiles where no draws have these.
+
+    The variance of an arm of a funnel of sd 3 has a relative error of 50 % in 100,000 exact draws.
+    """
+    mean, sd = target.moments()
+    shift, share = ((z.mean(0) - mean) / sd).abs(), (z.std(0) / sd - 1).abs()
+    if target.draw is not None:
+        levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
+        exact = target.exact(len(z), 2)
+        rare = (exact.std(0) / sd - 1).abs() > SHARE / 4
+        here, there = z.quantile(levels, 0), exact.quantile(levels, 0)
+        wide = there[-1] - there[0]
+        off = ((here - there).abs() / wide).amax(0)
+        share = torch.where(rare, ((here[-1] - here[0]) / wide - 1).abs(), share)
+        shift = torch.where(rare, 2 * 1.645 * off, shift)  # a normal's interval in its sds
+    return float(shift.max()) < SHIFT and float(share.max()) < SHARE
+
+
+def fitted(name, seed=0, **options):
     """A default fit, and whether its moments are right."""
     target = NASTY[name]
-    fit = NFVI(Target(target.log_density, target.dim, **options), seed=0, progress=False).run()
-    mean, sd = target.moments()
+    fit = NFVI(Target(target.log_density, target.dim, **options), seed=seed, progress=False).run()
     z = fit.sample(100_000, seed=1)["z"].double().reshape(-1, target.dim)
-    shift = float(((z.mean(0) - mean) / sd).abs().max())
-    share = float((z.std(0) / sd - 1).abs().max())
-    return fit, shift < SHIFT and share < SHARE
+    return fit, right_draws(target, z)
 
 
 def test_the_arms_of_a_banana_are_reached():
     """Without wide noise its sd is 17 % short, at a gap of 0.04 nats and an even k-hat."""
-    fit, right = fitted("rosen_classic")
+    fit, right = fitted("rosen_t5")
     assert right
     assert fit.verdict == "good"
     assert "wide noise" in fit.report
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cubic",
+        pytest.param("rosen_tight", marks=pytest.mark.slow),
+        pytest.param("hybrid_rosen5", marks=pytest.mark.slow),
+        pytest.param("five_bananas", marks=pytest.mark.slow),
+        pytest.param("funnel2_2", marks=pytest.mark.slow),
+        pytest.param("funnel_banana", marks=pytest.mark.slow),
+        pytest.param("neal10", marks=pytest.mark.slow),
+        pytest.param("sine", marks=pytest.mark.slow),
+        pytest.param("squiggle", marks=pytest.mark.slow),
+    ],
+)
+def test_a_number_that_follows_others_is_good(name):
+    """Of normal numbers whose means and widths follow others, a Gaussian is exact."""
+    fit, right = fitted(name)
+    assert right
+    assert fit.verdict == "good"
+    assert "relative to others" in fit.report
+    assert fit.training.settings.flow == ""
 
 
 @pytest.mark.slow

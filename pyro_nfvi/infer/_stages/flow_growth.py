@@ -277,8 +277,11 @@ def with_earlier_losses(before: Fit, after: Fit) -> Fit:
 
 def reported(fit: Fit, tried: Sequence[Candidate], notes: Sequence[str]) -> Fit:
     """Add to a fit's record what was tried, and what of it was kept."""
-    mixed = isinstance(fit.guide, AutoFlow) and fit.guide.holds_mixture
-    alone = "the product of mixtures" if mixed else "the Gaussian"
+    alone = "the Gaussian"
+    if isinstance(fit.guide, AutoFlow) and fit.guide.holds_mixture:
+        alone = "the product of mixtures"
+    elif isinstance(fit.guide, AutoFlow) and fit.guide.holds_conditional:
+        alone = "the Gaussian in conditional coordinates"
     kept = fit.training.settings.flow or f"{alone} alone"
     lines = [*dict.fromkeys([*notes, *fit.training.notes])]
     lines += [f"auto: {one}" for one in tried]

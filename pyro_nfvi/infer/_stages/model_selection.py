@@ -13,6 +13,8 @@ from pyro_nfvi.infer._fit_options import Options
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._recipe import MOMENTS, TIME
 from pyro_nfvi.infer._stages.candidate_flows import candidate_flows
+from pyro_nfvi.infer._stages.conditional_start import NAME as CONDITIONAL_NAME
+from pyro_nfvi.infer._stages.conditional_start import conditional_fit
 from pyro_nfvi.infer._stages.continued_training import continue_training
 from pyro_nfvi.infer._stages.examination import (
     compared_moments,
@@ -61,7 +63,20 @@ def select_model(
     if start.gaussian is not None and at_rest:
         best = gaussian_fit(problem, options, time, guide, start.gaussian, start)
         tried = (candidate("", best, time.whole.spent(), kept=True),)
-        if start.search.modes is not None and len(start.search.modes) > 1:
+        relative = None
+        if not good_enough(best) and not start.interrupted:
+            relative = conditional_fit(problem, options, time, start, whole=True)
+        if relative is not None:
+            kept = (
+                bound_gain(relative, best, options.objective) > 0
+                and good_enough(relative)
+                and not _too_narrow(problem, time, start.search, None, relative)
+            )
+            tried += (candidate(CONDITIONAL_NAME, relative, time.whole.spent(), kept=kept),)
+            best = relative if kept else best
+        if best is relative:
+            pass  # of what a search took for several modes, such as the neck of a funnel, too
+        elif start.search.modes is not None and len(start.search.modes) > 1:
             mixture, components = fit_modes(
                 problem, options, time, best, start, start.search.modes, tried
             )
