@@ -13,6 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_nfvi._compat import is_watched
 from pyro_nfvi.errors import ModelError
 
 #: Positional and keyword arguments of a model.
@@ -20,7 +21,7 @@ Call: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
 #: Mark of plates whose rows were drawn before the data were fetched.
 DRAWN = "_nfvi_drawn"
 #: Reason for which a step or a log joint of such data is not compiled.
-CHANGING = "the data of each step come from a loader"
+CHANGING = "the data of each step come from a loader, and are no tensors in memory"
 
 
 class RowSource(Protocol):
@@ -33,6 +34,10 @@ class RowSource(Protocol):
     @property
     def batch_size(self) -> int:
         """Number of rows of a mini-batch."""
+
+    @property
+    def in_memory(self) -> bool:
+        """True where a batch is gathered from tensors by its rows, and by nothing else."""
 
     def batch(self, rows: Tensor) -> Call:
         """Return the arguments that hold the data of some rows."""
@@ -55,7 +60,8 @@ class _Fetched(Messenger):
         if msg["name"] != self.plate or not site_is_subsample(msg):
             return
         given = msg["value"]
-        if given is not None:
+        # What records operations takes no branch on numbers; runs beside it have looked.
+        if given is not None and not is_watched():
             told = torch.as_tensor(given).to(self.rows)
             if told.shape != self.rows.shape or not torch.equal(told, self.rows):
                 wrong = next((i for i, (a, b) in enumerate(zip(told, self.rows)) if a != b), 0)
@@ -106,6 +112,11 @@ class BatchModel:
         return self.model
 
     @property
+    def changing(self) -> bool:
+        """True where the data of each run come from outside of what compiled code can see."""
+        return not self.source.in_memory
+
+    @property
     def __name__(self) -> str:
         """Name of the user's model."""
         return str(getattr(self.model, "__name__", type(self.model).__name__))
@@ -121,9 +132,12 @@ class BatchModel:
     def batch(self, rows: Tensor | None) -> Call:
         """Return the arguments that hold the data of some rows; of all for None.
 
-        The last ones are kept: guide and model ask for the same.
+        The last ones are kept: guide and model ask for the same. Where data are gathered from
+        tensors in memory they are gathered again, so that compiled code can do it.
         """
         rows = torch.arange(self.source.num_rows) if rows is None else rows.cpu()
+        if self.source.in_memory:
+            return self.source.batch(rows)
         for known, call in self._last:
             if torch.equal(known, rows):
                 return call

@@ -72,12 +72,17 @@ class DatasetRows:
             )
         return cls(num_rows, min(int(size), num_rows), dataset, collate)
 
-    def batch(self, rows: Tensor) -> Call:
-        """Return the arguments that hold the data of some rows."""
+    @property
+    def in_memory(self) -> bool:
+        """True of a ``TensorDataset`` whose items nothing changes."""
         from torch.utils.data import TensorDataset, default_collate
 
+        return type(self._dataset) is TensorDataset and self._collate is default_collate
+
+    def batch(self, rows: Tensor) -> Call:
+        """Return the arguments that hold the data of some rows."""
         dataset, collate = self._dataset, self._collate
-        if type(dataset) is TensorDataset and collate is default_collate:
+        if self.in_memory:
             return call_of(tuple(tensor[rows] for tensor in dataset.tensors))
         index = rows.tolist()
         if isinstance(dataset, _WholeBatches):

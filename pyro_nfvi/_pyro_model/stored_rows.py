@@ -33,6 +33,7 @@ class _Column:
     shape: tuple[int, ...]
     rows: np.ndarray
     file: Any = None
+    held: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -51,6 +52,8 @@ class _Column:
 
     def take(self, rows: Tensor) -> Tensor:
         """Return some rows, copied."""
+        if self.held is not None:
+            return self.held[rows]
         held = torch.from_numpy(self.rows[rows.numpy()])
         if not self.width:
             return torch.empty((len(rows), *self.shape), dtype=self.dtype)
@@ -189,6 +192,14 @@ class StoredRows:
                 width = column.width
                 column.rows = np.memmap(column.file.name, np.uint8, "r").reshape(-1, width)
                 column.file = None
+            elif column is not None and column.width:
+                whole = torch.from_numpy(column.rows).view(column.dtype)
+                column.held = whole.reshape(len(column.rows), *column.shape)
+
+    @property
+    def in_memory(self) -> bool:
+        """True where no row is in a file, so that each part of a batch is gathered by index."""
+        return all(column is None or column.held is not None for column in self._columns)
 
     def batch(self, rows: Tensor) -> Call:
         """Return the arguments that hold the data of some rows."""

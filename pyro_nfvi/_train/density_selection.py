@@ -62,7 +62,7 @@ def choose_density(
     """
     if engine == "eager":
         return EAGER
-    if isinstance(log_joint.model, BatchModel):
+    if isinstance(log_joint.model, BatchModel) and log_joint.model.changing:
         return DensityEngine("eager", CHANGING)
     if engine == "auto" and max_steps < ENGINE.compile_steps:
         return DensityEngine(

@@ -167,7 +167,7 @@ def choose(
     """
     if engine == "eager":
         return Chosen("eager", _ASKED, EagerRunner(step), asked=True)
-    if isinstance(step.log_joint.model, BatchModel):
+    if isinstance(step.log_joint.model, BatchModel) and step.log_joint.model.changing:
         if engine != "auto":
             raise _refused(engine, Unsupported(CHANGING))
         return Chosen("eager", CHANGING, EagerRunner(step))

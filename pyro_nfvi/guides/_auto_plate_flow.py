@@ -486,9 +486,7 @@ class AutoPlateFlow(VectorGuide):
             take = partial(PlateBlock.of_rows, sparse=self.sparse_gradients)
         tables, numbers = self._rows_tables(), dict[str, RowNumbers]()
         like = tables.loc[0]
-        data = (args, kwargs)
-        if self._encoders().widths and not (args or kwargs) and self._model is not None:
-            data = batch_arguments(self.model, layout.rows)
+        data = self._data_of(layout, args, kwargs)
         encodings = self._encoders().encode(layout, *data, like, trusted=trusted)
         blocks = [block.to(like.device) for block in layout.blocks]
         for block in blocks:
@@ -591,7 +589,17 @@ class AutoPlateFlow(VectorGuide):
         with scoring(self):
             for plate in self._encoders().widths:
                 for rows in torch.arange(self.layout.sizes[plate]).split(GUIDES.rows):
-                    self._encoders().encode(self.layout.at({plate: rows}), args, kwargs, like)
+                    layout = self.layout.at({plate: rows})
+                    data = self._data_of(layout, args, kwargs)
+                    self._encoders().encode(layout, *data, like)
+
+    def _data_of(
+        self, layout: PlateLayout, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Return the arguments that have the data of a layout's rows, fetched if none are given."""
+        if self._encoders().widths and not (args or kwargs) and self._model is not None:
+            return batch_arguments(self.model, layout.rows)
+        return args, kwargs
 
     def optim_args(self, lr: float, **options: Any) -> Callable[[str], dict[str, Any]]:
         r"""Return options for an optimiser of Pyro's: smaller rates for what many rows share.

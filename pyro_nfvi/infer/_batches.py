@@ -65,6 +65,10 @@ class _WithOthers:
     def batch_size(self) -> int:
         return self.source.batch_size
 
+    @property
+    def in_memory(self) -> bool:
+        return self.source.in_memory
+
     def batch(self, rows: Tensor) -> Call:
         args, kwargs = self.source.batch(rows)
         return (*args, *self.args), {**kwargs, **self.kwargs}

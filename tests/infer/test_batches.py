@@ -62,7 +62,52 @@ def test_a_loader_of_any_kind_gives_the_fit_of_the_model_that_has_the_data():
         assert torch.allclose(fit.losses, first.losses, rtol=1e-5), name
         assert torch.allclose(fit.losses, expected.losses, rtol=0.01), name
         assert math.isclose(fit.elbo, expected.elbo, rel_tol=5e-3), name
-        assert "loader" in fit.report
+        assert fit.log_joint.model.changing is False
+        assert "loader" not in fit.engine_reason
+
+
+class Squares(torch.utils.data.Dataset):
+    """Rows that are computed when they are asked for."""
+
+    def __len__(self):
+        return ROWS
+
+    def __getitem__(self, row):
+        return Y[row]
+
+
+def test_rows_that_are_computed_are_not_compiled():
+    loader = DataLoader(Squares(), batch_size=BATCH)
+    fit = NFVI(model, **OPTIONS).run(loader, num_data=ROWS)
+    assert fit.engine == "eager"
+    assert "come from a loader" in fit.engine_reason
+    with pytest.raises(OptionError, match="come from a loader"):
+        NFVI(model, **OPTIONS, engine="compiled").run(loader, num_data=ROWS)
+
+
+def encoded(own):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Unflatten(0, (-1, 1)), torch.nn.Linear(1, 4))
+    return AutoPlateFlow(own, encoder={"groups": net}, local="affine")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["data set", "numbered", "encoded"])
+def test_compiled_steps_of_a_loader_are_the_eager_ones(way):
+    """Rows are gathered by index, whichever way they came."""
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
+    loader = [(Y[part], part) for part in order.split(BATCH)]
+    own, options = numbered, {"stop": False, "precondition": False, **OPTIONS, "max_steps": 60}
+    if way != "numbered":
+        own, loader = model, DataLoader(TensorDataset(Y), batch_size=BATCH)
+    if way == "encoded":
+        options["guide"] = encoded
+    eager, compiled = (
+        NFVI(own, **options, engine=engine).run(loader, num_data=ROWS)
+        for engine in ("eager", "compiled")
+    )
+    assert (eager.engine, compiled.engine) == ("eager", "compiled"), compiled.engine_reason
+    torch.testing.assert_close(compiled.losses, eager.losses, rtol=1e-3, atol=0.05)
 
 
 def test_predicts_at_its_rows_and_comes_back_from_a_file(tmp_path):

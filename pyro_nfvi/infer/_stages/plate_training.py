@@ -130,7 +130,7 @@ def _loop(
     schedule = Schedule(num_steps(options, log_joint), early=options.stop)
     step = _step(options, guide, log_joint)
     params, optimizer = step.params, step.optimizer
-    if not isinstance(log_joint.model, BatchModel):
+    if not (isinstance(log_joint.model, BatchModel) and log_joint.model.changing):
         guide.check_encoders()
     chosen = _shared(options, step, count, schedule.max_steps, log_joint)
     if chosen is None:
