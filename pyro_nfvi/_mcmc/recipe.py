@@ -77,5 +77,26 @@ class StartRecipe:
     tries: int = 100
 
 
+@dataclass(frozen=True)
+class ShortRecipe:
+    """Short chains from draws of a fit, which show where it is not the posterior."""
+
+    #: Gradients of each chain, "a few dozen leapfrog steps": eight trajectories of three in few
+    #: dimensions, after which a chain has forgotten its start where the fit is right.
+    gradients: int = 24
+    #: Length of a trajectory, in sds of the noise: a quarter of a period of a normal, at whose end
+    #: the position is independent of the beginning.
+    length: float = 1.5707963267948966
+    #: Step size at first, times D to the quarter (Beskos et al. 2013).
+    first_step: float = 0.9
+    #: Mean acceptance that a step size needs; else it is halved.
+    acceptance: float = 0.6
+    #: Share of the starts that need a finite density: those without one are not run, and the rest
+    #: are no draws of the fit.
+    finite: float = 0.995
+    #: Halvings, at most: a chain of smaller steps would not leave its start.
+    halvings: int = 4
+
+
 TRANSITION, ADAPTATION = TransitionRecipe(), AdaptationRecipe()
-RUN, START = RunRecipe(), StartRecipe()
+RUN, START, SHORT = RunRecipe(), StartRecipe(), ShortRecipe()

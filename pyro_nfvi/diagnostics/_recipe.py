@@ -75,5 +75,25 @@ class ConvergenceRecipe:
     tail_levels: tuple[float, float] = (0.05, 0.95)
 
 
+@dataclass(frozen=True)
+class EvidenceRecipe:
+    """Evidence by bridge sampling, and estimates that disagree."""
+
+    #: Most steps of the fixed point; it converges geometrically, in ten or so.
+    bridge_steps: int = 1000
+    #: Change of the log evidence, in nats, at which it ends.
+    bridge_change: float = 1e-10
+    #: Draws of a chain from which on its autocorrelation is counted.
+    fewest_of_chain: int = 8
+    #: Difference of two estimates, in nats, up to which they agree: the gap of a good fit.
+    nats: float = 0.1
+    #: The same in standard errors of both.
+    errors: float = 4.0
+    #: Variance of the base noise of the harmonic estimator's density: McEwen and others take 0.8
+    #: to 0.95.
+    temperature: float = 0.8
+
+
 PSIS_RECIPE, KHAT, VERDICT = PsisRecipe(), KhatRecipe(), VerdictRecipe()
 CONVERGENCE = ConvergenceRecipe()
+EVIDENCE = EvidenceRecipe()

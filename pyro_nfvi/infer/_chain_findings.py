@@ -7,11 +7,19 @@ from dataclasses import dataclass
 
 from pyro_nfvi._mcmc.chains import Ending
 from pyro_nfvi.diagnostics._verdict import BAD, GOOD, Verdict
-from pyro_nfvi.infer._findings import Finding, LeftOut, Level, MovedMoments, ShortTails
+from pyro_nfvi.infer._findings import (
+    ChainsMove,
+    EvidenceDiffers,
+    Finding,
+    LeftOut,
+    Level,
+    MovedMoments,
+    ShortTails,
+)
 from pyro_nfvi.infer._recipe import CHAINS
 
 #: Findings about a fit that say nothing of chains that ran through it: they correct its shape.
-_CORRECTED = (LeftOut, MovedMoments, ShortTails)
+_CORRECTED = (ChainsMove, EvidenceDiffers, LeftOut, MovedMoments, ShortTails)
 #: Between "good" and "do not trust".
 _ROUGH = "usable"
 
@@ -210,6 +218,40 @@ class ReachedOutside(ChainFinding):
         return (
             f"about {100 * self.share:.2g} % of the posterior lies where the fit has next to "
             f"nothing, and {100 * self.visited:.2g} % of the chains' draws"
+        )
+
+    def cure(self) -> str:
+        return "Use the draws as they are."
+
+
+@dataclass(frozen=True)
+class EvidenceDisagrees(ChainFinding):
+    """Estimates of the log evidence that differ from that by bridge sampling.
+
+    Attributes:
+        bridge: Log evidence by bridge sampling, in nats.
+        error: Its standard error.
+        methods: Methods that give something else.
+        values: What they give, in nats.
+    """
+
+    bridge: float
+    error: float
+    methods: tuple[str, ...]
+    values: tuple[float, ...]
+
+    @property
+    def level(self) -> Level:
+        return Level.REMARK  # about the evidence: the draws do not rest on it
+
+    def sentence(self) -> str:
+        others = " and ".join(
+            f"{value:.2f} by {name}" for name, value in zip(self.methods, self.values)
+        )
+        return (
+            f"the log evidence is {self.bridge:.2f} ± {self.error:.2f} nats by bridge sampling, "
+            f"and {others}: the fit's tails are too light or too heavy for that, or chains are not "
+            "where the fit is"
         )
 
     def cure(self) -> str:

@@ -479,6 +479,88 @@ class MovedMoments(Finding):
 
 
 @dataclass(frozen=True)
+class ChainsMove(Finding):
+    """Movements of means and sds under short chains that start at the guide's draws.
+
+    Attributes:
+        chains: Number of chains; 0 where none were run.
+        names: Numbers that surely move by more than a user may see, the worst first.
+        shifts: How far their means move, in sds.
+        stretches: By which factors their sds change.
+        sites: Every site.
+        site_means: The largest lower bound of the error of a mean in each, in sds.
+        site_sds: That of an sd, as a logarithm.
+    """
+
+    chains: int = 0
+    names: tuple[str, ...] = ()
+    shifts: tuple[float, ...] = ()
+    stretches: tuple[float, ...] = ()
+    sites: tuple[str, ...] = ()
+    site_means: tuple[float, ...] = ()
+    site_sds: tuple[float, ...] = ()
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT if self.names else Level.REMARK
+
+    def sentence(self) -> str:
+        if not self.names:
+            return ""
+        words = [
+            f"{name} by {abs(shift):.2f} sd and its sd by a factor of {stretch:.2f}"
+            for name, shift, stretch in zip(self.names[: WORDS.named], self.shifts, self.stretches)
+        ]
+        if len(self.names) > WORDS.named:
+            words.append(f"{len(self.names) - WORDS.named} more numbers")
+        return (
+            f"short chains, which leave the posterior as it is, move {', '.join(words)} "
+            f"({self.by_site()})"
+        )
+
+    def by_site(self) -> str:
+        """Name the bound of each site that has one; empty without chains."""
+        if not self.chains:
+            return ""
+        rows = zip(self.sites, self.site_means, self.site_sds)
+        bounds = [
+            f"{site}: mean {mean:.2f} sd, sd {100 * math.expm1(sd):.0f} %"
+            for site, mean, sd in rows
+            if mean or sd
+        ]
+        told = f"lower bounds of errors by {self.chains} short chains: "
+        return told + ("; ".join(bounds) or "0 for every site")
+
+
+@dataclass(frozen=True)
+class EvidenceDiffers(Finding):
+    """Two estimates of the log evidence that differ by more than their errors.
+
+    Attributes:
+        importance: That from the guide's draws alone, in nats.
+        importance_error: Its standard error.
+        bridge: That by bridge sampling between the guide's draws and the ends of short chains.
+        bridge_error: Its standard error.
+    """
+
+    importance: float
+    importance_error: float
+    bridge: float
+    bridge_error: float
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT
+
+    def sentence(self) -> str:
+        return (
+            f"the log evidence is {self.importance:.2f} ± {self.importance_error:.2f} nats by "
+            f"importance sampling, and {self.bridge:.2f} ± {self.bridge_error:.2f} by bridge "
+            "sampling with short chains: draws of the guide miss some of the mass that chains find"
+        )
+
+
+@dataclass(frozen=True)
 class SinglePrecision(Finding):
     """Draws of a fit in single precision, weighed by their density in double precision.
 

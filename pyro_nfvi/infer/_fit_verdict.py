@@ -9,7 +9,15 @@ from pyro_nfvi.diagnostics._verdict import Cause, Verdict, judge_weights
 from pyro_nfvi.distributions._mixture import MixtureDensity
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.infer._checks.tails import seen
-from pyro_nfvi.infer._findings import HeavyTails, LeftOut, Level, MovedMoments, ShortTails
+from pyro_nfvi.infer._findings import (
+    ChainsMove,
+    EvidenceDiffers,
+    HeavyTails,
+    LeftOut,
+    Level,
+    MovedMoments,
+    ShortTails,
+)
 from pyro_nfvi.infer._fitted import FittedPosterior
 
 
@@ -52,7 +60,7 @@ def verdict(fit: FittedPosterior) -> Verdict:
 
 #: Findings that are no reason against chains: they are about shape, which chains correct, or about
 #: training; tails without a variance have none in exact draws either.
-_NOT_AGAINST_CHAINS = (HeavyTails, LeftOut, MovedMoments, ShortTails)
+_NOT_AGAINST_CHAINS = (ChainsMove, EvidenceDiffers, HeavyTails, LeftOut, MovedMoments, ShortTails)
 
 _CHAINS = (
     "Or draw exactly: fit.mcmc() starts from this fit, and corrects its shape, which is what is "
@@ -78,7 +86,10 @@ def chains_would_help(fit: FittedPosterior, word: Verdict) -> bool:
     grave = [found for found in fit.training.findings if found.level > Level.REMARK]
     if any(not isinstance(found, _NOT_AGAINST_CHAINS) for found in grave):
         return False
-    shape = any(isinstance(found, (MovedMoments, ShortTails)) for found in grave)
+    shape = any(
+        isinstance(found, (ChainsMove, EvidenceDiffers, MovedMoments, ShortTails))
+        for found in grave
+    )
     return word.cause is Cause.WEIGHTS or (word.cause is Cause.DOUBT and shape)
 
 

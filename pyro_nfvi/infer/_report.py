@@ -6,6 +6,7 @@ import math
 
 from pyro_nfvi import _html
 from pyro_nfvi._typing import TensorDict
+from pyro_nfvi.infer._findings import ChainsMove, find
 from pyro_nfvi.infer._fitted import FittedPosterior
 
 
@@ -37,6 +38,9 @@ def report(fit: FittedPosterior) -> str:
         )
     if draws.num_bad:
         lines.append(f"{draws.num_bad} of {len(draws.z)} draws have no finite density")
+    moved = find(training.findings, ChainsMove)
+    if moved is not None and moved.chains:
+        lines.append(moved.by_site())
     verdict = fit.verdict
     lines.append(f"verdict: {verdict} ({'; '.join(verdict.reasons)}). {verdict.next_step}")
     return "\n".join([*lines, *training.notes])

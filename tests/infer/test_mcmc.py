@@ -57,6 +57,27 @@ def test_a_good_run_says_so(run):
     assert fit.model is found.kernel.model
 
 
+def test_the_evidence_is_that_of_closed_form():
+    y = torch.tensor([0.5, 1.5, 2.5])
+
+    def model():
+        mu = pyro.sample("mu", dist.Normal(ZERO, 5.0))
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    exact = dist.MultivariateNormal(torch.zeros(3), torch.eye(3) + 25 * torch.ones(3, 3))
+    wanted = float(exact.log_prob(y))
+    fit = fitted(model, max_steps=40, precondition=False)
+    found = fit.mcmc(num_samples=100, warmup_steps=100, seed=0, progress=False)
+    for method in ("bridge", "harmonic"):
+        value, error = found.log_evidence(method=method)
+        assert abs(value - wanted) < 5 * error + 0.005, method
+        assert error < 0.05
+    assert found.log_evidence(method="importance") == fit.log_evidence()
+    with pytest.raises(OptionError, match="method"):
+        found.log_evidence(method="laplace")
+
+
 def test_the_fit_may_be_wrong():
     """Draws of a guide that was hardly trained are far off, and those of its chains are not."""
     fit = fitted(conjugate, Y, max_steps=3, precondition=False, seed=1)

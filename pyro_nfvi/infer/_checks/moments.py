@@ -51,7 +51,7 @@ def moved_moments(
     Returns:
         The numbers that are off beyond noise, the worst first.
     """
-    names, x = _names(latent), _values(latent, draws.z)
+    names, x = names_of(latent), values_of(latent, draws.z)
     ok = torch.isfinite(x).all(-1)
     shift, stretch, off = moved_columns(x[ok], draws.posterior[ok], draws.own[ok], factor)
     return tuple(
@@ -61,14 +61,14 @@ def moved_moments(
     )
 
 
-def _values(latent: LatentSpace, z: Tensor) -> Tensor:
-    """All constrained values of points, one number a column."""
+def values_of(latent: LatentSpace, z: Tensor) -> Tensor:
+    """Return all constrained values of points, one number a column."""
     values, _ = latent.constrain(z)
     return torch.cat([values[name].reshape(len(z), -1) for name in latent.sites], -1).double()
 
 
-def _names(latent: LatentSpace) -> list[str]:
-    """Names of the columns."""
+def names_of(latent: LatentSpace) -> list[str]:
+    """Return the names of the columns of :func:`values_of`."""
     names = []
     for name, site in latent.sites.items():
         places = torch.Size(site.shape)

@@ -11,12 +11,21 @@ from pyro_nfvi.infer._checks.label_switching import count_once
 from pyro_nfvi.infer._checks.missed_mass import WIDE_ROWS, mass_outside, too_much
 from pyro_nfvi.infer._checks.missed_modes import missed_modes
 from pyro_nfvi.infer._checks.moments import moved_moments
+from pyro_nfvi.infer._checks.moved_functionals import (
+    CHAIN_ROWS,
+    chain_ends,
+    chains_move,
+    evidence_differs,
+    movements,
+    needs_no_chains,
+)
 from pyro_nfvi.infer._checks.narrow_modes import narrow_modes
 from pyro_nfvi.infer._checks.precision import PRECISION_ROWS, rounding
 from pyro_nfvi.infer._checks.pyro_density import opinion_of_pyro
 from pyro_nfvi.infer._checks.reaching_draws import MOMENT_ROWS, ReachingDraws, reaching_draws
 from pyro_nfvi.infer._checks.tails import TAIL_ROWS, follow_tails, short_tails
 from pyro_nfvi.infer._findings import (
+    ChainsMove,
     Finding,
     HeavyTails,
     IndependentModes,
@@ -88,6 +97,7 @@ def examine(
                 time.leave_out("the end of the look at tails")
     if moments:
         findings.append(compared_moments(fit, tails, reaching))
+    findings += _short_chains(problem, options, time, fit, tails)
     if time.affords(PRECISION_ROWS[how], "the look at single precision"):
         rounded = rounding(log_joint, fit.draws)
         if rounded is not None:
@@ -146,6 +156,30 @@ def compared_moments(
         tuple(one.shift for one in moved),
         tuple(one.stretch for one in moved),
     )
+
+
+def _short_chains(
+    problem: Problem, options: Options, time: TimePlan, fit: Fit, tails: HeavyTails | None
+) -> list[Finding]:
+    """Run short chains from the guide's draws, and say what they move, and what evidence."""
+    what = "short chains from the fit's draws"
+    if not fit.draws.exact or needs_no_chains(fit.draws.log_w):
+        return [ChainsMove()]
+    if not time.affords(CHAIN_ROWS[problem.log_joint.how], what):
+        return [ChainsMove()]
+    budget = time.whole.part(TIME.check)
+    with options.progress.stage("running short chains", 1, unit="look"):
+        ends = chain_ends(fit.guide.density(), problem.log_joint, problem.seed, budget)
+    if ends is None:
+        if budget.over():
+            time.leave_out(what)
+        return [ChainsMove()]
+    moved = movements(fit.latent, ends)
+    heavy = () if tails is None else tails.without_variance
+    found: list[Finding] = [chains_move(fit.latent, moved, len(ends.end), heavy)]
+    if differs := evidence_differs(fit.draws.log_w, ends):
+        found.append(differs)
+    return found
 
 
 def _missed_modes(
