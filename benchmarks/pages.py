@@ -113,7 +113,11 @@ def wrapped(text):
 
 
 def calibrated():
-    rows = [row for row in kept("calibration")["rows"].values() if "error" not in row]
+    rows = [
+        row
+        for key, row in kept("calibration")["rows"].items()
+        if "error" not in row and key.split("|")[0] in calibration.MODELS
+    ]
     return wrapped(
         f"What its words are worth was measured on {len(rows)} fits of sixteen posteriors with "
         "reference draws, most of them poor on purpose ([calibration](benchmarks/calibration.md)). "
