@@ -18,6 +18,7 @@ from pyro_nfvi._random import stream
 from pyro_nfvi.diagnostics._bridge import bridge_evidence, disagree
 from pyro_nfvi.diagnostics._importance import log_evidence, resample
 from pyro_nfvi.distributions._bases import Base
+from pyro_nfvi.distributions._density import NoiseDensity
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.distributions._mixture import MixtureDensity
 from pyro_nfvi.errors import WeightError
@@ -48,7 +49,7 @@ class ChainEnds:
 
 @dataclass(frozen=True, eq=False)
 class Movements:
-    """How far short chains move means and sds, number by number: ``(P,)`` each.
+    """Movements of means and sds under short chains, number by number: ``(P,)`` each.
 
     Attributes:
         shift: Movement of the mean, in sds at the end.
@@ -131,7 +132,7 @@ def _correlation(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
 
 
 def chain_ends(
-    density: FlowDensity | MixtureDensity,
+    density: FlowDensity | NoiseDensity,
     log_joint: LogJoint,
     seed: int,
     budget: Budget = UNLIMITED,
@@ -163,8 +164,10 @@ def chain_ends(
     if isinstance(density, MixtureDensity):
         parts = [part for part in density.parts if isinstance(part, FlowDensity)]
         weights = density.log_weights.detach().double().exp()
-    else:
+    elif isinstance(density, FlowDensity):
         parts, weights = [density], torch.ones(1, dtype=torch.float64)
+    else:
+        return None  # a guide of Pyro's own, which has no flow to run through
     if any(part.base is not None and not isinstance(part.base, Base) for part in parts):
         return None
     found = []
