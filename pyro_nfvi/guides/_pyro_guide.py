@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -112,14 +113,14 @@ class PyroGuide(PointsGuide):
             for part in own:
                 yield from self._parts_of(part)
         elif isinstance(own, AutoNormal):
-            yield VectorPart(lambda: _mean_field(own, self._names_of(own)), self._places(own))
+            yield self._vector_part(lambda: _mean_field(own, self._names_of(own)), own)
         elif isinstance(own, AutoContinuous):
             args, kwargs = self.__dict__["_call"]
             posterior = own.get_posterior(*args, **kwargs)
             if isinstance(posterior, TransformedDistribution):
                 # Which refuses transforms that are wrong, or score no points.
                 adapt(ComposeTransform(list(posterior.transforms)), self._places(own).numel())
-            yield VectorPart(lambda: own.get_posterior(*args, **kwargs), self._places(own))
+            yield self._vector_part(lambda: own.get_posterior(*args, **kwargs), own)
         elif isinstance(own, AutoGuide) and not isinstance(own, AutoCallable):
             raise OptionError(
                 f"{type(own).__name__} has no density of the latents alone that NFVI could train "
@@ -132,6 +133,15 @@ class PyroGuide(PointsGuide):
             # Of a list's part others have the rest.
             names: frozenset[str] | None = frozenset() if function is not own else None
             yield SitesPart(function, args, kwargs, self.latent, names)
+
+    def _vector_part(self, posterior: Callable[[], Any], own: AutoGuide) -> VectorPart:
+        places, held = self._places(own), posterior().event_shape
+        if tuple(held) != tuple(places.shape):
+            raise OptionError(
+                f"{type(own).__name__} was set up for {math.prod(held)} latents, and the model has "
+                f"{len(places)} there now. Build a guide for this data, or pass its class."
+            )
+        return VectorPart(posterior, places)
 
     def _names_of(self, own: AutoGuide) -> list[str]:
         return [name for name, _ in own.prototype_trace.iter_stochastic_nodes()]

@@ -18,7 +18,7 @@ from pyro_nfvi._pyro_model.latent_space import is_discrete, is_point_mass, no_la
 from pyro_nfvi._random import fresh_seed, seeded
 from pyro_nfvi._train.engine_selection import check_engine
 from pyro_nfvi._train.progress import SILENT
-from pyro_nfvi.errors import DivergedError, ModelError, NFVIError
+from pyro_nfvi.errors import DivergedError, ModelError, NFVIError, OptionError
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._pyro_guide import PyroGuide
 from pyro_nfvi.infer._batches import by_batches, enumerated, is_loader_call
@@ -116,6 +116,11 @@ def _fitted(
             else:
                 asked = None if options.automatic else options.guide
                 guide = make_guide(asked, model, options.outer)
+                if team is not None and isinstance(guide, PyroGuide):
+                    raise OptionError(
+                        f"The processes of torchrun exchange a fit as its file, and none describes "
+                        f"{guide.name}. Fit it in one process, or take an AutoFlow."
+                    )
                 fresh = not guide.is_set_up
                 problem = set_up(*call, guide, options, time)
                 stages = partial(_fit_whole, options=options, time=time, guide=guide, fresh=fresh)

@@ -61,7 +61,7 @@ def test_points_have_the_density_of_pyros_trace(name):
         trace = poutine.trace(own).get_trace(Y)
     values = {site: trace.nodes[site]["value"].detach() for site in guide.latent.sites}
     found = guide.log_prob(values)
-    assert float(found) == pytest.approx(float(trace.log_prob_sum()), abs=2e-3)
+    assert found.item() == pytest.approx(trace.log_prob_sum().item(), abs=2e-3)
     pyro.clear_param_store()
 
 

@@ -209,6 +209,19 @@ def test_what_has_no_density_is_refused(guide, message):
         fitted(guide, max_steps=5)
 
 
+def test_an_instance_of_other_data_is_refused():
+    def rows(y):
+        with pyro.plate("rows", len(y)):
+            x = pyro.sample("x", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    own = autoguide.AutoNormal(rows)
+    with pyro.get_param_store().scope({"params": {}, "constraints": {}}):
+        own(Y)
+    with pytest.raises(OptionError, match="was set up for 3 latents, and the model has 4"):
+        fitted(own, rows, (torch.zeros(4),), max_steps=5)
+
+
 def test_what_such_a_fit_cannot_do_is_said(tmp_path):
     fit = fitted(by_hand, max_steps=5)
     assert isinstance(fit.guide, PyroGuide)
