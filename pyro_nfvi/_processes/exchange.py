@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -91,11 +92,17 @@ class Exchange:
         Raises:
             ProcessLost: A process is gone, or takes longer than ``patience``.
         """
-        with talking():
-            work = dist.all_reduce(values, group=self.group, async_op=True)
-            assert work is not None
-            if not work.wait(self._patience):
-                raise RuntimeError("a step took another process too long")
+        begin = time.monotonic()
+        try:
+            with talking():
+                work = dist.all_reduce(values, group=self.group, async_op=True)
+                assert work is not None
+                work.wait(self._patience)
+        except ProcessLost as error:
+            seconds = self._patience.total_seconds()
+            if time.monotonic() - begin < seconds:
+                raise
+            raise ProcessLost(f"it gave no answer within {seconds:.0f} s") from error
         return values
 
 

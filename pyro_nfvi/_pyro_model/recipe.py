@@ -48,11 +48,14 @@ class WorkRecipe:
 
 @dataclass(frozen=True)
 class RowsRecipe:
-    """Memory for the rows of an iterable of batches."""
+    """Numbers of the rows of a loader."""
 
     #: Bytes of rows that are kept in memory; of more, a temporary file holds them. A tenth of the
     #: memory of a small machine.
     memory: int = 400_000_000
+    #: Rows by whose data processes tell whether they have the same loader, at least: of rows that
+    #: were shuffled some are then in other places, and fetching them takes no time to speak of.
+    compared: int = 256
 
 
 MODELS = ModelRecipe()

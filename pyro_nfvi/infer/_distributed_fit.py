@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from pyro_nfvi._error_text import first_line
@@ -18,6 +19,8 @@ from pyro_nfvi._processes.process_group import join_processes
 from pyro_nfvi._processes.recipe import WAITS
 from pyro_nfvi._processes.row_service import RowService
 from pyro_nfvi._processes.tasks import inside_task
+from pyro_nfvi._pyro_model.batch_model import BatchModel
+from pyro_nfvi._pyro_model.recipe import ROWS
 from pyro_nfvi._train.distributed_density import DistributedDensity, own_rows
 from pyro_nfvi.errors import FileError, ModelError, NFVIError, OptionError
 from pyro_nfvi.infer._fit import Fit
@@ -62,6 +65,27 @@ class DistributedFit:
                     f"Process {rank} fits with {what} other than process {self.exchange.rank}'s: "
                     "processes of torchrun share one fit, and each takes a part of its particles. "
                     "Give all of them the same data and seed; for several fits use map_fits."
+                )
+
+    def agree_on_rows(self, model: BatchModel) -> None:
+        """See that the loaders of all processes have the same rows, by the data of some.
+
+        Raises:
+            OptionError: One has others, or in another order.
+        """
+        source = model.source
+        count = min(source.num_rows, max(source.batch_size, ROWS.compared))
+        rows = torch.linspace(0, source.num_rows - 1, count, dtype=torch.float64).long().unique()
+        mine = fingerprint(*source.batch(rows))["arguments"]
+        for rank, other in enumerate(self.exchange.all(mine)):
+            if other != mine:
+                raise OptionError(
+                    f"The loader of process {rank} has other rows than that of process "
+                    f"{self.exchange.rank}, or the same in another order. Each process needs the "
+                    "whole loader, and row i is the same in all: leave shuffling and the division "
+                    "over processes out, as rows are drawn by the seed of the fit. A DataLoader "
+                    "over a map-style data set without random transforms is right whatever its "
+                    "sampler."
                 )
 
     @contextmanager

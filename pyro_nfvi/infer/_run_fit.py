@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 
 from pyro_nfvi._engine.native.background import background
 from pyro_nfvi._error_text import describe_error, place_of
+from pyro_nfvi._pyro_model.batch_model import BatchModel
 from pyro_nfvi._pyro_model.initial_point_search import any_trace
 from pyro_nfvi._pyro_model.latent_space import is_discrete, is_point_mass, no_latents
 from pyro_nfvi._random import fresh_seed, seeded
@@ -124,7 +125,11 @@ def _fitted(
                 fresh = not guide.is_set_up
                 problem = set_up(*call, guide, options, time)
                 stages = partial(_fit_whole, options=options, time=time, guide=guide, fresh=fresh)
-        return stages(problem) if team is None else team.fit(problem, stages, follow)
+        if team is None:
+            return stages(problem)
+        if isinstance(model, BatchModel):
+            team.agree_on_rows(model)
+        return team.fit(problem, stages, follow)
 
 
 def _fit_whole(

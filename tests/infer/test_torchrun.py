@@ -67,6 +67,32 @@ def test_rows_over_processes_are_those_of_one(size, tmp_path):
     assert all(found.values()), found
 
 
+def hang(rank, size, path, answers):
+    from datetime import timedelta
+
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=size)
+    exchange = Exchange(rank, size, patience=timedelta(seconds=3))
+    exchange.sum(torch.ones(3))
+    if rank:
+        time.sleep(20)
+        os._exit(0)
+    begin = time.monotonic()
+    try:
+        exchange.sum(torch.ones(3))
+    except ProcessLost as error:
+        Path(answers).write_text(f"{time.monotonic() - begin} {error}")
+    os._exit(0)
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_given_up(tmp_path):
+    answers = tmp_path / "answers"
+    multiprocessing.spawn(hang, (2, str(tmp_path / "meet"), str(answers)), 2)
+    seconds, words = answers.read_text().split(maxsplit=1)
+    assert 3 <= float(seconds) < 15
+    assert words == "it gave no answer within 3 s"
+
+
 @pytest.mark.parametrize(("count", "size"), [(0, 2), (1, 4), (7, 3), (64, 4)])
 def test_parts_cover_all_rows_once(count, size):
     spans = [span(count, rank, size) for rank in range(size)]
@@ -115,6 +141,32 @@ def test_processes_with_other_data_or_seeds_are_refused(monkeypatch):
     with pytest.raises(NFVIError, match=r"process of the fit is gone \(closed\)"):
         with module.explaining_lost_processes():
             raise ProcessLost("closed")
+
+
+def test_processes_with_other_arrays_or_loaders_are_refused(monkeypatch):
+    import numpy as np
+
+    from pyro_nfvi._files.fingerprint import fingerprint
+    from pyro_nfvi._pyro_model.batch_model import BatchModel
+    from pyro_nfvi._pyro_model.stored_rows import StoredRows
+    from pyro_nfvi.errors import OptionError
+
+    known = [fingerprint((np.arange(3.0) + i, "x"), {}) for i in (0, 0, 1)]
+    assert known[0] == known[1] != known[2]
+
+    def loader(order):
+        rows = torch.arange(2_000.0)[order]
+        return BatchModel(print, StoredRows.read(rows.split(50), len(rows)), "rows")
+
+    told = []
+    team = DistributedFit(Exchange(1, 2))
+    monkeypatch.setattr(Exchange, "all", lambda _, mine: told.append(mine) or [mine])
+    team.agree_on_rows(loader(torch.arange(2_000)))
+    monkeypatch.setattr(Exchange, "all", lambda _, mine: [told[0], mine])
+    team.agree_on_rows(loader(torch.arange(2_000)))
+    swapped = torch.arange(2_000).view(20, 100)[torch.arange(20).roll(1)].reshape(-1)
+    with pytest.raises(OptionError, match="loader of process 0 has other rows than that of pro"):
+        team.agree_on_rows(loader(swapped))
 
 
 def test_an_error_in_one_process_ends_the_set_up_of_all(monkeypatch):
@@ -296,6 +348,16 @@ if what in ("amortised", "semi-amortised"):
     net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
     more = {"encoder": {"groups": net}, "semi_amortised": what != "amortised"}
 guide = nfvi.AutoPlateFlow(nested if what == "nested" else table, **more)
+if how == "lost" and rank == "1":
+    calls = []
+    plain = table
+
+    def table(y):
+        calls.append(0)
+        if len(calls) > 200:
+            os._exit(9)
+        plain(y)
+
 kept = {}
 if how.startswith(("dies", "resumes")):
     kept = {"checkpoint": os.path.join(folder, "..", how.partition("=")[2]), "resume": True,
@@ -349,9 +411,19 @@ def test_rows_of_plates_have_the_numbers_of_one_process(tmp_path, what, bits, ot
 @pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 2), (2, 4)])
 def test_another_number_of_processes_resumes_a_fit_of_rows(tmp_path, before, after):
     died = launch(tmp_path / "died", "64", "table", "dies=kept", processes=before, script=ROWS)
-    died.communicate(timeout=900)
+    output, _ = died.communicate(timeout=900)
     assert died.returncode != 0
+    assert before == 1 or "A process of the fit is gone" in output
     assert (tmp_path / "kept").exists()
     (one,) = run_rows(tmp_path / "one", "64", "table", processes=1)
     resumed = run_rows(tmp_path / "resumed", "64", "table", "resumes=kept", processes=after)
     assert_alike(resumed, one, 1e-9)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_in_a_fit_of_rows_ends_all(tmp_path):
+    lost = launch(tmp_path / "lost", "64", "table", "lost", processes=2, script=ROWS)
+    output, _ = lost.communicate(timeout=300)
+    assert lost.returncode != 0
+    assert "A process of the fit is gone" in output or "SIGTERM" in output
+    assert not list((tmp_path / "lost").glob("rank*"))

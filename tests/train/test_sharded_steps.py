@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -349,3 +351,27 @@ def test_an_error_in_one_process_is_told_by_the_first():
         return step
 
     together(2, copied, lead, spoil)
+
+
+def test_ctrl_c_ends_a_block_after_a_step():
+    step = made("table")()
+    exchange = ThreadExchange(0, Threads(1))
+
+    def make(_):
+        return ShardedSteps(step, PARTICLES, exchange, engine="eager", max_steps=9)
+
+    runner = ShardedRunner(make, None, Service(exchange), live_tensors(step.params, step.optimizer))
+    runner.push()
+    gradient, calls = runner.steps._gradient, []
+
+    def pressed(*given):
+        calls.append(0)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return gradient(*given)
+
+    runner.steps._gradient = pressed
+    result = runner.run(*inputs(step))
+    assert result.interrupted
+    assert 2 <= len(result.bounds) <= 3
+    assert len(calls) == len(result.bounds)
