@@ -747,6 +747,10 @@ class PlateRecipe:
     fewest_draws: int = 4
     #: Draws of rows in all that the judgement of the globals may take.
     judged_numbers: int = 30_000_000
+    #: Cost of it relative to that of the training, up to which it may take more draws than these.
+    judged_share: float = 0.5
+    #: Cost of a draw with its gradient, as a step takes it, in draws without.
+    gradient_cost: float = 3.0
     #: The same of a guide whose flows are the identity, which are not run: 64 draws of the globals
     #: on four nodes of each of a million rows.
     plain_numbers: int = 300_000_000

@@ -20,7 +20,7 @@ from pyro_nfvi.infer._plate_fit import PlateFit
 from pyro_nfvi.infer._plate_structure import PlateStructure
 from pyro_nfvi.infer._problem import Problem
 from pyro_nfvi.infer._rows_log_joint import rows_log_joint
-from pyro_nfvi.infer._stages.plate_stages import judge_rows
+from pyro_nfvi.infer._stages.plate_stages import drawn_rows, judge_rows
 from pyro_nfvi.infer._time_plan import TimePlan
 
 ROWS, BATCH, TAU, SIGMA = 48, 12, 0.8, 0.5
@@ -257,7 +257,7 @@ def test_globals_that_went_astray_are_moved_back(fit):
 
 
 def test_globals_that_were_weighed_on_some_rows_alone_are_not_called_good(fit, monkeypatch):
-    few = replace(row_weights.PLATES, judged_numbers=2000, plain_numbers=2000)
+    few = replace(row_weights.PLATES, judged_numbers=2000, plain_numbers=2000, judged_share=0.0)
     monkeypatch.setattr(row_weights, "PLATES", few)
     options = NFVI(normal, progress=False)._options()
     problem = Problem(fit.log_joint, frozenset(), 0)
@@ -265,10 +265,19 @@ def test_globals_that_were_weighed_on_some_rows_alone_are_not_called_good(fit, m
     found = judge_rows(problem, options, budget, fit.guide, fit.training)
     assert not found.draws.exact
     assert find(found.training.findings, RowsUnseen) == RowsUnseen(
-        "", "only 15 % of the rows could be looked at"
+        "",
+        "only 15 % of the rows could be looked at, all of them would take more than 50 % of the "
+        "training",
     )
     assert found.verdict == "usable with reweighting"
     assert found.verdict.cause is Cause.DOUBT
+    # A training that was long enough pays for a look at all rows.
+    much = replace(few, judged_share=0.5)
+    monkeypatch.setattr(row_weights, "PLATES", much)
+    count = drawn_rows(fit.training, fit.log_joint, "groups", ROWS)
+    assert count == len(fit.losses) * fit.training.settings.num_particles * BATCH
+    budget = TimePlan(Budget.start(None))
+    assert judge_rows(problem, options, budget, fit.guide, fit.training).draws.exact
 
 
 def test_refuses_what_is_no_sum_over_rows():

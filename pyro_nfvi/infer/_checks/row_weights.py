@@ -365,6 +365,7 @@ def judge_globals(
     seed: int,
     *,
     bare: bool = False,
+    trained: int = 0,
     budget: Budget = UNLIMITED,
     tick: Callable[[int], object] = lambda _: None,
 ) -> GlobalWeights:
@@ -388,12 +389,14 @@ def judge_globals(
         plate: The plate that has all local latents.
         seed: Of the noise.
         bare: The guide's flows are the identity still, and are not run.
+        trained: Draws of rows in all steps of the training, a share of whose cost this may take.
         budget: Where it is spent first, the figures are those of some of the rows.
         tick: Called with the number of rows done.
 
     Cost:
-        ``judged_numbers`` draws of rows at most, ``plain_numbers`` of bare ones; of more rows, as
-        many are looked at.
+        ``judged_numbers`` draws of rows at most, ``plain_numbers`` of bare ones, or
+        ``judged_share`` of the training where that is more; of more rows, as many are looked at.
+        Rows come in the model's own mini-batches, so that memory does not grow with them.
 
     Raises:
         ModelError: The log joint is no sum over rows.
@@ -401,6 +404,7 @@ def judge_globals(
     total = guide.layout.sizes[plate]
     count, draws = _sizes(total)
     most = PLATES.plain_numbers if bare else PLATES.judged_numbers
+    most = max(most, int(PLATES.judged_share * PLATES.gradient_cost * trained))
     seen = min(total, most // (count * draws))
     order = torch.randperm(total, generator=stream(seed, "judged rows", plate))
     rows = torch.arange(total) if seen == total else order[:seen].sort().values

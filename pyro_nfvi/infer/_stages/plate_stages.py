@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pyro_nfvi._eval_mode import scoring
+from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._pyro_model.plate_layout import PlateLayout
 from pyro_nfvi._random import fold_in
 from pyro_nfvi._train.density_selection import choose_density, drop_if_changed
@@ -225,7 +226,14 @@ def judge_rows(
         def weigh(own: int = seed) -> GlobalWeights:
             with options.progress.stage("weighing globals", total, unit="row") as tick:
                 return judge_globals(
-                    guide, log_joint, tops[0], own, bare=bare, budget=time.whole, tick=tick
+                    guide,
+                    log_joint,
+                    tops[0],
+                    own,
+                    bare=bare,
+                    trained=drawn_rows(training, log_joint, tops[0], total),
+                    budget=time.whole,
+                    tick=tick,
                 )
 
         weights = weigh()
@@ -241,6 +249,9 @@ def judge_rows(
         bound, error_of, rows_se = weights.elbo, weights.elbo_se, weights.rows_se
         if not whole and draws.z.shape[-1]:
             why = f"only {100 * weights.share:.2g} % of the rows could be looked at"
+            if not time.whole.over():
+                share = f"{100 * PLATES.judged_share:.0f} %"
+                why = f"{why}, all of them would take more than {share} of the training"
             findings.append(RowsUnseen("", why))
     else:
         crossed = crossing(
@@ -269,6 +280,12 @@ def judge_rows(
         seed,
         params,
     )
+
+
+def drawn_rows(training: Training, log_joint: LogJoint, plate: str, total: int) -> int:
+    """Return how many draws of rows of a plate all steps of a training took together."""
+    _, batch = log_joint.subsampled.get(plate, (total, total))
+    return len(training.losses) * training.settings.num_particles * batch
 
 
 def _crossed(one: frozenset[str], other: frozenset[str], layout: PlateLayout) -> CrossedPlates:
