@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_nfvi._pyro_model.latent_space import is_discrete
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._user_warning import warn
 from pyro_nfvi.arviz._draws import Draws
@@ -29,6 +30,8 @@ _DRAWS = {
     False: "of the approximation, not corrected by their importance weights (see sample_stats)",
     True: "resampled by Pareto-smoothed importance weights",
 }
+#: Groups of values of sites, where densities are not.
+VALUES = ("posterior", "posterior_predictive", "prior", "prior_predictive", "observed_data")
 #: Why a density of the user's own has no groups of its terms.
 _ONE_DENSITY = "a Target is one density, without terms of data and prior"
 _LOO = {
@@ -411,7 +414,10 @@ class Gatherer:
     def _add(
         self, group: str, name: str, dims: tuple[str, ...], value: Tensor | np.ndarray
     ) -> None:
-        self.groups.add(group, name, dims, as_array(value))
+        array = as_array(value)
+        if group in VALUES and self.view is not None:
+            array = counted(array, self.view.trace.nodes.get(name))
+        self.groups.add(group, name, dims, array)
 
 
 def report(
@@ -508,6 +514,18 @@ def _is_numeric(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "biufc"
     return isinstance(value, (Tensor, bool, int, float))
+
+
+def counted(array: np.ndarray, site: Mapping[str, Any] | None) -> np.ndarray:
+    """Return values of a discrete distribution as whole numbers, by which ArviZ knows counts.
+
+    Pyro has them in the dtype of its parameters. Values that are missing leave them as they are.
+    """
+    if site is None or site["type"] != "sample" or array.dtype.kind != "f":
+        return array
+    if not is_discrete(site["fn"]) or not np.isfinite(array).all():
+        return array
+    return array.astype(np.int64)
 
 
 def among(value: Any, observed: Sequence[Tensor]) -> bool:

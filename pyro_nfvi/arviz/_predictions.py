@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_nfvi._typing import TensorDict
-from pyro_nfvi.arviz._gather import among, as_array, named_arguments
+from pyro_nfvi.arviz._gather import among, as_array, counted, named_arguments
 from pyro_nfvi.arviz._labels import Labels
 from pyro_nfvi.arviz._model_view import ModelView
 from pyro_nfvi.arviz._tree import Groups
@@ -52,7 +52,7 @@ def add_predictions(
     for dim, labelled in labels.coords().items():
         groups.coords.setdefault(dim, labelled)
     for name, value in predicted.items():
-        array = as_array(value)
+        array = counted(as_array(value), predicted.trace.nodes.get(name))
         array = array.reshape((chains, len(array) // chains, *array.shape[1:]))
         groups.add("predictions", name, labels.site(name, array.shape[2:]), array)
     given = named_arguments(predicted.model, predicted.args, predicted.kwargs)

@@ -613,3 +613,18 @@ def test_a_fit_brings_the_values_that_it_trained_for_the_models_own_parameters()
     found = torch.as_tensor(idata["log_likelihood"]["y"].values)
     assert fit.params["scale"] < 8.9
     assert torch.allclose(found, expected.to(found), atol=1e-4)
+
+
+def test_counts_are_whole_numbers_by_which_arviz_knows_them():
+    def counts(y):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Poisson(rate), obs=y)
+
+    y = torch.tensor([3.0, 0.0, 2.0])
+    pyro.clear_param_store()
+    found = to_arviz(AutoIAF(counts).setup(y), args=(y,), num_samples=20, predictions=(y,))
+    for group in ("observed_data", "posterior_predictive", "prior_predictive", "predictions"):
+        assert found[group]["y"].dtype == np.int64, group
+    assert found["posterior"]["rate"].dtype.kind == "f"
+    np.testing.assert_array_equal(found["observed_data"]["y"], y)

@@ -1,8 +1,8 @@
 """Write what the ArviZ 1 leg converts: arrays made here, where torch and ArviZ 0.2x are.
 
-Run by ``make test-arviz1`` as ``make_draws.py FOLDER``. Writes ``groups.npz`` and ``groups.json``
-(the collected groups, before the last step of the conversion) and ``expected.json`` (numbers of
-ArviZ 0.2x, which ArviZ 1 has to repeat).
+Run by ``make test-arviz1`` as ``make_draws.py FOLDER``. Writes ``groups`` and ``counts`` as
+``.npz`` and ``.json`` (collected groups, before the last step of the conversion) and
+``expected.json`` (numbers of ArviZ 0.2x, which ArviZ 1 has to repeat).
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ def schools(y, sigma):
         pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
+def poisson(y):
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Poisson(rate), obs=y)
+
+
 def terms(loo):
     """What an ``ELPDData`` is made of, in plain numbers."""
     found, num_draws, _ = terms_of(loo)
@@ -48,6 +54,23 @@ def terms(loo):
         "dims": list(found.dims),
         "num_draws": num_draws,
     }
+
+
+def write(path: Path, groups) -> None:
+    """Write collected groups as arrays, with their names and attributes as JSON."""
+    arrays, text = {}, {"dims": {}, "attrs": {}, "coords": {}}
+    for group, variables in groups.variables.items():
+        for name, (dims, array) in variables.items():
+            arrays[f"{group}/{name}"] = array
+            text["dims"][f"{group}/{name}"] = dims
+    for dim, values in groups.coords.items():
+        text["coords"][dim] = np.asarray(values).tolist()
+    for group, attrs in groups.attrs.items():
+        text["attrs"][group] = {
+            k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in attrs.items()
+        }
+    np.savez(path.with_suffix(".npz"), **arrays)
+    path.with_suffix(".json").write_text(json.dumps(text))
 
 
 def main(folder: Path) -> None:
@@ -68,19 +91,12 @@ def main(folder: Path) -> None:
     groups = collect(guides, args=(y, sigma), num_samples=500, coords=labels)
 
     folder.mkdir(parents=True, exist_ok=True)
-    arrays, text = {}, {"dims": {}, "attrs": {}, "coords": {}}
-    for group, variables in groups.variables.items():
-        for name, (dims, array) in variables.items():
-            arrays[f"{group}/{name}"] = array
-            text["dims"][f"{group}/{name}"] = dims
-    for dim, values in groups.coords.items():
-        text["coords"][dim] = np.asarray(values).tolist()
-    for group, attrs in groups.attrs.items():
-        text["attrs"][group] = {
-            k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in attrs.items()
-        }
-    np.savez(folder / "groups.npz", **arrays)
-    (folder / "groups.json").write_text(json.dumps(text))
+    write(folder / "groups", groups)
+    pyro.set_rng_seed(0)
+    counts = torch.tensor([3.0, 1.0, 0.0, 4.0, 2.0, 2.0])
+    with pyro.get_param_store().scope():
+        guides = [AutoIAF(poisson).setup(counts) for _ in range(4)]
+        write(folder / "counts", collect(guides, args=(counts,), num_samples=100))
 
     idata = build_tree(groups)
     loo = az.loo(idata, pointwise=True)
@@ -95,7 +111,7 @@ def main(folder: Path) -> None:
         "rhat_mu": float(az.rhat(idata.posterior)["mu"]),
     }
     (folder / "expected.json").write_text(json.dumps(expected))
-    print(f"Wrote {folder}/groups.npz, groups.json and expected.json")
+    print(f"Wrote {folder}/groups.*, counts.* and expected.json")
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ if not (DRAWS / "groups.npz").exists():
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def read_groups():
+def read_groups(name="groups"):
     from pyro_nfvi.arviz._tree import Groups
 
-    text = json.loads((DRAWS / "groups.json").read_text())
+    text = json.loads((DRAWS / f"{name}.json").read_text())
     groups = Groups(coords={dim: np.asarray(v) for dim, v in text["coords"].items()})
-    with np.load(DRAWS / "groups.npz") as arrays:
+    with np.load(DRAWS / f"{name}.npz") as arrays:
         for key in arrays.files:
             group, name = key.split("/")
             groups.add(group, name, tuple(text["dims"][key]), arrays[key])
