@@ -17,12 +17,14 @@ from pyro_nfvi._map_fits.job import FitRecord, Job
 from pyro_nfvi._map_fits.results_folder import ResultsFolder
 from pyro_nfvi._map_fits.run_jobs import JobsDone, run_jobs
 from pyro_nfvi._map_fits.spec import FitSpec
+from pyro_nfvi._option_names import knows_options
 from pyro_nfvi._processes.loky_workers import cores
 from pyro_nfvi._processes.tasks import Executor, check_executor, refuse_inside
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import OptionError
 
 
+@knows_options
 def map_fits(
     specs: Iterable[FitSpec],
     executor: Executor | None = None,

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_nfvi._option_names import knows_options
 from pyro_nfvi.arviz._elpd import Observations, elpd_data
 from pyro_nfvi.diagnostics._psis import psis
 from pyro_nfvi.errors import OptionError
 
 
+@knows_options
 def loo_approximate(data: Any, *, var_name: str | None = None) -> Any:
     r"""Leave-one-out predictive density from approximate draws, by importance sampling.
 

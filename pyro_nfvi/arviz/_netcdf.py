@@ -6,9 +6,11 @@ import os
 from typing import Any
 
 from pyro_nfvi._files.atomic_files import whole_file
+from pyro_nfvi._option_names import knows_options
 from pyro_nfvi.errors import OptionError
 
 
+@knows_options
 def save_netcdf(data: Any, path: str | os.PathLike[str], *, engine: str = "h5netcdf") -> None:
     """Write what :func:`to_arviz` returned to a netCDF file, all of it or nothing.
 

@@ -18,6 +18,7 @@ from pyro_nfvi._optim.recipe import MAXIMUM_LIKELIHOOD as _RECIPE
 from pyro_nfvi._optim.recovery import Action, Recovery
 from pyro_nfvi._optim.snapshot import Snapshot
 from pyro_nfvi._optim.torch_optimizers import Adam
+from pyro_nfvi._option_names import knows_options
 from pyro_nfvi._progress_bar import progress_bar
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._user_warning import warn
@@ -55,6 +56,7 @@ class DensityFit:
     reason: str = ""
 
 
+@knows_options
 def fit_density(
     density: Density,
     x: Tensor,

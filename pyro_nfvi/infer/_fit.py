@@ -389,6 +389,7 @@ class Fit:
             raise ModelError(f"The evidence cannot be estimated: {self._no_weights()}")
         return log_evidence(self.draws.log_w)
 
+    @knows_options
     @takes_turn
     def summary(self, *, reweighted: bool = False) -> Summary:
         """Return mean, sd and quantiles of every number, deterministic sites included.

@@ -18,6 +18,7 @@ from pyro_nfvi._files.archives import Malformed
 from pyro_nfvi._files.fit_files import read_file
 from pyro_nfvi._gaussian_vi.recipe import MODE_SEARCH
 from pyro_nfvi._optim.stop_reason import StopReason
+from pyro_nfvi._option_names import knows_options
 from pyro_nfvi._pyro_model.constraints import support_of, support_spec
 from pyro_nfvi._pyro_model.enumeration import unmarked
 from pyro_nfvi._pyro_model.initial_point_search import any_trace
@@ -54,6 +55,7 @@ from pyro_nfvi.infer._training import Training
 from pyro_nfvi.infer._weighted_draws import WeighedDraws
 
 
+@knows_options
 @takes_turn
 def load(
     path: str | os.PathLike[str],

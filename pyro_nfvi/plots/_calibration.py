@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_nfvi._option_names import knows_options
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.plots._draws_to_plot import column, elements
@@ -15,6 +16,7 @@ from pyro_nfvi.plots._recipe import RECIPE
 from pyro_nfvi.plots._style import FIT, GREY, REFERENCE, drawing
 
 
+@knows_options
 def plot_calibration(
     found: Any,
     *,

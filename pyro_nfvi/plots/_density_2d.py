@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_nfvi._option_names import knows_options
 from pyro_nfvi.plots._style import INK, array, drawing, levels_holding
 
 
+@knows_options
 def plot_density_2d(
     log_prob: Any,
     *,

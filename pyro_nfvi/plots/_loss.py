@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from pyro_nfvi._option_names import knows_options
 from pyro_nfvi.errors import OptionError
 from pyro_nfvi.plots._style import FIT, GREY, INK, REFERENCE, array, drawing
 
 
+@knows_options
 def plot_loss(source: Any, *, title: str | None = None) -> Any:
     """Plot the loss (the negative bound, in nats) against the steps.
 

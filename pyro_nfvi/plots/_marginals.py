@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from pyro_nfvi._option_names import knows_options
 from pyro_nfvi._validation import whole
 from pyro_nfvi.plots._draws_to_plot import bounds_of, column, draws_of, elements, has
 from pyro_nfvi.plots._recipe import RECIPE
 from pyro_nfvi.plots._style import FIT, GREY, REFERENCE, drawing, limits
 
 
+@knows_options
 def plot_marginals(
     source: Any,
     reference: Mapping[str, Any] | None = None,

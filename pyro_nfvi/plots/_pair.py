@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from pyro_nfvi._option_names import knows_options
 from pyro_nfvi.plots._draws_to_plot import column, draws_of
 from pyro_nfvi.plots._recipe import RECIPE
 from pyro_nfvi.plots._style import FIT, GREY, INK, drawing, limits
 
 
+@knows_options
 def plot_pair(
     source: Any,
     x: str,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_nfvi._eval_mode import evaluation
+from pyro_nfvi._option_names import knows_options
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi.vae._active_units import active_units, collapse_warning
 from pyro_nfvi.vae._importance_nll import NLL
@@ -141,6 +142,7 @@ def subset_of(count: int, wanted: int | None, seed: int = 0) -> Tensor:
     )
 
 
+@knows_options
 @torch.no_grad()
 def evaluate(
     vae: FlowVAE,

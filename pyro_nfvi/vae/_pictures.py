@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_nfvi._eval_mode import evaluation
 from pyro_nfvi._files.atomic_files import whole_file
+from pyro_nfvi._option_names import knows_options
 from pyro_nfvi._random import seeded, stream
 from pyro_nfvi._validation import whole
 from pyro_nfvi.errors import FileError, OptionError
@@ -110,6 +111,7 @@ def _show(images: Tensor, columns: int, title: str) -> Any:
     return figure
 
 
+@knows_options
 @torch.no_grad()
 def plot_reconstructions(
     vae: FlowVAE,
@@ -147,6 +149,7 @@ def plot_reconstructions(
     return _show(woven, columns, "images and, below each, their reconstruction")
 
 
+@knows_options
 @torch.no_grad()
 def plot_samples(
     vae: FlowVAE,
@@ -187,6 +190,7 @@ def plot_samples(
     return _show(seen, columns, "samples: expected images of the model")
 
 
+@knows_options
 @torch.no_grad()
 def plot_interpolation(
     vae: FlowVAE, x: Tensor, y: Tensor | None = None, *, steps: int = FIGURES.columns, seed: int = 0

@@ -160,7 +160,7 @@ def members():
         yield pytest.param(name, marks=pytest.mark.slow) if late else name
 
 
-@pytest.mark.parametrize("name", members())
+@pytest.mark.parametrize("name", list(members()))
 def test_on_a_fit(name, data, yes_or_no):
     import matplotlib.pyplot as plt
 
