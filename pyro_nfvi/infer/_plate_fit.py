@@ -526,7 +526,9 @@ class PlateFit:
             with torch.no_grad(), scoring(guide):
                 bound = guide._bind(layout) if plan is None else plan.bound(guide, layout)
                 draws = layout.space.constrain(bound.by_rows(eps)[0])[0]
-                yield part, draws if plan is None else plan.held(guide, draws)
+                held = draws if plan is None else plan.held(guide, draws)
+            # Outside of the block: a caller that stops early would be left without gradients.
+            yield part, held
 
     def _rows(
         self, rows: Rows, *, others: bool = False, sizes: Mapping[str, int] | None = None
