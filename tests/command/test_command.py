@@ -58,6 +58,7 @@ def test_a_fit_prints_its_report_and_ends_by_its_verdict(place, capsys):
     assert main(["fit", "own_model.py:banana", "--quiet", *QUICK]) in (3, 4)
 
 
+@pytest.mark.slow
 def test_files_of_a_fit_and_its_report(place, capsys):
     pytest.importorskip("arviz")
     words = ["fit", "own_model.py:line", "--data", "data.csv", "--out", "found", *QUICK]
@@ -82,6 +83,7 @@ def test_pictures(place):
     assert {"marginals.png", "loss.png"} <= {path.name for path in (place / "found").iterdir()}
 
 
+@pytest.mark.slow
 def test_arrays_of_an_npz_file_and_columns_side_by_side(place, capsys):
     np.savez("data.npz", x=np.random.RandomState(0).randn(6, 2), y=np.arange(6.0))
     words = ["fit", "own_model.py:two_columns", "--data", "data.npz", *QUICK]

@@ -88,6 +88,7 @@ def test_the_same_seed_gives_the_same_fit():
     assert one == two
 
 
+@pytest.mark.slow
 def test_pipelines_and_searches():
     pipe = make_pipeline(StandardScaler(), FlowEstimator("affine", **{**QUICK, "max_steps": 20}))
     assert np.isfinite(pipe.fit(X).score(X))

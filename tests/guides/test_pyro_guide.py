@@ -34,7 +34,7 @@ def by_hand(y):
 def one_by_one(y):
     """Code that no plate can go through."""
     mu = pyro.sample("mu", dist.Normal(0.3, 0.5))
-    pyro.sample("tau", dist.LogNormal(0.2 * float(mu), 0.4))
+    pyro.sample("tau", dist.LogNormal(0.2 * mu.item(), 0.4))
     with pyro.plate("groups", 3):
         pyro.sample("theta", dist.Normal(mu, 1.0))
     pyro.sample("share", dist.Dirichlet(torch.tensor([2.0, 3.0, 4.0])))

@@ -96,6 +96,7 @@ def test_files(guide, tmp_path):
     assert torch.equal(again.sample(5, seed=1)["beta"], fit.sample(5, seed=1)["beta"])
 
 
+@pytest.mark.slow
 def test_data_in_mini_batches_counts_whole():
     x, y = X.repeat(4, 1), Y.repeat(4)
 

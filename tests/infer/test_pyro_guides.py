@@ -167,6 +167,7 @@ def test_a_banana_is_not_good():
     assert fitted(autoguide.AutoMultivariateNormal, banana, ()).verdict != "good"
 
 
+@pytest.mark.slow
 def test_discrete_sites_are_summed_out_of_a_class():
     def mixture(y):
         loc = pyro.sample("loc", dist.Normal(torch.tensor([-2.0, 2.0]), 1.0).to_event(1))
