@@ -62,7 +62,7 @@ def measured(target, fit, seed):
         }
         if target.log_z is not None:
             row["log_z_error"] = value - target.log_z
-        ours = density.rsample_and_log_prob(DRAWS)[0].double()
+        ours = torch.cat([x.reshape(DRAWS, -1) for x in fit.sample(DRAWS, seed=seed).values()], -1)
         if target.draw is not None:
             noise = torch.Generator().manual_seed(1000 + seed)
             exact = target.draw(DRAWS, noise)

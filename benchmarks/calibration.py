@@ -186,7 +186,8 @@ def page(results, env):
     for title, some in half.items():
         parts += [f"## {title}", in_numbers(some), confusion(some)]
     parts.append(clustered(rows))
-    parts += generated_ones({key: row for key, row in every.items() if key not in rows})
+    made = {key: row for key, row in every.items() if key not in rows}
+    parts += generated_ones(made, results.get("generated_environment", env))
     lines = []
     for recipe in RECIPES:
         mine = [row for key, row in rows.items() if key.split("|")[1] == recipe]
@@ -205,7 +206,7 @@ def page(results, env):
     return "\n\n".join(parts)
 
 
-def generated_ones(rows):
+def generated_ones(rows, env):
     """Sections on generated posteriors, by the part that the hash of a name gives it."""
     if not rows:
         return []
@@ -225,7 +226,7 @@ def generated_ones(rows):
             values = list(some.values())
             found += [f"### {half.capitalize()}", in_numbers(values), clustered(some)]
             found.append(confusion(values))
-    return found
+    return [*found, f"These fits: {in_words(env)}"]
 
 
 def save(results, folder):
@@ -257,7 +258,9 @@ def main():
     if args.page:
         print(f"wrote {save(results, folder)}")
         return
-    results["environment"] = environment()
+    # Public and generated posteriors may have been run by different versions.
+    kinds = {"environment": not args.generated, "generated_environment": args.generated}
+    results |= {kind: environment() for kind, now in kinds.items() if now or kind not in results}
     todo = [
         (name, recipe, seed, steps)
         for recipe in args.recipes
