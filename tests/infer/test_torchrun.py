@@ -342,12 +342,6 @@ def nested(y):
             z = pyro.sample("z", dist.Normal(place, 1.0))
             pyro.sample("y", dist.Normal(z, 1.0), obs=y[rows])
 
-more = {}
-if what in ("amortised", "semi-amortised"):
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
-    more = {"encoder": {"groups": net}, "semi_amortised": what != "amortised"}
-guide = nfvi.AutoPlateFlow(nested if what == "nested" else table, **more)
 if how == "lost" and rank == "1":
     calls = []
     plain = table
@@ -358,6 +352,12 @@ if how == "lost" and rank == "1":
             os._exit(9)
         plain(y)
 
+more = {}
+if what in ("amortised", "semi-amortised"):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    more = {"encoder": {"groups": net}, "semi_amortised": what != "amortised"}
+guide = nfvi.AutoPlateFlow(nested if what == "nested" else table, **more)
 kept = {}
 if how.startswith(("dies", "resumes")):
     kept = {"checkpoint": os.path.join(folder, "..", how.partition("=")[2]), "resume": True,
