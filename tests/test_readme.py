@@ -15,7 +15,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 #: Pages that take more than some seconds.
-SLOW = {"arviz", "cheat_sheet", "coming_from", "getting_started", "many_fits", "trust"}
+SLOW = {"amortised", "arviz", "cheat_sheet", "coming_from", "getting_started", "many_fits", "trust"}
 PAGES = [
     page
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_nfvi._option_names import knows_options
 from pyro_nfvi._pyro_model.model_checks import check_model
-from pyro_nfvi._random import fold_in, fresh_seed, seeded, stream
+from pyro_nfvi._random import fold_in, fresh_seed
 from pyro_nfvi._validation import seed_number, whole
-from pyro_nfvi.amortised._amortised_posterior import (
-    AmortisedPosterior,
-    TrainingRecord,
-    summarised,
-)
+from pyro_nfvi.amortised._amortised_likelihood import AmortisedLikelihood
+from pyro_nfvi.amortised._amortised_posterior import AmortisedPosterior
 from pyro_nfvi.amortised._model_simulations import ModelSimulations, Simulations
 from pyro_nfvi.amortised._rank_calibration import rank
-from pyro_nfvi.amortised._recipe import JUDGEMENT, NETWORKS, SIMULATIONS
-from pyro_nfvi.amortised._summarised_flow import SummarisedFlow
-from pyro_nfvi.amortised._summary_networks import Scaling, make_summary
-from pyro_nfvi.amortised._typicality import Neighbourhood
+from pyro_nfvi.amortised._recipe import JUDGEMENT, SIMULATIONS
+from pyro_nfvi.amortised._trained_density import (
+    References,
+    TrainingRecord,
+    at_data,
+    likelihood_density,
+    named_flow,
+    posterior_density,
+    split,
+    train,
+)
+from pyro_nfvi.amortised._truncated_prior import TruncatedPrior
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.distributions._maximum_likelihood import DensityFit
-from pyro_nfvi.errors import OptionError
-from pyro_nfvi.flows._base import Chain, Flow
-from pyro_nfvi.flows._normalization import ActNorm
-from pyro_nfvi.flows._registry import check_formula, make_flow
+from pyro_nfvi.errors import ModelError, OptionError
+from pyro_nfvi.flows._registry import check_formula
 
 
 @knows_options
@@ -40,14 +43,17 @@ def amortise(
     *,
     observed: str | Sequence[str] | Mapping[str, str] | None = None,
     sites: str | Sequence[str] | None = None,
+    method: str = "posterior",
     num_simulations: int = 10_000,
+    rounds: int = 1,
+    data: Any = None,
     flow: str = "nsf*5",
     flow_options: Mapping[str, Any] | None = None,
     summary: str | nn.Module | None = None,
     training: Mapping[str, Any] | None = None,
     seed: int | None = None,
     progress: bool = True,
-) -> AmortisedPosterior:
+) -> AmortisedPosterior | AmortisedLikelihood:
     r"""Train one density for the posteriors of all data sets that a model simulates.
 
     .. math:: \max_\phi\; \mathbb{E}_{p(\theta)\,p(x \mid \theta)} \log q_\phi(\theta \mid x)
@@ -71,7 +77,15 @@ def amortise(
             while drawing.
         sites: Latent sites to infer: all continuous ones (None), or names. Others, discrete ones
             among them, are drawn in each simulation, and so summed out.
-        num_simulations: Runs of the model.
+        method: ``"posterior"`` trains :math:`q(\theta \mid x)`. ``"likelihood"`` trains
+            :math:`q(x \mid \theta)`, and each call with data fits the posterior under the model's
+            own prior by :class:`NFVI`: for a single data set, and few simulations. Data are
+            continuous then, and there is no summary.
+        num_simulations: Runs of the model, in all rounds together.
+        rounds: More than one spend the simulations near the posterior of one data set: the
+            posterior's are of the prior, cut to the region of highest density of the posterior of
+            the round before (truncated proposals), the likelihood's are draws of that posterior.
+        data: That data set.
         flow: Formula of a flow (:func:`pyro_nfvi.flows.make_flow`) that takes a context. For one
             latent ``"nsf*5"``, which needs two, is ``"nsf-ar*2"``.
         flow_options: Options of the flow, such as ``{"hidden_dim": (50, 50)}``, the default.
@@ -127,111 +141,164 @@ def amortise(
             f"num_simulations needs to be at least {SIMULATIONS.fewest}: a tenth is held out, and "
             f"ends the training; got {num_simulations}."
         )
+    if method not in ("posterior", "likelihood"):
+        raise OptionError(f"method is 'posterior' or 'likelihood'; got {method!r}.")
     check_formula(flow, flow_options or {})
     chosen = seed_number(seed)
     base = fresh_seed() if chosen is None else chosen
     simulations = ModelSimulations(model, args, kwargs or {}, observed, sites)
-    made = simulations.run(num_simulations, fold_in(base, "amortise"))
-    train, held = _split(made, base)
-    scaling, density, formula = _build(simulations, train, flow, flow_options or {}, summary, base)
-    fitted = _fit(density, scaling, train, held, training or {}, base, progress=progress)
-    density.requires_grad_(False)
-    scaled = scaling(train.x)
-    homes = [Neighbourhood.of(scaled, base)]
-    if summary is not None:
-        with torch.no_grad():
-            homes.append(Neighbourhood.of(summarised(density.flow, scaled), base))
-    ranks = rank(
-        density, simulations.latent, held.z, scaling(held.x),
-        num_draws=JUDGEMENT.rank_draws, level=0.01, seed=base,
+    _check_rounds(rounds, data, num_simulations)
+    plan = _Plan(
+        simulations, num_simulations, rounds, data, flow, dict(flow_options or {}), summary,
+        dict(training or {}), base, progress, begin,
     )  # fmt: skip
-    record = TrainingRecord(
-        formula,
-        summary if isinstance(summary, str) else type(summary).__name__ if summary else "",
-        num_simulations,
-        made.left_out,
-        simulations.how,
-        fitted.steps,
-        -fitted.best,
-        fitted.reason,
-        time.monotonic() - begin,
-        base,
-    )
-    ranges = torch.stack([train.x.amin(0), train.x.amax(0)])
-    return AmortisedPosterior(simulations, density, scaling, homes, ranges, ranks, record)
+    return plan.posterior() if method == "posterior" else plan.likelihood()
 
 
-def _split(made: Simulations, seed: int) -> tuple[Simulations, Simulations]:
-    """Divide simulations into those to train on and those to hold out."""
-    order = torch.randperm(len(made.z), generator=stream(seed, "held out"))
-    order, count = order.to(made.z.device), round(SIMULATIONS.held_share * len(made.z))
-    held, train = order[:count], order[count:]
-    return (
-        Simulations(made.z[train], made.x[train], made.left_out),
-        Simulations(made.z[held], made.x[held], 0),
-    )
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that was asked for, checked."""
 
+    simulations: ModelSimulations
+    num_simulations: int
+    rounds: int
+    data: Any
+    flow: str
+    flow_options: dict[str, Any]
+    summary: str | nn.Module | None
+    training: dict[str, Any]
+    seed: int
+    progress: bool
+    begin: float
 
-def _build(
-    simulations: ModelSimulations,
-    train: Simulations,
-    formula: str,
-    options: Mapping[str, Any],
-    summary: str | nn.Module | None,
-    seed: int,
-) -> tuple[Scaling, FlowDensity, str]:
-    """Make the conditional density, at its start, and the scaling of its data."""
-    latent = simulations.latent
-    with seeded(seed, "amortise: networks"):
-        scaling, network, size = make_summary(summary, simulations.layout, latent.dim)
-        if latent.dim == 1 and formula == "nsf*5":
-            formula = "nsf-ar*2"
-        inner = conditional_flow(formula, latent.dim, size, options)
-    flow: Flow = inner
-    if network is not None:
-        flow = SummarisedFlow(inner, network, simulations.layout.dim)
-    density = FlowDensity(Chain(flow, ActNorm(latent.dim))).to(latent.init_loc)
-    scaling = scaling.to(latent.init_loc.device)
-    scaling.to(latent.init_loc.dtype)
-    scaling.set_from(train.x)
-    return scaling, density, formula
+    def posterior(self) -> AmortisedPosterior:
+        """Train the posterior, round by round."""
+        made = self._simulate(0)
+        found = self._train_posterior(made, 1)
+        for number in range(1, self.rounds):
+            _, x = self.simulations.read(self.data)
+            at = FlowDensity(at_data(found.density.flow, found.scaling(x)))
+            region = TruncatedPrior(self.simulations, at, fold_in(self.seed, "edge", number))
+            z = region.draw(self._count(number), fold_in(self.seed, "region", number))
+            # Those of earlier rounds that lie in the region are draws from the prior there too.
+            inside = made.at(region.holds(made.z))
+            made = inside.joined(self._simulate(number, z))
+            found = self._train_posterior(made, number + 1)
+        return found
 
+    def likelihood(self) -> AmortisedLikelihood:
+        """Train the likelihood, round by round."""
+        whole_numbers = self.simulations.layout.whole
+        if whole_numbers:
+            raise OptionError(
+                f"method='likelihood' needs continuous data, and {whole_numbers[0]!r} are whole "
+                "numbers, which a density would grow at without bound. Take method='posterior'."
+            )
+        if self.summary is not None:
+            raise OptionError(
+                "method='likelihood' is a density of the data themselves: leave summary out, or "
+                "let the model observe a summary."
+            )
+        made = self._simulate(0)
+        if made.left_out:
+            raise ModelError(
+                f"{made.left_out} of {self._count(0)} simulations have NaN or infinite numbers: "
+                "without them the likelihood would be another. Take method='posterior', which can "
+                "leave them out."
+            )
+        found = self._train_likelihood(made, 1)
+        for number in range(1, self.rounds):
+            fit = found(self.data, progress=self.progress)
+            drawn = fit.sample(self._count(number), seed=fold_in(self.seed, "round", number))
+            z = self.simulations.latent.pack(drawn)
+            made = made.joined(self._simulate(number, z))
+            found = self._train_likelihood(made, number + 1)
+        return found
 
-def conditional_flow(formula: str, dim: int, size: int, options: Mapping[str, Any]) -> Flow:
-    """Build a flow of a context, with networks as wide as ``NETWORKS`` says.
+    def _count(self, number: int) -> int:
+        """Simulations of a round; the first takes what does not divide."""
+        share, rest = divmod(self.num_simulations, self.rounds)
+        return share + (rest if number == 0 else 0)
 
-    Raises:
-        OptionError: The flow takes no context.
-    """
-    # Families differ in what they take: several widths, one, or none.
-    widths = (NETWORKS.hidden_dim, max(NETWORKS.hidden_dim))
-    made: Flow | None = None
-    for width in () if "hidden_dim" in options else widths:
-        try:
-            made = make_flow(formula, dim, size, **{"hidden_dim": width, **options})
-            break
-        except OptionError:
-            continue
-    made = make_flow(formula, dim, size, **options) if made is None else made
-    if not made.context_dim:
-        raise OptionError(
-            f"The flow {formula!r} takes no context, so it could not depend on the data. Take "
-            "'nsf*5', 'maf*5' or another."
+    def _simulate(self, number: int, z: Tensor | None = None) -> Simulations:
+        return self.simulations.run(
+            self._count(number), fold_in(self.seed, "amortise", number), z=z
         )
-    return made
+
+    def _train_posterior(self, made: Simulations, rounds: int) -> AmortisedPosterior:
+        latent = self.simulations.latent
+        formula = named_flow(self.flow, latent.dim)
+        scaling, density = posterior_density(
+            self.simulations.layout, latent.init_loc, formula, self.flow_options, self.summary,
+            self.seed,
+        )  # fmt: skip
+        rows, held = split(made, self.seed)
+        scaling.set_from(rows.x)
+        fitted = train(
+            density, (rows.z, scaling(rows.x)), (held.z, scaling(held.x)), self.training, self.seed,
+            progress=self.progress,
+        )  # fmt: skip
+        ranks = rank(
+            density, latent, held.z, scaling(held.x), num_draws=JUDGEMENT.rank_draws,
+            level=JUDGEMENT.level, seed=self.seed,
+        )  # fmt: skip
+        references = References.of(rows.x, scaling, density.flow, self.seed)
+        record = self._record(formula, made, fitted, rounds)
+        return AmortisedPosterior(self.simulations, density, scaling, references, ranks, record)
+
+    def _train_likelihood(self, made: Simulations, rounds: int) -> AmortisedLikelihood:
+        layout, like = self.simulations.layout, self.simulations.latent.init_loc
+        formula = named_flow(self.flow, layout.dim)
+        of_data, of_latents, density = likelihood_density(
+            layout, like, formula, self.flow_options, self.seed
+        )
+        rows, held = split(made, self.seed)
+        of_data.set_from(rows.x)
+        of_latents.set_from(rows.z)
+        fitted = train(
+            density, (of_data(rows.x), of_latents(rows.z)), (of_data(held.x), of_latents(held.z)),
+            self.training, self.seed, progress=self.progress,
+        )  # fmt: skip
+        references = References.of(rows.x, of_data, None, self.seed)
+        record = self._record(formula, made, fitted, rounds)
+        return AmortisedLikelihood(
+            self.simulations, density, of_data, of_latents, references, record
+        )
+
+    def _record(
+        self, formula: str, made: Simulations, fitted: DensityFit, rounds: int
+    ) -> TrainingRecord:
+        summary = self.summary
+        return TrainingRecord(
+            formula,
+            summary if isinstance(summary, str) else type(summary).__name__ if summary else "",
+            self.num_simulations,
+            made.left_out,
+            self.simulations.how,
+            fitted.steps,
+            -fitted.best,
+            fitted.reason,
+            time.monotonic() - self.begin,
+            self.seed,
+            self.flow_options,
+            rounds,
+        )
 
 
-def _fit(
-    density: FlowDensity,
-    scaling: Scaling,
-    train: Simulations,
-    held: Simulations,
-    options: Mapping[str, Any],
-    seed: int,
-    *,
-    progress: bool,
-) -> DensityFit:
-    """Fit the conditional density to simulations."""
-    own = {"seed": fold_in(seed, "amortise: training"), "progress": progress}
-    valid = (held.z, scaling(held.x))
-    return density.fit(train.z, scaling(train.x), valid=valid, **{**own, **options})
+def _check_rounds(rounds: int, data: Any, num_simulations: int) -> None:
+    """Check the rounds, and that there is a data set for those after the first."""
+    rounds = whole("rounds", rounds)
+    if rounds > 1 and data is None:
+        raise OptionError(
+            f"rounds={rounds} spend simulations near the posterior of one data set: pass data=."
+        )
+    if rounds == 1 and data is not None:
+        raise OptionError(
+            "data are for rounds=2 and more; one round is for all data sets: call the result with "
+            "them."
+        )
+    if num_simulations // rounds < SIMULATIONS.fewest:
+        raise OptionError(
+            f"{num_simulations} simulations in {rounds} rounds are fewer than "
+            f"{SIMULATIONS.fewest} in each: raise num_simulations."
+        )

@@ -15,7 +15,7 @@ from pyro_nfvi._pyro_model.latent_space import LatentSpace
 from pyro_nfvi._random import fresh_seed, stream
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._validation import seed_number, whole
-from pyro_nfvi.amortised._amortised_findings import UnusualData
+from pyro_nfvi.amortised._recipe import JUDGEMENT
 from pyro_nfvi.diagnostics._finding import Finding, Level
 from pyro_nfvi.diagnostics._importance import log_evidence, resample, weighted_quantile
 from pyro_nfvi.diagnostics._khat import TailReading
@@ -23,6 +23,7 @@ from pyro_nfvi.diagnostics._verdict import BAD, GOOD, Cause, Verdict, judge_weig
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import ModelError
 from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.infer._amortised_findings import RanksOnAverage, UnusualData
 from pyro_nfvi.infer._findings import find
 from pyro_nfvi.infer._summary import Summary
 from pyro_nfvi.infer._weighted_draws import WeighedDraws, push_chunks
@@ -92,8 +93,9 @@ class AmortisedFit:
 
         Of a model with a density as that of a fit, from importance weights: ``"good"``,
         ``"usable with reweighting"`` or ``"do not trust"``. Else ``"good"`` where the data lie
-        among the simulations and posteriors of simulated data are calibrated, at least nearly:
-        right on average, which no single posterior needs to be.
+        among the simulations and posteriors of at least 1000 simulated data sets are calibrated,
+        at least nearly: right on average, which no single posterior needs to be. ``"not known"``
+        with fewer.
         """
         sentences: dict[Level, list[str]] = {level: [] for level in Level}
         for found in self.findings:
@@ -111,6 +113,10 @@ class AmortisedFit:
             outside = unusual is not None and unusual.unusual
             step = _NEXT_OUTSIDE if outside else _NEXT_RANKS
             return Verdict(BAD, [*faults, *remarks], step, Cause.FAULT)
+        ranks = find(self.findings, RanksOnAverage)
+        if ranks is None or ranks.data_sets < JUDGEMENT.data_sets:
+            few = f"{0 if ranks is None else ranks.data_sets} data sets are too few to judge by"
+            return Verdict("not known", [few, *remarks], _NEXT_FEW)
         return Verdict(GOOD, remarks, "Use the draws as they are; no reweighting is possible.")
 
     @property
@@ -225,4 +231,5 @@ _NEXT_OUTSIDE = (
     "Check the data and the model: its prior and noise make no such data. A posterior extrapolates "
     "there."
 )
+_NEXT_FEW = "posterior(data, calibration=posterior.calibration()) judges by 10,000."
 _NEXT_RANKS = "Train on more simulations, or with a larger flow; posterior.calibration() says more."

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_nfvi._error_text import describe_error
 from pyro_nfvi._option_names import knows_options
@@ -18,64 +19,24 @@ from pyro_nfvi._pyro_model.log_joint import LogJoint
 from pyro_nfvi._random import fold_in, fresh_seed, seeded, stream
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._validation import number, seed_number, whole
-from pyro_nfvi.amortised._amortised_findings import NoDensity, RanksOnAverage, UnusualData
 from pyro_nfvi.amortised._amortised_fit import AmortisedFit
 from pyro_nfvi.amortised._model_simulations import ModelSimulations
+from pyro_nfvi.amortised._posterior_files import Trained, load_posterior, save_posterior
 from pyro_nfvi.amortised._rank_calibration import RankCalibration, rank
 from pyro_nfvi.amortised._recipe import JUDGEMENT
-from pyro_nfvi.amortised._summarised_flow import FlowAt, SummarisedFlow
 from pyro_nfvi.amortised._summary_networks import Scaling
-from pyro_nfvi.amortised._typicality import Neighbourhood
+from pyro_nfvi.amortised._trained_density import References, TrainingRecord, at_data
 from pyro_nfvi.diagnostics._finding import Finding
 from pyro_nfvi.distributions._flow_density import FlowDensity
 from pyro_nfvi.errors import ModelError, NFVIError, OptionError
 from pyro_nfvi.flows._affine import DiagonalAffine
-from pyro_nfvi.flows._base import Chain, Flow
+from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.guides._auto_flow import AutoFlow
+from pyro_nfvi.infer._amortised_findings import NoDensity, RanksOnAverage
 from pyro_nfvi.infer._fit import Fit
 from pyro_nfvi.infer._nfvi import NFVI
 from pyro_nfvi.infer._plate_fit import PlateFit
 from pyro_nfvi.infer._weighted_draws import WeighedDraws, push_chunks, weigh
-
-
-@dataclass(frozen=True)
-class TrainingRecord:
-    """Record of how a density was trained.
-
-    Attributes:
-        flow: The flow's formula, or its class.
-        summary: The summary network, in words; empty for none.
-        num_simulations: Simulations that were made.
-        left_out: Simulations with numbers that are not finite.
-        how: The way in which they were run.
-        steps: Steps of training.
-        held_out: Mean log density of the simulations that were held out, in nats.
-        reason: Reason for which training ended.
-        seconds: Time of all.
-        seed: Seed of all.
-    """
-
-    flow: str
-    summary: str
-    num_simulations: int
-    left_out: int
-    how: str
-    steps: int
-    held_out: float
-    reason: str
-    seconds: float
-    seed: int
-
-    def lines(self) -> tuple[str, ...]:
-        """Describe it in lines to read."""
-        left = f", {self.left_out} left out as not finite" if self.left_out else ""
-        by = {"plate": "together in a plate", "vmap": "together by vmap", "loop": "one by one"}
-        return (
-            f"trained on {self.num_simulations} simulations ({by.get(self.how, self.how)}{left}), "
-            f"flow {self.flow}{f', summary {self.summary}' if self.summary else ''}",
-            f"{self.steps} steps, {self.reason}; {self.held_out:.3f} nats held out; "
-            f"{self.seconds:.1f} s, seed {self.seed}",
-        )
 
 
 class AmortisedPosterior:
@@ -89,8 +50,7 @@ class AmortisedPosterior:
         simulations: The model as a simulator.
         density: The conditional density of unconstrained latents, given scaled data.
         scaling: Scales data.
-        neighbourhoods: Simulations that data are compared with: as they are, and their summaries.
-        ranges: Least and largest of each number over the simulations, ``(2, X)``.
+        references: Simulations that data are compared with.
         held_out: Calibration on the simulations that were held out.
         record: How it was trained.
 
@@ -115,14 +75,12 @@ class AmortisedPosterior:
         simulations: ModelSimulations,
         density: FlowDensity,
         scaling: Scaling,
-        neighbourhoods: Sequence[Neighbourhood],
-        ranges: Tensor,
+        references: References,
         held_out: RankCalibration,
         record: TrainingRecord,
     ) -> None:
         self.simulations, self.density, self.scaling = simulations, density, scaling
-        self.neighbourhoods, self.ranges = tuple(neighbourhoods), ranges
-        self.held_out, self.record = held_out, record
+        self.references, self.held_out, self.record = references, held_out, record
 
     @property
     def latent(self) -> LatentSpace:
@@ -153,13 +111,20 @@ class AmortisedPosterior:
 
     @knows_options
     def fit(
-        self, data: Any, *, num_draws: int = JUDGEMENT.draws, seed: int | None = None
+        self,
+        data: Any,
+        *,
+        num_draws: int = JUDGEMENT.draws,
+        calibration: RankCalibration | None = None,
+        seed: int | None = None,
     ) -> AmortisedFit:
         """Return the posterior of a data set, with its verdict; calling the object is the same.
 
         Args:
             data: The data: of the one observed site, or a dict by site.
             num_draws: Draws on which it is judged.
+            calibration: What ``posterior.calibration()`` returned, for the verdict; by default the
+                calibration on the simulations that were held out.
             seed: Same seed, same draws; None takes that of the training.
 
         Cost:
@@ -173,8 +138,8 @@ class AmortisedPosterior:
         num_draws = whole("num_draws", num_draws, 100)
         chosen = seed_number(seed)
         base = self.record.seed if chosen is None else chosen
-        values, x = self._read(data)
-        density = self._at(x)
+        values, x = self.simulations.read(data)
+        density = FlowDensity(self._flow_at(x))
         generator = stream(base, "amortised draws", device=x.device)
         z, log_q = push_chunks(
             density, num_draws, lambda n: density.sample_base(n, generator=generator)
@@ -192,7 +157,14 @@ class AmortisedPosterior:
             draws = weigh(density, log_joint, num_draws, again)
         else:
             findings.append(NoDensity(why))
-        findings += [*self._usual(x, weighed=draws.exact), self._average(weighed=draws.exact)]
+        held = self.held_out if calibration is None else calibration
+        weighed = draws.exact
+        findings += [
+            self.references.judge(
+                x, self.scaling(x), self.density.flow, self.simulations.layout, weighed=weighed
+            ),
+            RanksOnAverage(str(held.verdict), held.num_simulations, held.largest, weighed),
+        ]
         make = None if log_joint is None else (lambda: self._guide(x, values))
         return AmortisedFit(
             density, self.latent, draws, tuple(findings), model, args, kwargs, values,
@@ -217,7 +189,7 @@ class AmortisedPosterior:
         Raises:
             ModelError: The model has no density of the latents that are inferred.
         """
-        values, x = self._read(data)
+        values, x = self.simulations.read(data)
         why = self._no_density()
         if why:
             raise ModelError(f"There is no ELBO to refine by: {why}.")
@@ -255,6 +227,9 @@ class AmortisedPosterior:
         Cost:
             ``num`` simulations and ``num * num_draws`` draws, in a few passes: seconds to minutes.
 
+        Raises:
+            ModelError: The posterior was trained in rounds, for one data set.
+
         Source: Talts et al. 2018, arXiv:1804.06788; Hermans et al. 2022, arXiv:2110.06581, for the
         coverage.
         """
@@ -262,6 +237,12 @@ class AmortisedPosterior:
         level = number("level", level, above=0)
         if level >= 1:
             raise OptionError(f"level is a number between 0 and 1; got {level!r}.")
+        if self.record.rounds > 1:
+            raise ModelError(
+                "The posterior was trained in rounds on simulations near one data set, so it is "
+                "none of data from the whole prior. posterior.held_out has the ranks of the "
+                "simulations that were held out."
+            )
         begin = time.monotonic()
         chosen = seed_number(seed)
         base = fresh_seed() if chosen is None else chosen
@@ -272,21 +253,49 @@ class AmortisedPosterior:
         )  # fmt: skip
         return replace(found, seconds=time.monotonic() - begin)
 
-    # ------------------------------------------------------------------------- in between
+    # ------------------------------------------------------------------------------- files
 
-    def _read(self, data: Any) -> tuple[TensorDict, Tensor]:
-        """Return the data by site, and as a vector ``(X,)``."""
-        layout, like = self.simulations.layout, self.latent.init_loc
-        values = layout.read(data, like)
-        rows = {name: value.unsqueeze(0) for name, value in values.items()}
-        return values, layout.flatten(rows, like)[0]
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the posterior to a file, without the model: all of it or nothing.
+
+        Raises:
+            FileError: The folder is missing or read-only, or the disk is full.
+        """
+        save_posterior(path, self.simulations, self._trained())
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        model: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        summary: nn.Module | None = None,
+    ) -> AmortisedPosterior:
+        """Read a posterior that :meth:`save` wrote; no code in the file runs.
+
+        Args:
+            path: The file.
+            model: The model.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            summary: A network like the one that it was trained with, where that was your own.
+
+        Raises:
+            FileError: The file cannot be read, is damaged, or is of another model.
+        """
+        simulations, trained = load_posterior(path, model, args, kwargs or {}, summary)
+        return cls(simulations, *trained)
+
+    def _trained(self) -> Trained:
+        return Trained(self.density, self.scaling, self.references, self.held_out, self.record)
+
+    # ------------------------------------------------------------------------- in between
 
     def _flow_at(self, x: Tensor) -> Flow:
         """Return the flow at one data set, from base noise to unconstrained latents."""
         return at_data(self.density.flow, self.scaling(x))
-
-    def _at(self, x: Tensor) -> FlowDensity:
-        return FlowDensity(self._flow_at(x))
 
     def _no_density(self) -> str:
         """Say why the model cannot score draws, as far as that is known without data."""
@@ -312,30 +321,6 @@ class AmortisedPosterior:
         except Exception as error:  # a user's model may fail in any way
             return None, describe_error(error)
 
-    def _usual(self, x: Tensor, *, weighed: bool) -> list[Finding]:
-        scaled = self.scaling(x)
-        points = [scaled]
-        if len(self.neighbourhoods) > 1:
-            with torch.no_grad():
-                points.append(summarised(self.density.flow, scaled))
-        ps = [home.p_value(point) for home, point in zip(self.neighbourhoods, points)]
-        low, high = self.ranges
-        beyond = ((x < low) | (x > high)).nonzero().flatten().tolist()
-        outside = [
-            f"{self.simulations.layout.at(i)} = {float(x[i]):.3g} was from {float(low[i]):.3g} to "
-            f"{float(high[i]):.3g}"
-            for i in beyond[:3]
-        ] + ["..."] * (len(beyond) > 3)  # fmt: skip
-        found = UnusualData(
-            min(1.0, len(ps) * min(ps)), JUDGEMENT.level, len(self.neighbourhoods[0].points),
-            tuple(outside), weighed,
-        )  # fmt: skip
-        return [found]
-
-    def _average(self, *, weighed: bool) -> Finding:
-        held = self.held_out
-        return RanksOnAverage(str(held.verdict), held.num_simulations, held.largest, weighed)
-
     def _guide(self, x: Tensor, values: TensorDict, *, set_up: bool = True) -> AutoFlow:
         """Build the posterior of a data set as a guide that owns its parameters."""
         flow = copy.deepcopy(self._flow_at(x))
@@ -347,22 +332,3 @@ class AmortisedPosterior:
             with seeded(self.record.seed, "amortised set-up"):
                 guide.setup(*simulator.args, **simulator.kwargs)
         return guide
-
-
-def at_data(flow: Flow, scaled: Tensor) -> Flow:
-    """Return a flow of data at one data set, without context."""
-    if isinstance(flow, Chain):
-        return Chain(*(at_data(layer.map, scaled) for layer in flow.layers()))
-    if isinstance(flow, SummarisedFlow):
-        with torch.no_grad():
-            return FlowAt(flow.flow, flow.network(scaled))
-    return FlowAt(flow, scaled) if flow.context_dim else flow
-
-
-def summarised(flow: Flow, scaled: Tensor) -> Tensor:
-    """Return the summary of data by the network of a flow."""
-    for layer in flow.layers():
-        if isinstance(layer.flow, SummarisedFlow):
-            found: Tensor = layer.flow.network(scaled)
-            return found
-    return scaled

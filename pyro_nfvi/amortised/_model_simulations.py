@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from pyro_nfvi._option_names import meant
 from pyro_nfvi._pyro_model.forward_model import ForwardModel, Way
 from pyro_nfvi._pyro_model.latent_space import LatentSpace, is_point_mass
 from pyro_nfvi._pyro_model.model_run import is_deterministic
+from pyro_nfvi._typing import TensorDict
 from pyro_nfvi._user_warning import warn
 from pyro_nfvi.amortised._observed_layout import ObservedLayout
 from pyro_nfvi.amortised._recipe import SIMULATIONS
@@ -42,6 +44,10 @@ class Simulations:
         """Return these and others."""
         z, x = torch.cat([self.z, other.z]), torch.cat([self.x, other.x])
         return Simulations(z, x, self.left_out + other.left_out)
+
+    def at(self, index: Tensor) -> Simulations:
+        """Return some of them."""
+        return Simulations(self.z[index], self.x[index], self.left_out)
 
 
 class ModelSimulations:
@@ -70,7 +76,7 @@ class ModelSimulations:
         self.simulator = Simulator(model, args, kwargs, observed)
         freed = {**kwargs, **dict.fromkeys(self.simulator.arguments.values())}
         self.forward = ForwardModel(model, args, freed, {})
-        with self._scope(0):
+        with self.scope(0):
             trace = self._attempt(lambda: self.forward.start({}))
         self.layout = ObservedLayout.of(trace, self.simulator.names)
         #: All continuous latents of the model.
@@ -106,6 +112,12 @@ class ModelSimulations:
         """Return the model with this data in place of its own."""
         return self.simulator.condition(data)
 
+    def read(self, data: Any) -> tuple[TensorDict, Tensor]:
+        """Return a user's data by site, and as a vector ``(X,)``."""
+        values = self.layout.read(data, self.latent.init_loc)
+        rows = {name: value.unsqueeze(0) for name, value in values.items()}
+        return values, self.layout.flatten(rows, self.latent.init_loc)[0]
+
     def run(self, count: int, seed: int, *, z: Tensor | None = None) -> Simulations:
         """Simulate, from the prior or at unconstrained latents ``z (count, D)``.
 
@@ -117,7 +129,7 @@ class ModelSimulations:
         rows = min(SIMULATIONS.run_rows, SIMULATIONS.run_size // max(1, self.forward.size))
         wanted = (*self.latent.sites, *self.layout.shapes)
         like = self.latent.init_loc
-        with self._scope(seed):
+        with self.scope(seed):
             parts = self._attempt(lambda: list(self.forward.run(count, held, wanted, rows)))
         values = {name: torch.cat([part[name] for part in parts]) for name in wanted}
         x = self.layout.flatten(values, like)
@@ -151,9 +163,8 @@ class ModelSimulations:
             DataWarning,
         )
 
-    def _scope(self, seed: int) -> Any:
-        from contextlib import ExitStack
-
+    def scope(self, seed: int) -> ExitStack:
+        """Run the model under a random state of its own, and leave parameters as they are."""
         stack, store = ExitStack(), pyro.get_param_store()
         stack.enter_context(own_random_state(seed, "simulate"))
         stack.enter_context(store.scope(store.get_state()))

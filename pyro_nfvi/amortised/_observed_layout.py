@@ -13,6 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_nfvi._option_names import meant
+from pyro_nfvi._pyro_model.latent_space import is_discrete
 from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.errors import DataError, OptionError, ShapeError
 
@@ -32,9 +33,14 @@ class ObservedLayout:
     @classmethod
     def of(cls, trace: Trace, names: tuple[str, ...]) -> ObservedLayout:
         """Read the layout from a run of the model with these sites drawn."""
-        values = {name: trace.nodes[name]["value"] for name in trace.nodes if name in names}
-        shapes = {name: tuple(value.shape) for name, value in values.items()}
-        return cls(shapes, tuple(n for n, v in values.items() if not v.is_floating_point()))
+        sites = {name: site for name, site in trace.nodes.items() if name in names}
+        shapes = {name: tuple(site["value"].shape) for name, site in sites.items()}
+        counts = (
+            name
+            for name, site in sites.items()
+            if is_discrete(site["fn"]) or not site["value"].is_floating_point()
+        )
+        return cls(shapes, tuple(counts))
 
     @property
     def dim(self) -> int:
@@ -72,8 +78,7 @@ class ObservedLayout:
                     "simulation is. Fill them in, or write the model so that it simulates what "
                     "is missing too (a site that says which are)."
                 )
-            is_whole = name in self.whole
-            found[name] = value.to(like.device) if is_whole else value.to(like)
+            found[name] = value.to(like.device) if name in self.whole else value.to(like)
         return found
 
     def at(self, index: int) -> str:

@@ -16,6 +16,12 @@ class SimulationRecipe:
     bad_share: float = 0.2
     #: Share held out: it ends the training, and its ranks are the first calibration.
     held_share: float = 0.1
+    #: Share of a posterior outside of the region to which later rounds confine the prior.
+    truncated: float = 1e-4
+    #: Draws with which the edge of that region is found.
+    edge_draws: int = 10_000
+    #: Draws of the prior for one that lies in that region, at most.
+    prior_draws: int = 1_000
     #: Numbers that one run of many simulations holds at most: 16 MB in double precision.
     run_size: int = 2_000_000
     #: Simulations in one run at most.
@@ -53,6 +59,11 @@ class JudgementRecipe:
     neighbour: int = 5
     #: Chance that data which the model simulates are called unusual.
     level: float = 0.01
+    #: Fewest data sets whose ranks a verdict of a model without a density rests on: a rank that
+    #: is off by 0.05 shows in so many.
+    data_sets: int = 1_000
+    #: Numbers outside of all simulations that a message names.
+    named: int = 3
     #: Largest distance of the distribution of ranks from the uniform one at which a posterior
     #: that tests tell from an exact one is nearly calibrated: no interval of any
     #: level holds the truth more than this share of data sets too often or too seldom.

@@ -61,6 +61,11 @@ class Scaling(nn.Module):
         far = edge + torch.log1p((u.abs() - edge).clamp_min(0))
         return torch.where(u.abs() <= edge, u, u.sign() * far)
 
+    def ladj(self, x: Tensor) -> Tensor:
+        """Log-determinant of the scaling at data ``(*b, X)``: ``(*b,)``, in nats."""
+        far = (((x - self.loc) / self.scale).abs() - NETWORKS.linear).clamp_min(0)
+        return -(self.scale.log() + torch.log1p(far)).sum(-1)
+
 
 class SetNetwork(nn.Module):
     r"""Summary of a set of rows, whatever their order: :math:`\rho(\frac1n\sum_i\phi(x_i))`.

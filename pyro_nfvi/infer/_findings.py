@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from pyro_nfvi._train.left_out_particles import LeftOut as LeftOut  # one kind of finding
 from pyro_nfvi.diagnostics._finding import Finding, Level
 from pyro_nfvi.diagnostics._recipe import VERDICT
+from pyro_nfvi.infer._amortised_findings import LearntLikelihood as LearntLikelihood
+from pyro_nfvi.infer._amortised_findings import UnusualData as UnusualData
 from pyro_nfvi.infer._checks.missed_mass import Outside, too_much
 from pyro_nfvi.infer._recipe import MODE_CHECK, PLATES, PRECISION, TAIL_CHECK, WORDS
 

@@ -11,12 +11,12 @@ import torch
 from torch.distributions import Normal
 
 import pyro_nfvi as nfvi
-from pyro_nfvi.amortised._amortised_findings import NoDensity, UnusualData
 from pyro_nfvi.errors import DataError, DataWarning, ModelError, OptionError, ShapeError
+from pyro_nfvi.infer._amortised_findings import NoDensity, UnusualData
 from pyro_nfvi.infer._findings import find
 
 ROWS, PRIOR = 5, 2.0
-QUICK = {"flow": "tril", "progress": False, "training": {"max_steps": 1000, "lr": 5e-3}}
+QUICK = {"flow": "tril", "progress": False, "training": {"max_steps": 1600}}
 
 
 FEW = {"num_simulations": 300, "seed": 0, "progress": False, "training": {"max_steps": 60}}
@@ -64,18 +64,29 @@ def posterior():
 
 
 @pytest.fixture(scope="module")
-def without_density():
-    return nfvi.amortise(implicit, observed="y", sites="mu", num_simulations=4000, seed=0, **QUICK)
+def without_density(posterior):
+    # Its training is that of the conjugate model, to the last bits.
+    made = nfvi.amortise(implicit, observed="y", sites="mu", flow="tril", **FEW)
+    return nfvi.amortised.AmortisedPosterior(
+        made.simulations, posterior.density, posterior.scaling, posterior.references,
+        posterior.held_out, posterior.record,
+    )  # fmt: skip
 
 
 def test_posteriors_are_exact_over_many_data_sets(posterior):
-    # 0.05 nats are 0.22 sd of a single mean over two latents; 0.02 are reached.
+    # 0.05 nats are 0.22 sd of a single mean over two latents; 0.036 are reached.
     assert 0 <= divergence(posterior, data_sets(300)) < 0.05
 
 
-def test_a_simulator_without_density_has_the_same_posteriors(without_density):
-    assert 0 <= divergence(without_density, data_sets(300)) < 0.05
-    assert without_density.simulations.functions == ("y",)
+def test_a_simulator_without_density_has_the_same_posteriors():
+    # The same noise makes the same data, so the same density is learnt.
+    one, other = (
+        nfvi.amortise(model, observed="y", sites="mu", flow="tril", **FEW)
+        for model in (conjugate, implicit)
+    )
+    y = data_sets(1)[0]
+    assert torch.allclose(one(y).draws.z, other(y).draws.z, atol=1e-4)
+    assert other.simulations.functions == ("y",)
 
 
 def test_weights_judge_a_posterior_where_the_model_has_a_density(posterior):
@@ -107,7 +118,9 @@ def test_refining_ends_at_the_exact_posterior(posterior):
 
 
 def test_what_has_no_density_is_judged_by_simulations(without_density):
-    fit = without_density(data_sets(1)[0])
+    y = data_sets(1)[0]
+    assert without_density(y).verdict == "not known"
+    fit = without_density(y, calibration=without_density.calibration(2000, seed=1))
     assert math.isnan(fit.khat)
     assert "function of others" in find(fit.findings, NoDensity).why
     assert fit.verdict == "good", fit.verdict.reasons
@@ -122,7 +135,7 @@ def test_what_has_no_density_is_judged_by_simulations(without_density):
 def test_data_of_the_model_are_seldom_called_unusual(posterior):
     # 200 data sets, false alarms with probability 0.01 each: more than 8 come once in 1000 tests.
     x = posterior.scaling(data_sets(200, seed=11).flatten(1))
-    home = posterior.neighbourhoods[0]
+    home = posterior.references.neighbourhoods[0]
     assert sum(home.p_value(row) < 0.01 for row in x) <= 8
 
 
@@ -139,11 +152,11 @@ def test_calibration_tells_right_from_broken(posterior):
 
     other = nfvi.amortise(louder, observed="y", flow="tril", **FEW)
     broken = nfvi.amortised.AmortisedPosterior(
-        other.simulations, posterior.density, posterior.scaling, posterior.neighbourhoods,
-        posterior.ranges, posterior.held_out, posterior.record,
+        other.simulations, posterior.density, posterior.scaling, posterior.references,
+        posterior.held_out, posterior.record,
     ).calibration(2000, seed=1)  # fmt: skip
     assert broken.verdict == "not calibrated"
-    assert all(row.word == "too narrow" for row in broken.rows)
+    assert all("too narrow" in row.word for row in broken.rows)
 
 
 def test_one_seed_gives_one_posterior_and_no_other_state_moves():
@@ -230,7 +243,7 @@ def test_a_set_has_no_order():
     y = data_sets(1)[0]
     order = torch.tensor([3, 1, 4, 0, 2])
     assert torch.allclose(made(y).draws.log_q, made(y[order]).draws.log_q, atol=1e-4)
-    assert len(made.neighbourhoods) == 2
+    assert len(made.references.neighbourhoods) == 2
 
 
 @pytest.mark.parametrize("summary", ["series", "own"])

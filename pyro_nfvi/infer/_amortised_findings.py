@@ -90,3 +90,26 @@ class NoDensity(Finding):
 
     def sentence(self) -> str:
         return f"no importance weights: {self.why}"
+
+
+@dataclass(frozen=True)
+class LearntLikelihood(Finding):
+    """A likelihood that a density of simulations stands in for.
+
+    Attributes:
+        simulations: Number of simulations that it was trained on.
+        held_out: Mean log density of simulations that were held out, in nats.
+    """
+
+    simulations: int
+    held_out: float
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT
+
+    def sentence(self) -> str:
+        return (
+            f"the likelihood is a density trained on {self.simulations} simulations: weights judge "
+            "the fit to it, and cannot see what it got wrong itself"
+        )
