@@ -289,8 +289,9 @@ def report(held, draws, folder):
     floor = f"{sum(floors) / len(floors):.3f}" if floors else "unknown"
     body = f"""
 `nfvi.amortise` on tasks of sbibm (Lueckmann et al. 2021, arXiv:2101.04653), with its default flow
-`nsf*5`{missing}. C2ST is the accuracy of a classifier that tells draws of q(θ | x) from those of the
-exact posterior: 0.5 for the posterior itself, 1 for what has nothing in common with it. Mean over
+`nsf*5`{missing}.
+C2ST is the accuracy of a classifier that tells draws of q(θ | x) from those of the exact
+posterior: 0.5 for the posterior itself, 1 for what has nothing in common with it. Mean over
 {DATA_SETS} data sets. Written by `benchmarks/amortised.py`.
 
 {table(header, rows)}

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from pyro_nfvi.amortised._amortise import amortise
-from pyro_nfvi.amortised._amortised_posterior import AmortisedPosterior
+from typing import TYPE_CHECKING
+
+from pyro_nfvi._lazy import lazy
+
+if TYPE_CHECKING:
+    from pyro_nfvi.amortised._amortise import amortise
+    from pyro_nfvi.amortised._amortised_posterior import AmortisedPosterior
 
 __all__ = [
     "AmortisedPosterior",
     "amortise",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(
+        __name__, {"AmortisedPosterior": "_amortised_posterior", "amortise": "_amortise"}
+    )
