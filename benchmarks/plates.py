@@ -241,10 +241,11 @@ WORDS = {
     ),
     "irt": (
         "Thirty items; every tenth answer is held out. No closed form: the bound and the held-out "
-        "density say which is better."
+        "density say which is better. Measured with fewer persons than the 2,000 of the script."
     ),
     "radon": (
-        "Three floors a county, three houses a floor, five unknown numbers beside. No closed form."
+        "Three floors a county, three houses a floor, five unknown numbers beside. No closed form. "
+        "Measured with fewer counties than the 1,000 of the script."
     ),
 }
 
