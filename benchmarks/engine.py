@@ -183,7 +183,8 @@ def page(results, firsts, numpyro):
 
 Microseconds of processor time per step, medians over {rounds} rounds with their range; ratios
 within rounds: median, range, lower quartile (q1). All rivals were pinned to one core and asked in
-turn; other work ran on the machine, so compare within a row. Float32, total gradient, Adam. IAF is
+turn; other work ran on the machine, and rows may be of different days, so compare within a row.
+Float32, total gradient, Adam. IAF is
 two layers with two hidden layers of twice the latents (as many as the latents at 501) and ReLU,
 the same nets for all (`skip_connections=False`; ours has an outer affine map besides). "iaf with
 skip" is ours with its default, a matrix past the hidden layers in each layer, against the rivals'
