@@ -137,7 +137,7 @@ def _draws(
     """Draw around each component at several scales, and over all; weigh by the whole mixture."""
     given, normals = BLOCK_MIXTURES, state.normals
     num = factor * max(given.fewest_draws, given.component_draws * len(state))
-    each = max(4, math.ceil((1 - given.wide) * num / len(state)))
+    each = max(given.fewest_each, math.ceil((1 - given.wide) * num / len(state)))
     counts = [max(1, round(share * each)) for share in given.shares]
     parts, sources, shares = [], [], []
     for scale, count in zip(given.scales, counts, strict=True):
@@ -147,7 +147,7 @@ def _draws(
         sources.append(one)
         shares.append(count * len(state))
     spread = _spread(state)
-    wide = max(16, round(given.wide * num))
+    wide = max(given.fewest_wide, round(given.wide * num))
     eps = torch.special.ndtri(even_noise(wide, spread.dim, generator))
     parts.append(spread.points(eps[None])[0])
     z = torch.cat(parts)
@@ -172,7 +172,8 @@ def _spread(state: _State) -> Normals:
     middle = locs.mean(0)
     away = locs - middle
     cov = away.mT @ away / len(locs) + (factors @ factors.mT).mean(0)
-    scale = BLOCK_MIXTURES.wide_scale if len(locs) > 1 else 2 * BLOCK_MIXTURES.wide_scale
+    alone = 1.0 if len(locs) > 1 else BLOCK_MIXTURES.alone_scale
+    scale = alone * BLOCK_MIXTURES.wide_scale
     return Normals(middle[None], (scale * torch.linalg.cholesky(cov))[None])
 
 
@@ -187,12 +188,13 @@ def _learnt(state: _State, draws: _Draws) -> _State:
         each = state.normals.log_prob(z) + state.log_weights
         held = omega.unsqueeze(-1) * torch.softmax(each, -1)
         weight = held.sum(0)
-        enough = weight.square() / held.square().sum(0).clamp_min(1e-300) > 4 * (size + 1)
+        effective = weight.square() / held.square().sum(0).clamp_min(1e-300)
+        enough = effective > given.draws_per_moment * (size + 1)
         part = held / weight.clamp_min(1e-300)
         loc = part.mT @ z
         away = z - loc.unsqueeze(1)
         cov = torch.einsum("nk,kni,knj->kij", part, away, away)
-        ridge = 1e-8 * state.normals.factor.square().sum((-2, -1)) / size
+        ridge = given.ridge * state.normals.factor.square().sum((-2, -1)) / size
         factor, failed = torch.linalg.cholesky_ex(cov + ridge[:, None, None] * eye)
         enough = enough & (failed == 0)
         learnt = Normals(loc, factor)
@@ -202,7 +204,7 @@ def _learnt(state: _State, draws: _Draws) -> _State:
 
 
 def _pruned(state: _State) -> _State:
-    keep = (state.log_weights > math.log(2 * BLOCK_MIXTURES.least_weight)) | (
+    keep = (state.log_weights > math.log(BLOCK_MIXTURES.pruned * BLOCK_MIXTURES.least_weight)) | (
         state.log_weights == state.log_weights.max()
     )
     if bool(keep.all()):
@@ -242,14 +244,16 @@ def _outside(state: _State, draws: _Draws) -> Tensor | None:
 
 def _with_new(state: _State, place: Tensor, draws: _Draws) -> _State:
     """Add a component at a place, as wide as the weighted draws that are nearest to it."""
-    away = draws.z - place
+    given, away = BLOCK_MIXTURES, draws.z - place
     distance = away.square().sum(-1)
-    held = draws.weight * (distance <= distance.sort().values[min(40, len(distance) - 1)])
+    held = draws.weight * (
+        distance <= distance.sort().values[min(given.nearest, len(distance) - 1)]
+    )
     cov = torch.einsum("n,ni,nj->ij", held / held.sum().clamp_min(1e-300), away, away)
     nearest = state.normals.factor[(state.normals.loc - place).square().sum(-1).argmin()]
-    cov = cov + 0.01 * nearest @ nearest.mT
+    cov = cov + given.least_covariance * nearest @ nearest.mT
     factor = torch.linalg.cholesky(cov)
-    weights = torch.cat([state.log_weights.exp(), state.log_weights.new_tensor([0.01])])
+    weights = torch.cat([state.log_weights.exp(), state.log_weights.new_tensor([given.new_weight])])
     both = Normals(
         torch.cat([state.normals.loc, place[None]]),
         torch.cat([state.normals.factor, factor[None]]),
@@ -268,7 +272,7 @@ def _split(
     off = torch.where(torch.isfinite(log_w), (log_w - level).square(), 0.0)
     cost = (torch.softmax(each, -1) * off.unsqueeze(-1)).mean(0)
     order = cost.argsort(descending=True)
-    worst = order[cost[order] >= 0.3 * cost.mean()][: most - len(state)]
+    worst = order[cost[order] >= given.costly * cost.mean()][: most - len(state)]
     factor = state.normals.factor[worst]
     values, vectors = torch.linalg.eigh(factor @ factor.mT)
     axis = vectors[..., -1] * values[..., -1].sqrt().unsqueeze(-1)

@@ -384,8 +384,29 @@ class BlockMixtureRecipe:
     added: int = 48
     #: The same after one round of draws.
     added_at_once: int = 8
-    #: Smallest weight of a component that is kept.
+    #: Smallest weight that expectation maximization gives to a component, ...
     least_weight: float = 1e-6
+    #: ... and times that below which it is left out.
+    pruned: float = 2.0
+    #: Fewest draws around each component, ...
+    fewest_each: int = 4
+    #: ... and over all of them together.
+    fewest_wide: int = 16
+    #: Effective draws for each number of a row of a covariance, below which a component keeps its
+    #: shape.
+    draws_per_moment: int = 4
+    #: Variance that covariances get besides, relative to their own.
+    ridge: float = 1e-8
+    #: Nearest draws from which a new component takes its shape.
+    nearest: int = 40
+    #: Covariance of the nearest component that it gets besides, as a share, ...
+    least_covariance: float = 0.01
+    #: ... and its weight, relative to that of all others.
+    new_weight: float = 0.01
+    #: Cost of a component, relative to the mean of all, from which on it is split.
+    costly: float = 0.3
+    #: Factor on the width of what is spread over a single component.
+    alone_scale: float = 2.0
 
 
 @dataclass(frozen=True)

@@ -425,6 +425,34 @@ class HeavyTails(Finding):
 
 
 @dataclass(frozen=True)
+class SupportEdge(Finding):
+    """An edge of the support inside the unconstrained space.
+
+    Attributes:
+        share: Share of the draws, moved outwards by a factor, where the density is zero.
+        reach: The factor.
+        drop: Nats by which the density on the edge lies below that in the middle of the draws.
+    """
+
+    share: float
+    reach: float
+    drop: float
+
+    @property
+    def level(self) -> Level:
+        return Level.DOUBT
+
+    def sentence(self) -> str:
+        return (
+            f"the density falls to zero at once where it is {max(self.drop, 0.0):.1f} nats below "
+            f"that in the middle of the draws, {100 * self.share:.2g} % of which have none if they "
+            f"are moved outwards by a factor of {self.reach:g}: a smooth "
+            "guide cannot follow such an edge. Declare it as the support of a latent (a "
+            "constraint, or a transformed number)"
+        )
+
+
+@dataclass(frozen=True)
 class ShortTails(Finding):
     """Numbers whose draws stop short of where the density goes on.
 

@@ -23,6 +23,7 @@ from pyro_nfvi.infer._checks.narrow_modes import narrow_modes
 from pyro_nfvi.infer._checks.precision import PRECISION_ROWS, rounding
 from pyro_nfvi.infer._checks.pyro_density import opinion_of_pyro
 from pyro_nfvi.infer._checks.reaching_draws import MOMENT_ROWS, ReachingDraws, reaching_draws
+from pyro_nfvi.infer._checks.support_edge import EDGE_ROWS, support_edge
 from pyro_nfvi.infer._checks.tails import TAIL_ROWS, follow_tails, short_tails
 from pyro_nfvi.infer._findings import (
     ChainsMove,
@@ -37,6 +38,7 @@ from pyro_nfvi.infer._findings import (
     NarrowModes,
     Relabelled,
     SinglePrecision,
+    SupportEdge,
     TimeOver,
 )
 from pyro_nfvi.infer._fit import Fit, add_finding
@@ -98,6 +100,10 @@ def examine(
     if moments:
         findings.append(compared_moments(fit, tails, reaching))
     findings += _short_chains(problem, options, time, fit, tails)
+    if EDGE_ROWS[how] and time.affords(EDGE_ROWS[how], "the look for edges of the support"):
+        edge = support_edge(log_joint, fit.draws, problem.seed)
+        if edge is not None:
+            findings.append(SupportEdge(**asdict(edge)))
     if time.affords(PRECISION_ROWS[how], "the look at single precision"):
         rounded = rounding(log_joint, fit.draws)
         if rounded is not None:
