@@ -130,7 +130,7 @@ def coverage(case, data, draws):
     for site in case.sites:
         if f"true_{site}" not in data or site not in draws:
             continue
-        true = torch.from_numpy(data[f"true_{site}"][rows])
+        true = torch.from_numpy(data[f"true_{site}"][rows]).reshape(draws[site].shape[1:])
         for level, found in inside.items():
             tail = (1 - level / 100) / 2
             low, high = draws[site].quantile(torch.tensor([tail, 1 - tail]).double(), dim=0)
