@@ -29,7 +29,9 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize(("call", "given", "meant"), CALLS, ids=lambda one: str(one)[:40])
+@pytest.mark.parametrize(
+    ("call", "given", "meant"), CALLS, ids=lambda one: getattr(one, "__qualname__", one)
+)
 def test_the_option_that_was_meant_is_named(call, given, meant):
     with pytest.raises(OptionError, match=f"no option '{given}'. Did you mean {meant}?"):
         call(**{given: 1})

@@ -46,7 +46,7 @@ def bridge_evidence(log_w: Tensor, posterior_log_w: Tensor) -> tuple[float, floa
         >>> import torch
         >>> from torch.distributions import Normal
         >>> normal, wide = Normal(0.0, 1.0), Normal(0.0, 2.0)
-        >>> noise = torch.Generator().manual_seed(0)
+        >>> noise = torch.Generator()
         >>> z, x = 2 * torch.randn(2000, generator=noise), torch.randn(2000, generator=noise)
         >>> def log_w(z): return 5.0 + normal.log_prob(z) - wide.log_prob(z)
         >>> value, error = bridge_evidence(log_w(z), log_w(x))
@@ -103,7 +103,7 @@ def harmonic_evidence(log_ratio: Tensor) -> tuple[float, float]:
         >>> import torch
         >>> from torch.distributions import Normal
         >>> normal, narrow = Normal(0.0, 1.0), Normal(0.0, 0.8)
-        >>> z = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+        >>> z = torch.randn(4000, generator=torch.Generator())
         >>> value, error = harmonic_evidence(narrow.log_prob(z) - normal.log_prob(z) - 5.0)
         >>> abs(value - 5.0) < 0.04, error < 0.02
         (True, True)
