@@ -34,7 +34,7 @@ def make_likelihood(likelihood: str | Likelihood, **options: Any) -> Likelihood:
     Example:
         >>> from pyro_nfvi.vae._likelihood_names import make_likelihood
         >>> make_likelihood("categorical", levels=17)
-        Categorical(levels=17)
+        Categorical(levels=17, ordered=True)
     """
     if isinstance(likelihood, Likelihood):
         return likelihood

@@ -43,7 +43,8 @@ def posterior():
     )
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rounds", [1, 2])
 def test_a_learnt_likelihood_gives_the_posterior_under_the_models_own_prior(rounds):
     data = 1.5 if rounds > 1 else None
     made = nfvi.amortise(

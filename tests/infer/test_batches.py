@@ -40,6 +40,7 @@ def inner(y):
         pyro.sample("y", dist.Normal(theta, 0.5), obs=y[index])
 
 
+@pytest.mark.slow
 def test_a_loader_of_any_kind_gives_the_fit_of_the_model_that_has_the_data():
     """Data set by number, list, factory, shuffled batches with numbers: number for number.
 
@@ -76,6 +77,7 @@ class Squares(torch.utils.data.Dataset):
         return Y[row]
 
 
+@pytest.mark.slow
 def test_rows_that_are_computed_are_not_compiled():
     loader = DataLoader(Squares(), batch_size=BATCH)
     fit = NFVI(model, **OPTIONS).run(loader, num_data=ROWS)

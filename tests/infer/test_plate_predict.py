@@ -170,6 +170,7 @@ def nested(y):
             pyro.sample("y", dist.Normal(b, 0.3), obs=y)
 
 
+@pytest.mark.slow
 def test_new_rows_with_rows_inside():
     """Counties are known by their floors; their density is that of all floors together."""
     rows = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 6))

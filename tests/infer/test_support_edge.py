@@ -66,6 +66,7 @@ def test_a_tail_is_no_edge(name):
     assert looked_at(NO_EDGES[name]) is None
 
 
+@pytest.mark.slow
 def test_a_fit_of_a_half_space_is_never_good_and_says_why():
     fit = NFVI(Target(EDGES["half space"], 2), seed=0, progress=False).run()
     assert find(fit.training.findings, SupportEdge) is not None

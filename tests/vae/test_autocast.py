@@ -38,7 +38,7 @@ class Out(nn.Module):
 
     def forward(self, *given):
         with torch.autocast("cpu", enabled=False):
-            return self.net(*(x.float() for x in given))
+            return self.net(*(x.float() if x.is_floating_point() else x for x in given))
 
 
 def outside(vae):

@@ -9,6 +9,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.optim import Adam
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from vae.cases import images
 
 from pyro_nfvi import vae as package
 from pyro_nfvi.errors import OptionError
-from pyro_nfvi.plots._style import pyplot
 from pyro_nfvi.vae import ELBOLoss, FlowVAE, IWAELoss, evaluate, training_pass
 from pyro_nfvi.vae._active_units import active_units
 from pyro_nfvi.vae._memory_tiles import numbers_per_row
@@ -87,10 +87,9 @@ def seeded():
 
 
 def pixels(figure):
-    figure.canvas.draw()
-    found = torch.from_numpy(np.asarray(figure.canvas.buffer_rgba()).copy())
-    pyplot().close(figure)
-    return found
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return torch.from_numpy(np.asarray(canvas.buffer_rgba()).copy())
 
 
 def trainer(vae, count=7, batch=7, **more):
@@ -119,6 +118,7 @@ CATALOGUE = {
     "plot_posterior": lambda vae: pixels(package.plot_posterior(vae, X[:2], points=12)),
     "validate": lambda vae: trainer(vae).validate(),
     "numbers_per_row": lambda vae: numbers_per_row(vae, X),
+    "get_latent": lambda vae: vae.get_latent(X),
     "draws of a posterior": lambda vae: vae.encode(X).push(EPS).z,
     "score of a posterior": lambda vae: vae.encode(X).log_prob(EPS),
     "SVI.evaluate_loss": lambda vae: evaluated(vae),

@@ -570,7 +570,7 @@ def test_nets_and_data_by_the_name_of_a_function(own_module, tmp_path):
         ({"nets": "no_module_24:f"}, "cannot be imported: No module"),
         ({"nets": "mine_24:np"}, "is no function"),
         ({"nets": "mine_24:wrong"}, "needs to return a pair of modules"),
-        ({"nets": "dense"}, "nets is one of gated, mlp, conv, or module:function"),
+        ({"nets": "dense"}, "nets is one of gated, mlp, conv, resnet, or module:function"),
         ({"data": "mine_24:nothing"}, "--data names"),
         ({"data": "mine_24:Net"}, "latent_dim"),
         ({"new_rate": True}, "--new-rate belongs to --resume"),
