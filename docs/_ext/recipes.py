@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import textwrap
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from docutils import nodes
@@ -40,6 +41,13 @@ def recipes_of(module: str) -> list[type]:
     return [one for one in found if isinstance(one, type) and one.__module__ == module]
 
 
+def numbers_of(recipe: type) -> dict[str, object]:
+    """Return the defaults of a recipe that can be printed, by name."""
+    kinds = (int, float, str, tuple, timedelta)
+    fields = dataclasses.fields(recipe)
+    return {field.name: field.default for field in fields if isinstance(field.default, kinds)}
+
+
 class RecipeTable(Directive):
     """``.. recipes:: module``, in ``{eval-rst}``, lists every number of the module's recipes."""
 
@@ -53,13 +61,11 @@ class RecipeTable(Directive):
             lines += [".. list-table::", "   :header-rows: 1", "   :widths: 25 15 60", ""]
             lines += ["   * - number", "     - value", "     - meaning"]
             said = comments(recipe)
-            for field in dataclasses.fields(recipe):
-                value = field.default
-                if isinstance(value, (int, float, str, tuple)):
-                    lines += [f"   * - ``{field.name}``", f"     - {value}"]
-                    # Bars stand for absolute values here, not for substitutions.
-                    meaning = said.get(field.name, "").replace("|", "\\|")
-                    lines += [f"     - {meaning}"]
+            for name, value in numbers_of(recipe).items():
+                lines += [f"   * - ``{name}``", f"     - {value}"]
+                # Bars stand for absolute values here, not for substitutions.
+                meaning = said.get(name, "").replace("|", "\\|")
+                lines += [f"     - {meaning}"]
             lines.append("")
         holder = nodes.container()
         self.state.nested_parse(StringList(lines, source="recipes"), self.content_offset, holder)

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,9 @@ def test_a_recipe_is_frozen_and_says_why(module, name):
     assert fields
     for node in fields:
         assert lines[node.lineno - 2].strip().startswith("#"), ast.unparse(node)
+    # A table without rows is an error of the page.
+    printed = (int, float, str, tuple, timedelta)
+    assert any(isinstance(field.default, printed) for field in dataclasses.fields(kind))
 
 
 @pytest.mark.parametrize("folder", ["infer", "_gaussian_vi", "_mcmc"])
