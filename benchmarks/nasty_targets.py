@@ -517,8 +517,12 @@ def main():
     parser.add_argument("--targets", nargs="+", default=list(NASTY), choices=list(NASTY))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", action="store_true", help="make fits that are kept once more")
+    parser.add_argument("--smoke", action="store_true", help="one target, prints only")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.smoke:
+        print(one("rosen_docs", options.seed))
+        return
     kept = DOCS / "nasty_targets.json"
     rows = json.loads(kept.read_text())["rows"] if kept.exists() else {}
     for name in options.targets:

@@ -10,3 +10,16 @@ from benchmarks.pages import MARKS
 def test_a_page_has_the_measured_numbers(name, mark, text):
     page = (ROOT / name).read_text("utf-8")
     assert page == put(page, mark, text()), "run python benchmarks/pages.py"
+
+
+SCRIPTS = [
+    path
+    for folder in ("benchmarks", "benchmarks/vae")
+    for path in sorted((ROOT / folder).glob("[!_]*.py"))
+    if "__main__" in path.read_text("utf-8")
+]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_benchmark_has_a_short_form(path):
+    assert '"--smoke"' in path.read_text("utf-8"), "make bench ARGS=--smoke runs every script"
