@@ -112,7 +112,7 @@ def row_of(what, count, held, one):
 
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="few rows")
+    parser.add_argument("--smoke", action="store_true", help="few rows, one and two processes")
     parser.add_argument("--worker", help="file of a process of a fit")
     parser.add_argument("--what", choices=WHAT, default="regression", help="what that process fits")
     parser.add_argument("--rows", type=int, default=4_000)
@@ -124,7 +124,8 @@ def main():
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for what in WHAT:
-            found = {count: fitted(what, count, rows, folder) for count in PROCESSES}
+            counts = PROCESSES[:2] if given.smoke else PROCESSES
+            found = {count: fitted(what, count, rows, folder) for count in counts}
             results += [row_of(what, count, held, found[1][0]) for count, held in found.items()]
     lines = [
         [

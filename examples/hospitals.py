@@ -84,7 +84,7 @@ def exact(deaths, patients, means=(-2.4, -2.0), spreads=(0.45, 0.8), points=60):
 
 def main():
     run = options(__doc__, "hospitals")
-    deaths, patients = make_data(400 if run.smoke else 2000)
+    deaths, patients = make_data(260 if run.smoke else 2000)
     steps = 40 if run.smoke else None
     fit = NFVI(hospitals, seed=0, progress=False, max_steps=steps).run(deaths, patients)
     tell(fit)
