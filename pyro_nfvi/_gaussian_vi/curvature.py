@@ -99,3 +99,34 @@ def ascend(
         path.append((here, gradient, float(value)))
         optimizer.step(descent)
     return path
+
+
+def newton(
+    evaluate: Callable[[Tensor], tuple[Tensor, Tensor]],
+    precision: Callable[[Tensor], Tensor],
+    end: tuple[Tensor, Tensor, float],
+) -> tuple[Tensor, Tensor, float]:
+    """Go on from the end of :func:`ascend` by Newton steps, as long as the value rises.
+
+    Args:
+        evaluate: Point ``(D,)`` to value and gradient.
+        precision: Point to minus the matrix of second derivatives ``(D, D)``.
+        end: Point, gradient and value where it begins.
+
+    Returns:
+        Point, precision there, and value. Where the precision is not positive definite no step
+        is taken.
+    """
+    point, gradient, height = end
+    matrix = precision(point)
+    for _ in range(BASELINES.newton_steps):
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if int(failed):
+            break
+        moved = point + torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
+        value, slope = evaluate(moved)
+        if not float(value) >= height:
+            break
+        point, gradient, height = moved, slope, float(value)
+        matrix = precision(point)
+    return point, matrix, height

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_nfvi._gaussian_vi.curvature import ascend, hessians
+from pyro_nfvi._gaussian_vi.curvature import ascend, hessians, newton
 from pyro_nfvi._gaussian_vi.laplace import covariance_factor
 from pyro_nfvi._gaussian_vi.recipe import BASELINES
 from pyro_nfvi._gaussian_vi.target import Target
@@ -105,7 +105,6 @@ def dadvi(
     path = ascend(evaluate, eta, BASELINES.ascent_steps)
     if not path:
         raise WeightError("The density cannot be evaluated around where the means begin.")
-    eta, gradient, height = path[-1]
 
     def curvature(eta: Tensor) -> Tensor:
         """Minus the matrix of second derivatives of the objective ``(2D, 2D)``."""
@@ -118,17 +117,7 @@ def dadvi(
         top = torch.cat([bent.mean(0), cross], -1)
         return torch.cat([top, torch.cat([cross.mT, scales], -1)])
 
-    matrix = curvature(eta)
-    for _ in range(BASELINES.newton_steps):
-        factor, failed = torch.linalg.cholesky_ex(matrix)
-        if int(failed):
-            break
-        moved = eta + torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
-        value, slope = evaluate(moved)
-        if not float(value) >= height:
-            break
-        eta, gradient, height = moved, slope, float(value)
-        matrix = curvature(eta)
+    eta, matrix, _ = newton(evaluate, curvature, path[-1])
     whole = covariance_factor(matrix)
     inverse = whole @ whole.mT
     covariance = inverse[:dim, :dim]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_nfvi._gaussian_vi.curvature import ascend, hessians
+from pyro_nfvi._gaussian_vi.curvature import ascend, hessians, newton
 from pyro_nfvi._gaussian_vi.recipe import BASELINES
 from pyro_nfvi._gaussian_vi.target import Target
 from pyro_nfvi.errors import WeightError
@@ -63,18 +63,11 @@ def laplace(target: Target, log_density: Callable[[Tensor], Tensor], start: Tens
     path = ascend(evaluate, start, BASELINES.ascent_steps)
     if not path:
         raise WeightError("The density cannot be evaluated where the ascent begins.")
-    loc, gradient, height = path[-1]
-    precision = -hessians(target, log_density, loc[None])[0]
-    for _ in range(BASELINES.newton_steps):
-        factor, failed = torch.linalg.cholesky_ex(precision)
-        if int(failed):
-            break
-        moved = loc + torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
-        value, slope = evaluate(moved)
-        if not float(value) >= height:
-            break
-        loc, gradient, height = moved, slope, float(value)
-        precision = -hessians(target, log_density, loc[None])[0]
+
+    def minus_hessian(point: Tensor) -> Tensor:
+        return -hessians(target, log_density, point[None])[0]
+
+    loc, precision, height = newton(evaluate, minus_hessian, path[-1])
     return Laplace(loc, covariance_factor(precision), height, len(path) - 1)
 
 

@@ -15,8 +15,9 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import nn
 
+from pyro_nfvi._error_text import describe_error
 from pyro_nfvi._pyro_model.latent_space import is_discrete, is_point_mass
-from pyro_nfvi.errors import OptionError
+from pyro_nfvi.errors import ModelError, OptionError
 from pyro_nfvi.flows._base import Flow
 from pyro_nfvi.guides._auto_flow import AutoFlow
 from pyro_nfvi.guides._auto_mixture import AutoMixture
@@ -100,7 +101,8 @@ def made_guide(
         args: Its positional arguments, which a guide written by hand is called with.
         kwargs: Its keyword arguments.
 
-    Raises:
+        ModelError: A callable fails both as a guide and as what makes one.
+        OptionError: A callable is no guide and makes none.
         OptionError: A callable is no guide and makes none.
     """
     if isinstance(guide, (str, AutoFlow, AutoPlateFlow, Flow)):
@@ -122,11 +124,25 @@ def _called(
     """Return a guide written by hand as it is, and what another callable makes of the model."""
     if isinstance(guide, type):
         return guide(model if issubclass(guide, VectorGuide) else _continuous(model, args, kwargs))
-    if _takes(guide, args, kwargs) and (
-        not _takes(guide, (model,), {}) or _draws(guide, args, kwargs)
-    ):
-        return guide
-    made = guide(model)
+    fault: Exception | None = None
+    if _takes(guide, args, kwargs):
+        if not _takes(guide, (model,), {}):
+            return guide
+        try:
+            if _draws(guide, args, kwargs):
+                return guide
+        except Exception as error:  # it takes the model, and got data; or a guide has a fault
+            fault = error
+    try:
+        made = guide(model)
+    except Exception as error:
+        if fault is None:
+            raise
+        raise ModelError(
+            f"The guide fails with the model's arguments ({describe_error(fault)}), and with the "
+            f"model itself ({describe_error(error)}). Mend it: a guide is called as the model is; "
+            "what makes a guide takes the model."
+        ) from fault
     if not isinstance(made, (AutoGuide, Flow)):
         raise OptionError(
             f"guide returned {type(made).__name__}; a callable guide draws the model's latent "
@@ -147,10 +163,7 @@ def _takes(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
 def _draws(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Tell whether a callable draws sites when it is called as the model is."""
     with pyro.get_param_store().scope({"params": {}, "constraints": {}}):
-        try:
-            trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        except Exception:  # it takes the model, and gets data
-            return False
+        trace = poutine.trace(guide).get_trace(*args, **kwargs)
     return any(site["type"] == "sample" for site in trace.nodes.values())
 
 

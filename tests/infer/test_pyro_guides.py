@@ -232,3 +232,14 @@ def test_what_such_a_fit_cannot_do_is_said(tmp_path):
         fit.mcmc()
     with pytest.raises(OptionError, match="cannot be copied or pickled"):
         copy.deepcopy(fit.guide)
+
+
+def test_a_fault_of_a_guide_is_told_as_it_is_called():
+    def model(y):
+        pyro.sample("y", dist.Normal(pyro.sample("a", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+    def guide(y):
+        pyro.sample("a", dist.Normal(y.no_such_name, 1.0))
+
+    with pytest.raises(ModelError, match=r"fails with the model's arguments \(.*no_such_name"):
+        NFVI(model, guide=guide, progress=False).run(torch.zeros(()))
