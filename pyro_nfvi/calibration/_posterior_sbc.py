@@ -19,11 +19,11 @@ from pyro_nfvi._typing import TensorDict
 from pyro_nfvi.calibration._replication import Replicator
 from pyro_nfvi.calibration._result import PosteriorSBC
 from pyro_nfvi.calibration._simulated_fits import (
-    Task,
     check_finite,
     check_numbers,
     chosen_sites,
     fit_all,
+    tasks_of,
 )
 from pyro_nfvi.calibration._simulation import Simulation
 from pyro_nfvi.errors import OptionError
@@ -151,17 +151,8 @@ def posterior_sbc(
     check_finite(
         drawn, "The fit reaches parameters at which the model overflows; make the model safe there."
     )
-    tasks = [
-        Task(
-            index,
-            number,
-            {name: simulation.truth[name] for name in names},
-            replicator.augment(simulation.data),
-        )
-        for index, (number, simulation) in enumerate(zip(seeds, drawn))
-    ]
     found = fit_all(
-        tasks,
+        tasks_of(drawn, seeds, names, replicator.augment),
         fit.args,
         fit.kwargs,
         options,

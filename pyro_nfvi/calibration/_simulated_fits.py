@@ -50,6 +50,26 @@ class Task:
     model: Callable[..., Any]
 
 
+def tasks_of(
+    drawn: Sequence[Simulation],
+    seeds: Sequence[int],
+    names: Sequence[str],
+    on: Callable[[TensorDict], Callable[..., Any]],
+) -> list[Task]:
+    """Return a task for each data set.
+
+    Args:
+        drawn: The data sets, with their truth.
+        seeds: Their seeds.
+        names: Sites that are judged.
+        on: Returns the model on a data set.
+    """
+    return [
+        Task(index, seed, {name: one.truth[name] for name in names}, on(one.data))
+        for index, (seed, one) in enumerate(zip(seeds, drawn, strict=True))
+    ]
+
+
 @dataclass(frozen=True)
 class Measured:
     """Places of the truths in all fits; those that failed have no row in the tensors.

@@ -13,11 +13,11 @@ from pyro_nfvi._processes.tasks import Executor, check_executor, refuse_inside
 from pyro_nfvi._random import fold_in, fresh_seed
 from pyro_nfvi.calibration._result import VSBC
 from pyro_nfvi.calibration._simulated_fits import (
-    Task,
     check_finite,
     check_numbers,
     chosen_sites,
     fit_all,
+    tasks_of,
 )
 from pyro_nfvi.calibration._simulation import Simulator
 from pyro_nfvi.errors import OptionError
@@ -136,17 +136,8 @@ def vsbc(
         "The prior reaches parameters at which the model overflows; make it tighter, or the model "
         "safe there.",
     )
-    tasks = [
-        Task(
-            index,
-            one,
-            {name: simulation.truth[name] for name in names},
-            simulator.condition(simulation.data),
-        )
-        for index, (one, simulation) in enumerate(zip(seeds, drawn))
-    ]
     found = fit_all(
-        tasks,
+        tasks_of(drawn, seeds, names, simulator.condition),
         simulator.args,
         simulator.kwargs,
         options,
